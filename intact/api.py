@@ -1,0 +1,130 @@
+"""The verbs: quantize, export."""
+
+import os
+from typing import Any
+
+import keras
+
+from intact.canonicalize import canonicalize
+from intact.errors import IntactError
+from intact.lowering import lower, write_whole
+from intact.plan import Plan, make_plan
+from intact.quantizers import FakeQuantize
+from intact.scheme import Scheme, get_scheme
+from intact.training import Quantized, build
+
+IO_DTYPES = ("float32", "int8", "uint8")
+
+
+def quantize_model(model: keras.Model, scheme: str | Scheme = "int8") -> keras.Model:
+    """Make a quantized model of a float one.
+
+    The result is an ordinary functional Keras model that computes on integer values as
+    the device will. Calibrate it with `calibrate`, or train it with `fit`: the ranges of
+    its activations start from the first data seen. The model given is not changed.
+
+    Args:
+        model: A built Keras model, of any kind.
+        scheme: The name of a preset, or a `Scheme`.
+
+    Returns:
+        The quantized model, with the weights copied and the layers' names kept.
+
+    Raises:
+        InvalidModelError: The model is not built, or has weights that are not finite.
+        UnsupportedLayerError: A layer has no integer form.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu")])
+    >>> q = quantize_model(model)
+    >>> q.output_shape
+    (None, 2)
+    """
+    if isinstance(model, keras.Model) and is_quantized(model):
+        raise IntactError(
+            f"Model {model.name!r} is quantized already. Pass the float model it was made from."
+        )
+    canonical = canonicalize(model)
+    return build(canonical, make_plan(canonical, get_scheme(scheme)))
+
+
+def plan_model(model: keras.Model, scheme: str | Scheme = "int8") -> Plan:
+    """Say how a model would be quantized, without doing it.
+
+    Args:
+        model: A built Keras model.
+        scheme: The name of a preset, or a `Scheme`.
+
+    Returns:
+        The plan; print it.
+
+    Raises:
+        UnsupportedLayerError: A layer has no integer form.
+    """
+    return make_plan(canonicalize(model), get_scheme(scheme))
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """Whether a model came from `quantize_model`."""
+    return any(isinstance(layer, FakeQuantize | Quantized) for layer in model.layers)
+
+
+def export(
+    model: keras.Model,
+    path: str | os.PathLike | None = None,
+    input_dtype: str = "float32",
+    output_dtype: str = "float32",
+    integer_only: bool = False,
+) -> bytes:
+    """Write a model as a LiteRT (`.tflite`) file.
+
+    A quantized model becomes a file of integer kernels, with the outputs that it has in
+    Keras; a float model becomes a float32 file.
+
+    Args:
+        model: A quantized or float Keras model.
+        path: The file to write; None only returns the bytes.
+        input_dtype: "float32", "int8" or "uint8": the type of the file's inputs.
+        output_dtype: The same for its outputs.
+        integer_only: Raise if any op would stay in float.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        NotCalibratedError: The quantized model has seen no data.
+        NotIntegerError: `integer_only`, and ops stay in float.
+        ExportError: The path cannot be written.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> len(export(model)) > 0
+    True
+    """
+    for name, dtype in (("input_dtype", input_dtype), ("output_dtype", output_dtype)):
+        if dtype not in IO_DTYPES:
+            raise IntactError(f"Expected {name} in {IO_DTYPES}. Received: {dtype!r}.")
+    if not is_quantized(model):
+        canonical = canonicalize(model)
+        model = build(canonical, make_plan(canonical, get_scheme("float32")))
+    content = lower(model, input_dtype, output_dtype, integer_only)
+    if path is not None:
+        write_whole(content, path)
+    return content
+
+
+def freeze_ranges(model: keras.Model, frozen: bool = True) -> None:
+    """Stop (or let) the ranges of a quantized model follow the data while it trains.
+
+    Args:
+        model: A quantized model.
+        frozen: Whether ranges stand still.
+    """
+    for layer in model.layers:
+        if isinstance(layer, FakeQuantize):
+            layer.trainable = not frozen
+
+
+__all__: list[Any] = ["export", "freeze_ranges", "is_quantized", "plan_model", "quantize_model"]

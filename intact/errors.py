@@ -1,0 +1,29 @@
+"""The exceptions of intact, all of one base."""
+
+
+class IntactError(Exception):
+    """Base of every error that intact raises on purpose."""
+
+
+class InvalidModelError(IntactError):
+    """The model cannot be quantized as it is: not built, or NaN weights."""
+
+
+class InvalidDataError(IntactError):
+    """Data for calibration or comparison is empty, not finite or wrongly shaped."""
+
+
+class UnsupportedLayerError(IntactError):
+    """A layer or op has no counterpart that intact knows."""
+
+
+class NotCalibratedError(IntactError):
+    """Ranges are missing: the quantized model has seen no data."""
+
+
+class NotIntegerError(IntactError):
+    """Ops would stay float where integers only were asked for."""
+
+
+class ExportError(IntactError):
+    """The file cannot be written."""

@@ -1,0 +1,130 @@
+"""A read-only view of a functional model: nodes, producers, consumers.
+
+The only module that looks into Keras' private bookkeeping of graphs.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One call of a layer or operation.
+
+    Args:
+        layer: What is called.
+        args: Positional arguments of the call; tensors are `KerasTensor`s.
+        kwargs: Keyword arguments of the call.
+        inputs: The tensors among the arguments, flat.
+        outputs: The tensors that come out, flat.
+    """
+
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
+
+    @property
+    def is_input(self) -> bool:
+        """Whether this is an input of the model."""
+        return not self.inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The nodes of a model in an order in which they can be computed."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
+    _consumers: dict[int, list[Node]] = field(default_factory=dict)
+    _producers: dict[int, Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.nodes:
+            for tensor in node.outputs:
+                self._producers[id(tensor)] = node
+            for tensor in node.inputs:
+                self._consumers.setdefault(id(tensor), []).append(node)
+
+    def producer(self, tensor: keras.KerasTensor) -> Node:
+        """The node that computes a tensor."""
+        return self._producers[id(tensor)]
+
+    def consumers(self, tensor: keras.KerasTensor) -> list[Node]:
+        """The nodes that read a tensor."""
+        return self._consumers.get(id(tensor), [])
+
+    def is_output(self, tensor: keras.KerasTensor) -> bool:
+        """Whether a tensor is an output of the model."""
+        return any(tensor is out for out in self.outputs)
+
+    def sole_consumer(self, tensor: keras.KerasTensor) -> Node | None:
+        """The one node that reads a tensor, if nothing else does."""
+        consumers = self.consumers(tensor)
+        if len(consumers) == 1 and not self.is_output(tensor):
+            return consumers[0]
+        return None
+
+
+def view(model: keras.Model) -> Graph:
+    """The graph of a functional or Sequential model.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        The view; it shares the model's layers and tensors.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    >>> [node.layer.name for node in view(model).nodes if not node.is_input]
+    ['head']
+    """
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    nodes = []
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            nodes.append(
+                Node(
+                    node.operation,
+                    tuple(node.arguments.args),
+                    dict(node.arguments.kwargs),
+                    tuple(node.input_tensors),
+                    tuple(node.outputs),
+                )
+            )
+    return Graph(tuple(nodes), tuple(model.inputs), tuple(model.outputs))
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model has a graph to view: Functional, or a built Sequential."""
+    if isinstance(model, keras.Sequential):
+        return model._functional is not None
+    return hasattr(model, "_nodes_by_depth")
+
+
+def structure(model: keras.Model) -> tuple[Any, Any]:
+    """The nested structures of a graph model's inputs and outputs."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return model._inputs_struct, model._outputs_struct
+
+
+@contextlib.contextmanager
+def deep_graphs(nodes: int) -> Iterator[None]:
+    """Let Keras walk a graph of this many nodes: it recurses once or more per node."""
+    old = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(old, 1000 + 4 * nodes))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(old)

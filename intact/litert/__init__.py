@@ -1,0 +1,1 @@
+"""The LiteRT file format and runtime; knows no Keras."""

@@ -1,0 +1,344 @@
+"""Writes LiteRT flatbuffers, through the schema classes of `ai-edge-litert`."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+IDENTIFIER = b"TFL3"
+DTYPES = {
+    "float32": schema.TensorType.FLOAT32,
+    "int8": schema.TensorType.INT8,
+    "uint8": schema.TensorType.UINT8,
+    "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
+    "bool": schema.TensorType.BOOL,
+}
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A tensor of the file.
+
+    Args:
+        shape: Sizes; None where they may be resized.
+        dtype: Its type.
+        name: Its name.
+        scale: Scale, per tensor or per channel; None if it is not quantized.
+        zero_point: Zero point.
+        axis: The axis of the channels' scales.
+        buffer: Index of its constant data; 0 for none.
+        index: Its place in the file.
+    """
+
+    shape: Shape
+    dtype: str
+    name: str
+    scale: Any = None
+    zero_point: int = 0
+    axis: int = 0
+    buffer: int = 0
+    index: int = -1
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its integers stand for real values."""
+        return self.scale is not None
+
+
+@dataclass(eq=False)
+class Operator:
+    """An op of the file."""
+
+    name: str
+    version: int
+    inputs: list[Tensor | None]
+    outputs: list[Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+# The version that a reader must at least know, by what the op is used for. LiteRT
+# itself checks only that a version is not too high for it; other compilers are strict.
+VERSIONS: dict[str, Callable[["Operator"], int]] = {
+    "ADD": lambda op: 2 if _is_int8(op) else 1,
+    "AVERAGE_POOL_2D": lambda op: 2 if _is_int8(op) else 1,
+    "CONCATENATION": lambda op: 2 if _is_int8(op) else 1,
+    "CONV_2D": lambda op: 6 if _is_grouped(op) else 3 if _is_int8(op) else 1,
+    "DEPTHWISE_CONV_2D": lambda op: 3 if _is_int8(op) else 2 if _is_dilated(op) else 1,
+    "DEQUANTIZE": lambda op: 2 if op.inputs[0].dtype == "int8" else 1,
+    "FULLY_CONNECTED": lambda op: (
+        5 if op.options["keepNumDims"] else 6 if op.inputs[2] is None else 4 if _is_int8(op) else 1
+    ),
+    "GATHER": lambda op: 2 if _is_int8(op) else 1,
+    "LOGISTIC": lambda op: 2 if _is_int8(op) else 1,
+    "MAX_POOL_2D": lambda op: 2 if _is_int8(op) else 1,
+    "MEAN": lambda op: 2 if _is_int8(op) else 1,
+    "MUL": lambda op: (
+        (3 if op.inputs[0].scale * op.inputs[1].scale >= op.outputs[0].scale else 2)
+        if _is_int8(op)
+        else 1
+    ),
+    "PAD": lambda op: 2 if _is_int8(op) else 1,
+    "REDUCE_MAX": lambda op: 2 if _is_int8(op) else 1,
+    "RESIZE_BILINEAR": lambda op: 3 if op.options.get("halfPixelCenters") else 2,
+    "RESIZE_NEAREST_NEIGHBOR": lambda op: 2 if _is_int8(op) else 1,
+    "SOFTMAX": lambda op: 2 if _is_int8(op) else 1,
+    "STRIDED_SLICE": lambda op: 2 if _is_int8(op) else 1,
+    "SUB": lambda op: 2 if _is_int8(op) else 1,
+    "TANH": lambda op: 2 if _is_int8(op) else 1,
+    "TRANSPOSE": lambda op: 2 if _is_int8(op) else 1,
+    "TRANSPOSE_CONV": lambda op: (
+        4
+        if op.options["fusedActivationFunction"] != "NONE"
+        else 3
+        if op.inputs[3] is not None
+        else 2
+        if _is_int8(op)
+        else 1
+    ),
+}
+
+
+def _is_int8(op: Operator) -> bool:
+    return op.outputs[0].dtype == "int8"
+
+
+def _is_grouped(op: Operator) -> bool:
+    x, kernel = op.inputs[:2]
+    return x.shape[-1] != kernel.shape[-1]
+
+
+def _is_dilated(op: Operator) -> bool:
+    return (op.options["dilationHFactor"], op.options["dilationWFactor"]) != (1, 1)
+
+
+# Which options class belongs to an op, where its name does not tell.
+OPTIONS = {
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "MEAN": "ReducerOptions",
+    "REDUCE_MAX": "ReducerOptions",
+    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
+}
+_ENUMS = {
+    "padding": schema.Padding,
+    "fusedActivationFunction": schema.ActivationFunctionType,
+}
+
+
+class Builder:
+    """Collects tensors and ops, then packs them into a file.
+
+    Equal constants share a buffer, and the same calls make the same bytes.
+
+    Args:
+        description: What wrote the file.
+    """
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.tensors: list[Tensor] = []
+        self.operators: list[Operator] = []
+        self.buffers: list[np.ndarray | None] = [None]
+        self._buffer_of: dict[tuple[str, bytes], int] = {}
+        self._constant_of: dict[tuple[Any, ...], Tensor] = {}
+
+    def tensor(self, shape: Shape, dtype: str, name: str, **fields: Any) -> Tensor:
+        """A new tensor.
+
+        Args:
+            shape: Sizes; None where they may be resized.
+            dtype: Its type.
+            name: Its name.
+            **fields: More fields of `Tensor`.
+
+        Returns:
+            The tensor.
+        """
+        made = Tensor(tuple(shape), dtype, name, index=len(self.tensors), **fields)
+        self.tensors.append(made)
+        return made
+
+    def like(self, tensor: Tensor, shape: Shape, dtype: str | None = None) -> Tensor:
+        """A new tensor with another's quantization, or of another dtype without one."""
+        name = f"{tensor.name}_{len(self.tensors)}"
+        if dtype is not None:
+            return self.tensor(shape, dtype, name)
+        fields = {"scale": tensor.scale, "zero_point": tensor.zero_point}
+        return self.tensor(shape, tensor.dtype, name, **fields)
+
+    def constant(self, values: np.ndarray, name: str = "", **fields: Any) -> Tensor:
+        """A tensor with constant data; equal constants without a name are one.
+
+        Args:
+            values: The data.
+            name: Its name.
+            **fields: More fields of `Tensor`.
+
+        Returns:
+            The tensor.
+        """
+        values = np.ascontiguousarray(values)
+        digest = hashlib.sha256(values.data).digest()
+        key = (str(values.dtype), digest)
+        if key not in self._buffer_of:
+            self._buffer_of[key] = len(self.buffers)
+            self.buffers.append(values.reshape(-1).view("uint8"))
+        buffer = self._buffer_of[key]
+        shared = (buffer, values.shape, not name and not fields)
+        if not name and not fields and shared in self._constant_of:
+            return self._constant_of[shared]
+        name = name or f"constant_{len(self.tensors)}"
+        made = self.tensor(values.shape, str(values.dtype), name, buffer=buffer, **fields)
+        self._constant_of[shared] = made
+        return made
+
+    def quantized_constant(self, values: np.ndarray, scale: Any, zero_point: int) -> Tensor:
+        """Real values as an int8 constant of a given scale."""
+        stored = np.rint(values * (np.float32(1) / np.float32(scale))) + zero_point
+        stored = np.clip(stored, -128, 127).astype("int8")
+        name = f"constant_{len(self.tensors)}"
+        return self.constant(stored, name, scale=scale, zero_point=zero_point)
+
+    def add(
+        self,
+        name: str,
+        inputs: list[Tensor | None],
+        outputs: list[Tensor],
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """Add an op.
+
+        Args:
+            name: Its name in the schema, such as "CONV_2D".
+            inputs: Its inputs; None for an optional one.
+            outputs: Its outputs.
+            options: Fields of its options table, by the schema's names.
+        """
+        op = Operator(name, 1, inputs, outputs, options or {})
+        if name in VERSIONS:
+            op.version = VERSIONS[name](op)
+        self.operators.append(op)
+
+    def reshape(self, x: Tensor, shape: Shape, output: Tensor | None = None) -> Tensor:
+        """Reshape a tensor; one size may be unknown.
+
+        Args:
+            x: The tensor.
+            shape: The new shape.
+            output: The result, if there is one already.
+
+        Returns:
+            The result.
+        """
+        y = output or self.like(x, shape)
+        sizes = np.array([-1 if size is None else size for size in shape], "int32")
+        self.add("RESHAPE", [x, self.constant(sizes)], [y], {"newShape": sizes.tolist()})
+        return y
+
+    def finish(
+        self,
+        inputs: list[tuple[str, Tensor]],
+        outputs: list[tuple[str, Tensor]],
+    ) -> bytes:
+        """Pack the file.
+
+        Args:
+            inputs: Name in the signature and tensor of each input.
+            outputs: The same of each output.
+
+        Returns:
+            The bytes of the file.
+        """
+        codes = sorted({(op.name, op.version) for op in self.operators})
+        graph = schema.SubGraphT(
+            name="main",
+            tensors=[_pack_tensor(t) for t in self.tensors],
+            inputs=[t.index for _, t in inputs],
+            outputs=[t.index for _, t in outputs],
+            operators=[_pack_operator(op, codes) for op in self.operators],
+        )
+        signature = schema.SignatureDefT(
+            inputs=[schema.TensorMapT(name, t.index) for name, t in inputs],
+            outputs=[schema.TensorMapT(name, t.index) for name, t in outputs],
+            signatureKey="serving_default",
+            subgraphIndex=0,
+        )
+        return pack(
+            schema.ModelT(
+                version=3,
+                operatorCodes=[_pack_code(*code) for code in codes],
+                subgraphs=[graph],
+                description=self.description,
+                buffers=[schema.BufferT(data) for data in self.buffers],
+                signatureDefs=[signature],
+            )
+        )
+
+
+def pack(model: schema.ModelT) -> bytes:
+    """The bytes of a file, from its object form."""
+    size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
+    builder = flatbuffers.Builder(size + 65536)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _pack_code(name: str, version: int) -> schema.OperatorCodeT:
+    code = getattr(schema.BuiltinOperator, name)
+    return schema.OperatorCodeT(
+        deprecatedBuiltinCode=min(code, 127), builtinCode=code, version=version
+    )
+
+
+def _pack_tensor(tensor: Tensor) -> schema.TensorT:
+    quantization = None
+    if tensor.quantized:
+        scales = np.atleast_1d(np.asarray(tensor.scale, "float32"))
+        quantization = schema.QuantizationParametersT(
+            scale=scales,
+            zeroPoint=np.full(scales.shape, tensor.zero_point, "int64"),
+            quantizedDimension=tensor.axis,
+        )
+    shape = [1 if size is None else size for size in tensor.shape]
+    return schema.TensorT(
+        shape=shape,
+        shapeSignature=(
+            [-1 if s is None else s for s in tensor.shape] if None in tensor.shape else None
+        ),
+        type=DTYPES[tensor.dtype],
+        buffer=tensor.buffer,
+        name=tensor.name,
+        quantization=quantization,
+        hasRank=True,
+    )
+
+
+def _pack_operator(op: Operator, codes: list[tuple[str, int]]) -> schema.OperatorT:
+    title = OPTIONS.get(op.name, "".join(w.capitalize() for w in op.name.split("_")) + "Options")
+    options = getattr(schema, f"{title}T", None)
+    made = None
+    if options is not None:
+        values = dict(op.options)
+        for key, enum in _ENUMS.items():
+            if key in values:
+                values[key] = getattr(enum, values[key])
+        for key in ("inDataType", "outDataType"):
+            if key in values:
+                values[key] = DTYPES[values[key]]
+        made = options(**values)
+    return schema.OperatorT(
+        opcodeIndex=codes.index((op.name, op.version)),
+        inputs=[-1 if t is None else t.index for t in op.inputs],
+        outputs=[t.index for t in op.outputs],
+        builtinOptionsType=getattr(schema.BuiltinOptions, title, 0) if made else 0,
+        builtinOptions=made,
+    )

@@ -1,0 +1,211 @@
+"""Runs LiteRT files, float in and float out whatever the file's types."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from intact.errors import IntactError, InvalidDataError
+from intact.litert.builder import pack
+
+
+def load_litert(
+    file: str | os.PathLike | bytes, threads: int = 1, kernels: str = "default"
+) -> "LiteRTModel":
+    """Load a LiteRT file.
+
+    Args:
+        file: Path of a `.tflite` file, or its bytes.
+        threads: Threads that the runtime may use.
+        kernels: "default" (XNNPACK where it takes an op), "builtin" (without XNNPACK)
+            or "reference" (the plain kernels, as TFLite Micro rounds).
+
+    Returns:
+        The model; `predict` runs it.
+
+    Raises:
+        IntactError: There is no such file, or it is not a LiteRT file that runs.
+    """
+    if not isinstance(file, bytes):
+        path = Path(file)
+        if not path.is_file():
+            raise IntactError(f"There is no file {str(path)!r}. Export a model to it first.")
+        file = path.read_bytes()
+    return LiteRTModel(file, threads, kernels)
+
+
+class LiteRTModel:
+    """A LiteRT file, ready to run.
+
+    Args:
+        content: The file's bytes.
+        threads: Threads that the runtime may use.
+        kernels: As for `load_litert`.
+    """
+
+    resolvers = {
+        "default": OpResolverType.AUTO,
+        "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        "reference": OpResolverType.BUILTIN_REF,
+    }
+
+    def __init__(self, content: bytes, threads: int = 1, kernels: str = "default") -> None:
+        if content[4:8] != b"TFL3":
+            raise IntactError("This is not a LiteRT file: its identifier is not 'TFL3'.")
+        if kernels not in self.resolvers:
+            raise IntactError(
+                f"There are no kernels {kernels!r}. Choose among {', '.join(self.resolvers)}."
+            )
+        self.content = content
+        try:
+            self.interpreter = Interpreter(
+                model_content=content,
+                num_threads=threads,
+                experimental_op_resolver_type=self.resolvers[kernels],
+            )
+            self.interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise IntactError(f"LiteRT refuses this file: {error}") from error
+        self._inputs = self._details("input")
+        self._outputs = self._details("output")
+        self.input_names, self.output_names = list(self._inputs), list(self._outputs)
+
+    def _details(self, side: str) -> dict[str, dict]:
+        """The inputs or outputs by name, in the order of the graph."""
+        details = getattr(self.interpreter, f"get_{side}_details")()
+        if not self.interpreter.get_signature_list():
+            return {d["name"]: d for d in details}
+        runner = self.interpreter.get_signature_runner()
+        names = {d["index"]: n for n, d in getattr(runner, f"get_{side}_details")().items()}
+        return {names[d["index"]]: d for d in details}
+
+    def predict(self, x: Any, batch_size: int = 32, raw: bool = False) -> Any:
+        """Run the file on a batch.
+
+        Args:
+            x: An array, or a list or dict of arrays (by the signature's names), of
+                real values; integers of the file's own input type are taken as they are.
+            batch_size: How many samples run at once, where the file's batch is dynamic.
+            raw: Return the output's integers instead of real values.
+
+        Returns:
+            One array, or a dict of arrays by output name if there are several.
+
+        Raises:
+            InvalidDataError: Wrong names or shapes.
+        """
+        arrays = self._arrays(x)
+        count = {name: len(a) for name, a in arrays.items()}
+        if len(set(count.values())) != 1 or not next(iter(count.values())):
+            raise InvalidDataError(
+                f"All inputs need the same number of samples, at least one. Received: {count}."
+            )
+        total = next(iter(count.values()))
+        dynamic = all(
+            len(d["shape_signature"]) and d["shape_signature"][0] == -1
+            for d in self._inputs.values()
+        )
+        step = min(batch_size, total) if dynamic else int(next(iter(self._inputs.values()))["shape"][0])
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
+        for start in range(0, total, step):
+            size = min(step, total - start) if dynamic else step
+            chunk = {name: a[start : start + size] for name, a in arrays.items()}
+            short = size - len(next(iter(chunk.values())))
+            if short:
+                chunk = {
+                    n: np.concatenate([a, np.repeat(a[-1:], short, 0)]) for n, a in chunk.items()
+                }
+            for name, value in self._run(chunk).items():
+                parts[name].append(value[: size - short])
+        results = {name: np.concatenate(values) for name, values in parts.items()}
+        if not raw:
+            results = {name: self._to_real(name, value) for name, value in results.items()}
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    def output_params(self, name: str) -> tuple[float, int] | None:
+        """Scale and zero point of an output, or None if it is float."""
+        scale, zero_point = self._outputs[name]["quantization"]
+        return (scale, zero_point) if scale else None
+
+    def _arrays(self, x: Any) -> dict[str, np.ndarray]:
+        if isinstance(x, dict):
+            if set(x) != set(self._inputs):
+                raise InvalidDataError(
+                    f"Expected inputs named {sorted(self._inputs)}. Received: {sorted(x)}."
+                )
+            named = x
+        else:
+            values = x if isinstance(x, list | tuple) else [x]
+            if len(values) != len(self._inputs):
+                raise InvalidDataError(
+                    f"Expected {len(self._inputs)} inputs. Received: {len(values)}."
+                )
+            named = dict(zip(self._inputs, values, strict=True))
+        arrays = {}
+        for name, detail in self._inputs.items():
+            array = np.asarray(named[name])
+            shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
+            fits = array.ndim == len(shape) and all(
+                want in (-1, got) for want, got in zip(shape[1:], array.shape[1:], strict=False)
+            )
+            if not fits:
+                raise InvalidDataError(
+                    f"Input {name!r} takes shape {tuple(int(s) for s in shape)}, -1 for any size. "
+                    f"Received: {array.shape}."
+                )
+            arrays[name] = self._to_stored(array, detail)
+        return arrays
+
+    def _to_stored(self, array: np.ndarray, detail: dict) -> np.ndarray:
+        dtype = np.dtype(detail["dtype"])
+        scale, zero_point = detail["quantization"]
+        if array.dtype == dtype or not scale:
+            return array.astype(dtype)
+        info = np.iinfo(dtype)
+        n = np.rint(array.astype("float32") * (np.float32(1) / np.float32(scale))) + zero_point
+        return np.clip(n, info.min, info.max).astype(dtype)
+
+    def _to_real(self, name: str, value: np.ndarray) -> np.ndarray:
+        params = self.output_params(name)
+        if params is None:
+            return value
+        return (value.astype("float32") - np.float32(params[1])) * np.float32(params[0])
+
+    def _run(self, chunk: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        resized = False
+        for name, array in chunk.items():
+            detail = self._inputs[name]
+            if tuple(detail["shape"]) != array.shape:
+                self.interpreter.resize_tensor_input(detail["index"], array.shape)
+                detail["shape"] = np.array(array.shape)
+                resized = True
+        if resized:
+            self.interpreter.allocate_tensors()
+        for name, array in chunk.items():
+            self.interpreter.set_tensor(self._inputs[name]["index"], array)
+        self.interpreter.invoke()
+        return {n: self.interpreter.get_tensor(d["index"]) for n, d in self._outputs.items()}
+
+
+def expose(content: bytes, names: list[str]) -> bytes:
+    """The same file with more of its tensors as outputs, to look inside.
+
+    The kernels stay the default ones, which is why the runtime's own way of keeping
+    all tensors (it switches XNNPACK off) is of no use for comparisons.
+
+    Args:
+        content: A file of one subgraph.
+        names: Tensors to add to the outputs.
+
+    Returns:
+        The bytes of the new file; it has no signature.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    graph = model.subgraphs[0]
+    index = {t.name.decode() if isinstance(t.name, bytes) else t.name: i for i, t in enumerate(graph.tensors)}
+    graph.outputs = [*graph.outputs, *(index[n] for n in names if index[n] not in graph.outputs)]
+    model.signatureDefs = []
+    return pack(model)

@@ -1,0 +1,464 @@
+"""From a built model (quantized or float) to a LiteRT file.
+
+Walks the model's graph once. An op waits until it is known what follows into it (batch
+norm, activation, output range), and is then written; what was decided by the plan is
+only followed here.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from intact.errors import ExportError, NotCalibratedError, NotIntegerError
+from intact.graph import Graph, Node, structure, view
+from intact.litert.builder import Builder, Shape, Tensor
+from intact.numerics import Accumulator, host, quantize_weight
+from intact.ops.activation import relu_bounds
+from intact.ops.base import AllSame, Op, SameAsInput, Weighted, get_op
+from intact.ops.norm import BatchNormalization
+from intact.quantizers import FakeQuantize
+from intact.training import Dequantize, Quantized
+
+_FUSED = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
+
+
+@dataclass(eq=False)
+class LoweringNode:
+    """One op on its way into the file; what `Op.lower` works from.
+
+    Args:
+        layer: The canonical layer.
+        op: Its op class.
+        inputs: Tensors of the file.
+        shape: Shape of the output.
+        name: Name of the output.
+        weights: Per name, values and (if quantized) scales per channel.
+        sums: Bias and scales of the integer sums, for integer ops with weights.
+        real_bias: Bias of a float op.
+        activation: The fused activation, by the schema's name.
+    """
+
+    lowering: "_Lowering"
+    layer: Any
+    op: type[Op]
+    inputs: list[Tensor]
+    shape: Shape
+    name: str
+    weights: dict[str, tuple[np.ndarray, Any]] = field(default_factory=dict)
+    sums: Accumulator | None = None
+    real_bias: np.ndarray | None = None
+    activation: str = "NONE"
+    _output: Tensor | None = None
+
+    @property
+    def input(self) -> Tensor:
+        """The only (or first) input."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> Tensor:
+        """The output."""
+        assert self._output is not None
+        return self._output
+
+    def alias(self, tensor: Tensor) -> None:
+        """Let the output be another tensor: there is nothing to compute."""
+        self._output = tensor
+
+    def constant(
+        self,
+        weight: str,
+        transpose: tuple[int, ...] | None = None,
+        shape: tuple[int, ...] | None = None,
+        axis: int = 0,
+    ) -> Tensor:
+        """A weight as a constant of the file.
+
+        Args:
+            weight: Its name in `Op.weights`.
+            transpose: The order of axes that the kernel wants.
+            shape: Or the shape that it wants.
+            axis: The axis of the output channels in that form.
+
+        Returns:
+            The constant.
+        """
+        values, scale = self.weights[weight]
+        if transpose is not None:
+            values = values.transpose(transpose)
+        if shape is not None:
+            values = values.reshape(shape)
+        name = f"{self.layer.name}/{weight}"
+        builder = self.lowering.builder
+        if scale is None:
+            return builder.constant(values.astype("float32"), name)
+        return builder.constant(values.astype("int8"), name, scale=scale, axis=axis)
+
+    def bias(self) -> Tensor | None:
+        """The bias as a constant of the file: int32, or float; zeros where there is none."""
+        name = f"{self.layer.name}/bias"
+        builder = self.lowering.builder
+        if self.sums is None:
+            channels = self.shape[-1]
+            bias = np.zeros(channels) if self.real_bias is None else self.real_bias
+            return builder.constant(bias.astype("float32"), name)
+        acc = self.sums
+        scale = acc.input_scale * acc.weight_scale
+        return builder.constant(acc.bias.astype("int32"), name, scale=scale, axis=0)
+
+
+def lower(
+    model: keras.Model,
+    input_dtype: str = "float32",
+    output_dtype: str = "float32",
+    integer_only: bool = False,
+) -> bytes:
+    """Write a built model as a LiteRT file.
+
+    Args:
+        model: What `intact.training.build` returned, perhaps trained, saved and loaded.
+        input_dtype: "float32", "int8" or "uint8".
+        output_dtype: The same for the outputs.
+        integer_only: Refuse ops that stay in float.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        NotCalibratedError: Ranges are missing.
+        NotIntegerError: `integer_only`, and ops stay in float.
+    """
+    return _Lowering(model, input_dtype, output_dtype).run(integer_only)
+
+
+class _Lowering:
+    def __init__(self, model: keras.Model, input_dtype: str, output_dtype: str) -> None:
+        self.model = model
+        self.graph: Graph = view(model)
+        self.dtypes = (input_dtype, output_dtype)
+        self.builder = Builder("intact")
+        self.tensors: dict[int, Tensor] = {}
+        self.pending: dict[int, LoweringNode] = {}
+        self.float_ops: list[str] = []
+
+    def run(self, integer_only: bool) -> bytes:
+        self._check_calibrated()
+        inputs = [self._input(tensor) for tensor in self.graph.inputs]
+        for node in self.graph.nodes:
+            if not node.is_input:
+                self._node(node)
+        names = _names(structure(self.model)[1], self.graph)
+        outputs = []
+        for name, tensor in zip(names, self.graph.outputs, strict=True):
+            outputs.append((name, self._output(tensor, [t for _, t in inputs + outputs])))
+        if integer_only and self.float_ops:
+            raise NotIntegerError(
+                "These ops would stay in float, and integers only were asked for:\n  "
+                + "\n  ".join(self.float_ops)
+                + "\nQuantize them (see the rules of the scheme), or export without "
+                "`integer_only=True`."
+            )
+        return self.builder.finish(inputs, outputs)
+
+    def _check_calibrated(self) -> None:
+        missing = [
+            layer.name
+            for layer in self.model.layers
+            if isinstance(layer, FakeQuantize) and not layer.calibrated
+        ]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise NotCalibratedError(
+                f"{len(missing)} ranges have seen no data: {shown}. Run "
+                "`intact.calibrate(model, data)` on about 100 samples, or train with `fit`, "
+                "before exporting."
+            )
+
+    # Boundaries -----------------------------------------------------------------------
+
+    def _input(self, tensor: keras.KerasTensor) -> tuple[str, Tensor]:
+        name = self.graph.producer(tensor).layer.name
+        quantizer = self._sole_quantizer(tensor)
+        dtype = self.dtypes[0]
+        if dtype == "float32" or quantizer is None:
+            made = self.builder.tensor(tensor.shape, "float32", name)
+            self.tensors[id(tensor)] = made
+            return name, made
+        scale, zero_point = _params(quantizer)
+        shift = 128 if dtype == "uint8" else 0
+        made = self.builder.tensor(
+            tensor.shape, dtype, name, scale=scale, zero_point=zero_point + shift
+        )
+        inner = made
+        if dtype == "uint8":
+            inner = self._quantized(tensor.shape, f"{name}_int8", quantizer)
+            self.builder.add("QUANTIZE", [made], [inner])
+        self.tensors[id(tensor)] = inner
+        return name, made
+
+    def _sole_quantizer(self, tensor: keras.KerasTensor) -> FakeQuantize | None:
+        for node in self.graph.consumers(tensor):
+            if isinstance(node.layer, FakeQuantize):
+                return node.layer
+        return None
+
+    def _output(self, tensor: keras.KerasTensor, taken: list[Tensor]) -> Tensor:
+        producer = self.graph.producer(tensor)
+        dtype = self.dtypes[1]
+        if isinstance(producer.layer, Dequantize) and dtype != "float32":
+            made = self._tensor(producer.inputs[0])
+            if dtype == "uint8":
+                unsigned = self.builder.tensor(
+                    made.shape,
+                    "uint8",
+                    f"{made.name}_uint8",
+                    scale=made.scale,
+                    zero_point=made.zero_point + 128,
+                )
+                self.builder.add("QUANTIZE", [made], [unsigned])
+                made = unsigned
+        else:
+            made = self._as_float(self._tensor(tensor))
+        if any(made is other for other in taken):
+            # An output needs a tensor of its own.
+            made = self.builder.reshape(made, made.shape)
+        return made
+
+    def _as_float(self, tensor: Tensor) -> Tensor:
+        if not tensor.quantized:
+            return tensor
+        made = self.builder.tensor(tensor.shape, "float32", f"{tensor.name}_float")
+        self.builder.add("DEQUANTIZE", [tensor], [made])
+        return made
+
+    # Nodes ----------------------------------------------------------------------------
+
+    def _node(self, node: Node) -> None:
+        layer = node.layer
+        if isinstance(layer, FakeQuantize):
+            self._quantize(node)
+        elif isinstance(layer, Dequantize):
+            if self.graph.consumers(node.outputs[0]):
+                self.tensors[id(node.outputs[0])] = self._as_float(self._tensor(node.inputs[0]))
+            else:
+                self.pending[id(node.outputs[0])] = node
+        elif isinstance(layer, Quantized):
+            self._integer(node)
+        else:
+            self._float(node)
+
+    def _quantize(self, node: Node) -> None:
+        quantizer, kwargs = node.layer, node.kwargs
+        waiting = self.pending.get(id(node.inputs[0]))
+        out = node.outputs[0]
+        if isinstance(waiting, LoweringNode) and kwargs["arithmetic"] == waiting.op.arithmetic:
+            bounds = (kwargs.get("lower"), kwargs.get("upper"))
+            if not waiting.op.clamps_by_range:
+                # Other limits are where the integers of the range end.
+                waiting.activation = _FUSED.get(bounds, "RELU")
+            tensor = self._quantized(out.shape, self._unique(quantizer, kwargs), quantizer)
+            self._emit(waiting, tensor)
+        else:
+            source = self._tensor(node.inputs[0])
+            scale, zero_point = _params(quantizer)
+            if source.quantized and (source.scale, source.zero_point) == (scale, zero_point):
+                tensor = source
+            else:
+                tensor = self._quantized(out.shape, self._unique(quantizer, kwargs), quantizer)
+                self.builder.add("QUANTIZE", [source], [tensor])
+        self.tensors[id(out)] = tensor
+
+    def _unique(self, quantizer: FakeQuantize, kwargs: dict) -> str:
+        name = tensor_name(quantizer, kwargs)
+        return name if all(t.name != name for t in self.builder.tensors) else f"{name}_int8"
+
+    def _integer(self, node: Node) -> None:
+        quantized: Quantized = node.layer
+        op = get_op(quantized.layer)
+        out = node.outputs[0]
+        if quantized.folds:
+            waiting = self.pending[id(node.inputs[0])]
+            waiting.sums = op.fold(quantized.layer, waiting.sums, False, host)
+            self.pending[id(out)] = waiting
+            return
+        triples = [node.inputs[i] for i in range(0, len(node.inputs), 3)]
+        made = LoweringNode(
+            self, quantized.layer, op, [self._tensor(t) for t in triples], out.shape, quantized.name
+        )
+        if isinstance(op.output, SameAsInput | AllSame):
+            first = made.input
+            like = {"scale": first.scale, "zero_point": first.zero_point}
+            tensor = self.builder.tensor(out.shape, "int8", quantized.name, **like)
+            self.tensors[id(out)] = self._emit(made, tensor)
+            return
+        _integer_weights(made, quantized)
+        self.pending[id(out)] = made
+
+    def _float(self, node: Node) -> None:
+        layer, op, out = node.layer, get_op(node.layer), node.outputs[0]
+        before = self.pending.get(id(node.inputs[0]))
+        if isinstance(before, LoweringNode) and len(self.graph.consumers(node.inputs[0])) == 1:
+            is_output = self.graph.is_output(node.inputs[0])
+            if not is_output and before.sums is None and _follow(before, layer):
+                before.name = layer.name
+                self.pending[id(out)] = before
+                return
+        self.float_ops.append(f"{layer.name} ({type(layer).__name__})")
+        inputs = [self._tensor(tensor) for tensor in node.inputs]
+        made = LoweringNode(self, layer, op, inputs, out.shape, layer.name)
+        _float_weights(made)
+        self.pending[id(out)] = made
+
+    def _tensor(self, tensor: keras.KerasTensor) -> Tensor:
+        """The file's tensor; an op that waits is written as it is, in float."""
+        if id(tensor) not in self.tensors:
+            waiting = self.pending[id(tensor)]
+            if isinstance(waiting, Node):
+                self.tensors[id(tensor)] = self._as_float(self._tensor(waiting.inputs[0]))
+            else:
+                output = self.builder.tensor(waiting.shape, "float32", waiting.name)
+                self.tensors[id(tensor)] = self._emit(waiting, output)
+        return self.tensors[id(tensor)]
+
+    def _emit(self, node: LoweringNode, output: Tensor) -> Tensor:
+        node._output = output
+        if node.sums is not None and node.weights:
+            _settle_signs(node)
+        node.op.lower(node, self.builder)
+        return node.output
+
+    def _quantized(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
+        scale, zero_point = _params(quantizer)
+        return self.builder.tensor(shape, "int8", name, scale=scale, zero_point=zero_point)
+
+
+def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
+    """The file's name of a tensor that a quantizer makes."""
+    name = quantizer.name.removesuffix("_quantizer")
+    slot = kwargs.get("slot", 0)
+    return f"{name}_{slot}" if slot else name
+
+
+def _params(quantizer: FakeQuantize) -> tuple[float, int]:
+    scale = np.float32(keras.ops.convert_to_numpy(quantizer.scale.value))
+    return scale, int(keras.ops.convert_to_numpy(quantizer.zero_point.value))
+
+
+def _along(values: Any, axis: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """Values per channel, shaped to broadcast along the channels' axes."""
+    kept = {a % len(shape) for a in axis}
+    return np.reshape(values, [n if a in kept else 1 for a, n in enumerate(shape)])
+
+
+def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
+    """The weights of an integer op, as it computes them in Keras."""
+    op, layer = node.op, node.layer
+    if not issubclass(op, Weighted):
+        return
+    if op.weights:
+        for name, weight in op.weights.items():
+            axis = weight.axis if quantized.per_axis else None
+            value = getattr(layer, name)
+            node.weights[name] = quantize_weight(value, quantized.weight_bits, axis, host)
+    else:
+        node.weights["kernel"] = op.unit(node.input.shape[-1])
+    _, scale = node.weights["kernel"]
+    node.sums = op.units(layer, node.input.scale, scale, host)
+
+
+def _settle_signs(node: LoweringNode) -> None:
+    """Move the signs of the channels' scales into weights and bias, for scales are positive."""
+    acc = node.sums
+    values, _ = node.weights["kernel"]
+    negative = acc.weight_scale < 0
+    sign = np.where(negative, np.float32(-1), np.float32(1))
+    weight = node.op.weights.get("kernel")
+    if sign.ndim:
+        axis = weight.axis if weight else (-1,)
+        values = values * _along(sign, axis, values.shape)
+    scale = np.abs(acc.weight_scale)
+    node.weights["kernel"] = (values, scale)
+    bias = acc.bias * sign
+    if bias.ndim == 0 or bias.size != node.shape[-1]:
+        bias = np.broadcast_to(bias, (node.shape[-1],))
+    node.sums = acc._replace(bias=bias, weight_scale=scale)
+
+
+def _float_weights(node: LoweringNode) -> None:
+    """The weights of a float op."""
+    op, layer = node.op, node.layer
+    if not issubclass(op, Weighted):
+        return
+    if not op.weights:
+        factor, node.real_bias = op.factors(layer, node.input.shape[-1])
+        node.weights["kernel"] = (factor, None)
+        return
+    for name in op.weights:
+        node.weights[name] = (host.convert_to_tensor(getattr(layer, name)), None)
+    if layer.bias is not None:
+        node.real_bias = host.convert_to_tensor(layer.bias)
+
+
+def _follow(before: LoweringNode, layer: Any) -> bool:
+    """Let a float batch norm or ReLU follow into the op before it, if it can."""
+    op = get_op(layer)
+    if op is BatchNormalization and before.op.folds_batch_norm and before.weights:
+        if not op.folds_into_weights(layer, before.shape):
+            return False
+        factor, offset = op.factors(layer, before.shape[-1])
+        values, _ = before.weights["kernel"]
+        weight = before.op.weights.get("kernel")
+        axis = weight.axis if weight else (-1,)
+        before.weights["kernel"] = (values * _along(factor, axis, values.shape), None)
+        bias = 0.0 if before.real_bias is None else before.real_bias
+        before.real_bias = bias * factor + offset
+        return True
+    bounds = relu_bounds(layer)
+    if before.op.fuses and bounds in _FUSED and before.activation == "NONE":
+        before.activation = _FUSED[bounds]
+        return True
+    return False
+
+
+def _names(outputs: Any, graph: Graph) -> list[str]:
+    """Names of the outputs in the signature: a dict's keys, else the layers' names."""
+    if isinstance(outputs, dict):
+        flat = keras.tree.flatten({key: key for key in outputs})
+        if len(flat) == len(graph.outputs):
+            return flat
+    names: list[str] = []
+    for tensor in graph.outputs:
+        base = graph.producer(tensor).layer.name.removesuffix("_dequantize")
+        name, n = base, 1
+        while name in names:
+            name, n = f"{base}_{n}", n + 1
+        names.append(name)
+    return names
+
+
+def write_whole(content: bytes, path: str | os.PathLike) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        content: The bytes.
+        path: Where to; a file that is there is replaced at the end.
+
+    Raises:
+        ExportError: The path is a folder, or cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise ExportError(f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing.")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ExportError(f"Cannot write {str(path)!r}: {error.strerror}.") from error

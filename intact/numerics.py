@@ -1,0 +1,344 @@
+"""Affine quantization: parameters, rounding and straight-through gradients.
+
+Everything that trains works on *integer values held in floats*: an activation is
+`scale * n` with `n = q - zero_point` a small integer, so that convolutions of such
+values are exact in float32 and equal to what an integer kernel computes.
+
+Source of the formulas: Jacob et al., "Quantization and Training of Neural Networks
+for Efficient Integer-Arithmetic-Only Inference" (arXiv:1712.05877), and the LiteRT
+8-bit specification.
+"""
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+Tensor = Any
+"""A tensor of the active Keras backend."""
+
+MIN_SCALE = float(np.float32(2.0**-60))
+"""Floor of every scale: far below any real one, far above the denormals."""
+
+MAX_BIAS = float(np.float32(2.0**30))
+"""Largest magnitude of an int32 bias: room is left for the products added to it."""
+
+
+class QTensor(NamedTuple):
+    """A quantized activation: `real = values * scale`, `values = q - zero_point`."""
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+class Accumulator(NamedTuple):
+    """The 32-bit sums of an op: `real = (values + bias) * input_scale * weight_scale`.
+
+    The scales stay apart because kernels multiply them in this order; the sign of a
+    batch norm's factor lives in `weight_scale` until export. `bias` is the int32 bias.
+    """
+
+    values: Tensor
+    bias: Tensor
+    input_scale: Tensor
+    weight_scale: Tensor
+
+
+def integer_range(bits: int, narrow: bool = False) -> tuple[int, int]:
+    """Smallest and largest signed integer of a width.
+
+    Args:
+        bits: Width in bits, 2 to 16.
+        narrow: Leave out the smallest value, so that the range is symmetric.
+
+    Returns:
+        `(low, high)`.
+
+    Example:
+
+    >>> integer_range(8)
+    (-128, 127)
+    >>> integer_range(8, narrow=True)
+    (-127, 127)
+    """
+    high = 2 ** (bits - 1) - 1
+    return (-high if narrow else -high - 1), high
+
+
+def affine_params(
+    minimum: Tensor, maximum: Tensor, bits: int = 8, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover a range of real values.
+
+    The range is widened to contain 0, which then is exactly representable. A range
+    that is just `{0}` gets scale 1.
+
+    Args:
+        minimum: Smallest real value, any shape.
+        maximum: Largest real value, same shape.
+        bits: Width in bits.
+        symmetric: Force the zero point to 0.
+
+    Returns:
+        `(scale, zero_point)`, float32 tensors of the range's shape.
+
+    Example:
+
+    >>> scale, zero_point = affine_params(-1.0, 1.55)
+    >>> round(float(scale), 6), int(zero_point)
+    (0.01, -28)
+    """
+    low, high = integer_range(bits, narrow=symmetric)
+    minimum = ops.minimum(ops.cast(minimum, "float32"), 0.0)
+    maximum = ops.maximum(ops.cast(maximum, "float32"), 0.0)
+    if symmetric:
+        span = ops.maximum(-minimum, maximum)
+        steps = high
+    else:
+        span = maximum - minimum
+        steps = high - low
+    scale = ops.where(span > 0, ops.maximum(span * np.float32(1 / steps), MIN_SCALE), 1.0)
+    if symmetric:
+        return scale, ops.zeros_like(scale)
+    zero_point = ops.clip(ops.round(low - minimum / scale), low, high)
+    return scale, zero_point
+
+
+def quantize(x: np.ndarray, scale: Any, zero_point: Any, dtype: str = "int8") -> np.ndarray:
+    """Real values to integers, on the host.
+
+    Rounds `x * (1 / scale)` half to even, as LiteRT's QUANTIZE does.
+
+    Args:
+        x: Real values.
+        scale: Scale, broadcastable to `x`.
+        zero_point: Zero point, broadcastable to `x`.
+        dtype: Integer dtype of the result.
+
+    Returns:
+        Integers, saturated to the dtype's range.
+
+    Example:
+
+    >>> quantize(np.array([-1.0, 0.0, 0.26]), 0.01, -28).tolist()
+    [-128, -28, -2]
+    """
+    info = np.iinfo(dtype)
+    inverse = np.float32(1) / np.asarray(scale, "float32")
+    n = np.rint(np.asarray(x, "float32") * inverse) + np.asarray(zero_point, "float32")
+    return np.clip(n, info.min, info.max).astype(dtype)
+
+
+def dequantize(q: np.ndarray, scale: Any, zero_point: Any) -> np.ndarray:
+    """Integers to real values, on the host: `(q - zero_point) * scale`.
+
+    Args:
+        q: Integers.
+        scale: Scale, broadcastable to `q`.
+        zero_point: Zero point, broadcastable to `q`.
+
+    Returns:
+        float32 values.
+
+    Example:
+
+    >>> dequantize(np.array([-28, 72], "int8"), 0.5, -28).tolist()
+    [0.0, 50.0]
+    """
+    n = np.asarray(q, "float32") - np.asarray(zero_point, "float32")
+    return (n * np.asarray(scale, "float32")).astype("float32")
+
+
+def _upstream(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tensor:
+    # TensorFlow and torch pass the gradient positionally or by name, JAX positionally.
+    return args[0] if upstream is None else upstream
+
+
+@ops.custom_gradient
+def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
+    """The value of `exact` with the gradient of `smooth`.
+
+    Args:
+        exact: What the integer kernel computes.
+        smooth: The same without rounding, differentiable.
+
+    Returns:
+        `exact`; a gradient that reaches it goes to `smooth` unchanged.
+
+    The straight-through estimator: Bengio et al., arXiv:1308.3432.
+    """
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        return ops.zeros_like(g), g
+
+    return exact, grad
+
+
+@ops.custom_gradient
+def _round_clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        inside = ops.logical_and(x > low, x < high)
+        return ops.where(inside, g, ops.zeros_like(g)), ops.zeros_like(low), ops.zeros_like(high)
+
+    return ops.clip(ops.round(x), low, high), grad
+
+
+def round_clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Round half to even and saturate; the gradient passes inside the bounds.
+
+    Args:
+        x: Values in units of the output's scale.
+        low: Smallest value, scalar.
+        high: Largest value, scalar.
+
+    Returns:
+        Whole numbers between `low` and `high`.
+    """
+    low = ops.convert_to_tensor(low, "float32")
+    return _round_clip(x, low, ops.convert_to_tensor(high, "float32"))
+
+
+host = SimpleNamespace(
+    abs=np.abs,
+    cast=lambda x, dtype: np.asarray(x, dtype),
+    convert_to_tensor=lambda x: np.asarray(ops.convert_to_numpy(x), "float32"),
+    max=np.max,
+    maximum=np.maximum,
+    ones=np.ones,
+    reshape=np.reshape,
+    round=np.rint,
+    sqrt=np.sqrt,
+    stop_gradient=lambda x: x,
+    where=np.where,
+    zeros_like=np.zeros_like,
+)
+"""The part of `keras.ops` that weights and biases need, in numpy.
+
+Passed as `xp` when a file is written: fast, and to the same bits on every backend.
+"""
+
+
+def _round(x: Any, xp: Any) -> Any:
+    return xp.round(x) if xp is host else straight_through(xp.round(x), x)
+
+
+def quantize_weight(
+    w: Any, bits: int, axis: tuple[int, ...] | None, xp: Any = ops
+) -> tuple[Any, Any]:
+    """Weights to narrow symmetric integers, with a straight-through gradient.
+
+    Args:
+        w: Float weights.
+        bits: Width in bits.
+        axis: The axes that keep a scale of their own (the output channels), or None
+            for one scale for the whole tensor.
+        xp: `keras.ops`, or `host`.
+
+    Returns:
+        `(n, scale)`: whole numbers of the shape of `w`, and one scale per channel,
+        flat (a scalar where `axis` is None).
+    """
+    _, high = integer_range(bits, narrow=True)
+    w = xp.cast(xp.convert_to_tensor(w), "float32")
+    rank = len(w.shape)
+    kept = () if axis is None else tuple(a % rank for a in axis)
+    reduced = tuple(a for a in range(rank) if a not in kept)
+    # Not differentiated: min-max scales follow the weights, as in arXiv:1712.05877.
+    span = xp.max(xp.abs(xp.stop_gradient(w)), axis=reduced, keepdims=True)
+    scale = xp.where(
+        span > 0, xp.maximum(span * np.float32(1 / high), np.float32(MIN_SCALE)), np.float32(1)
+    )
+    # By construction nothing is beyond the range, so there is nothing to clip.
+    return _round(w / scale, xp), xp.reshape(scale, () if axis is None else (-1,))
+
+
+def accumulator(values: Any, input_scale: Any, weight_scale: Any, xp: Any = ops) -> Accumulator:
+    """Sums without a bias yet."""
+    return Accumulator(values, xp.zeros_like(weight_scale), input_scale, weight_scale)
+
+
+def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
+    """Add real values to 32-bit sums, rounded to the sums' own units.
+
+    A channel whose weights are so small beside its bias that the bias would not fit
+    in 32 bits gets a larger weight scale; its weights hardly count, then as before.
+
+    Args:
+        acc: The sums.
+        bias: Real values per channel.
+        xp: `keras.ops`, or `host`.
+
+    Returns:
+        The sums with the bias added.
+    """
+    bias = xp.cast(xp.convert_to_tensor(bias), "float32")
+    floor = xp.abs(bias) / (acc.input_scale * np.float32(MAX_BIAS))
+    floor = xp.stop_gradient(xp.maximum(floor, np.float32(MIN_SCALE)))
+    weight_scale = xp.where(
+        xp.abs(acc.weight_scale) >= floor,
+        acc.weight_scale,
+        xp.where(acc.weight_scale < 0, -floor, floor),
+    )
+    units = _round(bias / (acc.input_scale * weight_scale), xp)
+    return acc._replace(bias=acc.bias + units, weight_scale=weight_scale)
+
+
+def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:
+    """Multiply 32-bit sums by a real factor per channel, which may be negative.
+
+    The bias counts in the sums' own units, so only the scale changes.
+    """
+    return acc._replace(weight_scale=acc.weight_scale * factor)
+
+
+def unfused(x: Tensor) -> Tensor:
+    """A product as float32 rounds it, also where a compiler would fuse a sum to it.
+
+    A fused multiply-add rounds once where kernels round twice; the (empty) clamp
+    between the two keeps them apart.
+    """
+    return ops.clip(x, -3e38, 3e38)
+
+
+_EXPONENTS = np.arange(-60, 61)
+_POWERS = (2.0**_EXPONENTS).astype("float32")
+
+
+def binary_exponent(x: Tensor) -> Tensor:
+    """`floor(log2(x))` of a positive scalar, exactly.
+
+    Args:
+        x: A scalar between 2**-60 and 2**60.
+
+    Returns:
+        An int32 scalar.
+
+    Example:
+
+    >>> int(binary_exponent(0.75)), int(binary_exponent(4.0))
+    (-1, 2)
+    """
+    powers = ops.convert_to_tensor(_POWERS)
+    return ops.sum(ops.cast(powers <= x, "int32")) + int(_EXPONENTS[0]) - 1
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """`2.0 ** exponent`, exactly.
+
+    Args:
+        exponent: An int32 scalar between -60 and 60.
+
+    Returns:
+        A float32 scalar.
+
+    Example:
+
+    >>> float(power_of_two(ops.convert_to_tensor(-2, "int32")))
+    0.25
+    """
+    index = ops.clip(exponent - int(_EXPONENTS[0]), 0, len(_POWERS) - 1)
+    return ops.take(ops.convert_to_tensor(_POWERS), index)

@@ -1,0 +1,294 @@
+"""What an op is, and the registry of all of them.
+
+A new op is one subclass of `Op` in one file of this package: its constraints are
+class data, read by the plan, the documentation and the tests; its methods say how it
+is traced, what it computes on integer values, and what it becomes in LiteRT.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import keras
+from keras import ops
+
+from intact.errors import UnsupportedLayerError
+from intact.kernels import exact_convolution
+from intact.numerics import Accumulator, QTensor, Tensor, add_bias, accumulator
+
+if TYPE_CHECKING:
+    from intact.canonicalize import Tracer
+    from intact.lowering import LoweringNode
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight that is quantized.
+
+    Args:
+        axis: The axes of the output channels; each channel may have its own scale.
+        bits: The widths that the kernels take.
+    """
+
+    axis: tuple[int, ...] = (-1,)
+    bits: tuple[int, ...] = (8,)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The output's range is observed."""
+
+
+@dataclass(frozen=True)
+class SameAsInput:
+    """The output has the scale and zero point of the (first) input."""
+
+
+@dataclass(frozen=True)
+class AllSame:
+    """All inputs and the output share one scale and zero point."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The output's scale and zero point are prescribed."""
+
+    scale: float
+    zero_point: int
+
+
+OBSERVED, SAME_AS_INPUT, ALL_SAME = Observed(), SameAsInput(), AllSame()
+Output = Observed | SameAsInput | AllSame | Fixed
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model that tests an op.
+
+    Args:
+        build: Returns a layer, or a function that makes the output from the inputs.
+        shape: The input's shape without the batch, or a list of several.
+        exact: Whether Keras and LiteRT agree in every value; else within 1 LSB.
+        low: Smallest value of the test data.
+        high: Largest value of the test data.
+    """
+
+    build: Callable[[], Any]
+    shape: tuple[int | None, ...] | list[tuple[int | None, ...]]
+    exact: bool = True
+    low: float = -1.0
+    high: float = 1.0
+
+
+class Op:
+    """One op: what it is in Keras, in integers, and in LiteRT.
+
+    Class data:
+
+    * `keras_layers`: the Keras layer classes that it stands for.
+    * `operations`: class names of `keras.ops` operations that it stands for.
+    * `activations`: names of activation functions that it stands for.
+    * `litert`: the LiteRT ops that it lowers to, for the documentation.
+    * `weights`: the layer's attributes that are quantized.
+    * `output`: where the output's scale comes from.
+    * `arithmetic`: how the kernel rounds (`intact.quantizers.Arithmetic`).
+    * `fuses`: whether the kernel can clamp like a ReLU at the end.
+    * `folds_batch_norm`: whether a batch norm can follow into the weights.
+    * `clamps_by_range`: whether it relies on its output's range to saturate.
+    * `notes`: constraints in words.
+    * `cases`: models that test it.
+    """
+
+    keras_layers: ClassVar[tuple[type, ...]] = ()
+    operations: ClassVar[tuple[str, ...]] = ()
+    activations: ClassVar[tuple[str, ...]] = ()
+    litert: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[dict[str, Weight]] = {}
+    output: ClassVar[Output] = OBSERVED
+    arithmetic: ClassVar[str] = "accumulator"
+    fuses: ClassVar[bool] = False
+    folds_batch_norm: ClassVar[bool] = False
+    clamps_by_range: ClassVar[bool] = False
+    notes: ClassVar[str] = ""
+    cases: ClassVar[tuple[Case, ...]] = ()
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: "Tracer") -> Any:
+        """Rewrite a call into known layers.
+
+        Args:
+            layer: The user's layer or operation.
+            args: The call's arguments, with the new graph's tensors.
+            kwargs: The call's keyword arguments.
+            tracer: Makes the new graph.
+
+        Returns:
+            The output tensor of the new graph.
+        """
+        return tracer.emit(layer, args[0])
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list[tuple[int | None, ...]]) -> str | None:
+        """Why this layer has no integer form, or None if it has one.
+
+        Args:
+            layer: The canonical layer.
+            shapes: The shapes of its inputs.
+
+        Returns:
+            A clause that completes "cannot be quantized: ...".
+        """
+        return None
+
+    @classmethod
+    def call(
+        cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
+    ) -> Any:
+        """Compute on integer values.
+
+        Args:
+            layer: The canonical layer.
+            inputs: The quantized inputs.
+            weights: Per name of `weights`, whole numbers and their scale.
+            training: Whether the model trains.
+
+        Returns:
+            What `arithmetic` takes; a `QTensor` where the output shares the input's scale.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        """The symbolic form of what `call` returns.
+
+        Args:
+            layer: The canonical layer.
+            inputs: The symbolic inputs: a triple, or a list of triples.
+            shape: The output's shape.
+
+        Returns:
+            `KerasTensor`s, nested like the result of `call`.
+        """
+        if isinstance(cls.output, SameAsInput | AllSame):
+            shapes: tuple = (shape, (), ())
+        elif cls.arithmetic == "accumulator":
+            shapes = (shape, (None,), (), (None,))
+        else:
+            return keras.KerasTensor(shape, "float32")
+        return tuple(keras.KerasTensor(s, "float32") for s in shapes)
+
+    @classmethod
+    def lower(cls, node: "LoweringNode", builder: Any) -> None:
+        """Add the LiteRT ops that compute `node.output` from `node.inputs`.
+
+        The same for float and integer: the tensors know their types.
+        """
+        raise NotImplementedError
+
+
+class Weighted(Op):
+    """Base of the ops that sum products with weights; they have an int32 bias."""
+
+    weights = {"kernel": Weight()}
+    fuses = True
+    folds_batch_norm = True
+
+    @classmethod
+    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        """The sums of products, without bias.
+
+        Args:
+            layer: The canonical layer.
+            x: The input: whole numbers (or, for `real` use, real ones).
+            kernel: The weights, likewise.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
+        """Scales and bias of the sums, whose values are yet to be filled in.
+
+        Args:
+            layer: The canonical layer.
+            input_scale: Scale of the input.
+            weight_scale: Scale of the weights, per output channel or a scalar.
+            xp: `keras.ops`, or `intact.numerics.host`.
+        """
+        acc = accumulator(None, input_scale, weight_scale, xp)
+        return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
+
+    @classmethod
+    def call(
+        cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
+    ) -> Any:
+        (x,), (kernel, scale) = inputs, weights["kernel"]
+        acc = cls.units(layer, x.scale, scale, ops)
+        with exact_convolution():
+            values = cls.products(layer, x.values, kernel)
+        return acc._replace(values=values)
+
+
+REGISTRY: list[type[Op]] = []
+"""Every registered op, in order of registration."""
+
+_by_layer: dict[type, type[Op]] = {}
+_by_operation: dict[str, type[Op]] = {}
+_by_activation: dict[str, type[Op]] = {}
+
+
+def register_op(op: type[Op]) -> type[Op]:
+    """Class decorator: make an op known.
+
+    Args:
+        op: The op class.
+
+    Returns:
+        The class itself.
+
+    Example:
+
+    >>> @register_op
+    ... class Same(Op):
+    ...     keras_layers = ()
+    """
+    REGISTRY.append(op)
+    _by_layer.update(dict.fromkeys(op.keras_layers, op))
+    _by_operation.update(dict.fromkeys(op.operations, op))
+    _by_activation.update(dict.fromkeys(op.activations, op))
+    return op
+
+
+def activation_name(layer: keras.layers.Activation) -> str:
+    """The name of an Activation layer's function."""
+    return getattr(layer.activation, "__name__", type(layer.activation).__name__)
+
+
+def find_op(layer: Any) -> type[Op] | None:
+    """The op that stands for a layer or operation, or None.
+
+    Args:
+        layer: A Keras layer or operation.
+
+    Returns:
+        The registered class.
+    """
+    if isinstance(layer, keras.layers.Activation):
+        return _by_activation.get(activation_name(layer))
+    if isinstance(layer, keras.layers.Layer):
+        return _by_layer.get(type(layer))
+    return _by_operation.get(type(layer).__name__)
+
+
+def get_op(layer: Any) -> type[Op]:
+    """The op that stands for a canonical layer.
+
+    Raises:
+        UnsupportedLayerError: Nothing is registered for it.
+    """
+    op = find_op(layer)
+    if op is None:
+        raise UnsupportedLayerError(
+            f"{type(layer).__name__} {getattr(layer, 'name', '')!r} is unknown to intact. "
+            "Register an op for it with `intact.register_op`, or build it from Keras layers."
+        )
+    return op

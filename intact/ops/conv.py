@@ -1,0 +1,225 @@
+"""Convolutions."""
+
+from typing import Any
+
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics import Tensor
+from intact.ops.base import Case, Op, Weight, Weighted, register_op
+
+
+def channels_first(layer: Any) -> str | None:
+    """The refusal of layers whose channels come first."""
+    if getattr(layer, "data_format", "channels_last") == "channels_first":
+        return "data_format 'channels_first' has no kernel; use 'channels_last'"
+    return None
+
+
+def conv_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
+    """Cases that every convolution with these arguments has."""
+    return (
+        Case(lambda: layer(**extra, kernel_size=3), (8, 9, 4)),
+        Case(lambda: layer(**extra, kernel_size=3, padding="same", strides=2), (8, 9, 4)),
+        Case(lambda: layer(**extra, kernel_size=(1, 3), use_bias=False), (8, 9, 4)),
+        Case(lambda: layer(**extra, kernel_size=3, activation="relu"), (8, 9, 4)),
+        Case(lambda: layer(**extra, kernel_size=3, activation="relu6"), (8, 9, 4), high=9.0),
+        Case(
+            lambda: lambda x: layers.ReLU(0.5)(
+                layers.BatchNormalization()(layer(**extra, kernel_size=3, padding="same")(x))
+            ),
+            (6, 6, 4),
+        ),
+    )
+
+
+@register_op
+class Conv2D(Weighted):
+    """A convolution, also strided, dilated or grouped."""
+
+    keras_layers = (layers.Conv2D,)
+    litert = ("CONV_2D",)
+    cases = (
+        *conv_cases(layers.Conv2D, filters=6),
+        Case(lambda: layers.Conv2D(6, 3, groups=2), (8, 8, 4)),
+        Case(lambda: layers.Conv2D(6, 3, dilation_rate=2, padding="same"), (8, 8, 4)),
+        Case(lambda: layers.Conv2D(6, 3, dilation_rate=(1, 2)), (8, 8, 4)),
+    )
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        return channels_first(layer)
+
+    @classmethod
+    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        return ops.conv(
+            x,
+            kernel,
+            strides=list(layer.strides),
+            padding=layer.padding,
+            dilation_rate=layer.dilation_rate,
+            data_format="channels_last",
+        )
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        layer = node.layer
+        kernel = node.constant("kernel", (3, 0, 1, 2), axis=0)
+        options = _options(layer, node.activation)
+        builder.add("CONV_2D", [node.input, kernel, node.bias()], [node.output], options)
+
+
+@register_op
+class DepthwiseConv2D(Weighted):
+    """A convolution of each channel alone; every output channel has its own scale."""
+
+    keras_layers = (layers.DepthwiseConv2D,)
+    litert = ("DEPTHWISE_CONV_2D",)
+    weights = {"kernel": Weight(axis=(-2, -1))}
+    cases = (
+        *conv_cases(layers.DepthwiseConv2D),
+        *conv_cases(layers.DepthwiseConv2D, depth_multiplier=3),
+        Case(lambda: layers.DepthwiseConv2D(3, dilation_rate=2, padding="same"), (8, 8, 4)),
+    )
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        return channels_first(layer)
+
+    @classmethod
+    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        return ops.depthwise_conv(
+            x,
+            kernel,
+            strides=layer.strides,
+            padding=layer.padding,
+            dilation_rate=layer.dilation_rate,
+            data_format="channels_last",
+        )
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        layer = node.layer
+        h, w = layer.kernel_size
+        kernel = node.constant("kernel", shape=(1, h, w, -1), axis=3)
+        options = _options(layer, node.activation) | {"depthMultiplier": layer.depth_multiplier}
+        builder.add("DEPTHWISE_CONV_2D", [node.input, kernel, node.bias()], [node.output], options)
+
+
+def _options(layer: Any, activation: str) -> dict[str, Any]:
+    return {
+        "padding": layer.padding.upper(),
+        "strideH": layer.strides[0],
+        "strideW": layer.strides[1],
+        "dilationHFactor": layer.dilation_rate[0],
+        "dilationWFactor": layer.dilation_rate[1],
+        "fusedActivationFunction": activation,
+    }
+
+
+@register_op
+class SeparableConv2D(Op):
+    """A depthwise convolution, then a pointwise one."""
+
+    keras_layers = (layers.SeparableConv2D,)
+    litert = ("DEPTHWISE_CONV_2D", "CONV_2D")
+    cases = (
+        *conv_cases(layers.SeparableConv2D, filters=6),
+        Case(lambda: layers.SeparableConv2D(5, 3, depth_multiplier=2), (8, 8, 4)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        depthwise = layers.DepthwiseConv2D(
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            depth_multiplier=layer.depth_multiplier,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+            use_bias=False,
+            depthwise_initializer=layer.depthwise_initializer,
+            depthwise_regularizer=layer.depthwise_regularizer,
+            depthwise_constraint=layer.depthwise_constraint,
+            trainable=layer.trainable,
+            name=f"{layer.name}_depthwise",
+        )
+        pointwise = layers.Conv2D(
+            layer.filters,
+            1,
+            data_format=layer.data_format,
+            use_bias=layer.use_bias,
+            kernel_initializer=layer.pointwise_initializer,
+            kernel_regularizer=layer.pointwise_regularizer,
+            kernel_constraint=layer.pointwise_constraint,
+            bias_initializer=layer.bias_initializer,
+            bias_regularizer=layer.bias_regularizer,
+            bias_constraint=layer.bias_constraint,
+            trainable=layer.trainable,
+            name=f"{layer.name}_pointwise",
+        )
+        shape = args[0].shape
+        depthwise.build(shape)
+        pointwise.build(depthwise.compute_output_shape(shape))
+        depthwise.kernel.assign(ops.convert_to_numpy(layer.depthwise_kernel))
+        pointwise.kernel.assign(ops.convert_to_numpy(layer.pointwise_kernel))
+        if layer.use_bias:
+            pointwise.bias.assign(ops.convert_to_numpy(layer.bias))
+        x = tracer.emit(depthwise, args[0])
+        return tracer.activation(layer.activation, tracer.emit(pointwise, x), layer)
+
+
+@register_op
+class Conv2DTranspose(Weighted):
+    """A transposed convolution."""
+
+    keras_layers = (layers.Conv2DTranspose,)
+    litert = ("TRANSPOSE_CONV",)
+    weights = {"kernel": Weight(axis=(-2,))}
+    notes = "No dilation; spatial sizes must be known."
+    cases = (
+        Case(lambda: layers.Conv2DTranspose(5, 3), (4, 5, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 3, strides=2, padding="same"), (4, 5, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 2, strides=2, use_bias=False), (4, 5, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 4, strides=2, activation="relu"), (4, 4, 3)),
+        Case(
+            lambda: lambda x: layers.ReLU()(
+                layers.BatchNormalization()(layers.Conv2DTranspose(5, 3, strides=2)(x))
+            ),
+            (4, 4, 3),
+        ),
+    )
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        if tuple(layer.dilation_rate) != (1, 1):
+            return f"dilation_rate={layer.dilation_rate} has no kernel"
+        if layer.output_padding is not None:
+            return f"output_padding={layer.output_padding} has no kernel"
+        if None in shapes[0][1:]:
+            return f"the input's spatial size must be known, received shape {shapes[0]}"
+        return channels_first(layer)
+
+    @classmethod
+    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        return ops.conv_transpose(
+            x,
+            kernel,
+            strides=list(layer.strides),
+            padding=layer.padding,
+            data_format="channels_last",
+        )
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        layer = node.layer
+        kernel = node.constant("kernel", (2, 0, 1, 3), axis=0)
+        size = builder.constant(np.array([1, *node.output.shape[1:]], "int32"))
+        options = {
+            "padding": layer.padding.upper(),
+            "strideH": layer.strides[0],
+            "strideW": layer.strides[1],
+            "fusedActivationFunction": node.activation,
+        }
+        inputs = [size, kernel, node.input, node.bias()]
+        builder.add("TRANSPOSE_CONV", inputs, [node.output], options)

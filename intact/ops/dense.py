@@ -1,0 +1,38 @@
+"""Dense layers."""
+
+from typing import Any
+
+from keras import layers, ops
+
+from intact.numerics import Tensor
+from intact.ops.base import Case, Weighted, register_op
+
+
+@register_op
+class Dense(Weighted):
+    """A matrix product with the last axis."""
+
+    keras_layers = (layers.Dense,)
+    litert = ("FULLY_CONNECTED",)
+    cases = (
+        Case(lambda: layers.Dense(4), (8,)),
+        Case(lambda: layers.Dense(4, activation="relu", use_bias=False), (8,)),
+        Case(lambda: layers.Dense(4, activation="relu6"), (5, 8)),
+        Case(lambda: layers.Dense(4), (3, 5, 8)),
+        Case(
+            lambda: lambda x: layers.ReLU()(layers.BatchNormalization()(layers.Dense(4)(x))), (8,)
+        ),
+    )
+
+    @classmethod
+    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        return ops.matmul(x, kernel)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        kernel = node.constant("kernel", (1, 0), axis=0)
+        options = {
+            "fusedActivationFunction": node.activation,
+            "keepNumDims": len(node.input.shape) > 2,
+        }
+        builder.add("FULLY_CONNECTED", [node.input, kernel, node.bias()], [node.output], options)

@@ -1,0 +1,237 @@
+"""Sums, differences and products of tensors, and of tensors and constants."""
+
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics import (
+    QTensor,
+    Tensor,
+    accumulator,
+    binary_exponent,
+    power_of_two,
+    round_clip,
+    straight_through,
+)
+from intact.ops.base import Case, Op, register_op
+from intact.quantizers import Arithmetic
+
+def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:
+    """The shape that two shapes broadcast to; unknown sizes are taken to fit."""
+    rank = max(len(a), len(b))
+    a, b = (1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b)
+    return tuple(y if x == 1 or x is None and y not in (1, None) else x for x, y in zip(a, b, strict=True))
+
+
+class AddArithmetic(Arithmetic):
+    """XNNPACK's sum: 20-bit fixed-point multipliers, and a shift that rounds half up."""
+
+    name = "add"
+    sign: ClassVar[int] = 1
+
+    @staticmethod
+    def output_shape(pending: Any) -> tuple[int | None, ...]:
+        return broadcast_shape(*(triple[0].shape for triple in pending))
+
+    @classmethod
+    def real(cls, pending: Any) -> Tensor:
+        a, b = (QTensor(*triple) for triple in pending)
+        return a.values * a.scale + b.values * (b.scale * float(cls.sign))
+
+    @classmethod
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        a, b = (QTensor(*triple) for triple in pending)
+        ratio_a, ratio_b = a.scale / params.scale, b.scale / params.scale
+        smooth = a.values * ratio_a + b.values * (ratio_b * float(cls.sign))
+        shift = 20 - binary_exponent(ops.maximum(ratio_a, ratio_b))
+        power = power_of_two(shift)
+        factor_a = ops.cast(ops.round(ratio_a * power), "int32")
+        factor_b = ops.cast(ops.round(ratio_b * power), "int32") * cls.sign
+        half = ops.left_shift(ops.ones_like(shift), shift - 1)
+        total = ops.cast(a.values, "int32") * factor_a + ops.cast(b.values, "int32") * factor_b
+        exact = ops.cast(ops.right_shift(total + half, shift), "float32")
+        return round_clip(straight_through(exact, smooth), low, high)
+
+
+class SubtractArithmetic(AddArithmetic):
+    """The difference, as the sum with a negative multiplier."""
+
+    name = "subtract"
+    sign = -1
+
+
+class Binary(Op):
+    """Base of the ops of two tensors; with a constant they become a `Rescaling`."""
+
+    fuses = True
+    layer: ClassVar[type]
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if isinstance(layer, layers.Layer):
+            tensors = list(args[0])
+            if len(tensors) > 2:
+                x = tensors[0]
+                for i, y in enumerate(tensors[1:], 1):
+                    made = cls.layer(name=f"{layer.name}_{i}" if i < len(tensors) - 1 else layer.name)
+                    x = tracer.emit(made, [x, y])
+                return x
+            return tracer.emit(layer, tensors)
+        a, b = (*args, *kwargs.values())
+        if is_tensor(a) and is_tensor(b):
+            return tracer.emit(cls.layer(name=layer.name), [a, b])
+        x, constant, reverse = (a, b, False) if is_tensor(a) else (b, a, True)
+        values = np.asarray(keras.ops.convert_to_numpy(constant), "float32")
+        channels = values.reshape(-1)
+        if values.size not in (1, values.shape[-1] if values.shape else 1):
+            tracer.refuse(layer, f"its constant has shape {values.shape}, not one value per channel")
+        scale, offset = cls.rescaling(channels, reverse)
+        wide = max(np.size(scale), np.size(offset))
+        made = layers.Rescaling(
+            *(np.broadcast_to(v, wide).tolist() if wide > 1 else float(np.ravel(v)[0])
+              for v in (scale, offset)),
+            name=layer.name,
+        )
+        return tracer.emit(made, x)
+
+    @classmethod
+    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+        """Factor and offset that do the same as the op with a constant.
+
+        Args:
+            constant: The constant, flat.
+            reverse: Whether the constant is the first operand.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        a, b = inputs
+        return tuple(a), tuple(b)
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        copies = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), inputs)
+        return tuple(tuple(triple) for triple in copies)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        options = {"fusedActivationFunction": node.activation}
+        builder.add(cls.litert[0], node.inputs, [node.output], options)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a call's argument is a tensor of the graph rather than a constant."""
+    return isinstance(value, keras.KerasTensor)
+
+
+def binary_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
+    """Cases that every op of two tensors has."""
+    return (
+        Case(lambda: layer(), [(5, 6, 3), (5, 6, 3)], **extra),
+        Case(lambda: lambda a, b: layers.ReLU()(layer()([a, b])), [(7,), (7,)], **extra),
+        Case(lambda: lambda a, b: layer()([a, b]), [(4, 5, 3), (1, 1, 3)], **extra),
+        Case(
+            lambda: lambda a, b: layer()([layers.Dense(4)(a), layers.Dense(4, "relu")(b)]),
+            [(6,), (5,)],
+            **extra,
+        ),
+    )
+
+
+@register_op
+class Add(Binary):
+    """The sum of two tensors; of more, two at a time."""
+
+    layer = layers.Add
+    keras_layers = (layers.Add,)
+    operations = ("Add",)
+    litert = ("ADD",)
+    arithmetic = "add"
+    cases = (
+        *binary_cases(layers.Add),
+        Case(lambda: layers.Add(), [(4,), (4,), (4,)]),
+        Case(lambda: lambda a, b: a + b + 0.5, [(4,), (4,)]),
+    )
+
+    @classmethod
+    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+        return 1.0, constant
+
+
+@register_op
+class Subtract(Binary):
+    """The difference of two tensors."""
+
+    layer = layers.Subtract
+    keras_layers = (layers.Subtract,)
+    operations = ("Subtract",)
+    litert = ("SUB",)
+    arithmetic = "subtract"
+    cases = (
+        *binary_cases(layers.Subtract),
+        Case(lambda: lambda a, b: 2.0 - (a - b), [(4,), (4,)]),
+    )
+
+    @classmethod
+    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+        return (-1.0, constant) if reverse else (1.0, -constant)
+
+
+@register_op
+class Multiply(Binary):
+    """The product of two tensors; of more, two at a time."""
+
+    layer = layers.Multiply
+    keras_layers = (layers.Multiply,)
+    operations = ("Multiply",)
+    litert = ("MUL",)
+    cases = (
+        *binary_cases(layers.Multiply),
+        Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),
+        Case(lambda: lambda a, b: a * b * 2.0, [(4,), (4,)]),
+    )
+
+    @classmethod
+    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+        return constant, 0.0
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        a, b = inputs
+        return accumulator(a.values * b.values, a.scale, b.scale)
+
+
+@register_op
+class Divide(Op):
+    """Division by a constant."""
+
+    operations = ("TrueDivide", "Divide")
+    notes = "By a constant only."
+    cases = (Case(lambda: lambda x: x / 4.0, (6,)),)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        a, b = (*args, *kwargs.values())
+        if is_tensor(b):
+            tracer.refuse(layer, "a division by a tensor has no supported integer form")
+        inverse = 1.0 / np.asarray(keras.ops.convert_to_numpy(b), "float32")
+        return Multiply.trace(layer, (a, inverse), {}, tracer)
+
+
+@register_op
+class Negative(Op):
+    """The sign changed."""
+
+    operations = ("Negative",)
+    cases = (Case(lambda: lambda x: -x, (6,)),)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        return Multiply.trace(layer, (args[0], -1.0), {}, tracer)

@@ -1,0 +1,209 @@
+"""Normalizations, and other scalings by channel."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics import (
+    Accumulator,
+    QTensor,
+    accumulator,
+    add_bias,
+    host,
+    scale_channels,
+)
+from intact.ops.base import Case, Op, Weighted, register_op
+
+UNIT = 127.0
+"""A factor of 1 as a weight: as fine as 8 bits make it, so that biases are fine too."""
+
+
+class ByChannel(Weighted):
+    """Base of the ops that scale and shift each channel: a depthwise convolution of size 1."""
+
+    litert = ("DEPTHWISE_CONV_2D",)
+    weights = {}
+    folds_batch_norm = False
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        if None in shapes[0][1:] and len(shapes[0]) != 4:
+            return f"all sizes but the batch must be known, received shape {shapes[0]}"
+        if shapes[0][-1] is None:
+            return f"the number of channels must be known, received shape {shapes[0]}"
+        return None
+
+    @classmethod
+    def unit(cls, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The kernel of a convolution by 1: whole numbers and their scales."""
+        ones = np.ones(channels, "float32")
+        return ones * np.float32(UNIT), ones * np.float32(1 / UNIT)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        _, scale = cls.unit(x.values.shape[-1])
+        acc = cls.units(layer, x.scale, ops.convert_to_tensor(scale), ops)
+        return acc._replace(values=x.values * UNIT)
+
+    @classmethod
+    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The real factor and offset of each channel."""
+        raise NotImplementedError
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        x, y = node.input, node.output
+        channels = x.shape[-1]
+        flat = len(x.shape) != 4
+        if flat:
+            size = int(np.prod(x.shape[1:-1]))
+            x = builder.reshape(x, (x.shape[0], 1, size, channels))
+            y = builder.like(y, (y.shape[0], 1, size, channels))
+        options = {
+            "padding": "VALID",
+            "strideH": 1,
+            "strideW": 1,
+            "dilationHFactor": 1,
+            "dilationWFactor": 1,
+            "depthMultiplier": 1,
+            "fusedActivationFunction": node.activation,
+        }
+        kernel = node.constant("kernel", shape=(1, 1, 1, channels), axis=3)
+        builder.add("DEPTHWISE_CONV_2D", [x, kernel, node.bias()], [y], options)
+        if flat:
+            builder.reshape(y, node.output.shape, node.output)
+
+
+@register_op
+class BatchNormalization(ByChannel):
+    """Folds into the weights before it; alone, it is a depthwise convolution by 1.
+
+    While training it uses and updates its statistics as in float.
+    """
+
+    keras_layers = (layers.BatchNormalization,)
+    notes = "The last axis only; no renormalization."
+    cases = (
+        Case(lambda: layers.BatchNormalization(), (4, 5, 3)),
+        Case(lambda: layers.BatchNormalization(center=False), (6,)),
+        Case(lambda: lambda x: layers.ReLU(6.0)(layers.BatchNormalization(scale=False)(x)), (5, 3)),
+        Case(lambda: lambda x: layers.Conv2D(2, 1)(layers.BatchNormalization()(x)), (4, 5, 3)),
+    )
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        if layer.renorm if hasattr(layer, "renorm") else False:
+            return "batch renormalization is not known"
+        if not cls.folds_into_weights(layer, shapes[0]):
+            return f"its axis is {layer.axis}, and only the last axis of {shapes[0]} has a kernel"
+        return super().refuse(layer, shapes)
+
+    @classmethod
+    def folds_into_weights(cls, layer: Any, shape: tuple) -> bool:
+        """Whether its channels are the output channels of the op before."""
+        axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
+        return axis in (-1, len(shape) - 1)
+
+    @classmethod
+    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+        """Apply to the sums of the op before: `gamma * (x - mean) / sigma + beta`.
+
+        Args:
+            layer: The batch norm layer.
+            acc: The sums; their values are only looked at while training.
+            training: Whether to use, and learn from, the batch's statistics.
+            xp: `keras.ops`, or `intact.numerics.host`.
+        """
+        mean, variance = (
+            xp.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)
+        )
+        if training and layer.trainable:
+            axes = tuple(range(len(acc.values.shape) - 1))
+            mean, variance = ops.moments(acc.values, axes, synchronized=layer.synchronized)
+            unit = acc.input_scale * acc.weight_scale
+            mean, variance = (mean + acc.bias) * unit, variance * unit * unit
+            for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+                batch = ops.stop_gradient(batch)
+                moving.assign(moving * layer.momentum + batch * (1.0 - layer.momentum))
+        # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
+        sigma = xp.maximum(xp.sqrt(variance + np.float32(layer.epsilon)), np.float32(1e-12))
+        gamma = xp.convert_to_tensor(layer.gamma) if layer.scale else np.float32(1)
+        acc = scale_channels(add_bias(acc, -mean, xp), gamma / sigma)
+        return add_bias(acc, layer.beta, xp) if layer.center else acc
+
+    @classmethod
+    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
+        return cls.fold(layer, accumulator(None, input_scale, weight_scale, xp), False, xp)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        _, scale = cls.unit(x.values.shape[-1])
+        acc = accumulator(x.values * UNIT, x.scale, ops.convert_to_tensor(scale))
+        return cls.fold(layer, acc, training)
+
+    @classmethod
+    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        sigma = np.sqrt(host.convert_to_tensor(layer.moving_variance) + layer.epsilon)
+        factor = (host.convert_to_tensor(layer.gamma) if layer.scale else 1.0) / sigma
+        beta = host.convert_to_tensor(layer.beta) if layer.center else 0.0
+        return factor, beta - host.convert_to_tensor(layer.moving_mean) * factor
+
+
+@register_op
+class Rescaling(ByChannel):
+    """A product and sum by constants, as a depthwise convolution of size 1."""
+
+    keras_layers = (layers.Rescaling,)
+    folds_batch_norm = True
+    cases = (
+        Case(lambda: layers.Rescaling(1 / 127.5, -1.0), (4, 5, 3), low=0.0, high=255.0),
+        Case(lambda: layers.Rescaling([2.0, -0.5, 3.0], [0.0, 1.0, -4.0]), (4, 3)),
+        Case(lambda: lambda x: x * 2.0 + 1.0, (6,)),
+        Case(lambda: lambda x: 1.0 - x / 4.0, (6,)),
+    )
+
+    @classmethod
+    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        ones = np.ones(channels, "float32")
+        return ones * np.asarray(layer.scale, "float32"), ones * np.asarray(layer.offset, "float32")
+
+    @classmethod
+    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
+        factor, offset = cls.factors(layer, weight_scale.shape[0])
+        acc = accumulator(None, input_scale, weight_scale, xp)
+        return add_bias(scale_channels(acc, xp.convert_to_tensor(factor)), offset, xp)
+
+
+@register_op
+class Normalization(Op):
+    """A product and sum by constants, from the adapted mean and variance."""
+
+    keras_layers = (layers.Normalization,)
+    litert = ("DEPTHWISE_CONV_2D",)
+    notes = "The last axis only."
+    cases = (
+        Case(lambda: layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 4.0, 0.5]), (4, 3)),
+        Case(
+            lambda: layers.Normalization(mean=[0.1, -0.2], variance=[1.0, 4.0], invert=True),
+            (3, 3, 2),
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if not layer.built:
+            tracer.refuse(layer, "it has not been adapted to data")
+        mean, variance = (keras.ops.convert_to_numpy(t) for t in (layer.mean, layer.variance))
+        if mean.size not in (1, mean.shape[-1]):
+            tracer.refuse(layer, f"its axis is {layer.axis}, and only the last axis is supported")
+        mean, sigma = mean.reshape(-1), np.maximum(np.sqrt(variance.reshape(-1)), 1e-7)
+        if layer.invert:
+            scale, offset = sigma, mean
+        else:
+            scale, offset = 1 / sigma, -mean / sigma
+        made = layers.Rescaling(scale.tolist(), offset.tolist(), name=layer.name)
+        return tracer.emit(made, args[0])

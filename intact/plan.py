@@ -1,0 +1,297 @@
+"""Where quantization happens: decided once, before anything is trained.
+
+`make_plan` reads a canonical model and a scheme and returns pure data. Training builds
+from it and lowering follows what was built; neither decides anything again.
+"""
+
+from dataclasses import dataclass, field
+
+import keras
+
+from intact.errors import IntactError
+from intact.graph import Graph, Node, view
+from intact.ops.activation import relu_bounds
+from intact.ops.base import AllSame, Fixed, Observed, SameAsInput, get_op
+from intact.scheme import Rule, Scheme, TensorSpec
+
+
+@dataclass
+class RangePlan:
+    """One range: the tensors that share it, and how it is found.
+
+    Args:
+        name: Named after the first layer whose output has it.
+        spec: How its tensors are quantized.
+        fixed: `(scale, zero_point)` if prescribed.
+        private: A clamp relies on it; it cannot be widened by other tensors.
+        sites: Names of the tensors that are quantized to it.
+    """
+
+    name: str
+    spec: TensorSpec
+    fixed: tuple[float, float] | None = None
+    private: bool = False
+    sites: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Site:
+    """One tensor that is quantized: its range, slot, rounding and clamp."""
+
+    range: RangePlan
+    slot: int
+    arithmetic: str
+    lower: float | None = None
+    upper: float | None = None
+
+
+@dataclass
+class Step:
+    """What becomes of one node of the canonical graph.
+
+    Args:
+        name: The layer's name.
+        op: The op's name.
+        integer: Whether it computes on integers.
+        why_float: Why not, if not.
+        weights: How its weights are quantized.
+        folds: Whether it is a batch norm that folds into the op before it.
+        fused: Whether it is an activation that fuses into the op before it.
+        site: The quantization of its output, if it is quantized just there.
+        requantize: Per index of input, the quantization to another range.
+    """
+
+    name: str
+    op: str
+    integer: bool
+    why_float: str = ""
+    weights: TensorSpec | None = None
+    folds: bool = False
+    fused: bool = False
+    site: Site | None = None
+    requantize: dict[int, Site] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """The steps of all nodes, in the graph's order, and the sites of float tensors.
+
+    Printing it gives a table.
+    """
+
+    scheme: str
+    steps: list[Step]
+    ranges: list[RangePlan]
+    entries: dict[int, Site]
+
+    @property
+    def float_steps(self) -> list[Step]:
+        """The steps that stay in float."""
+        return [step for step in self.steps if not step.integer]
+
+    def __str__(self) -> str:
+        rows = [("layer", "op", "type", "output range")]
+        for step in self.steps:
+            kind = self.scheme if step.integer else f"float ({step.why_float})"
+            place = "folded" if step.folds else "fused" if step.fused else ""
+            if step.site:
+                shared = len(step.site.range.sites) > 1
+                place = f"{place} " if place else ""
+                place += f"{step.site.range.name}{' (shared)' if shared else ''}"
+            rows.append((step.name, step.op, kind, place or "-"))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def make_plan(model: keras.Model, scheme: Scheme) -> Plan:
+    """Decide for every node and tensor of a canonical model how it is quantized.
+
+    Args:
+        model: What `canonicalize` returned.
+        scheme: The rules.
+
+    Returns:
+        The plan.
+
+    Raises:
+        IntactError: A layer cannot be quantized as a rule says.
+
+    Example:
+
+    >>> from intact.scheme import SCHEMES
+    >>> from intact.canonicalize import canonicalize
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu", name="a")])
+    >>> print(make_plan(canonicalize(model), SCHEMES["int8"]))
+    layer   op     type  output range
+    a       Dense  int8  -
+    a_relu  ReLU   int8  fused a_relu
+    """
+    return _Planner(view(model), scheme).plan()
+
+
+class _Planner:
+    def __init__(self, graph: Graph, scheme: Scheme) -> None:
+        self.graph = graph
+        self.scheme = scheme
+        self.nodes = [node for node in graph.nodes if not node.is_input]
+        self.steps = {id(node): self._step(node) for node in self.nodes}
+        self.ranges: list[RangePlan] = []
+        self.merged: dict[int, RangePlan] = {}
+        self.sites: list[Site] = []
+        self.tensor_range: dict[int, RangePlan] = {}
+        self.entries: dict[int, Site] = {}
+
+    def plan(self) -> Plan:
+        for node in self.nodes:
+            step = self.steps[id(node)]
+            if step.integer and not (step.folds or step.fused):
+                self._place(node, step)
+        ranges = []
+        for site in self.sites:
+            site.range = self._root(site.range)
+            if site.range not in ranges:
+                ranges.append(site.range)
+        for found in ranges:
+            members = [site for site in self.sites if site.range is found]
+            for slot, site in enumerate(members):
+                site.slot = slot
+        return Plan(self.scheme.name, [self.steps[id(n)] for n in self.nodes], ranges, self.entries)
+
+    def _step(self, node: Node) -> Step:
+        layer = node.layer
+        op = get_op(layer)
+        rule: Rule = self.scheme.rule_for(layer)
+        step = Step(layer.name, op.__name__, rule.quantizes, weights=rule.weights)
+        if not rule.quantizes:
+            step.why_float = "by rule"
+            return step
+        reason = op.refuse(layer, [tensor.shape for tensor in node.inputs])
+        if reason:
+            raise IntactError(
+                f"{type(layer).__name__} {layer.name!r} cannot be quantized: {reason}. "
+                "Change the layer, or keep it in float with a rule: "
+                f"`intact.Rule({layer.name!r}, weights=None, activations=None)`."
+            )
+        for name, weight in op.weights.items():
+            if rule.weights.bits not in weight.bits:
+                raise IntactError(
+                    f"{type(layer).__name__} {layer.name!r} cannot use {rule.weights.bits}-bit "
+                    f"weights for {name!r}. Supported bits: {weight.bits}. "
+                    "Exclude the layer by a rule, or set bits to one of these."
+                )
+        return step
+
+    def _rule(self, node: Node) -> Rule:
+        return self.scheme.rule_for(node.layer)
+
+    # Ranges ---------------------------------------------------------------------------
+
+    def _root(self, found: RangePlan) -> RangePlan:
+        while id(found) in self.merged:
+            found = self.merged[id(found)]
+        return found
+
+    def _new_range(self, name: str, spec: TensorSpec, fixed: Fixed | None = None) -> RangePlan:
+        pair = None if fixed is None else (fixed.scale, float(fixed.zero_point))
+        made = RangePlan(name, spec, pair)
+        self.ranges.append(made)
+        return made
+
+    def _site(self, name: str, found: RangePlan, arithmetic: str) -> Site:
+        site = Site(found, 0, arithmetic)
+        found.sites.append(name)
+        self.sites.append(site)
+        return site
+
+    def _merge(self, into: RangePlan, other: RangePlan) -> bool:
+        """Make two ranges one, if neither is fixed or relied upon by a clamp."""
+        if into is other:
+            return True
+        if into.fixed or other.fixed:
+            return into.fixed == other.fixed and into.fixed is not None and self._join(into, other)
+        if into.private or other.private or into.spec != other.spec:
+            return False
+        return self._join(into, other)
+
+    def _join(self, into: RangePlan, other: RangePlan) -> bool:
+        self.merged[id(other)] = into
+        into.sites.extend(other.sites)
+        return True
+
+    def _range_of(self, tensor: keras.KerasTensor, reader: Node) -> RangePlan:
+        """The range of a tensor that an integer node reads."""
+        if id(tensor) not in self.tensor_range:
+            # A model input, or the output of a float node: quantized on the way in.
+            source = self.graph.producer(tensor).layer.name
+            spec = self._rule(reader).activations
+            found = self._new_range(source, spec)
+            self.entries[id(tensor)] = self._site(source, found, "real")
+            self.tensor_range[id(tensor)] = found
+        return self._root(self.tensor_range[id(tensor)])
+
+    # Nodes ----------------------------------------------------------------------------
+
+    def _place(self, node: Node, step: Step) -> None:
+        op = get_op(node.layer)
+        spec = self._rule(node).activations
+        inputs = [self._range_of(tensor, node) for tensor in node.inputs]
+        if isinstance(op.output, SameAsInput):
+            for tensor in node.outputs:
+                self.tensor_range[id(tensor)] = inputs[0]
+        elif isinstance(op.output, AllSame):
+            self.tensor_range[id(node.outputs[0])] = self._unify(node, step, inputs)
+        else:
+            fixed = op.output if isinstance(op.output, Fixed) else None
+            self._close_chain(node, op, self._new_range(node.layer.name, spec, fixed))
+
+    def _unify(self, node: Node, step: Step, inputs: list[RangePlan]) -> RangePlan:
+        """One range for all inputs; those that cannot share it are requantized."""
+        free = [r for r in inputs if not (r.fixed or r.private)]
+        same = all(r is inputs[0] for r in inputs)
+        pair = inputs[0].fixed
+        if same or (pair and all(r.fixed == pair for r in inputs)):
+            common = inputs[0]
+        elif free:
+            common = free[0]
+        else:
+            common = self._new_range(node.layer.name, self._rule(node).activations)
+        for index, found in enumerate(inputs):
+            found = self._root(found)
+            if not self._merge(common, found):
+                name = f"{node.layer.name}_input_{index}"
+                step.requantize[index] = self._site(name, common, "requantize")
+        return common
+
+    def _close_chain(self, node: Node, op: type, found: RangePlan) -> None:
+        """Follow batch norm and activation into the op; quantize what comes out."""
+        last = node
+        lower, upper = relu_bounds(node.layer) or (None, None)
+        if isinstance(op.output, Observed):
+            following = self._follower(last)
+            if following and op.folds_batch_norm and get_op(following.layer).folds_into_weights(
+                following.layer, last.outputs[0].shape
+            ):
+                self.steps[id(following)].folds = True
+                last = following
+        following = self._follower(last)
+        if isinstance(op.output, Observed) and following and op.fuses:
+            bounds = relu_bounds(following.layer)
+            if bounds is not None:
+                lower, upper = bounds
+                self.steps[id(following)].fused = True
+                last = following
+        name = last.layer.name
+        found.name = name
+        # Kernels clamp at 0 or 6; any other limit is where the integers end.
+        found.private = op.clamps_by_range or upper not in (None, 6.0)
+        site = self._site(name, found, op.arithmetic)
+        site.lower, site.upper = lower, upper
+        self.steps[id(last)].site = site
+        self.tensor_range[id(last.outputs[0])] = found
+
+    def _follower(self, node: Node) -> Node | None:
+        following = self.graph.sole_consumer(node.outputs[0])
+        if following is None or not self.steps[id(following)].integer:
+            return None
+        return following

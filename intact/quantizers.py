@@ -1,0 +1,284 @@
+"""The layer that quantizes activations, and the arithmetics by which kernels round."""
+
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from intact.numerics import (
+    Accumulator,
+    QTensor,
+    Tensor,
+    affine_params,
+    integer_range,
+    round_clip,
+)
+from intact.observers import MovingAverage, Observer, Range
+
+# An uncalibrated quantizer passes values on at this resolution, without clipping, so
+# that a model which has seen no data computes in float rather than in zeros.
+_TRANSPARENT_SCALE = 2.0**-20
+_TRANSPARENT_LIMIT = 2.0**40
+
+
+class Arithmetic:
+    """How an op's results become integers of the output's scale.
+
+    A subclass is one kernel's way of rounding. It is found by `name`, which the
+    graph of a quantized model stores.
+    """
+
+    name: ClassVar[str]
+    registry: ClassVar[dict[str, type["Arithmetic"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Arithmetic.registry[cls.name] = cls
+
+    @staticmethod
+    def output_shape(pending: Any) -> tuple[int | None, ...]:
+        """The shape of the results: by default, of the first pending tensor."""
+        return keras.tree.flatten(pending)[0].shape
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        """The results as real values, for observers."""
+        raise NotImplementedError
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        """The results as whole numbers `q - zero_point`, saturated.
+
+        Args:
+            pending: What the op's `call` returned.
+            params: The output's `scale` and `zero_point` (`values` is unused).
+            low: Smallest value, scalar.
+            high: Largest value, scalar.
+
+        Returns:
+            Whole numbers, with straight-through gradients.
+        """
+        raise NotImplementedError
+
+
+class RealArithmetic(Arithmetic):
+    """Rounds `x * (1 / scale)` half to even: QUANTIZE, and table ops."""
+
+    name = "real"
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        return pending
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return round_clip(pending * (1.0 / params.scale), low, high)
+
+
+class AccumulatorArithmetic(Arithmetic):
+    """Rounds `sum * (input_scale * weight_scale / scale)` half to even, in float32.
+
+    This is XNNPACK's requantization of the sums of convolutions, dense layers,
+    products and means.
+    """
+
+    name = "accumulator"
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        acc = Accumulator(*pending)
+        return (acc.values + acc.bias) * (acc.input_scale * acc.weight_scale)
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        acc = Accumulator(*pending)
+        multiplier = (acc.input_scale * acc.weight_scale) / params.scale
+        return round_clip((acc.values + acc.bias) * multiplier, low, high)
+
+
+@keras.saving.register_keras_serializable("intact")
+class FakeQuantize(keras.layers.Layer):
+    """Quantizes activations by a range that is observed, or fixed.
+
+    One layer stands for one range. It is called at every tensor that shares the
+    range (the inputs of a concatenation, say); each has a slot of its own, and the
+    range is the union of the slots'.
+
+    While training, ranges follow the data by a moving average, unless the layer is
+    frozen (`trainable = False`); in inference they are fixed.
+
+    Args:
+        bits: Width in bits.
+        symmetric: Zero point 0.
+        momentum: Share of the old range that a training step keeps.
+        slots: How many tensors share the range.
+        fixed: `(scale, zero_point)` of a range that is fixed, or None.
+
+    Example:
+
+    >>> layer = FakeQuantize()
+    >>> values, scale, zero_point = layer(np.array([[-1.0, 1.55]], "float32"), training=True)
+    >>> np.asarray(keras.ops.convert_to_numpy(values)).tolist()
+    [[-100.0, 155.0]]
+    """
+
+    def __init__(
+        self,
+        bits: int = 8,
+        symmetric: bool = False,
+        momentum: float = 0.99,
+        slots: int = 1,
+        fixed: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(autocast=False, **kwargs)
+        self.bits = bits
+        self.symmetric = symmetric
+        self.momentum = momentum
+        self.slots = slots
+        self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        self.observer: Observer | None = None
+        low, high = integer_range(bits, narrow=symmetric)
+        self.low, self.high = float(low), float(high)
+
+        def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
+            init = keras.initializers.Constant(value)
+            return self.add_weight(name=name, shape=shape, initializer=init, trainable=False)
+
+        scale, zero_point = self.fixed or (1.0, 0.0)
+        self.scale = variable("scale", (), scale)
+        self.zero_point = variable("zero_point", (), zero_point)
+        if self.fixed is None:
+            self.minimum = variable("minimum", (slots,), 0.0)
+            self.maximum = variable("maximum", (slots,), 0.0)
+            self.count = variable("count", (slots,), 0.0)
+        self.built = True
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every slot has a range."""
+        return self.fixed is not None or bool(ops.convert_to_numpy(self.count).min() > 0)
+
+    def set_range(self, minimum: float, maximum: float) -> None:
+        """Set the range by hand, for all tensors that share it.
+
+        Args:
+            minimum: Smallest real value.
+            maximum: Largest real value.
+        """
+        ones = np.ones(self.slots, "float32")
+        self._assign(Range(ones * minimum, ones * maximum, self._settled()))
+
+    def reset(self) -> None:
+        """Forget the range."""
+        zeros = np.zeros(self.slots, "float32")
+        self._assign(Range(zeros, zeros, zeros))
+
+    def finish_calibration(self) -> None:
+        """Let training continue from the range at its own slow pace."""
+        minimum = ops.convert_to_numpy(self.minimum)
+        self._assign(Range(minimum, ops.convert_to_numpy(self.maximum), self._settled()))
+
+    def _settled(self) -> np.ndarray:
+        """The count of a moving average in its long run."""
+        return np.full(self.slots, round(1 / (1 - self.momentum)), "float32")
+
+    def call(
+        self,
+        pending: Any,
+        arithmetic: str = "real",
+        slot: int = 0,
+        lower: float | None = None,
+        upper: float | None = None,
+        training: bool | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize what an op computed.
+
+        Args:
+            pending: What the op's `call` returned; a float tensor for `"real"`.
+            arithmetic: Name of the kernel's way of rounding.
+            slot: Which of the tensors that share the range this is.
+            lower: Smallest real value that a fused activation lets through.
+            upper: Largest real value that a fused activation lets through.
+            training: Whether ranges follow the data.
+
+        Returns:
+            `(values, scale, zero_point)`, a `QTensor`.
+        """
+        rule = Arithmetic.registry[arithmetic]
+        if self.fixed is None:
+            observing = self.observer is not None
+            if observing or (training and self.trainable):
+                real = ops.stop_gradient(_bounded(rule.real(pending), lower, upper))
+                self._observe(slot, real)
+            if observing:
+                # Calibration looks at what float activations would be.
+                one = ops.ones((), "float32")
+                return QTensor(_bounded(rule.real(pending), lower, upper), one, one * 0.0)
+            ready = self.count[slot] > 0
+            scale = ops.where(ready, self._value("scale"), _TRANSPARENT_SCALE)
+            limit = ops.where(ready, 0.0, _TRANSPARENT_LIMIT)
+        else:
+            scale, limit = self._value("scale"), 0.0
+        zero_point = self._value("zero_point")
+        low = self.low - zero_point - limit
+        high = self.high - zero_point + limit
+        if lower is not None:
+            low = ops.maximum(low, ops.round(lower / scale))
+        if upper is not None:
+            high = ops.minimum(high, ops.round(upper / scale))
+        values = rule.quantize(pending, QTensor(None, scale, zero_point), low, high)
+        return QTensor(values, scale, zero_point)
+
+    def _value(self, name: str) -> Tensor:
+        return ops.convert_to_tensor(getattr(self, name))
+
+    def _observe(self, slot: int, real: Tensor) -> None:
+        observer = self.observer or MovingAverage(self.momentum)
+        state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
+        new = observer.update(state, ops.min(real), ops.max(real))
+        if self.slots == 1:
+            self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
+        else:
+            here = np.arange(self.slots) == slot
+            old = Range(*(self._value(name) for name in Range._fields))
+            self._assign(Range(*(ops.where(here, n, o) for n, o in zip(new, old, strict=True))))
+
+    def _assign(self, new: Range) -> None:
+        self.minimum.assign(new.minimum)
+        self.maximum.assign(new.maximum)
+        self.count.assign(new.count)
+        # Slots without data hold 0, which is in every range anyway.
+        scale, zero_point = affine_params(
+            ops.min(self._value("minimum")),
+            ops.max(self._value("maximum")),
+            self.bits,
+            self.symmetric,
+        )
+        self.scale.assign(scale)
+        self.zero_point.assign(zero_point)
+
+    def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
+        rule = Arithmetic.registry[kwargs.get("arithmetic", "real")]
+        shapes = (rule.output_shape(pending), (), ())
+        return tuple(keras.KerasTensor(shape, "float32") for shape in shapes)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(
+            bits=self.bits,
+            symmetric=self.symmetric,
+            momentum=self.momentum,
+            slots=self.slots,
+            fixed=self.fixed,
+        )
+        return config
+
+
+def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
+    if lower is not None:
+        real = ops.maximum(real, lower)
+    if upper is not None:
+        real = ops.minimum(real, upper)
+    return real
