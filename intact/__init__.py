@@ -13,6 +13,7 @@ from intact.errors import (
 )
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.ops import Op, register_op
+from intact.report import Agreement, Comparison, compare
 from intact.scheme import Rule, Scheme, TensorSpec
 
 __version__ = "0.1.0"

@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
+from intact.graph import with_outputs
+from intact.numerics import to_numpy
 from intact.observers import OBSERVERS, Observer
 from intact.quantizers import FakeQuantize
 
@@ -64,11 +66,11 @@ def calibrate(
                 f"There is no observer {observer!r}. Known: {', '.join(sorted(OBSERVERS))}."
             )
         observer = OBSERVERS[observer]()
-    before = [[ops.convert_to_numpy(v) for v in layer.variables] for layer in observed]
+    before = [[to_numpy(v) for v in layer.variables] for layer in observed]
     seen = 0
     try:
         with _observing(observed, observer):
-            runner = keras.Model(model.inputs, _Sink()(model.outputs))
+            runner = with_outputs(model, _Sink()(model.outputs))
             source, total = batches(data, batch_size, len(model.inputs))
             total = total if steps is None else min(steps, total or steps)
             bar = keras.utils.Progbar(total, verbose=verbose)

@@ -12,6 +12,7 @@ import numpy as np
 
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
 from intact.graph import deep_graphs, is_graph, structure, view
+from intact.numerics import to_numpy
 from intact.ops.base import find_op
 
 
@@ -122,7 +123,9 @@ class Tracer:
 
     def trace(self, layer: Any, args: tuple, kwargs: dict) -> Any:
         """Rewrite one call of a layer or operation."""
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("training", "mask") and v is not None}
+        kwargs = {
+            k: v for k, v in kwargs.items() if k not in ("training", "mask") and v is not None
+        }
         op = find_op(layer)
         if op is not None:
             return op.trace(layer, args, kwargs, self)
@@ -193,7 +196,7 @@ class Tracer:
             if layer.built:
                 for new, old in zip(copy.variables, layer.variables, strict=True):
                     # By value: backends may give away the memory of a model that trains.
-                    new.assign(keras.ops.convert_to_numpy(old))
+                    new.assign(to_numpy(old))
             self._copies[id(layer)] = copy
             self._kept.append(layer)
         else:
@@ -221,7 +224,7 @@ class Tracer:
 
     def _check_finite(self, layer: keras.layers.Layer) -> None:
         for variable in layer.variables:
-            value = keras.ops.convert_to_numpy(variable.value)
+            value = to_numpy(variable.value)
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
                 bad = int((~np.isfinite(value)).sum())
                 raise InvalidModelError(

@@ -119,6 +119,20 @@ def structure(model: keras.Model) -> tuple[Any, Any]:
     return model._inputs_struct, model._outputs_struct
 
 
+def with_outputs(model: keras.Model, outputs: Any) -> keras.Model:
+    """A model that shares another's inputs and layers, with outputs of one's own choice.
+
+    Args:
+        model: A functional model.
+        outputs: Tensors of its graph, or made from them.
+
+    Returns:
+        A functional model whose inputs are one tensor or a list.
+    """
+    inputs = list(model.inputs)
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs)
+
+
 @contextlib.contextmanager
 def deep_graphs(nodes: int) -> Iterator[None]:
     """Let Keras walk a graph of this many nodes: it recurses once or more per node."""

@@ -16,10 +16,9 @@ import numpy as np
 from intact.errors import ExportError, NotCalibratedError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import Builder, Shape, Tensor
-from intact.numerics import Accumulator, host, quantize_weight
+from intact.numerics import Accumulator, host, quantize_weight, to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, SameAsInput, Weighted, get_op
-from intact.ops.norm import BatchNormalization
 from intact.quantizers import FakeQuantize
 from intact.training import Dequantize, Quantized
 
@@ -144,6 +143,7 @@ class _Lowering:
         self.tensors: dict[int, Tensor] = {}
         self.pending: dict[int, LoweringNode] = {}
         self.float_ops: list[str] = []
+        self.quantized = any(isinstance(layer, FakeQuantize) for layer in model.layers)
 
     def run(self, integer_only: bool) -> bytes:
         self._check_calibrated()
@@ -182,25 +182,26 @@ class _Lowering:
 
     def _input(self, tensor: keras.KerasTensor) -> tuple[str, Tensor]:
         name = self.graph.producer(tensor).layer.name
-        quantizer = self._sole_quantizer(tensor)
+        quantizer = self._quantizer(tensor)
         dtype = self.dtypes[0]
-        if dtype == "float32" or quantizer is None:
+        if quantizer is None:
             made = self.builder.tensor(tensor.shape, "float32", name)
             self.tensors[id(tensor)] = made
             return name, made
-        scale, zero_point = _params(quantizer)
-        shift = 128 if dtype == "uint8" else 0
-        made = self.builder.tensor(
-            tensor.shape, dtype, name, scale=scale, zero_point=zero_point + shift
-        )
-        inner = made
+        if dtype == "float32":
+            made = self.builder.tensor(tensor.shape, "float32", f"{name}_float")
+            self.tensors[id(tensor)] = made
+            return name, made
+        stored = made = self._quantized(tensor.shape, name, quantizer)
         if dtype == "uint8":
-            inner = self._quantized(tensor.shape, f"{name}_int8", quantizer)
-            self.builder.add("QUANTIZE", [made], [inner])
-        self.tensors[id(tensor)] = inner
+            made = self.builder.like(stored, stored.shape)
+            made.dtype, made.name = "uint8", f"{name}_uint8"
+            made.zero_point += 128
+            self.builder.add("QUANTIZE", [made], [stored])
+        self.tensors[id(tensor)] = stored
         return name, made
 
-    def _sole_quantizer(self, tensor: keras.KerasTensor) -> FakeQuantize | None:
+    def _quantizer(self, tensor: keras.KerasTensor) -> FakeQuantize | None:
         for node in self.graph.consumers(tensor):
             if isinstance(node.layer, FakeQuantize):
                 return node.layer
@@ -212,13 +213,9 @@ class _Lowering:
         if isinstance(producer.layer, Dequantize) and dtype != "float32":
             made = self._tensor(producer.inputs[0])
             if dtype == "uint8":
-                unsigned = self.builder.tensor(
-                    made.shape,
-                    "uint8",
-                    f"{made.name}_uint8",
-                    scale=made.scale,
-                    zero_point=made.zero_point + 128,
-                )
+                unsigned = self.builder.like(made, made.shape)
+                unsigned.dtype, unsigned.name = "uint8", f"{made.name}_uint8"
+                unsigned.zero_point += 128
                 self.builder.add("QUANTIZE", [made], [unsigned])
                 made = unsigned
         else:
@@ -260,7 +257,7 @@ class _Lowering:
             if not waiting.op.clamps_by_range:
                 # Other limits are where the integers of the range end.
                 waiting.activation = _FUSED.get(bounds, "RELU")
-            tensor = self._quantized(out.shape, self._unique(quantizer, kwargs), quantizer)
+            tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
             self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
@@ -268,13 +265,9 @@ class _Lowering:
             if source.quantized and (source.scale, source.zero_point) == (scale, zero_point):
                 tensor = source
             else:
-                tensor = self._quantized(out.shape, self._unique(quantizer, kwargs), quantizer)
+                tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
                 self.builder.add("QUANTIZE", [source], [tensor])
         self.tensors[id(out)] = tensor
-
-    def _unique(self, quantizer: FakeQuantize, kwargs: dict) -> str:
-        name = tensor_name(quantizer, kwargs)
-        return name if all(t.name != name for t in self.builder.tensors) else f"{name}_int8"
 
     def _integer(self, node: Node) -> None:
         quantized: Quantized = node.layer
@@ -320,7 +313,8 @@ class _Lowering:
             if isinstance(waiting, Node):
                 self.tensors[id(tensor)] = self._as_float(self._tensor(waiting.inputs[0]))
             else:
-                output = self.builder.tensor(waiting.shape, "float32", waiting.name)
+                name = f"{waiting.name}_float" if self.quantized else waiting.name
+                output = self.builder.tensor(waiting.shape, "float32", name)
                 self.tensors[id(tensor)] = self._emit(waiting, output)
         return self.tensors[id(tensor)]
 
@@ -344,8 +338,8 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
 
 
 def _params(quantizer: FakeQuantize) -> tuple[float, int]:
-    scale = np.float32(keras.ops.convert_to_numpy(quantizer.scale.value))
-    return scale, int(keras.ops.convert_to_numpy(quantizer.zero_point.value))
+    scale = np.float32(to_numpy(quantizer.scale.value))
+    return scale, int(to_numpy(quantizer.zero_point.value))
 
 
 def _along(values: Any, axis: tuple[int, ...], shape: tuple[int, ...]) -> Any:
@@ -406,9 +400,8 @@ def _float_weights(node: LoweringNode) -> None:
 def _follow(before: LoweringNode, layer: Any) -> bool:
     """Let a float batch norm or ReLU follow into the op before it, if it can."""
     op = get_op(layer)
-    if op is BatchNormalization and before.op.folds_batch_norm and before.weights:
-        if not op.folds_into_weights(layer, before.shape):
-            return False
+    folds = before.op.folds_batch_norm and op.folds_into_weights(layer, before.shape)
+    if folds and before.activation == "NONE":
         factor, offset = op.factors(layer, before.shape[-1])
         values, _ = before.weights["kernel"]
         weight = before.op.weights.get("kernel")
@@ -454,7 +447,9 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
     if path.is_dir():
         raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
     if not path.parent.is_dir():
-        raise ExportError(f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing.")
+        raise ExportError(
+            f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
+        )
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(content)

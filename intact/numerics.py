@@ -46,6 +46,17 @@ class Accumulator(NamedTuple):
     weight_scale: Tensor
 
 
+def unquantized(real: Tensor) -> QTensor:
+    """Real values where integers are expected: the zero point 0.5 tells them apart."""
+    one = ops.ones((), "float32")
+    return QTensor(real, one, one * 0.5)
+
+
+def is_integer(x: QTensor) -> Tensor:
+    """Whether a triple holds integers, and not real values on their way through."""
+    return x.zero_point == ops.round(x.zero_point)
+
+
 def integer_range(bits: int, narrow: bool = False) -> tuple[int, int]:
     """Smallest and largest signed integer of a width.
 
@@ -104,6 +115,11 @@ def affine_params(
         return scale, ops.zeros_like(scale)
     zero_point = ops.clip(ops.round(low - minimum / scale), low, high)
     return scale, zero_point
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A tensor, variable or number as a numpy array."""
+    return np.asarray(ops.convert_to_numpy(getattr(x, "value", x)))
 
 
 def quantize(x: np.ndarray, scale: Any, zero_point: Any, dtype: str = "int8") -> np.ndarray:
@@ -205,13 +221,12 @@ def round_clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
 host = SimpleNamespace(
     abs=np.abs,
     cast=lambda x, dtype: np.asarray(x, dtype),
-    convert_to_tensor=lambda x: np.asarray(ops.convert_to_numpy(x), "float32"),
+    convert_to_tensor=lambda x: to_numpy(x).astype("float32", copy=False),
     max=np.max,
     maximum=np.maximum,
     ones=np.ones,
     reshape=np.reshape,
     round=np.rint,
-    sqrt=np.sqrt,
     stop_gradient=lambda x: x,
     where=np.where,
     zeros_like=np.zeros_like,

@@ -269,8 +269,12 @@ class _Planner:
         lower, upper = relu_bounds(node.layer) or (None, None)
         if isinstance(op.output, Observed):
             following = self._follower(last)
-            if following and op.folds_batch_norm and get_op(following.layer).folds_into_weights(
-                following.layer, last.outputs[0].shape
+            if (
+                following
+                and op.folds_batch_norm
+                and get_op(following.layer).folds_into_weights(
+                    following.layer, last.outputs[0].shape
+                )
             ):
                 self.steps[id(following)].folds = True
                 last = following

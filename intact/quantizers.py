@@ -13,14 +13,10 @@ from intact.numerics import (
     affine_params,
     integer_range,
     round_clip,
+    unquantized,
+    to_numpy,
 )
 from intact.observers import MovingAverage, Observer, Range
-
-# An uncalibrated quantizer passes values on at this resolution, without clipping, so
-# that a model which has seen no data computes in float rather than in zeros.
-_TRANSPARENT_SCALE = 2.0**-20
-_TRANSPARENT_LIMIT = 2.0**40
-
 
 class Arithmetic:
     """How an op's results become integers of the output's scale.
@@ -118,7 +114,7 @@ class FakeQuantize(keras.layers.Layer):
 
     >>> layer = FakeQuantize()
     >>> values, scale, zero_point = layer(np.array([[-1.0, 1.55]], "float32"), training=True)
-    >>> np.asarray(keras.ops.convert_to_numpy(values)).tolist()
+    >>> np.asarray(to_numpy(values)).tolist()
     [[-100.0, 155.0]]
     """
 
@@ -158,7 +154,7 @@ class FakeQuantize(keras.layers.Layer):
     @property
     def calibrated(self) -> bool:
         """Whether every slot has a range."""
-        return self.fixed is not None or bool(ops.convert_to_numpy(self.count).min() > 0)
+        return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Set the range by hand, for all tensors that share it.
@@ -177,8 +173,8 @@ class FakeQuantize(keras.layers.Layer):
 
     def finish_calibration(self) -> None:
         """Let training continue from the range at its own slow pace."""
-        minimum = ops.convert_to_numpy(self.minimum)
-        self._assign(Range(minimum, ops.convert_to_numpy(self.maximum), self._settled()))
+        minimum = to_numpy(self.minimum)
+        self._assign(Range(minimum, to_numpy(self.maximum), self._settled()))
 
     def _settled(self) -> np.ndarray:
         """The count of a moving average in its long run."""
@@ -207,29 +203,30 @@ class FakeQuantize(keras.layers.Layer):
             `(values, scale, zero_point)`, a `QTensor`.
         """
         rule = Arithmetic.registry[arithmetic]
+        learning = bool(training) and self.trainable
+        ready: Tensor | bool = True
         if self.fixed is None:
-            observing = self.observer is not None
-            if observing or (training and self.trainable):
-                real = ops.stop_gradient(_bounded(rule.real(pending), lower, upper))
-                self._observe(slot, real)
-            if observing:
+            real = _bounded(rule.real(pending), lower, upper)
+            if self.observer is not None or learning:
+                self._observe(slot, ops.stop_gradient(real))
+            if self.observer is not None:
                 # Calibration looks at what float activations would be.
-                one = ops.ones((), "float32")
-                return QTensor(_bounded(rule.real(pending), lower, upper), one, one * 0.0)
-            ready = self.count[slot] > 0
-            scale = ops.where(ready, self._value("scale"), _TRANSPARENT_SCALE)
-            limit = ops.where(ready, 0.0, _TRANSPARENT_LIMIT)
-        else:
-            scale, limit = self._value("scale"), 0.0
-        zero_point = self._value("zero_point")
-        low = self.low - zero_point - limit
-        high = self.high - zero_point + limit
+                return unquantized(real)
+            # While ranges are learned, the first batch has just made one.
+            ready = learning or self.count[slot] > 0
+        params = QTensor(None, self._value("scale"), self._value("zero_point"))
+        low = self.low - params.zero_point
+        high = self.high - params.zero_point
         if lower is not None:
-            low = ops.maximum(low, ops.round(lower / scale))
+            low = ops.maximum(low, ops.round(lower / params.scale))
         if upper is not None:
-            high = ops.minimum(high, ops.round(upper / scale))
-        values = rule.quantize(pending, QTensor(None, scale, zero_point), low, high)
-        return QTensor(values, scale, zero_point)
+            high = ops.minimum(high, ops.round(upper / params.scale))
+        quantized = params._replace(values=rule.quantize(pending, params, low, high))
+        if ready is True:
+            return quantized
+        # A model that has seen no data computes in float rather than in zeros.
+        pairs = zip(quantized, unquantized(real), strict=True)
+        return QTensor(*(ops.where(ready, a, b) for a, b in pairs))
 
     def _value(self, name: str) -> Tensor:
         return ops.convert_to_tensor(getattr(self, name))

@@ -11,7 +11,7 @@ import keras
 
 from intact.graph import deep_graphs, structure, view
 from intact.numerics import Accumulator, QTensor, Tensor, quantize_weight
-from intact.ops.base import SameAsInput, AllSame, get_op
+from intact.ops.base import AllSame, SameAsInput, get_op
 from intact.plan import Plan, Site
 from intact.quantizers import FakeQuantize
 from intact.scheme import TensorSpec
@@ -173,6 +173,7 @@ class _Builder:
     def _build_node(self, node: Any, step: Any) -> None:
         (output,) = node.outputs
         if not step.integer:
+
             def real(value: Any) -> Any:
                 return self._as_real(value) if isinstance(value, keras.KerasTensor) else value
 

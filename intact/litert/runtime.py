@@ -72,6 +72,7 @@ class LiteRTModel:
         self._inputs = self._details("input")
         self._outputs = self._details("output")
         self.input_names, self.output_names = list(self._inputs), list(self._outputs)
+        self.output_tensors = [d["name"] for d in self.interpreter.get_output_details()]
 
     def _details(self, side: str) -> dict[str, dict]:
         """The inputs or outputs by name, in the order of the graph."""
@@ -108,7 +109,11 @@ class LiteRTModel:
             len(d["shape_signature"]) and d["shape_signature"][0] == -1
             for d in self._inputs.values()
         )
-        step = min(batch_size, total) if dynamic else int(next(iter(self._inputs.values()))["shape"][0])
+        step = (
+            min(batch_size, total)
+            if dynamic
+            else int(next(iter(self._inputs.values()))["shape"][0])
+        )
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
         for start in range(0, total, step):
             size = min(step, total - start) if dynamic else step
@@ -205,7 +210,10 @@ def expose(content: bytes, names: list[str]) -> bytes:
     """
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     graph = model.subgraphs[0]
-    index = {t.name.decode() if isinstance(t.name, bytes) else t.name: i for i, t in enumerate(graph.tensors)}
+    index = {
+        t.name.decode() if isinstance(t.name, bytes) else t.name: i
+        for i, t in enumerate(graph.tensors)
+    }
     graph.outputs = [*graph.outputs, *(index[n] for n in names if index[n] not in graph.outputs)]
     model.signatureDefs = []
     return pack(model)

@@ -14,6 +14,7 @@ from intact.numerics import (
     power_of_two,
     round_clip,
     straight_through,
+    to_numpy,
 )
 from intact.ops.base import Case, Fixed, Op, register_op
 from intact.quantizers import Arithmetic
@@ -91,7 +92,7 @@ class ReLU(Requantizing):
         Case(lambda: layers.ReLU(negative_slope=0.2), (4, 5, 3)),
         Case(lambda: layers.ReLU(negative_slope=0.2, max_value=0.5), (4, 5, 3)),
         Case(lambda: layers.ReLU(threshold=0.25), (4, 5, 3)),
-        Case(lambda: layers.ReLU(threshold=-0.25, max_value=0.75, negative_slope=0.1), (7,)),
+        Case(lambda: layers.ReLU(threshold=0.1, max_value=0.75, negative_slope=0.1), (7,)),
     )
 
     @classmethod
@@ -413,7 +414,7 @@ class Table(Curve):
                 "Quantize the layer, or write it as plain ReLU layers."
             )
         real = (np.arange(-128, 128) - x.zero_point).astype("float32") * x.scale
-        values = keras.ops.convert_to_numpy(node.layer(real))
+        values = to_numpy(node.layer(real))
         table = builder.quantized_constant(values, y.scale, y.zero_point)
         index = builder.like(x, x.shape, dtype="int32")
         shifted = builder.like(x, x.shape, dtype="int32")

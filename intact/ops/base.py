@@ -14,7 +14,7 @@ from keras import ops
 
 from intact.errors import UnsupportedLayerError
 from intact.kernels import exact_convolution
-from intact.numerics import Accumulator, QTensor, Tensor, add_bias, accumulator
+from intact.numerics import Accumulator, QTensor, Tensor, accumulator, add_bias
 
 if TYPE_CHECKING:
     from intact.canonicalize import Tracer
@@ -139,6 +139,18 @@ class Op:
             A clause that completes "cannot be quantized: ...".
         """
         return None
+
+    @classmethod
+    def folds_into_weights(cls, layer: Any, shape: tuple[int | None, ...]) -> bool:
+        """Whether the layer only scales and shifts the channels of the op before it.
+
+        Such an op has a method `fold`, that applies it to the op's sums.
+
+        Args:
+            layer: The canonical layer.
+            shape: The shape of its input.
+        """
+        return False
 
     @classmethod
     def call(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics import Tensor
+from intact.numerics import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted, register_op
 
 
@@ -23,10 +23,12 @@ def conv_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
         Case(lambda: layer(**extra, kernel_size=3, padding="same", strides=2), (8, 9, 4)),
         Case(lambda: layer(**extra, kernel_size=(1, 3), use_bias=False), (8, 9, 4)),
         Case(lambda: layer(**extra, kernel_size=3, activation="relu"), (8, 9, 4)),
-        Case(lambda: layer(**extra, kernel_size=3, activation="relu6"), (8, 9, 4), high=9.0),
+        Case(lambda: layer(**extra, kernel_size=3, activation="relu6"), (8, 9, 4), high=2.0),
         Case(
-            lambda: lambda x: layers.ReLU(0.5)(
-                layers.BatchNormalization()(layer(**extra, kernel_size=3, padding="same")(x))
+            lambda: (
+                lambda x: layers.ReLU(0.5)(
+                    layers.BatchNormalization()(layer(**extra, kernel_size=3, padding="same")(x))
+                )
             ),
             (6, 6, 4),
         ),
@@ -161,10 +163,10 @@ class SeparableConv2D(Op):
         shape = args[0].shape
         depthwise.build(shape)
         pointwise.build(depthwise.compute_output_shape(shape))
-        depthwise.kernel.assign(ops.convert_to_numpy(layer.depthwise_kernel))
-        pointwise.kernel.assign(ops.convert_to_numpy(layer.pointwise_kernel))
+        depthwise.kernel.assign(to_numpy(layer.depthwise_kernel))
+        pointwise.kernel.assign(to_numpy(layer.pointwise_kernel))
         if layer.use_bias:
-            pointwise.bias.assign(ops.convert_to_numpy(layer.bias))
+            pointwise.bias.assign(to_numpy(layer.bias))
         x = tracer.emit(depthwise, args[0])
         return tracer.activation(layer.activation, tracer.emit(pointwise, x), layer)
 
@@ -183,8 +185,10 @@ class Conv2DTranspose(Weighted):
         Case(lambda: layers.Conv2DTranspose(5, 2, strides=2, use_bias=False), (4, 5, 3)),
         Case(lambda: layers.Conv2DTranspose(5, 4, strides=2, activation="relu"), (4, 4, 3)),
         Case(
-            lambda: lambda x: layers.ReLU()(
-                layers.BatchNormalization()(layers.Conv2DTranspose(5, 3, strides=2)(x))
+            lambda: (
+                lambda x: layers.ReLU()(
+                    layers.BatchNormalization()(layers.Conv2DTranspose(5, 3, strides=2)(x))
+                )
             ),
             (4, 4, 3),
         ),

@@ -14,15 +14,19 @@ from intact.numerics import (
     power_of_two,
     round_clip,
     straight_through,
+    to_numpy,
 )
 from intact.ops.base import Case, Op, register_op
 from intact.quantizers import Arithmetic
+
 
 def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:
     """The shape that two shapes broadcast to; unknown sizes are taken to fit."""
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b)
-    return tuple(y if x == 1 or x is None and y not in (1, None) else x for x, y in zip(a, b, strict=True))
+    return tuple(
+        y if x == 1 or (x is None and y not in (1, None)) else x for x, y in zip(a, b, strict=True)
+    )
 
 
 class AddArithmetic(Arithmetic):
@@ -75,7 +79,9 @@ class Binary(Op):
             if len(tensors) > 2:
                 x = tensors[0]
                 for i, y in enumerate(tensors[1:], 1):
-                    made = cls.layer(name=f"{layer.name}_{i}" if i < len(tensors) - 1 else layer.name)
+                    made = cls.layer(
+                        name=f"{layer.name}_{i}" if i < len(tensors) - 1 else layer.name
+                    )
                     x = tracer.emit(made, [x, y])
                 return x
             return tracer.emit(layer, tensors)
@@ -83,15 +89,19 @@ class Binary(Op):
         if is_tensor(a) and is_tensor(b):
             return tracer.emit(cls.layer(name=layer.name), [a, b])
         x, constant, reverse = (a, b, False) if is_tensor(a) else (b, a, True)
-        values = np.asarray(keras.ops.convert_to_numpy(constant), "float32")
+        values = np.asarray(to_numpy(constant), "float32")
         channels = values.reshape(-1)
         if values.size not in (1, values.shape[-1] if values.shape else 1):
-            tracer.refuse(layer, f"its constant has shape {values.shape}, not one value per channel")
+            tracer.refuse(
+                layer, f"its constant has shape {values.shape}, not one value per channel"
+            )
         scale, offset = cls.rescaling(channels, reverse)
         wide = max(np.size(scale), np.size(offset))
         made = layers.Rescaling(
-            *(np.broadcast_to(v, wide).tolist() if wide > 1 else float(np.ravel(v)[0])
-              for v in (scale, offset)),
+            *(
+                np.broadcast_to(v, wide).tolist() if wide > 1 else float(np.ravel(v)[0])
+                for v in (scale, offset)
+            ),
             name=layer.name,
         )
         return tracer.emit(made, x)
@@ -221,7 +231,7 @@ class Divide(Op):
         a, b = (*args, *kwargs.values())
         if is_tensor(b):
             tracer.refuse(layer, "a division by a tensor has no supported integer form")
-        inverse = 1.0 / np.asarray(keras.ops.convert_to_numpy(b), "float32")
+        inverse = 1.0 / np.asarray(to_numpy(b), "float32")
         return Multiply.trace(layer, (a, inverse), {}, tracer)
 
 

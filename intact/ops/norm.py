@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.kernels import sqrt
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -13,6 +13,7 @@ from intact.numerics import (
     add_bias,
     host,
     scale_channels,
+    to_numpy,
 )
 from intact.ops.base import Case, Op, Weighted, register_op
 
@@ -103,7 +104,6 @@ class BatchNormalization(ByChannel):
 
     @classmethod
     def folds_into_weights(cls, layer: Any, shape: tuple) -> bool:
-        """Whether its channels are the output channels of the op before."""
         axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
         return axis in (-1, len(shape) - 1)
 
@@ -128,8 +128,10 @@ class BatchNormalization(ByChannel):
             for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
                 batch = ops.stop_gradient(batch)
                 moving.assign(moving * layer.momentum + batch * (1.0 - layer.momentum))
+        variance = variance + np.float32(layer.epsilon)
         # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
-        sigma = xp.maximum(xp.sqrt(variance + np.float32(layer.epsilon)), np.float32(1e-12))
+        root = np.sqrt(variance) if xp is host else sqrt(variance)
+        sigma = xp.maximum(root, np.float32(1e-12))
         gamma = xp.convert_to_tensor(layer.gamma) if layer.scale else np.float32(1)
         acc = scale_channels(add_bias(acc, -mean, xp), gamma / sigma)
         return add_bias(acc, layer.beta, xp) if layer.center else acc
@@ -197,7 +199,7 @@ class Normalization(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if not layer.built:
             tracer.refuse(layer, "it has not been adapted to data")
-        mean, variance = (keras.ops.convert_to_numpy(t) for t in (layer.mean, layer.variance))
+        mean, variance = (to_numpy(t) for t in (layer.mean, layer.variance))
         if mean.size not in (1, mean.shape[-1]):
             tracer.refuse(layer, f"its axis is {layer.axis}, and only the last axis is supported")
         mean, sigma = mean.reshape(-1), np.maximum(np.sqrt(variance.reshape(-1)), 1e-7)

@@ -6,13 +6,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics import QTensor, Tensor, round_clip, straight_through, unfused
+from intact.numerics import QTensor, Tensor, is_integer, round_clip, straight_through, unfused
 from intact.ops.base import SAME_AS_INPUT, Case, Op, register_op
 from intact.ops.conv import channels_first
 from intact.quantizers import Arithmetic
 
 POOL_CASES = (
-    lambda layer: Case(lambda: layer(), (8, 8, 3)),
+    lambda layer: Case(lambda: layer(2), (8, 8, 3)),
     lambda layer: Case(lambda: layer(3, strides=2, padding="same"), (9, 8, 3)),
     lambda layer: Case(lambda: layer((2, 3), strides=1), (6, 7, 3)),
 )
@@ -69,7 +69,8 @@ class AveragePooling2D(Op):
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         mean = layer(x.values)
-        count = layer.pool_size[0] * layer.pool_size[1]
+        size = float(layer.pool_size[0] * layer.pool_size[1])
+        count = ops.convert_to_tensor(size)
         if layer.padding == "same":
             # Windows that reach over the edge have fewer values.
             inside = np.ones((1, *x.values.shape[1:3], 1), "float32")
@@ -80,12 +81,13 @@ class AveragePooling2D(Op):
                 padding="valid",
                 data_format="channels_last",
             )
-            count = ops.round(share * float(count))
+            count = ops.round(share * size)
         # The kernel divides the sum of the stored integers, zero points included.
         stored = ops.round(mean * count) + x.zero_point * count
-        half = ops.floor(count * ops.convert_to_tensor(0.5))
+        half = ops.floor(count * 0.5)
         quotient = ops.sign(stored) * ops.floor((ops.abs(stored) + half) / count)
-        return x._replace(values=straight_through(quotient - x.zero_point, mean))
+        exact = ops.where(is_integer(x), quotient - x.zero_point, mean)
+        return x._replace(values=straight_through(exact, mean))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

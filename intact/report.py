@@ -1,0 +1,211 @@
+"""Reports: how a file's outputs compare with what was seen in Keras, layer by layer."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from intact.calibration import check_batch
+from intact.errors import IntactError, InvalidDataError
+from intact.graph import view, with_outputs
+from intact.litert.runtime import expose, load_litert
+from intact.lowering import tensor_name
+from intact.numerics import dequantize
+from intact.quantizers import FakeQuantize
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one tensor agrees between Keras and LiteRT.
+
+    Args:
+        name: The layer that it comes from, or the output.
+        values: How many values were compared.
+        different: How many of them differ.
+        max_lsb: The largest difference, in units of the tensor's scale.
+        top1: Share of samples whose largest value is in the same place (outputs of
+            rank 2 only).
+    """
+
+    name: str
+    values: int
+    different: int
+    max_lsb: float
+    top1: float | None = None
+
+    @property
+    def share_equal(self) -> float:
+        """Share of the values that are equal."""
+        return 1.0 - self.different / max(self.values, 1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns; printing it gives a table.
+
+    Args:
+        outputs: One entry per output.
+        layers: One entry per quantized tensor on the way, in the order of the graph.
+        samples: How many samples were compared.
+    """
+
+    outputs: tuple[Agreement, ...]
+    layers: tuple[Agreement, ...]
+    samples: int
+
+    @property
+    def max_lsb(self) -> float:
+        """The largest difference of any output, in LSB."""
+        return max(a.max_lsb for a in self.outputs)
+
+    @property
+    def different(self) -> int:
+        """How many output values differ."""
+        return sum(a.different for a in self.outputs)
+
+    @property
+    def top1(self) -> float | None:
+        """The smallest top-1 agreement of the outputs that have one."""
+        shares = [a.top1 for a in self.outputs if a.top1 is not None]
+        return min(shares) if shares else None
+
+    def __str__(self) -> str:
+        rows = [("", "values", "differ", "max LSB", "top-1 same")]
+        for kind, entries in (("output", self.outputs), ("layer", self.layers)):
+            for a in entries:
+                top1 = "" if a.top1 is None else f"{100 * a.top1:.2f} %"
+                lsb = f"{a.max_lsb:g}"
+                rows.append((f"{kind} {a.name}", str(a.values), str(a.different), lsb, top1))
+        return f"Keras against LiteRT, {self.samples} samples\n" + table(rows)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text in aligned columns, the first one flush left.
+
+    Args:
+        rows: The rows; the first is the heading.
+
+    Returns:
+        The lines.
+
+    Example:
+
+    >>> print(table([("model", "bytes"), ("float", "1024"), ("int8", "256")]))
+    model  bytes
+    float   1024
+    int8     256
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def compare(
+    model: keras.Model,
+    file: str | os.PathLike | bytes,
+    x: Any,
+    batch_size: int = 32,
+    per_layer: bool = True,
+    kernels: str = "default",
+) -> Comparison:
+    """Compare a quantized model with the file it was exported to.
+
+    Args:
+        model: The quantized model.
+        file: The LiteRT file, or its bytes.
+        x: Inputs, an array or several, samples first.
+        batch_size: How many samples run at once.
+        per_layer: Look at every quantized tensor on the way too.
+        kernels: Which of the runtime's kernels to use, as for `load_litert`.
+
+    Returns:
+        The comparison; print it.
+
+    Raises:
+        InvalidDataError: The data does not fit the model.
+        IntactError: The file was not exported from this model.
+
+    Example:
+
+    >>> import intact
+    >>> x = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    >>> q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    >>> compare(q, intact.export(q), x).different
+    0
+    """
+    arrays = check_batch(x, model.inputs)
+    names, tensors = _quantized_tensors(model) if per_layer else ([], [])
+    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    runner = with_outputs(model, [*model.outputs, *tensors])
+    exposed = load_litert(expose(content, names), kernels=kernels)
+    plain = load_litert(content)
+    if len(plain.output_names) != len(model.outputs):
+        raise IntactError(
+            f"The file has {len(plain.output_names)} outputs, the model {len(model.outputs)}. "
+            "Compare a model with the file that was exported from it."
+        )
+    pairs = [*zip(plain.output_names, plain.output_tensors, strict=True), *((n, n) for n in names)]
+    totals = [[0, 0, 0.0, 0, 0] for _ in pairs]
+    samples = len(arrays[0])
+    for start in range(0, samples, batch_size):
+        part = [a[start : start + batch_size] for a in arrays]
+        seen = runner.predict_on_batch(part if len(part) > 1 else part[0])
+        seen = seen if isinstance(seen, list) else [seen]
+        found = exposed.predict(part, batch_size=len(part[0]), raw=True)
+        for i, (_, tensor) in enumerate(pairs):
+            theirs = found[tensor] if isinstance(found, dict) else found
+            params = exposed.output_params(tensor)
+            _count(totals[i], seen[i], theirs, params, i < len(model.outputs))
+    results = [
+        Agreement(name, t[0], t[1], t[2], t[3] / t[4] if t[4] else None)
+        for (name, _), t in zip(pairs, totals, strict=True)
+    ]
+    cut = len(model.outputs)
+    return Comparison(tuple(results[:cut]), tuple(results[cut:]), samples)
+
+
+def _quantized_tensors(model: keras.Model) -> tuple[list[str], list[Any]]:
+    names, tensors = [], []
+    for node in view(model).nodes:
+        if isinstance(node.layer, FakeQuantize):
+            names.append(tensor_name(node.layer, node.kwargs))
+            tensors.append(_Stored()(node.outputs))
+    return names, tensors
+
+
+class _Stored(keras.layers.Layer):
+    """The stored integers of a triple."""
+
+    def call(self, triple: Any) -> Any:
+        values, _, zero_point = triple
+        return values + zero_point
+
+    def compute_output_shape(self, shapes: Any) -> Any:
+        return shapes[0]
+
+
+def _count(
+    total: list[Any], ours: np.ndarray, values: np.ndarray, params: Any, is_output: bool
+) -> None:
+    if ours.shape != values.shape:
+        raise InvalidDataError(f"Shapes differ: {ours.shape} in Keras, {values.shape} in LiteRT.")
+    if is_output and params is not None:
+        real = dequantize(values, *params)
+        gap = np.abs(ours - real) / params[0]
+        values = real
+    else:
+        gap = np.abs(ours - values.astype("float32"))
+    total[0] += gap.size
+    total[1] += int((gap > 1e-3).sum() if params is not None else (ours != values).sum())
+    total[2] = max(total[2], float(gap.max()))
+    if is_output and ours.ndim == 2 and ours.shape[1] > 1:
+        total[3] += int((ours.argmax(1) == values.argmax(1)).sum())
+        total[4] += len(ours)
