@@ -1,6 +1,7 @@
 """Calibration: data through the observers."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
-from intact.graph import with_outputs
-from intact.numerics import to_numpy
+from intact.graph import view, with_outputs
+from intact.numerics import QTensor, to_numpy
 from intact.observers import OBSERVERS, Observer
+from intact.ops.base import get_op
 from intact.quantizers import FakeQuantize
+from intact.training import Quantized
 
 
 def calibrate(
@@ -21,6 +24,7 @@ def calibrate(
     steps: int | None = None,
     batch_size: int = 32,
     observer: str | Observer = "min_max",
+    bias_correction: bool | None = None,
     verbose: int = 1,
 ) -> keras.Model:
     """Find the ranges of a quantized model's activations from data.
@@ -37,6 +41,10 @@ def calibrate(
         steps: How many batches to take at most.
         batch_size: Samples per batch, for arrays.
         observer: "min_max" or "moving_average", or an `Observer`.
+        bias_correction: Shift each layer's bias (or its batch norm's mean) by what
+            rounding the weights changes in the mean of its outputs, before ranges are
+            found (Nagel et al., arXiv:1906.04721, section 4.2). None does so for a
+            model that has seen no data yet: one that was trained has learned it.
         verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
@@ -66,32 +74,80 @@ def calibrate(
                 f"There is no observer {observer!r}. Known: {', '.join(sorted(OBSERVERS))}."
             )
         observer = OBSERVERS[observer]()
-    before = [[to_numpy(v) for v in layer.variables] for layer in observed]
-    seen = 0
+    if bias_correction is None:
+        bias_correction = not any(layer.calibrated for layer in observed)
+    source = _Source(data, steps, batch_size, model.inputs)
+    bar = keras.utils.Progbar(source.total(1 + bias_correction), verbose=verbose)
+    before = [to_numpy(variable) for variable in model.variables]
     try:
         with _observing(observed, observer):
+            if bias_correction:
+                _correct_biases(model, source, bar)
+                for layer in observed:
+                    layer.reset()
             runner = with_outputs(model, _Sink()(model.outputs))
-            source, total = batches(data, batch_size, len(model.inputs))
-            total = total if steps is None else min(steps, total or steps)
-            bar = keras.utils.Progbar(total, verbose=verbose)
             for batch in source:
-                if steps is not None and seen >= steps:
-                    break
-                inputs = check_batch(batch, model.inputs)
-                runner.predict_on_batch(inputs if len(inputs) > 1 else inputs[0])
-                seen += 1
-                bar.update(seen)
-        if not seen:
-            raise InvalidDataError("The calibration data is empty. Pass about 100 samples.")
+                runner.predict_on_batch(batch)
+                bar.add(1)
     except BaseException:
-        # A calibration that fails leaves the ranges as they were.
-        for layer, values in zip(observed, before, strict=True):
-            for variable, value in zip(layer.variables, values, strict=True):
-                variable.assign(value)
+        # A calibration that fails leaves the model as it was.
+        for variable, value in zip(model.variables, before, strict=True):
+            variable.assign(value)
         raise
     for layer in observed:
         layer.finish_calibration()
     return model
+
+
+def _correct_biases(model: keras.Model, source: "_Source", bar: Any) -> None:
+    graph = view(model)
+    nodes = [node for node in graph.nodes if _Shift.applies(node.layer)]
+    if not nodes:
+        return
+    shifts = [_Shift(node.layer)(node.inputs) for node in nodes]
+    runner = with_outputs(model, [*shifts, _Sink()(model.outputs)])
+    sums = [0.0 for _ in nodes]
+    for batch in source:
+        found = runner.predict_on_batch(batch)
+        sums = [total + part[0] for total, part in zip(sums, found, strict=False)]
+        bar.add(1)
+    per_layer: dict[int, list[Any]] = {}
+    for node, total in zip(nodes, sums, strict=True):
+        per_layer.setdefault(id(node.layer), [node]).append(total / source.seen)
+    for node, *means in per_layer.values():
+        shift = np.mean(means, axis=0)
+        following = graph.sole_consumer(node.outputs[0])
+        if following and getattr(following.layer, "folds", False):
+            moving_mean = following.layer.layer.moving_mean
+            moving_mean.assign(to_numpy(moving_mean) - shift)
+        elif node.layer.layer.bias is not None:
+            node.layer.layer.bias.assign(to_numpy(node.layer.layer.bias) + shift)
+
+
+class _Shift(keras.layers.Layer):
+    """What rounding a layer's weights takes from the mean of its outputs, per channel."""
+
+    def __init__(self, quantized: Quantized) -> None:
+        super().__init__(autocast=False)
+        # In a tuple, so that the layer is not tracked as a part of this one.
+        self._held = (quantized,)
+
+    @staticmethod
+    def applies(layer: Any) -> bool:
+        return isinstance(layer, Quantized) and "kernel" in get_op(layer.layer).weights
+
+    def call(self, triple: Any) -> Any:
+        (quantized,) = self._held
+        x, op = QTensor(*triple), get_op(quantized.layer)
+        values, scale = quantized.quantized_weights()["kernel"]
+        kernel = ops.convert_to_tensor(quantized.layer.kernel)
+        real = x.values * x.scale
+        exact = op.products(quantized.layer, real, kernel)
+        gap = exact - op.products(quantized.layer, real, values) * scale
+        return ops.mean(gap, axis=tuple(range(len(gap.shape) - 1)))[None]
+
+    def compute_output_shape(self, shapes: Any) -> tuple[int, None]:
+        return (1, None)
 
 
 @contextlib.contextmanager
@@ -116,8 +172,37 @@ class _Sink(keras.layers.Layer):
         return (None, 1)
 
 
-def batches(data: Any, batch_size: int, inputs: int) -> tuple[Iterator[Any], int | None]:
-    """Batches of any kind of data, and how many there are if that is known.
+class _Source:
+    """Checked batches of any kind of data, which can be gone through twice."""
+
+    def __init__(self, data: Any, steps: int | None, batch_size: int, inputs: list[Any]) -> None:
+        self.steps = steps
+        self.inputs = inputs
+        self.seen = 0
+        self._batches = batches(data, batch_size, len(inputs))
+        length = len(self._batches) if hasattr(self._batches, "__len__") else None
+        self._length = min((n for n in (steps, length) if n is not None), default=None)
+
+    def total(self, passes: int) -> int | None:
+        """How many batches there will be in all, if that is known."""
+        return None if self._length is None else self._length * passes
+
+    def __iter__(self) -> Iterator[Any]:
+        if iter(self._batches) is self._batches:
+            # A generator gives its batches only once.
+            self._batches = list(itertools.islice(self._batches, self.steps))
+        self.seen = 0
+        for batch in itertools.islice(self._batches, self.steps):
+            batch = batch[0] if isinstance(batch, tuple) else batch
+            arrays = check_batch(batch, self.inputs)
+            self.seen += 1
+            yield arrays if len(arrays) > 1 else arrays[0]
+        if not self.seen:
+            raise InvalidDataError("The calibration data is empty. Pass about 100 samples.")
+
+
+def batches(data: Any, batch_size: int, inputs: int) -> Any:
+    """Batches of any kind of data.
 
     Args:
         data: As for `calibrate`.
@@ -125,46 +210,39 @@ def batches(data: Any, batch_size: int, inputs: int) -> tuple[Iterator[Any], int
         inputs: How many inputs the model has.
 
     Returns:
-        An iterator of inputs without targets, and the number of batches or None.
+        An iterable of batches.
+
+    Raises:
+        InvalidDataError: Neither arrays nor something that yields batches.
     """
     if isinstance(data, keras.utils.PyDataset):
-        return (_without_targets(data[i]) for i in range(len(data))), len(data)
-    if isinstance(data, dict) or _is_array(data) or isinstance(data, list | tuple):
+        return [data[i] for i in range(len(data))]
+    if isinstance(data, dict | list | tuple) or _is_array(data):
         leaves = [_host(leaf) for leaf in keras.tree.flatten(data)]
-        # A list of samples is an array, where the model has one input.
-        if isinstance(data, list | tuple) and inputs == 1 and len(data) != 1:
-            data = leaves = [np.stack(leaves)] if leaves else []
+        if isinstance(data, list | tuple) and inputs == 1 and len(leaves) > 1:
+            # A list of samples.
+            data = leaves = [np.stack(leaves)]
         sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
         if len(sizes) > 1:
             raise InvalidDataError(
                 f"All inputs need the same number of samples. Received: {sorted(sizes)}."
             )
-        total = -(-next(iter(sizes), 0) // batch_size)
-
-        def slices() -> Iterator[Any]:
-            for start in range(0, total * batch_size, batch_size):
-                part = [leaf[start : start + batch_size] for leaf in leaves]
-                yield keras.tree.pack_sequence_as(data, part)
-
-        return slices(), total
+        parts = []
+        for start in range(0, next(iter(sizes), 0), batch_size):
+            part = [leaf[start : start + batch_size] for leaf in leaves]
+            packed = keras.tree.pack_sequence_as(data, part)
+            parts.append(list(packed) if isinstance(packed, tuple) else packed)
+        return parts
     if not hasattr(data, "__iter__"):
         raise InvalidDataError(
             "Expected arrays or something that yields batches. "
             f"Received: {data!r} of type {type(data).__name__}."
         )
-    try:
-        total = len(data)
-    except TypeError:
-        total = None
-    return (_without_targets(batch) for batch in data), total
+    return data
 
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _without_targets(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple) else batch
 
 
 def _host(value: Any) -> np.ndarray:

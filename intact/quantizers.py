@@ -13,10 +13,11 @@ from intact.numerics import (
     affine_params,
     integer_range,
     round_clip,
-    unquantized,
     to_numpy,
+    unquantized,
 )
 from intact.observers import MovingAverage, Observer, Range
+
 
 class Arithmetic:
     """How an op's results become integers of the output's scale.
