@@ -9,7 +9,7 @@ from intact.canonicalize import canonicalize
 from intact.errors import IntactError
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
-from intact.quantizers import FakeQuantize
+from intact.quantizers import FakeQuantize, check_calibrated
 from intact.scheme import Scheme, get_scheme
 from intact.training import Quantized, build
 
@@ -121,7 +121,12 @@ def freeze_ranges(model: keras.Model, frozen: bool = True) -> None:
     Args:
         model: A quantized model.
         frozen: Whether ranges stand still.
+
+    Raises:
+        NotCalibratedError: There are ranges to freeze that have seen no data.
     """
+    if frozen:
+        check_calibrated(model, "freezing its ranges")
     for layer in model.layers:
         if isinstance(layer, FakeQuantize):
             layer.trainable = not frozen

@@ -13,13 +13,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.errors import ExportError, NotCalibratedError, NotIntegerError
+from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import Builder, Shape, Tensor
 from intact.numerics import Accumulator, host, quantize_weight, to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, SameAsInput, Weighted, get_op
-from intact.quantizers import FakeQuantize
+from intact.quantizers import FakeQuantize, check_calibrated
 from intact.training import Dequantize, Quantized
 
 _FUSED = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
@@ -146,7 +146,7 @@ class _Lowering:
         self.quantized = any(isinstance(layer, FakeQuantize) for layer in model.layers)
 
     def run(self, integer_only: bool) -> bytes:
-        self._check_calibrated()
+        check_calibrated(self.model, "exporting")
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
         for node in self.graph.nodes:
             if not node.is_input:
@@ -163,20 +163,6 @@ class _Lowering:
                 "`integer_only=True`."
             )
         return self.builder.finish(inputs, outputs)
-
-    def _check_calibrated(self) -> None:
-        missing = [
-            layer.name
-            for layer in self.model.layers
-            if isinstance(layer, FakeQuantize) and not layer.calibrated
-        ]
-        if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise NotCalibratedError(
-                f"{len(missing)} ranges have seen no data: {shown}. Run "
-                "`intact.calibrate(model, data)` on about 100 samples, or train with `fit`, "
-                "before exporting."
-            )
 
     # Boundaries -----------------------------------------------------------------------
 

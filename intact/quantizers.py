@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from intact.errors import NotCalibratedError
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -43,7 +44,9 @@ class Arithmetic:
         raise NotImplementedError
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
         """The results as whole numbers `q - zero_point`, saturated.
 
         Args:
@@ -51,6 +54,7 @@ class Arithmetic:
             params: The output's `scale` and `zero_point` (`values` is unused).
             low: Smallest value, scalar.
             high: Largest value, scalar.
+            training: Whether the model trains; a rare difference in rounding is allowed.
 
         Returns:
             Whole numbers, with straight-through gradients.
@@ -68,7 +72,9 @@ class RealArithmetic(Arithmetic):
         return pending
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
         return round_clip(pending * (1.0 / params.scale), low, high)
 
 
@@ -87,7 +93,9 @@ class AccumulatorArithmetic(Arithmetic):
         return (acc.values + acc.bias) * (acc.input_scale * acc.weight_scale)
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
         acc = Accumulator(*pending)
         multiplier = (acc.input_scale * acc.weight_scale) / params.scale
         return round_clip((acc.values + acc.bias) * multiplier, low, high)
@@ -204,29 +212,25 @@ class FakeQuantize(keras.layers.Layer):
             `(values, scale, zero_point)`, a `QTensor`.
         """
         rule = Arithmetic.registry[arithmetic]
-        learning = bool(training) and self.trainable
-        ready: Tensor | bool = True
-        if self.fixed is None:
+        if self.fixed is None and (self.observer is not None or (training and self.trainable)):
             real = _bounded(rule.real(pending), lower, upper)
-            if self.observer is not None or learning:
-                self._observe(slot, ops.stop_gradient(real))
+            self._observe(slot, ops.stop_gradient(real))
             if self.observer is not None:
                 # Calibration looks at what float activations would be.
                 return unquantized(real)
-            # While ranges are learned, the first batch has just made one.
-            ready = learning or self.count[slot] > 0
         params = QTensor(None, self._value("scale"), self._value("zero_point"))
-        low = self.low - params.zero_point
-        high = self.high - params.zero_point
+        low, high = self.low - params.zero_point, self.high - params.zero_point
         if lower is not None:
             low = ops.maximum(low, ops.round(lower / params.scale))
         if upper is not None:
             high = ops.minimum(high, ops.round(upper / params.scale))
-        quantized = params._replace(values=rule.quantize(pending, params, low, high))
-        if ready is True:
+        values = rule.quantize(pending, params, low, high, bool(training))
+        quantized = params._replace(values=values)
+        if self.fixed is not None or training:
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
-        pairs = zip(quantized, unquantized(real), strict=True)
+        ready = self.count[slot] > 0
+        pairs = zip(quantized, unquantized(_bounded(rule.real(pending), lower, upper)), strict=True)
         return QTensor(*(ops.where(ready, a, b) for a, b in pairs))
 
     def _value(self, name: str) -> Tensor:
@@ -280,3 +284,24 @@ def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
     if upper is not None:
         real = ops.minimum(real, upper)
     return real
+
+
+def check_calibrated(model: keras.Model, before: str) -> None:
+    """Make sure that every range of a model has seen data.
+
+    Args:
+        model: A quantized model.
+        before: What is about to be done, for the error.
+
+    Raises:
+        NotCalibratedError: Ranges are missing; each is named with its layer.
+    """
+    quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    missing = [layer.name for layer in quantizers if not layer.calibrated]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise NotCalibratedError(
+            f"{len(missing)} ranges of model {model.name!r} have seen no data: {shown}. Run "
+            "`intact.calibrate(model, data)` on about 100 samples, or train with `fit`, "
+            f"before {before}."
+        )

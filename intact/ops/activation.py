@@ -55,7 +55,9 @@ class RequantizeArithmetic(Arithmetic):
         return x.values * x.scale
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
         x = QTensor(*pending)
         ratio = x.scale / params.scale
         exact = _multiply_256(x.values, ratio)
@@ -134,7 +136,9 @@ class LeakyArithmetic(Arithmetic):
         return values * ops.where(values >= 0, scale, scale * slope)
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
         values, scale, slope = pending
         ratio = scale / params.scale
         smooth = values * ops.where(values >= 0, ratio, ratio * slope)
@@ -299,7 +303,9 @@ class HardSwishArithmetic(Arithmetic):
         return real * ops.relu6(real + 3.0) * (1.0 / 6.0)
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(
+        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
         x = QTensor(*pending)
         smooth = cls.real(pending) / params.scale
         fine = x.scale * np.float32(1 / 128)

@@ -121,10 +121,8 @@ class BatchNormalization(ByChannel):
             xp.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)
         )
         if training and layer.trainable:
-            axes = tuple(range(len(acc.values.shape) - 1))
-            mean, variance = ops.moments(acc.values, axes, synchronized=layer.synchronized)
             unit = acc.input_scale * acc.weight_scale
-            mean, variance = (mean + acc.bias) * unit, variance * unit * unit
+            mean, variance = _batch_moments(layer, acc, mean / unit, unit)
             for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
                 batch = ops.stop_gradient(batch)
                 moving.assign(moving * layer.momentum + batch * (1.0 - layer.momentum))
@@ -153,6 +151,23 @@ class BatchNormalization(ByChannel):
         factor = (host.convert_to_tensor(layer.gamma) if layer.scale else 1.0) / sigma
         beta = host.convert_to_tensor(layer.beta) if layer.center else 0.0
         return factor, beta - host.convert_to_tensor(layer.moving_mean) * factor
+
+
+def _batch_moments(layer: Any, acc: Accumulator, guess: Any, unit: Any) -> tuple[Any, Any]:
+    """Mean and variance of the sums over all axes but the last, as real values.
+
+    In one pass over the data: the moving mean is near enough to the batch's for the
+    difference of squares to be precise.
+    """
+    axes = tuple(range(len(acc.values.shape) - 1))
+    if layer.synchronized:
+        mean, variance = ops.moments(acc.values, axes, synchronized=True)
+        return (mean + acc.bias) * unit, variance * unit * unit
+    centre = ops.stop_gradient(guess - acc.bias)
+    offset = acc.values - centre
+    shift = ops.mean(offset, axes)
+    variance = ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
+    return (centre + shift + acc.bias) * unit, variance * unit * unit
 
 
 @register_op

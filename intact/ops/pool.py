@@ -117,7 +117,9 @@ class MeanArithmetic(Arithmetic):
         return total * (scale / count)
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
         total, count, scale, zero_point = pending
         multiplier = (scale / params.scale) * (1.0 / count)
         offset = params.zero_point - unfused(unfused(zero_point * count) * multiplier)
