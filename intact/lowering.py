@@ -320,7 +320,8 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
     """The file's name of a tensor that a quantizer makes."""
     name = quantizer.name.removesuffix("_quantizer")
     slot = kwargs.get("slot", 0)
-    return f"{name}_{slot}" if slot else name
+    # A layer's name has no slash, so this one is no other tensor's.
+    return f"{name}/{slot}" if slot else name
 
 
 def _params(quantizer: FakeQuantize) -> tuple[float, int]:
@@ -353,7 +354,7 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
 def _settle_signs(node: LoweringNode) -> None:
     """Move the signs of the channels' scales into weights and bias, for scales are positive."""
     acc = node.sums
-    values, _ = node.weights["kernel"]
+    values, planned = node.weights["kernel"]
     negative = acc.weight_scale < 0
     sign = np.where(negative, np.float32(-1), np.float32(1))
     weight = node.op.weights.get("kernel")
@@ -361,6 +362,9 @@ def _settle_signs(node: LoweringNode) -> None:
         axis = weight.axis if weight else (-1,)
         values = values * _along(sign, axis, values.shape)
     scale = np.abs(acc.weight_scale)
+    if np.ndim(planned) == 0 and (scale == scale.flat[0]).all():
+        # One scale for all channels was asked for, and biases left it so.
+        scale = scale.flat[0]
     node.weights["kernel"] = (values, scale)
     bias = acc.bias * sign
     if bias.ndim == 0 or bias.size != node.shape[-1]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops
+from keras import Variable, ops
 
 Tensor = Any
 """A tensor of the active Keras backend."""
@@ -119,7 +119,7 @@ def affine_params(
 
 def to_numpy(x: Any) -> np.ndarray:
     """A tensor, variable or number as a numpy array."""
-    return np.asarray(ops.convert_to_numpy(getattr(x, "value", x)))
+    return np.asarray(ops.convert_to_numpy(x.value if isinstance(x, Variable) else x))
 
 
 def quantize(x: np.ndarray, scale: Any, zero_point: Any, dtype: str = "int8") -> np.ndarray:
@@ -268,7 +268,8 @@ def quantize_weight(
         span > 0, xp.maximum(span * np.float32(1 / high), np.float32(MIN_SCALE)), np.float32(1)
     )
     # By construction nothing is beyond the range, so there is nothing to clip.
-    return _round(w / scale, xp), xp.reshape(scale, () if axis is None else (-1,))
+    # Times the inverse, as some compilers divide by a scale anyway.
+    return _round(w * (np.float32(1) / scale), xp), xp.reshape(scale, () if axis is None else (-1,))
 
 
 def accumulator(values: Any, input_scale: Any, weight_scale: Any, xp: Any = ops) -> Accumulator:
@@ -291,14 +292,14 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
         The sums with the bias added.
     """
     bias = xp.cast(xp.convert_to_tensor(bias), "float32")
-    floor = xp.abs(bias) / (acc.input_scale * np.float32(MAX_BIAS))
+    floor = xp.abs(bias) * (np.float32(1 / MAX_BIAS) / acc.input_scale)
     floor = xp.stop_gradient(xp.maximum(floor, np.float32(MIN_SCALE)))
     weight_scale = xp.where(
         xp.abs(acc.weight_scale) >= floor,
         acc.weight_scale,
         xp.where(acc.weight_scale < 0, -floor, floor),
     )
-    units = _round(bias / (acc.input_scale * weight_scale), xp)
+    units = _round(bias * (np.float32(1) / (acc.input_scale * weight_scale)), xp)
     return acc._replace(bias=acc.bias + units, weight_scale=weight_scale)
 
 
@@ -308,6 +309,20 @@ def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:
     The bias counts in the sums' own units, so only the scale changes.
     """
     return acc._replace(weight_scale=acc.weight_scale * factor)
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """The quotient as IEEE 754 rounds it, also where a compiler would multiply by `1 / b`.
+
+    Args:
+        a: Values.
+        b: A positive scalar.
+
+    Returns:
+        `a / b`.
+    """
+    # The maximum is `b`; that it is no scalar any more keeps the compiler from it.
+    return a / ops.maximum(b, -ops.abs(a))
 
 
 def unfused(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from intact.numerics import (
     QTensor,
     Tensor,
     affine_params,
+    divide,
     integer_range,
     round_clip,
     to_numpy,
@@ -97,7 +98,7 @@ class AccumulatorArithmetic(Arithmetic):
         pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
     ) -> Tensor:
         acc = Accumulator(*pending)
-        multiplier = (acc.input_scale * acc.weight_scale) / params.scale
+        multiplier = divide(acc.input_scale * acc.weight_scale, params.scale)
         return round_clip((acc.values + acc.bias) * multiplier, low, high)
 
 

@@ -155,6 +155,7 @@ class _Builder:
         self.real: dict[int, keras.KerasTensor] = {}
         self.pending: dict[int, Any] = {}
         self.quantized: dict[int, Any] = {}
+        self.names = {layer.name for layer in model.layers}
 
     def build(self) -> keras.Model:
         steps = iter(self.plan.steps)
@@ -217,7 +218,7 @@ class _Builder:
                 momentum=found.spec.momentum,
                 slots=len(found.sites),
                 fixed=found.fixed,
-                name=f"{found.name}_quantizer",
+                name=self._name(found.name, "_quantizer"),
             )
         kwargs: dict[str, Any] = {"arithmetic": site.arithmetic}
         if site.slot:
@@ -237,7 +238,15 @@ class _Builder:
     def _as_real(self, tensor: keras.KerasTensor) -> Any:
         if id(tensor) not in self.real:
             name = self.graph.producer(tensor).layer.name
-            self.real[id(tensor)] = Dequantize(name=f"{name}_dequantize")(
+            self.real[id(tensor)] = Dequantize(name=self._name(name, "_dequantize"))(
                 self.quantized[id(tensor)]
             )
         return self.real[id(tensor)]
+
+    def _name(self, name: str, suffix: str) -> str:
+        """A layer name that is not taken yet: a layer called twice has two ranges."""
+        candidate, n = name, 1
+        while candidate + suffix in self.names:
+            candidate, n = f"{name}_{n}", n + 1
+        self.names.add(candidate + suffix)
+        return candidate + suffix

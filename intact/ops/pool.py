@@ -84,7 +84,8 @@ class AveragePooling2D(Op):
             count = ops.round(share * size)
         # The kernel divides the sum of the stored integers, zero points included.
         stored = ops.round(mean * count) + x.zero_point * count
-        half = ops.floor(count * 0.5)
+        # Half a unit more keeps the floor clear of rounding; it changes no quotient.
+        half = ops.floor(count * 0.5) + 0.5
         quotient = ops.sign(stored) * ops.floor((ops.abs(stored) + half) / count)
         exact = ops.where(is_integer(x), quotient - x.zero_point, mean)
         return x._replace(values=straight_through(exact, mean))

@@ -1,0 +1,51 @@
+# Each target makes the environment it needs, once; a changed pyproject.toml updates it.
+PYTHON ?= python3
+ARGS ?=
+DEMO := .venv-demo
+TEST := .venv-test
+# Pinned, so that the tests do not change with a release of it.
+TORCH := torch==2.13.0
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help demo test test-torch test-tensorflow lint clean
+
+help:
+	@echo 'make demo             train, quantize, export and run a small CNN, on JAX'
+	@echo '                      (ARGS="--dataset fashion_mnist" passes options on)'
+	@echo 'make test             run the tests on JAX'
+	@echo 'make test-torch       the same on PyTorch'
+	@echo 'make test-tensorflow  the same on TensorFlow'
+	@echo 'make lint             check style and types'
+	@echo 'make clean            remove the environments that these made'
+	@echo 'PYTHON=python3.12     chooses the Python, 3.11 or newer'
+
+demo: $(DEMO)/stamp
+	KERAS_BACKEND=jax $(DEMO)/bin/intact demo --output demo-out $(ARGS)
+
+test: $(TEST)/stamp
+	KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -n 2 tests $(ARGS)
+
+test-torch: $(TEST)/stamp
+	KERAS_BACKEND=torch $(TEST)/bin/python -m pytest -n 2 tests $(ARGS)
+
+test-tensorflow: $(TEST)/stamp
+	KERAS_BACKEND=tensorflow $(TEST)/bin/python -m pytest -n 2 tests $(ARGS)
+
+lint: $(TEST)/stamp
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+clean:
+	rm -rf $(DEMO) $(TEST) demo-out
+
+$(DEMO)/stamp: pyproject.toml
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet -e '.[jax,demo]'
+	touch $@
+
+$(TEST)/stamp: pyproject.toml
+	$(PYTHON) -m venv $(TEST)
+	$(TEST)/bin/python -m pip install --quiet -e '.[dev,jax,tensorflow]' $(TORCH)
+	touch $@

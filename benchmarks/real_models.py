@@ -1,0 +1,326 @@
+"""Real models, the whole way: accuracy of the LiteRT file, and its equality with Keras.
+
+    python benchmarks/real_models.py            all of it, about half an hour on two cores
+    python benchmarks/real_models.py resnet kws speed_step
+
+Writes what it measures to `docs/results.md`, section by section.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from data import cifar10, imagenet, keywords, pretrained
+from keras import layers
+
+import intact
+from intact.graph import with_outputs
+from intact.training import Dequantize
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
+PEER = Path(__file__).parent / "peer.py"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def accuracy(file: bytes, x: np.ndarray, y: np.ndarray) -> float:
+    return float((intact.load_litert(file).predict(x, batch_size=100).argmax(1) == y).mean())
+
+
+def row(name: str, kind: str, q: keras.Model, x: np.ndarray, y: np.ndarray) -> list[str]:
+    """A line of the table: accuracy on LiteRT, and how Keras agrees."""
+    seen = intact.compare(q, intact.export(q, output_dtype="int8"), x, 100, per_layer=False)
+    equal = 1 - seen.different / seen.outputs[0].values
+    score = percent(accuracy(intact.export(q), x, y))
+    return [name, kind, score, percent(seen.top1), f"{seen.max_lsb:g}", f"{100 * equal:.4f} %"]
+
+
+HEADING = ["model", "", "accuracy on LiteRT", "top-1 as in Keras", "max LSB", "values equal"]
+
+
+def floating(name: str, model: keras.Model, x: np.ndarray, y: np.ndarray) -> list[str]:
+    return [name, "float", percent(accuracy(intact.export(model), x, y)), "", "", ""]
+
+
+def augmented(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The usual flips and crops of CIFAR-10, with 4 pixels of padding."""
+    flipped = np.where(rng.random((len(x), 1, 1, 1)) < 0.5, x[:, :, ::-1], x)
+    padded = np.pad(flipped, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    corners = rng.integers(0, 9, size=(len(x), 2))
+    return np.stack([p[i : i + 32, j : j + 32] for p, (i, j) in zip(padded, corners, strict=True)])
+
+
+def resnet() -> list[list[str]]:
+    """ResNet-20 on CIFAR-10: calibrated on 100 images; trained for 2 epochs of the 20,000."""
+    x, y, x_test, y_test = cifar10()
+    model = pretrained("resnet20_cifar10")
+    q = intact.calibrate(intact.quantize_model(model), x[:100], verbose=0)
+    rows = [floating("ResNet-20", model, x_test, y_test)]
+    rows.append(row("ResNet-20", "post-training", q, x_test, y_test))
+    epochs, batch = 2, 64
+    steps = epochs * len(x) // batch
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+    q.compile(
+        keras.optimizers.SGD(rate, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(epochs):
+        q.fit(augmented(x, rng), y, batch_size=batch, verbose=2)
+    return [*rows, row("ResNet-20", f"trained, {epochs} epochs", q, x_test, y_test)]
+
+
+def mobilenet_25() -> list[list[str]]:
+    """MobileNetV1 0.25 on the 600 images; distilled on 300 without labels, scored on the rest."""
+    x, y = imagenet()
+    model = pretrained("mobilenet_v1_0.25_224")
+    name = "MobileNetV1 0.25"
+    rows = [floating(f"{name}, 600", model, x, y)]
+    q = intact.calibrate(intact.quantize_model(model), x[:100], verbose=0)
+    rows.append(row(f"{name}, 600", "post-training", q, x, y))
+    rows.append(floating(f"{name}, 300", model, x[300:], y[300:]))
+    rows.append(row(f"{name}, 300", "post-training", q, x[300:], y[300:]))
+    distill(q, model, x[:300], epochs=4)
+    rows.append(row(f"{name}, 300", "distilled", q, x[300:], y[300:]))
+    return rows
+
+
+def distill(q: keras.Model, teacher: keras.Model, x: np.ndarray, epochs: int) -> None:
+    """Train towards the float model's logits, those before the last softmax."""
+    logits = teacher.layers[-1].input
+    targets = with_outputs(teacher, keras.layers.Softmax()(logits)).predict(x, verbose=0)
+    mirrored = with_outputs(teacher, logits).predict(x[:, :, ::-1], verbose=0)
+    targets = np.concatenate([targets, keras.ops.convert_to_numpy(keras.ops.softmax(mirrored))])
+    before_softmax = q.get_layer(teacher.layers[-1].name).input
+    student = with_outputs(q, Dequantize()(before_softmax))
+    steps = epochs * len(targets) // 20
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    student.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-5, steps)), loss
+    )
+    for layer in q.layers:
+        # So few images say less about the statistics than what is stored.
+        if isinstance(getattr(layer, "layer", None), layers.BatchNormalization):
+            layer.trainable = False
+    student.fit(np.concatenate([x, x[:, :, ::-1]]), targets, 20, epochs=epochs, verbose=2)
+
+
+def mobilenet_75() -> list[list[str]]:
+    """MobileNetV1 0.75 on the 600 images, calibrated on 100 of them."""
+    x, y = imagenet()
+    model = pretrained("mobilenet_v1_0.75_224")
+    q = intact.calibrate(intact.quantize_model(model), x[:100], verbose=0)
+    name = "MobileNetV1 0.75, 600"
+    return [floating(name, model, x, y), row(name, "post-training", q, x, y)]
+
+
+def ds_cnn(classes: int) -> keras.Model:
+    """The depthwise-separable keyword network of Zhang et al., arXiv:1711.07128 (small)."""
+    x = inputs = keras.Input((49, 10, 1))
+    x = layers.Conv2D(64, (10, 4), strides=2, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    for _ in range(4):
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Conv2D(64, 1, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(classes)(x), name="ds_cnn")
+
+
+def kws() -> list[list[str]]:
+    """A DS-CNN for keywords, split by speaker; trained here, mean of 3 seeds."""
+    x, y, x_test, y_test = keywords()
+    mean, std = x.mean(), x.std()
+    x, x_test = (x - mean) / std, (x_test - mean) / std
+    names = ("float", "post-training", "trained, 5 epochs")
+    found: dict[str, list[list[str]]] = {name: [] for name in names}
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        model = ds_cnn(int(y.max()) + 1)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        steps = 30 * len(x) // 64
+        rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+        model.compile(keras.optimizers.Adam(rate), loss)
+        model.fit(x, y, 64, epochs=30, verbose=0)
+        found["float"].append(floating("DS-CNN", model, x_test, y_test))
+        q = intact.calibrate(intact.quantize_model(model), x[:100], verbose=0)
+        found["post-training"].append(row("DS-CNN", names[1], q, x_test, y_test))
+        rate = keras.optimizers.schedules.CosineDecay(2e-4, 5 * len(x) // 64)
+        q.compile(keras.optimizers.Adam(rate), loss)
+        q.fit(x, y, 64, epochs=5, verbose=0)
+        found[names[2]].append(row("DS-CNN", names[2], q, x_test, y_test))
+    rows = []
+    for name in names:
+        scores = [float(r[2].split()[0]) for r in found[name]]
+        seeds = ", ".join(f"{s:.2f}" for s in scores)
+        worst = max(found[name], key=lambda r: float(r[4] or 0))
+        rows.append(["DS-CNN, 3 seeds", name, f"{np.mean(scores):.2f} % ({seeds})", *worst[3:]])
+    return rows
+
+
+def speed_conversion() -> list[list[str]]:
+    """Seconds and memory from the quantized model to the file, random weights, 224 x 224."""
+    rows = [["model", "seconds", "peak memory beyond the model", "of the float weights", "bytes"]]
+    for name in ("MobileNetV2", "ResNet50"):
+        code = (
+            "import sys, time, resource, threading, psutil; sys.path.insert(0, 'benchmarks')\n"
+            "import keras, numpy as np, intact\n"
+            f"m = keras.applications.{name}(weights=None); q = intact.quantize_model(m)\n"
+            "x = np.random.default_rng(0).normal(size=(8, 224, 224, 3)).astype('float32')\n"
+            "intact.calibrate(q, x, verbose=0, batch_size=8)\n"
+            "process, peak, done = psutil.Process(), [0], []\n"
+            "base = process.memory_info().rss\n"
+            "def watch():\n"
+            "    while not done:\n"
+            "        peak[0] = max(peak[0], process.memory_info().rss - base); time.sleep(0.001)\n"
+            "t = threading.Thread(target=watch); t.start()\n"
+            "s = time.perf_counter(); b = intact.export(q); e = time.perf_counter() - s\n"
+            "done.append(1); t.join()\n"
+            "print('RESULT', e, peak[0], 4 * m.count_params(), len(b))\n"
+        )
+        text = run([sys.executable, "-c", code], one_core=True)
+        seconds, peak, weights, size = map(float, re.search(r"RESULT (.*)", text)[1].split())
+        share = f"{peak / weights:.2f}"
+        rows.append([name, f"{seconds:.2f}", f"{peak / 2**20:.0f} MiB", share, f"{size:.0f}"])
+    return rows
+
+
+def run(command: list[str], one_core: bool = False, **env: str) -> str:
+    """A command's output; its errors end the benchmark."""
+    command = ["taskset", "-c", "0", *command] if one_core else command
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
+    if done.returncode:
+        raise SystemExit(f"{command[:2]} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def speed_step() -> list[list[str]]:
+    """A training step of ResNet-20, batch 64, compiled: quantized against float, in turns."""
+    rows = [["backend", "float ms", "quantized ms", "ratio (median)"]]
+    for backend in ("jax", "torch", "tensorflow"):
+        text = run([sys.executable, __file__, "_step"], KERAS_BACKEND=backend)
+        rows.append([backend, *re.search(r"RESULT (.*)", text)[1].split()])
+    return rows
+
+
+def _step() -> None:
+    model = pretrained("resnet20_cifar10")
+    pair = (keras.models.clone_model(model), intact.quantize_model(model))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 32, 32, 3)).astype("float32"), rng.integers(0, 10, 64)
+    for m in pair:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        m.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    times = np.array([[_seconds(m, x, y) for m in pair] for _ in range(12)])[2:]
+    ratio = np.median(times[:, 1] / times[:, 0])
+    print("RESULT", *(f"{1000 * t:.0f}" for t in np.median(times, 0)), f"{ratio:.2f}")
+
+
+def _seconds(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    start = time.perf_counter()
+    for _ in range(5):
+        model.train_on_batch(x, y)
+    return (time.perf_counter() - start) / 5
+
+
+def speed_file() -> list[list[str]]:
+    """Latency of one image, one thread: our int8 file, the peer's, and float, in turns."""
+    rows = [["model", "float ms", "peer's int8 ms", "ours ms", "ours / peer's", "float / ours"]]
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, size=(16, 224, 224, 3)).astype("float32")
+    x_test = cifar10()[2][:16]
+    models = {
+        "ResNet-20": (pretrained("resnet20_cifar10"), x_test),
+        "MobileNetV1 0.25": (pretrained("mobilenet_v1_0.25_224"), x),
+        "MobileNetV1 0.75": (pretrained("mobilenet_v1_0.75_224"), x),
+        "MobileNetV1 1.0": (keras.applications.MobileNet(weights=None), x),
+        "ResNet50": (keras.applications.ResNet50(weights=None), x),
+    }
+    for name, (model, data) in models.items():
+        q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [str(Path(folder) / n) for n in ("m.keras", "x.npy", "peer.tflite")]
+            model.save(paths[0])
+            np.save(paths[1], data)
+            run([sys.executable, str(PEER), *paths], KERAS_BACKEND="tensorflow")
+            peer = Path(paths[2]).read_bytes()
+        io = {"input_dtype": "float32", "output_dtype": "float32"}
+        files = [intact.export(model), peer, intact.export(q, **io)]
+        times = latency(files, data[:1])
+        f, p, ours = np.median(times, 0) * 1000
+        ratios = np.median(times[:, 2] / times[:, 1]), np.median(times[:, 0] / times[:, 2])
+        rows.append([name, f"{f:.2f}", f"{p:.2f}", f"{ours:.2f}", *(f"{r:.2f}" for r in ratios)])
+    return rows
+
+
+def latency(files: list[bytes], x: np.ndarray, rounds: int = 25) -> np.ndarray:
+    """Seconds of one run of each file, taken in turns, best of several."""
+    interpreters = []
+    for file in files:
+        interpreter = intact.load_litert(file).interpreter
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        interpreters.append(interpreter)
+    times = np.zeros((rounds, len(files)))
+    for i in range(rounds):
+        for j, interpreter in enumerate(interpreters):
+            tries = []
+            for _ in range(6):
+                start = time.perf_counter()
+                interpreter.invoke()
+                tries.append(time.perf_counter() - start)
+            times[i, j] = min(tries)
+    return times[1:]
+
+
+SECTIONS = {
+    "resnet": resnet,
+    "mobilenet_25": mobilenet_25,
+    "mobilenet_75": mobilenet_75,
+    "kws": kws,
+    "speed_conversion": speed_conversion,
+    "speed_step": speed_step,
+    "speed_file": speed_file,
+}
+
+
+def markdown(name: str, rows: list[list[str]]) -> str:
+    """A section of the results page."""
+    rows = rows if name.startswith("speed") else [HEADING, *rows]
+    lines = ["| " + " | ".join(r) + " |" for r in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    command = f"`python benchmarks/real_models.py {name}`"
+    return "\n".join([f"## {name}", "", SECTIONS[name].__doc__ or "", "", *lines, "", command, ""])
+
+
+def write(name: str, text: str) -> None:
+    """Replace the section of this name in the results page, or add it."""
+    page = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
+    parts = re.split(r"(?m)^(?=## )", page)
+    kept = [p for p in parts if not p.startswith(f"## {name}\n")]
+    place = next((i for i, p in enumerate(parts) if p.startswith(f"## {name}\n")), len(kept))
+    kept.insert(place, text + "\n")
+    RESULTS.write_text("".join(p if p.endswith("\n\n") else p.rstrip() + "\n\n" for p in kept))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["_step"]:
+        _step()
+        sys.exit()
+    for chosen in sys.argv[1:] or SECTIONS:
+        began = time.perf_counter()
+        section = markdown(chosen, SECTIONS[chosen]())
+        print(section, f"({time.perf_counter() - began:.0f} s)", flush=True)
+        write(chosen, section)

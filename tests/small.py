@@ -1,0 +1,113 @@
+"""Small models and looks into them, shared by the tests."""
+
+import importlib.util
+
+import keras
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers
+
+from intact.quantizers import FakeQuantize
+
+BACKENDS = [
+    name
+    for name, module in (("jax", "jax"), ("torch", "torch"), ("tensorflow", "tensorflow"))
+    if importlib.util.find_spec(module)
+]
+
+
+def enliven(model, rng):
+    """Random weights and statistics, so that nothing is zero or one by chance."""
+    for variable in model.weights:
+        name = variable.path.rsplit("/", 1)[-1]
+        if name in ("mean", "variance", "count", "seed_generator_state"):
+            continue
+        value = rng.normal(size=variable.shape) * 0.5
+        if name in ("gamma", "moving_variance"):
+            value = np.abs(value) + 0.2
+        variable.assign(value)
+    return model
+
+
+def cnn(activation="relu"):
+    """Two convolutions with batch norm, and a head."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv"),
+            layers.BatchNormalization(name="bn"),
+            layers.Activation(activation, name="act"),
+            layers.DepthwiseConv2D(3, strides=2, name="depthwise"),
+            layers.BatchNormalization(name="bn_2"),
+            layers.ReLU(6.0, name="act_2"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(4, name="head"),
+        ],
+        name="cnn",
+    )
+
+
+def mlp(name="mlp"):
+    """The smallest model that has everything: an input, an activation, two layers."""
+    return keras.Sequential(
+        [
+            keras.Input((6,), name="features"),
+            layers.Dense(5, activation="relu", name="hidden"),
+            layers.Dense(3, name="head"),
+        ],
+        name=name,
+    )
+
+
+def quantizers(q):
+    """The ranges of a quantized model, by name."""
+    return {
+        layer.name.removesuffix("_quantizer"): layer
+        for layer in q.layers
+        if isinstance(layer, FakeQuantize)
+    }
+
+
+def ranges(q):
+    """Every variable of every range, as one dict of arrays."""
+    return {v.path: host(v) for layer in quantizers(q).values() for v in layer.variables}
+
+
+def host(variable):
+    """A copy of a variable's or tensor's value."""
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def weights(model):
+    """A copy of all weights of a model."""
+    return [host(v) for v in model.variables]
+
+
+def ready(q, low=-3.0, high=3.0):
+    """Give all ranges a value without any data."""
+    for layer in quantizers(q).values():
+        if layer.fixed is None:
+            layer.set_range(low, high)
+    return q
+
+
+def parse(content):
+    """The object form of a LiteRT file."""
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+
+
+_NAMES = {
+    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
+}
+
+
+def op_names(content):
+    """The names of a file's ops, in order."""
+    model = parse(content)
+    codes = [_NAMES[code.builtinCode] for code in model.operatorCodes]
+    return [codes[op.opcodeIndex] for op in model.subgraphs[0].operators]
+
+
+def op_versions(content):
+    """The version of each op code of a file."""
+    return {_NAMES[code.builtinCode]: code.version for code in parse(content).operatorCodes}

@@ -1,0 +1,287 @@
+"""Placement: what is quantized where, and which layers stay in float."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from small import cnn, enliven, op_names, parse, quantizers, ready
+
+import intact
+from intact import NotIntegerError, Rule, Scheme, TensorSpec
+from intact.training import Quantized
+
+INT8 = 9
+GROUPS = {
+    "conv": (layers.Conv2D, (4, 3), (6, 6, 3), "CONV_2D"),
+    "depthwise": (layers.DepthwiseConv2D, (3,), (6, 6, 3), "DEPTHWISE_CONV_2D"),
+    "dense": (layers.Dense, (4,), (6,), "FULLY_CONNECTED"),
+    "transpose": (layers.Conv2DTranspose, (4, 3), (6, 6, 3), "TRANSPOSE_CONV"),
+}
+TAILS = {
+    "none": (None, {}),
+    "relu_layer": (lambda: layers.ReLU(name="tail"), {}),
+    "activation": (lambda: layers.Activation("relu", name="tail"), {}),
+    "relu6": (lambda: layers.ReLU(6.0, name="tail"), {}),
+    "inline_relu6": (None, {"activation": "relu6"}),
+}
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "bn"])
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_one_range_at_the_tail_of_a_group(group, batch_norm, tail):
+    layer, args, shape, litert = GROUPS[group]
+    make_tail, inline = TAILS[tail]
+    if batch_norm and inline:
+        pytest.skip("the activation stands before the batch norm then: a test of its own")
+    stack = [keras.Input(shape, name="x"), layer(*args, name="op", **inline)]
+    stack += [layers.BatchNormalization(name="bn")] if batch_norm else []
+    stack += [make_tail()] if make_tail else []
+    last = "op_relu6" if inline else stack[-1].name
+    q = intact.quantize_model(keras.Sequential(stack))
+    assert list(quantizers(q)) == ["x", last]
+    # The kernel stays quantized whatever follows.
+    assert isinstance(q.get_layer("op"), Quantized)
+    content = intact.export(ready(q))
+    assert op_names(content) == ["QUANTIZE", litert, "DEQUANTIZE"]
+    constants = {
+        (t.name.decode() if isinstance(t.name, bytes) else t.name): t
+        for t in parse(content).subgraphs[0].tensors
+    }
+    kernel = constants["op/kernel"]
+    assert kernel.type == INT8
+    assert len(kernel.quantization.scale) == q.output_shape[-1]
+
+
+def test_batch_norm_after_an_inline_activation_stands_alone():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3), name="x"),
+            layers.Conv2D(4, 3, activation="relu", name="conv"),
+            layers.BatchNormalization(name="bn"),
+        ]
+    )
+    q = intact.quantize_model(model)
+    assert list(quantizers(q)) == ["x", "conv_relu", "bn"]
+
+
+def test_an_op_with_two_readers_keeps_its_own_range():
+    x = keras.Input((6,), name="x")
+    y = layers.Dense(4, name="dense")(x)
+    q = intact.quantize_model(keras.Model(x, [layers.ReLU(name="relu")(y), y]))
+    assert sorted(quantizers(q)) == ["dense", "relu", "x"]
+
+
+def test_concatenation_of_eight_shares_one_range():
+    x = keras.Input((6, 6, 3), name="x")
+    parts = [layers.Conv2D(2, 1, name=f"part_{i}")(x) for i in range(8)]
+    q = intact.quantize_model(keras.Model(x, layers.Concatenate(name="all")(parts)))
+    (shared,) = [fake for name, fake in quantizers(q).items() if name != "x"]
+    assert shared.slots == 8
+    content = intact.export(ready(q))
+    assert op_names(content).count("QUANTIZE") == 1
+    scales = {
+        float(t.quantization.scale[0])
+        for t in parse(content).subgraphs[0].tensors
+        if t.type == INT8 and len(t.shape) == 4 and t.quantization and not t.buffer
+    }
+    assert len(scales) == 1
+
+
+def test_concatenation_of_concatenations_shares_one_range():
+    x = keras.Input((6,), name="x")
+    a, b, c = (layers.Dense(2, name=name)(x) for name in "abc")
+    inner = layers.Concatenate(name="inner")([a, b])
+    q = intact.quantize_model(keras.Model(x, layers.Concatenate(name="outer")([inner, c])))
+    assert [f.slots for name, f in quantizers(q).items() if name != "x"] == [3]
+
+
+def test_fixed_input_of_a_concatenation_is_requantized():
+    x = keras.Input((6,), name="x")
+    gate = layers.Activation("sigmoid", name="gate")(layers.Dense(2, name="a")(x))
+    both = layers.Concatenate(name="both")([gate, layers.Dense(2, name="b")(x)])
+    q = intact.quantize_model(keras.Model(x, both))
+    fakes = quantizers(q)
+    assert fakes["gate"].fixed == (1 / 256, -128.0)
+    assert fakes["b"].slots == 2
+    # On the way in, and from the sigmoid's scale to the other's.
+    assert op_names(intact.export(ready(q))).count("QUANTIZE") == 2
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.MaxPooling2D(2),
+        lambda: layers.AveragePooling2D(2),
+        lambda: layers.Reshape((12, 9)),
+        lambda: layers.Flatten(),
+        lambda: layers.ZeroPadding2D(1),
+        lambda: layers.Cropping2D(1),
+        lambda: layers.UpSampling2D(2),
+        lambda: layers.Permute((2, 3, 1)),
+        lambda: layers.Dropout(0.5),
+        lambda: layers.GlobalMaxPooling2D(),
+    ],
+    ids=lambda make: make().name,
+)
+def test_moving_layers_pass_the_range_on(layer):
+    model = keras.Sequential([keras.Input((6, 6, 3), name="x"), layer()])
+    assert list(quantizers(intact.quantize_model(model))) == ["x"]
+
+
+def test_shared_layer_has_a_range_per_call(rng):
+    shared = layers.Dense(4, name="shared")
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    model = enliven(keras.Model([a, b], [shared(a), shared(b)]), rng)
+    q = intact.quantize_model(model)
+    assert sum(isinstance(layer, Quantized) for layer in q.layers) == 1
+    data = [rng.uniform(-s, s, size=(64, 6)).astype("float32") for s in (1.0, 10.0)]
+    intact.calibrate(q, data, verbose=0)
+    scales = sorted(float(f.scale) for n, f in quantizers(q).items() if n not in "ab")
+    assert len(scales) == 2
+    assert scales[1] > 5 * scales[0]
+    assert intact.compare(q, intact.export(q), data).different == 0
+
+
+FLOAT = {"weights": None, "activations": None}
+ISLANDS = {
+    "by name": ((Rule("act_2", **FLOAT), Rule()), {"act_2"}),
+    "by pattern": ((Rule("conv*", **FLOAT), Rule("bn", **FLOAT), Rule()), {"conv", "bn"}),
+    "by type": ((Rule(layers.Dense, **FLOAT), Rule()), {"head"}),
+    "by callable": (
+        (Rule(lambda layer: layer.name.startswith("bn"), **FLOAT), Rule()),
+        {"bn", "bn_2"},
+    ),
+    "first match wins": ((Rule("head"), Rule(layers.Dense, **FLOAT), Rule()), set()),
+    "last rule is not reached": ((Rule(), Rule("head", **FLOAT)), set()),
+    "no rule is float": (
+        (Rule("conv"),),
+        {"bn", "act", "depthwise", "bn_2", "act_2", "pool", "head"},
+    ),
+    "only the middle": (
+        (Rule("depthwise", **FLOAT), Rule("bn_2", **FLOAT), Rule("act_2", **FLOAT), Rule()),
+        {"depthwise", "bn_2", "act_2"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ISLANDS)
+def test_rules_keep_layers_in_float(name):
+    rules, expected = ISLANDS[name]
+    model, scheme = cnn(), Scheme(name, rules)
+    assert {step.name for step in intact.plan_model(model, scheme).float_steps} == expected
+    q = ready(intact.quantize_model(model, scheme))
+    assert expected <= {layer.name for layer in q.layers if not isinstance(layer, Quantized)}
+    if not expected:
+        assert intact.export(q, integer_only=True)
+        return
+    with pytest.raises(NotIntegerError) as error:
+        intact.export(q, integer_only=True)
+    # What follows into the op before it is no op of its own.
+    following = {"bn", "act", "bn_2", "act_2"}
+    assert all(layer in str(error.value) for layer in expected - following)
+
+
+@pytest.mark.parametrize("name", ["by type", "by callable", "no rule is float", "only the middle"])
+def test_float_islands_run(name, rng):
+    model = enliven(cnn(), rng)
+    q = intact.quantize_model(model, Scheme(name, ISLANDS[name][0]))
+    data = rng.normal(size=(32, 8, 8, 3)).astype("float32")
+    intact.calibrate(q, data, bias_correction=False, verbose=0)
+    found = intact.load_litert(intact.export(q)).predict(data)
+    seen = q.predict(data, verbose=0)
+    # Float kernels sum in another order, which may move a value to the next integer.
+    span = seen.max() - seen.min()
+    assert np.abs(found - seen).max() <= 0.02 * span
+    assert np.abs(seen - model.predict(data, verbose=0)).max() <= 0.1 * span
+
+
+def test_not_integer_error_lists_every_float_layer():
+    scheme = Scheme("ends", (Rule("depthwise", **FLOAT), Rule("head", **FLOAT), Rule()))
+    q = ready(intact.quantize_model(cnn(), scheme))
+    with pytest.raises(NotIntegerError, match=r"(?s)depthwise.*DepthwiseConv2D.*head.*Dense"):
+        intact.export(q, integer_only=True)
+    assert intact.export(q)
+
+
+def test_specs_of_a_rule_are_followed():
+    narrow = TensorSpec(symmetric=True, momentum=0.5)
+    scheme = Scheme("mixed", (Rule("hidden", TensorSpec(symmetric=True), narrow), Rule()))
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, layers.Dense(3, name="head")(layers.Dense(5, name="hidden")(x)))
+    q = intact.quantize_model(model, scheme)
+    fakes = quantizers(q)
+    assert fakes["hidden"].symmetric
+    assert fakes["hidden"].momentum == 0.5
+    assert not fakes["head"].symmetric
+    assert not q.get_layer("hidden").per_axis
+    content = intact.export(ready(q))
+    sizes = {
+        t.name.decode() if isinstance(t.name, bytes) else t.name: len(t.quantization.scale)
+        for t in parse(content).subgraphs[0].tensors
+        if t.quantization is not None
+    }
+    assert sizes["hidden/kernel"] == 1
+    assert sizes["head/kernel"] == 3
+
+
+def test_weight_bits_without_a_kernel_are_refused():
+    scheme = Scheme("four", (Rule(weights=TensorSpec(bits=4, symmetric=True, per_axis=True)),))
+    with pytest.raises(intact.IntactError, match=r"'conv'.*4-bit.*\(8,\)"):
+        intact.quantize_model(cnn(), scheme)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "reason"),
+    [
+        (lambda: layers.Conv2DTranspose(2, 3, dilation_rate=2, name="bad"), (6, 6, 3), "dilation"),
+        (lambda: layers.BatchNormalization(axis=1, name="bad"), (6, 6, 3), "axis"),
+        (lambda: layers.UpSampling2D(interpolation="bicubic", name="bad"), (6, 6, 3), "bicubic"),
+        (lambda: layers.Flatten(name="bad"), (None, 6, 3), "must be known"),
+    ],
+)
+def test_refusals_come_before_training(layer, shape, reason):
+    model = keras.Sequential([keras.Input(shape), layer()])
+    with pytest.raises(intact.IntactError, match=rf"'bad' cannot be quantized.*{reason}") as error:
+        intact.quantize_model(model)
+    assert "intact.Rule('bad'" in str(error.value)
+
+
+def test_a_refused_layer_may_stay_in_float(rng):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            layers.Conv2D(3, 1, name="conv"),
+            layers.BatchNormalization(axis=1, name="bad"),
+        ]
+    )
+    scheme = Scheme("s", (Rule("bad", **FLOAT), Rule()))
+    assert intact.quantize_model(enliven(model, rng), scheme).output_shape == (None, 4, 4, 3)
+
+
+def test_unknown_scheme_names_the_known_ones():
+    with pytest.raises(intact.IntactError, match=r"'int7'.*float32, int8"):
+        intact.quantize_model(cnn(), "int7")
+
+
+def test_quantized_model_is_not_quantized_again():
+    q = intact.quantize_model(cnn())
+    with pytest.raises(intact.IntactError, match="quantized already"):
+        intact.quantize_model(q)
+
+
+def test_plan_prints_one_row_per_layer():
+    lines = str(intact.plan_model(cnn(), Scheme("s", (Rule("head", **FLOAT), Rule())))).split("\n")
+    assert [line.split()[0] for line in lines[1:]] == [
+        "conv",
+        "bn",
+        "act",
+        "depthwise",
+        "bn_2",
+        "act_2",
+        "pool",
+        "head",
+    ]
+    assert "folded" in lines[2]
+    assert "fused act" in lines[3]
+    assert "float (by rule)" in lines[8]
