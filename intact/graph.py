@@ -93,16 +93,29 @@ def view(model: keras.Model) -> Graph:
     nodes = []
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
-            nodes.append(
-                Node(
-                    node.operation,
-                    tuple(node.arguments.args),
-                    dict(node.arguments.kwargs),
-                    tuple(node.input_tensors),
-                    tuple(node.outputs),
-                )
-            )
+            nodes.append(_node(node))
     return Graph(tuple(nodes), tuple(model.inputs), tuple(model.outputs))
+
+
+def made_by(tensor: keras.KerasTensor) -> Node:
+    """The call that made a tensor, in whatever graph it stands."""
+    operation, index, _ = tensor._keras_history
+    return _node(operation._inbound_nodes[index])
+
+
+def _node(node: Any) -> Node:
+    return Node(
+        node.operation,
+        tuple(node.arguments.args),
+        dict(node.arguments.kwargs),
+        tuple(node.input_tensors),
+        tuple(node.outputs),
+    )
+
+
+def is_shared(layer: Any) -> bool:
+    """Whether a layer has been called more than once."""
+    return len(layer._inbound_nodes) > 1
 
 
 def is_graph(model: Any) -> bool:

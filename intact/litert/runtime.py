@@ -69,6 +69,7 @@ class LiteRTModel:
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise IntactError(f"LiteRT refuses this file: {error}") from error
+        self._one_by_one = False
         self._inputs = self._details("input")
         self._outputs = self._details("output")
         self.input_names, self.output_names = list(self._inputs), list(self._outputs)
@@ -123,7 +124,7 @@ class LiteRTModel:
                 chunk = {
                     n: np.concatenate([a, np.repeat(a[-1:], short, 0)]) for n, a in chunk.items()
                 }
-            for name, value in self._run(chunk).items():
+            for name, value in self._run_batch(chunk, dynamic).items():
                 parts[name].append(value[: size - short])
         results = {name: np.concatenate(values) for name, values in parts.items()}
         if not raw:
@@ -178,6 +179,20 @@ class LiteRTModel:
         if params is None:
             return value
         return (value.astype("float32") - np.float32(params[1])) * np.float32(params[0])
+
+    def _run_batch(self, chunk: dict[str, np.ndarray], dynamic: bool) -> dict[str, np.ndarray]:
+        if not self._one_by_one:
+            try:
+                return self._run(chunk)
+            except RuntimeError as error:
+                size = len(next(iter(chunk.values())))
+                if not dynamic or size == 1:
+                    raise IntactError(f"LiteRT cannot run this file: {error}") from error
+                # Some kernels (TRANSPOSE_CONV without XNNPACK) have their batch fixed.
+                self._one_by_one = True
+        samples = range(len(next(iter(chunk.values()))))
+        results = [self._run({n: a[i : i + 1] for n, a in chunk.items()}) for i in samples]
+        return {name: np.concatenate([r[name] for r in results]) for name in results[0]}
 
     def _run(self, chunk: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         resized = False

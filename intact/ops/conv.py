@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
+from intact.graph import is_shared, made_by
 from intact.numerics import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted, register_op
 
@@ -14,6 +15,46 @@ def channels_first(layer: Any) -> str | None:
     if getattr(layer, "data_format", "channels_last") == "channels_first":
         return "data_format 'channels_first' has no kernel; use 'channels_last'"
     return None
+
+
+def same_padding(sizes: Any, kernel: Any, strides: Any, dilation: Any) -> list[tuple[int, int]]:
+    """The zeros that SAME padding puts before and after each spatial axis.
+
+    Args:
+        sizes: Spatial sizes of the input.
+        kernel: Sizes of the kernel.
+        strides: Strides.
+        dilation: Dilation rates.
+
+    Returns:
+        `(before, after)` per axis.
+
+    Example:
+
+    >>> same_padding((8,), (3,), (2,), (1,))
+    [(0, 1)]
+    """
+    pads = []
+    for size, k, stride, rate in zip(sizes, kernel, strides, dilation, strict=True):
+        total = max((-(-size // stride) - 1) * stride + (k - 1) * rate + 1 - size, 0)
+        pads.append((total // 2, total - total // 2))
+    return pads
+
+
+class Convolution(Weighted):
+    """Base of the convolutions, which take over a zero padding that is SAME's."""
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        before = made_by(args[0])
+        if isinstance(before.layer, layers.ZeroPadding2D) and not is_shared(layer):
+            (x,) = before.inputs
+            sizes = x.shape[1:3]
+            if layer.padding == "valid" and channels_first(layer) is None and None not in sizes:
+                same = same_padding(sizes, layer.kernel_size, layer.strides, layer.dilation_rate)
+                if same == [tuple(pair) for pair in before.layer.padding]:
+                    return tracer.emit(layer, x, padding="same")
+        return tracer.emit(layer, args[0])
 
 
 def conv_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
@@ -36,7 +77,7 @@ def conv_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
 
 
 @register_op
-class Conv2D(Weighted):
+class Conv2D(Convolution):
     """A convolution, also strided, dilated or grouped."""
 
     keras_layers = (layers.Conv2D,)
@@ -72,7 +113,7 @@ class Conv2D(Weighted):
 
 
 @register_op
-class DepthwiseConv2D(Weighted):
+class DepthwiseConv2D(Convolution):
     """A convolution of each channel alone; every output channel has its own scale."""
 
     keras_layers = (layers.DepthwiseConv2D,)

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics import QTensor, Tensor, is_integer, round_clip, straight_through, unfused
 from intact.ops.base import SAME_AS_INPUT, Case, Op, register_op
-from intact.ops.conv import channels_first
+from intact.ops.conv import channels_first, same_padding
 from intact.quantizers import Arithmetic
 
 POOL_CASES = (
@@ -73,9 +73,11 @@ class AveragePooling2D(Op):
         count = ops.convert_to_tensor(size)
         if layer.padding == "same":
             # Windows that reach over the edge have fewer values.
-            inside = np.ones((1, *x.values.shape[1:3], 1), "float32")
+            sizes = x.values.shape[1:3]
+            pads = same_padding(sizes, layer.pool_size, layer.strides, (1, 1))
+            inside = np.pad(np.ones((1, *sizes, 1), "float32"), [(0, 0), *pads, (0, 0)])
             share = ops.average_pool(
-                ops.pad(inside, [[0, 0], *_same_pads(layer, inside.shape), [0, 0]]),
+                inside,
                 layer.pool_size,
                 layer.strides,
                 padding="valid",
@@ -93,14 +95,6 @@ class AveragePooling2D(Op):
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         builder.add("AVERAGE_POOL_2D", [node.input], [node.output], _options(node.layer))
-
-
-def _same_pads(layer: Any, shape: tuple) -> list[list[int]]:
-    pads = []
-    for size, pool, stride in zip(shape[1:3], layer.pool_size, layer.strides, strict=True):
-        total = max((-(-size // stride) - 1) * stride + pool - size, 0)
-        pads.append([total // 2, total - total // 2])
-    return pads
 
 
 class MeanArithmetic(Arithmetic):
