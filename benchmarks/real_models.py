@@ -70,7 +70,7 @@ def resnet() -> list[list[str]]:
     rows.append(row("ResNet-20", "post-training", q, x_test, y_test))
     epochs, batch = 2, 64
     steps = epochs * len(x) // batch
-    rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+    rate = keras.optimizers.schedules.CosineDecay(2e-4, steps)
     q.compile(
         keras.optimizers.SGD(rate, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

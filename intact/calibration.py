@@ -10,8 +10,8 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
-from intact.graph import view, with_outputs
-from intact.numerics import QTensor, to_numpy
+from intact.graph import Graph, Node, view, with_outputs
+from intact.numerics import QTensor, along, to_numpy
 from intact.observers import OBSERVERS, Observer
 from intact.ops.base import get_op
 from intact.quantizers import FakeQuantize
@@ -81,14 +81,14 @@ def calibrate(
     before = [to_numpy(variable) for variable in model.variables]
     try:
         with _observing(observed, observer):
+            shifting = [node for node in view(model).nodes if _Shift.applies(node.layer)]
+            shifts = [_Shift(node.layer)(node.inputs) for node in shifting]
+            runner = with_outputs(model, [*shifts, _Sink()(model.outputs)])
             if bias_correction:
-                _correct_biases(model, source, bar)
+                _correct_biases(shifting, _mean_outputs(runner, source, bar), view(model))
                 for layer in observed:
                     layer.reset()
-            runner = with_outputs(model, _Sink()(model.outputs))
-            for batch in source:
-                runner.predict_on_batch(batch)
-                bar.add(1)
+            _mean_outputs(runner, source, bar)
     except BaseException:
         # A calibration that fails leaves the model as it was.
         for variable, value in zip(model.variables, before, strict=True):
@@ -99,23 +99,23 @@ def calibrate(
     return model
 
 
-def _correct_biases(model: keras.Model, source: "_Source", bar: Any) -> None:
-    graph = view(model)
-    nodes = [node for node in graph.nodes if _Shift.applies(node.layer)]
-    if not nodes:
-        return
-    shifts = [_Shift(node.layer)(node.inputs) for node in nodes]
-    runner = with_outputs(model, [*shifts, _Sink()(model.outputs)])
-    sums = [0.0 for _ in nodes]
+def _mean_outputs(runner: keras.Model, source: "_Source", bar: Any) -> list[np.ndarray]:
+    """Run all batches; the mean of each output over them."""
+    sums: list[Any] = [0.0] * len(runner.outputs)
     for batch in source:
         found = runner.predict_on_batch(batch)
-        sums = [total + part[0] for total, part in zip(sums, found, strict=False)]
+        found = found if isinstance(found, list) else [found]
+        sums = [total + part.mean(axis=0) for total, part in zip(sums, found, strict=True)]
         bar.add(1)
+    return [total / source.seen for total in sums]
+
+
+def _correct_biases(nodes: list[Node], shifts: list[np.ndarray], graph: Graph) -> None:
     per_layer: dict[int, list[Any]] = {}
-    for node, total in zip(nodes, sums, strict=True):
-        per_layer.setdefault(id(node.layer), [node]).append(total / source.seen)
-    for node, *means in per_layer.values():
-        shift = np.mean(means, axis=0)
+    for node, shift in zip(nodes, shifts, strict=False):
+        per_layer.setdefault(id(node.layer), [node]).append(shift)
+    for node, *found in per_layer.values():
+        shift = np.mean(found, axis=0)
         following = graph.sole_consumer(node.outputs[0])
         if following and getattr(following.layer, "folds", False):
             moving_mean = following.layer.layer.moving_mean
@@ -138,12 +138,15 @@ class _Shift(keras.layers.Layer):
 
     def call(self, triple: Any) -> Any:
         (quantized,) = self._held
-        x, op = QTensor(*triple), get_op(quantized.layer)
+        x, layer = QTensor(*triple), quantized.layer
+        op = get_op(layer)
         values, scale = quantized.quantized_weights()["kernel"]
-        kernel = ops.convert_to_tensor(quantized.layer.kernel)
-        real = x.values * x.scale
-        exact = op.products(quantized.layer, real, kernel)
-        gap = exact - op.products(quantized.layer, real, values) * scale
+        axis = op.weights["kernel"].axis if quantized.per_axis else None
+        kernel = ops.convert_to_tensor(layer.kernel)
+        rounding = kernel - values * along(scale, axis, kernel.shape)
+        # Products are linear: the mean over the batch may be taken first.
+        mean = ops.mean(x.values * x.scale, axis=0, keepdims=True)
+        gap = op.products(layer, mean, rounding)
         return ops.mean(gap, axis=tuple(range(len(gap.shape) - 1)))[None]
 
     def compute_output_shape(self, shapes: Any) -> tuple[int, None]:

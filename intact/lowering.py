@@ -16,7 +16,7 @@ import numpy as np
 from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import Builder, Shape, Tensor
-from intact.numerics import Accumulator, host, quantize_weight, to_numpy
+from intact.numerics import Accumulator, along, host, quantize_weight, to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, SameAsInput, Weighted, get_op
 from intact.quantizers import FakeQuantize, check_calibrated
@@ -329,12 +329,6 @@ def _params(quantizer: FakeQuantize) -> tuple[float, int]:
     return scale, int(to_numpy(quantizer.zero_point.value))
 
 
-def _along(values: Any, axis: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    """Values per channel, shaped to broadcast along the channels' axes."""
-    kept = {a % len(shape) for a in axis}
-    return np.reshape(values, [n if a in kept else 1 for a, n in enumerate(shape)])
-
-
 def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
     op, layer = node.op, node.layer
@@ -360,7 +354,7 @@ def _settle_signs(node: LoweringNode) -> None:
     weight = node.op.weights.get("kernel")
     if sign.ndim:
         axis = weight.axis if weight else (-1,)
-        values = values * _along(sign, axis, values.shape)
+        values = values * along(sign, axis, values.shape, host)
     scale = np.abs(acc.weight_scale)
     if np.ndim(planned) == 0 and (scale == scale.flat[0]).all():
         # One scale for all channels was asked for, and biases left it so.
@@ -396,7 +390,7 @@ def _follow(before: LoweringNode, layer: Any) -> bool:
         values, _ = before.weights["kernel"]
         weight = before.op.weights.get("kernel")
         axis = weight.axis if weight else (-1,)
-        before.weights["kernel"] = (values * _along(factor, axis, values.shape), None)
+        before.weights["kernel"] = (values * along(factor, axis, values.shape, host), None)
         bias = 0.0 if before.real_bias is None else before.real_bias
         before.real_bias = bias * factor + offset
         return True

@@ -272,6 +272,24 @@ def quantize_weight(
     return _round(w * (np.float32(1) / scale), xp), xp.reshape(scale, () if axis is None else (-1,))
 
 
+def along(values: Any, axis: tuple[int, ...] | None, shape: tuple[int, ...], xp: Any = ops) -> Any:
+    """Values per channel, shaped to broadcast along the channels' axes.
+
+    Args:
+        values: Flat values, or a scalar where `axis` is None.
+        axis: The axes of the channels.
+        shape: The shape to broadcast to.
+        xp: `keras.ops`, or `host`.
+
+    Returns:
+        The values with as many axes as `shape`.
+    """
+    if axis is None:
+        return values
+    kept = {a % len(shape) for a in axis}
+    return xp.reshape(values, [n if a in kept else 1 for a, n in enumerate(shape)])
+
+
 def accumulator(values: Any, input_scale: Any, weight_scale: Any, xp: Any = ops) -> Accumulator:
     """Sums without a bias yet."""
     return Accumulator(values, xp.zeros_like(weight_scale), input_scale, weight_scale)

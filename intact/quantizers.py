@@ -235,7 +235,8 @@ class FakeQuantize(keras.layers.Layer):
         return QTensor(*(ops.where(ready, a, b) for a, b in pairs))
 
     def _value(self, name: str) -> Tensor:
-        return ops.convert_to_tensor(getattr(self, name))
+        # A copy: torch and TensorFlow would give the variable, which later calls change.
+        return getattr(self, name) * 1.0
 
     def _observe(self, slot: int, real: Tensor) -> None:
         observer = self.observer or MovingAverage(self.momentum)

@@ -12,8 +12,11 @@ from keras import layers
 from small import BACKENDS, cnn, enliven, host, mlp, quantizers, ranges
 
 import intact
+from intact import Rule, Scheme, TensorSpec
 
 SAMPLES = 64
+# Ranges that are those of the batch: rounding is then all that is not as in float.
+FOLLOW = Scheme("follow", (Rule(activations=TensorSpec(momentum=0.0)),))
 
 
 @pytest.fixture
@@ -49,30 +52,34 @@ def test_fit_lowers_the_loss_and_finds_the_ranges(optimizer, images):
 
 def test_batch_norm_learns_the_statistics_of_float_training(images):
     model = cnn()
-    q = compiled(intact.quantize_model(model))
-    fit(compiled(model), images)
-    fit(q, images)
+    q = intact.quantize_model(model, FOLLOW)
+    for m in (model, q):
+        fit(compiled(m, keras.optimizers.SGD(0.01)), images, epochs=5)
     for name in ("bn", "bn_2"):
         expected, found = model.get_layer(name), q.get_layer(name).layer
-        for attribute in ("moving_mean", "moving_variance"):
-            a, b = host(getattr(expected, attribute)), host(getattr(found, attribute))
-            scale = np.abs(a).max()
-            assert (a != (0.0 if attribute == "moving_mean" else 1.0)).all()
-            np.testing.assert_allclose(b, a, atol=0.05 * scale)
+        mean, variance = host(expected.moving_mean), host(expected.moving_variance)
+        assert (mean != 0).all()
+        assert (variance != 1).all()
+        moved = 1 - 0.99**20
+        deviation = np.sqrt(np.maximum((variance - 1) / moved + 1, 0))
+        gap = np.abs(host(found.moving_mean) - mean) / moved
+        assert (gap <= 0.1 * deviation).all(), (gap, deviation)
+        np.testing.assert_allclose(host(found.moving_variance) - 1, variance - 1, rtol=0.05)
 
 
 def test_batch_norm_alone_learns_the_statistics_too(rng):
     x = (rng.normal(size=(64, 5)) * [1, 2, 3, 4, 5] + [0, 1, 2, 3, 4]).astype("float32")
     model = keras.Sequential([keras.Input((5,)), layers.BatchNormalization(name="bn")])
-    q = intact.quantize_model(model)
+    q = intact.quantize_model(model, FOLLOW)
     q.compile("sgd", "mse")
     fit(q, (x, x))
     mean, variance = 0.0, 1.0
     for batch in np.split(x, 4):
         mean = 0.99 * mean + 0.01 * batch.mean(0)
         variance = 0.99 * variance + 0.01 * batch.var(0)
-    np.testing.assert_allclose(host(q.get_layer("bn").layer.moving_mean), mean, atol=2e-3)
-    np.testing.assert_allclose(host(q.get_layer("bn").layer.moving_variance), variance, rtol=0.02)
+    found = q.get_layer("bn").layer
+    np.testing.assert_allclose(host(found.moving_mean), mean, atol=1e-3)
+    np.testing.assert_allclose(host(found.moving_variance), variance, rtol=1e-3)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -148,7 +155,7 @@ def test_regularization_losses_survive(rng):
         ]
     )
     q = intact.quantize_model(enliven(model, rng))
-    expected, found = (sorted(float(loss) for loss in m.losses) for m in (model, q))
+    expected, found = (sorted(float(host(loss)) for loss in m.losses) for m in (model, q))
     assert len(expected) == 4
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -176,9 +183,11 @@ def test_separable_convolution_trains_as_in_float(images):
             layers.Dense(4),
         ]
     )
-    q = intact.quantize_model(model)
-    expected, found = (fit(compiled(m), images, epochs=5) for m in (model, q))
-    assert expected[-1] < 0.9 * expected[0]
+    q = intact.quantize_model(model, FOLLOW)
+    expected, found = (
+        fit(compiled(m, keras.optimizers.SGD(0.02)), images, epochs=5) for m in (model, q)
+    )
+    assert expected[-1] < 0.95 * expected[0]
     np.testing.assert_allclose(found, expected, rtol=0.03)
 
 
