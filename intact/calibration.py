@@ -196,6 +196,9 @@ class _Source:
             self._batches = list(itertools.islice(self._batches, self.steps))
         self.seen = 0
         for batch in itertools.islice(self._batches, self.steps):
+            if isinstance(batch, list) and 1 < len(batch) <= 3 and len(self.inputs) == 1:
+                # Torch's loaders collate to lists; only its first part can be the inputs.
+                batch = tuple(batch)
             batch = batch[0] if isinstance(batch, tuple) else batch
             arrays = check_batch(batch, self.inputs)
             self.seen += 1
@@ -236,7 +239,7 @@ def batches(data: Any, batch_size: int, inputs: int) -> Any:
             packed = keras.tree.pack_sequence_as(data, part)
             parts.append(list(packed) if isinstance(packed, tuple) else packed)
         return parts
-    if not hasattr(data, "__iter__"):
+    if not hasattr(data, "__iter__") or isinstance(data, str | bytes):
         raise InvalidDataError(
             "Expected arrays or something that yields batches. "
             f"Received: {data!r} of type {type(data).__name__}."
@@ -286,8 +289,13 @@ def check_batch(batch: Any, inputs: list[keras.KerasTensor]) -> list[np.ndarray]
     arrays = []
     for tensor, leaf in zip(inputs, leaves, strict=True):
         array = _host(leaf)
+        if array.dtype.kind in "OSU":
+            raise InvalidDataError(
+                f"Input {tensor.name!r} takes numbers. Received: an array of {array.dtype}."
+            )
+        # Any number of samples: a model built by its first call has that call's.
         fits = array.ndim == len(tensor.shape) and all(
-            want in (None, got) for want, got in zip(tensor.shape, array.shape, strict=True)
+            want in (None, got) for want, got in zip(tensor.shape[1:], array.shape[1:], strict=True)
         )
         if not fits:
             raise InvalidDataError(

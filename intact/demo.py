@@ -262,7 +262,7 @@ def _measure(name: str, model: keras.Model, data: Data, path: Path) -> Result:
     )
 
 
-def latency(path: Path, x: np.ndarray, repeats: int = 10, seconds: float = 0.1) -> float:
+def latency(path: Path, x: np.ndarray, repeats: int = 50, seconds: float = 0.02) -> float:
     """Time of one run of a file on one thread: the best of several repeats.
 
     Args:

@@ -16,6 +16,17 @@ CASES = [
 per_case = pytest.mark.parametrize(("name", "case"), CASES)
 _made = {}
 
+# Keras on torch repeats the edge where SAME average pooling leaves values out of the mean,
+# unlike its other backends and every runtime.
+UPSTREAM = {("torch", "AveragePooling2D-1")}
+
+
+@pytest.fixture
+def same_in_keras(name):
+    if (keras.backend.backend(), name) in UPSTREAM:
+        pytest.skip("this backend's own float layer computes something else")
+
+
 
 @pytest.fixture
 def calibrated(name, case):
@@ -41,7 +52,7 @@ def test_equals_litert(calibrated):
 
 
 @per_case
-def test_close_to_float(calibrated):
+def test_close_to_float(calibrated, same_in_keras):
     _, model, q, data = calibrated
     expected = model.predict(data, verbose=0)
     error = np.abs(q.predict(data, verbose=0) - expected)
@@ -62,7 +73,7 @@ def test_integer_only_file_has_integer_tensors(calibrated):
 
 
 @per_case
-def test_float_export_equals_keras(calibrated):
+def test_float_export_equals_keras(calibrated, same_in_keras):
     _, model, _, data = calibrated
     if any(
         "Elementwise" in str(step.op) or step.op == "Table"
@@ -112,7 +123,7 @@ def test_batch_is_dynamic(calibrated):
 
 
 @per_case
-def test_untrained_model_computes_in_float(calibrated):
+def test_untrained_model_computes_in_float(calibrated, same_in_keras):
     _, model, _, data = calibrated
     q = intact.quantize_model(model)
     assert any(isinstance(layer, FakeQuantize) for layer in q.layers)

@@ -63,31 +63,34 @@ class AveragePooling2D(Op):
 
     @classmethod
     def refuse(cls, layer: Any, shapes: list) -> str | None:
+        if layer.padding == "same" and None in shapes[0][1:3]:
+            return f"with SAME padding its spatial size must be known, received {shapes[0]}"
         return channels_first(layer)
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        mean = layer(x.values)
         size = float(layer.pool_size[0] * layer.pool_size[1])
-        count = ops.convert_to_tensor(size)
+        pads = [(0, 0)] * 4
         if layer.padding == "same":
-            # Windows that reach over the edge have fewer values.
             sizes = x.values.shape[1:3]
-            pads = same_padding(sizes, layer.pool_size, layer.strides, (1, 1))
-            inside = np.pad(np.ones((1, *sizes, 1), "float32"), [(0, 0), *pads, (0, 0)])
-            share = ops.average_pool(
-                inside,
-                layer.pool_size,
-                layer.strides,
-                padding="valid",
-                data_format="channels_last",
+            pads[1:3] = same_padding(sizes, layer.pool_size, layer.strides, (1, 1))
+
+        def window_sums(values: Tensor) -> Tensor:
+            means = ops.average_pool(
+                ops.pad(values, pads), layer.pool_size, layer.strides, "valid", "channels_last"
             )
-            count = ops.round(share * size)
+            return means * size
+
+        # Windows that reach over the edge have fewer values.
+        inside = np.ones((1, *x.values.shape[1:3], 1), "float32")
+        count = ops.round(window_sums(inside)) if layer.padding == "same" else size
+        total = window_sums(x.values)
+        mean = total / count
         # The kernel divides the sum of the stored integers, zero points included.
-        stored = ops.round(mean * count) + x.zero_point * count
+        stored = ops.round(total) + x.zero_point * count
         # Half a unit more keeps the floor clear of rounding; it changes no quotient.
-        half = ops.floor(count * 0.5) + 0.5
+        half = ops.floor(ops.convert_to_tensor(count) * 0.5) + 0.5
         quotient = ops.sign(stored) * ops.floor((ops.abs(stored) + half) / count)
         exact = ops.where(is_integer(x), quotient - x.zero_point, mean)
         return x._replace(values=straight_through(exact, mean))

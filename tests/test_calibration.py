@@ -1,0 +1,315 @@
+"""Calibration: every kind of data, and what is done about bad data."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from small import BACKENDS, enliven, host, mlp, quantizers, ranges, weights
+
+import intact
+from intact import InvalidDataError
+from intact.quantizers import FakeQuantize
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(70, 6)).astype("float32")
+
+
+@pytest.fixture
+def model(rng):
+    return enliven(mlp(), rng)
+
+
+@pytest.fixture
+def q(model):
+    return intact.quantize_model(model)
+
+
+@pytest.fixture
+def expected(model, x):
+    """The ranges that the whole array gives."""
+    return ranges_by_name(intact.calibrate(intact.quantize_model(model), x, verbose=0))
+
+
+def ranges_by_name(q):
+    return {
+        name: (float(host(fake.scale)), float(host(fake.zero_point)))
+        for name, fake in quantizers(q).items()
+    }
+
+
+def two_inputs():
+    a, b = keras.Input((3,), name="a"), keras.Input((5,), name="b")
+    mixed = layers.Concatenate()([layers.Dense(4)(a), layers.Dense(4)(b)])
+    return keras.Model([a, b], layers.Dense(2)(mixed))
+
+
+class Sequence(keras.utils.PyDataset):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        part = self.x[10 * index : 10 * index + 10]
+        return part, part[:, :3]
+
+
+def tensorflow_dataset(x):
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices((x, x[:, :3])).batch(16)
+
+
+def torch_loader(x):
+    torch = pytest.importorskip("torch")
+    dataset = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(x[:, :3]))
+    return torch.utils.data.DataLoader(dataset, batch_size=16)
+
+
+KINDS = {
+    "array": lambda x: x,
+    "float64": lambda x: x.astype("float64"),
+    "list of one": lambda x: [x],
+    "tuple of one": lambda x: (x,),
+    "dict": lambda x: {"features": x},
+    "list of samples": lambda x: list(x),
+    "backend tensor": lambda x: keras.ops.convert_to_tensor(x),
+    "generator": lambda x: (part for part in np.split(x, 7)),
+    "generator of dicts": lambda x: ({"features": part} for part in np.split(x, 7)),
+    "generator of lists with targets": lambda x: ([p, p[:, :3]] for p in np.split(x, 7)),
+    "generator with targets": lambda x: ((part, part[:, :3]) for part in np.split(x, 7)),
+    "PyDataset": Sequence,
+    "tf.data": tensorflow_dataset,
+    "torch DataLoader": torch_loader,
+}
+NEEDS = {"tf.data": "tensorflow", "torch DataLoader": "torch"}
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if NEEDS.get(k, "jax") in [*BACKENDS, "jax"]])
+def test_every_kind_of_data_gives_the_same_ranges(kind, q, x, expected):
+    assert intact.calibrate(q, KINDS[kind](x), verbose=0) is q
+    found = ranges_by_name(q)
+    for name, pair in expected.items():
+        np.testing.assert_allclose(found[name], pair, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda a, b: [a, b],
+        lambda a, b: (a, b),
+        lambda a, b: {"b": b, "a": a},
+        lambda a, b: iter([[a, b]]),
+        lambda a, b: iter([((a, b), np.zeros(40))]),
+        lambda a, b: iter([{"b": b, "a": a}]),
+        lambda a, b: iter([({"b": b, "a": a}, np.zeros(40))]),
+    ],
+    ids=["list", "tuple", "dict", "lists", "with targets", "dicts", "dicts with targets"],
+)
+def test_several_inputs(pack, rng):
+    a = rng.uniform(-1, 1, size=(40, 3)).astype("float32")
+    b = rng.uniform(0, 100, size=(40, 5)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(two_inputs()), pack(a, b), verbose=0)
+    found = quantizers(q)
+    np.testing.assert_allclose(float(host(found["a"].scale)), (a.max() - a.min()) / 255, rtol=1e-5)
+    np.testing.assert_allclose(float(host(found["b"].scale)), b.max() / 255, rtol=1e-5)
+
+
+def test_steps_limit_the_batches(q, x):
+    def endless():
+        while True:
+            taken.append(1)
+            yield x[:10] * len(taken)
+
+    taken = []
+    intact.calibrate(q, endless(), steps=3, verbose=0)
+    assert len(taken) == 3
+    np.testing.assert_allclose(
+        float(host(quantizers(q)["features"].maximum)[0]), 3 * x[:10].max(), rtol=1e-6
+    )
+
+
+def test_steps_limit_arrays_too(q, x):
+    x[10:] *= 100
+    intact.calibrate(q, x, steps=2, batch_size=5, verbose=0)
+    assert float(host(quantizers(q)["features"].maximum)[0]) == x[:10].max()
+
+
+def test_min_max_and_moving_average(q, x):
+    intact.calibrate(q, x[:64], batch_size=16, verbose=0)
+    features = quantizers(q)["features"]
+    assert float(host(features.maximum)[0]) == x[:64].max()
+    assert float(host(features.minimum)[0]) == x[:64].min()
+    intact.calibrate(q, x[:64], batch_size=16, observer="moving_average", verbose=0)
+    weight = 0.99 ** np.arange(3, -1, -1)
+    average = (weight * [part.max() for part in np.split(x[:64], 4)]).sum() / weight.sum()
+    np.testing.assert_allclose(float(host(features.maximum)[0]), average, rtol=1e-5)
+
+
+def test_calibrating_again_replaces_the_ranges(q, x, expected):
+    intact.calibrate(q, 10 * x, bias_correction=False, verbose=0)
+    intact.calibrate(q, x, bias_correction=False, verbose=0)
+    found = ranges_by_name(q)
+    np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-6)
+
+
+def test_ranges_are_of_float_activations(model, x):
+    q = intact.quantize_model(model)
+    intact.calibrate(q, x, bias_correction=False, verbose=0)
+    hidden = keras.Model(model.inputs, model.get_layer("hidden").output).predict(x, verbose=0)
+    assert abs(float(host(quantizers(q)["hidden_relu"].maximum)[0]) / hidden.max() - 1) < 0.02
+
+
+def coarse(rng):
+    """A layer in which one large weight per channel leaves few steps to the rest."""
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(4, name="head")])
+    kernel = rng.uniform(0.0, 0.04, size=(64, 4))
+    kernel[0] = 10.0
+    model.get_layer("head").kernel.assign(kernel)
+    x = rng.uniform(0.5, 1.0, size=(200, 64)).astype("float32")
+    x[:, 0] *= 0.01
+    return model, x
+
+
+def test_bias_correction_reduces_the_mean_error(rng):
+    model, x = coarse(rng)
+    exact = model.predict(x, verbose=0).mean(0)
+    errors = {}
+    for correction in (False, True):
+        q = intact.quantize_model(model)
+        intact.calibrate(q, x, bias_correction=correction, verbose=0)
+        errors[correction] = np.abs(q.predict(x, verbose=0).mean(0) - exact).max()
+    assert errors[True] < 0.1 * errors[False], errors
+
+
+def test_bias_correction_through_a_batch_norm(rng):
+    model, x = coarse(rng)
+    normed = keras.Sequential([keras.Input((64,)), *model.layers, layers.BatchNormalization()])
+    normed.layers[-1].moving_mean.assign([1.0, 2.0, 0.0, -1.0])
+    normed.layers[-1].gamma.assign([1.0, -2.0, 0.5, -1.0])
+    exact = normed.predict(x, verbose=0).mean(0)
+    errors = {}
+    for correction in (False, True):
+        q = intact.quantize_model(normed)
+        intact.calibrate(q, x, bias_correction=correction, verbose=0)
+        errors[correction] = np.abs(q.predict(x, verbose=0).mean(0) - exact).max()
+    assert errors[True] < 0.2 * errors[False], errors
+
+
+def test_a_second_calibration_leaves_the_biases(rng):
+    model, x = coarse(rng)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    bias = host(q.get_layer("head").layer.bias)
+    assert (bias != 0).all()
+    intact.calibrate(q, x, verbose=0)
+    np.testing.assert_array_equal(host(q.get_layer("head").layer.bias), bias)
+
+
+def test_calibration_after_training_leaves_the_biases(rng):
+    model, x = coarse(rng)
+    q = intact.quantize_model(model)
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    q.fit(x, x[:, :4], verbose=0)
+    intact.calibrate(q, x, verbose=0)
+    assert (host(q.get_layer("head").layer.bias) == 0).all()
+
+
+def test_training_goes_on_from_the_calibrated_range(q, x):
+    intact.calibrate(q, x, verbose=0)
+    features = quantizers(q)["features"]
+    before = float(host(features.maximum)[0])
+    q(np.full((4, 6), 100.0, "float32"), training=True)
+    assert before < float(host(features.maximum)[0]) < before + 0.02 * 100
+
+
+NAN = np.array([[np.nan] * 6] * 4, "float32")
+BAD = {
+    "empty array": (np.zeros((0, 6), "float32"), "empty"),
+    "empty list": ([], "empty"),
+    "empty generator": (lambda x: iter([]), "empty"),
+    "no steps": (lambda x: iter([x[:0]]), "empty"),
+    "NaN": (lambda x: np.concatenate([x, NAN]), "24 values that are NaN"),
+    "infinite": (lambda x: np.concatenate([x, NAN + np.inf, [[np.inf] * 6]]), "NaN or infinite"),
+    "NaN in a late batch": (lambda x: iter([x, x, NAN]), "'features'.*NaN"),
+    "wrong shape": (np.zeros((8, 5), "float32"), r"'features' takes shape \(None, 6\).*\(8, 5\)"),
+    "wrong rank": (np.zeros((8, 6, 1), "float32"), r"\(8, 6, 1\)"),
+    "a scalar": (np.float32(3.0), "shape|empty"),
+    "wrong shape in a late batch": (lambda x: iter([x, x[:, :5]]), r"\(70, 5\)"),
+    "wrong name": (lambda x: {"image": x}, r"no input named \['features'\].*image"),
+    "four arrays": (lambda x: iter([[x, x, x, x]]), "1 inputs.*4 arrays"),
+    "a number": (3, "Received: 3"),
+    "a string": ("data.npy", "data.npy"),
+    "text": (np.array([["a"] * 6]), "'features' takes numbers"),
+    "nothing": (None, "None"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("before", ["fresh", "calibrated"])
+def test_bad_data_is_an_error_and_changes_nothing(kind, before, q, x):
+    if before == "calibrated":
+        intact.calibrate(q, x, verbose=0)
+    kept = ranges(q), weights(q)
+    data, message = BAD[kind]
+    with pytest.raises(InvalidDataError, match=message):
+        intact.calibrate(q, data(x) if callable(data) else data, verbose=0)
+    for path, value in ranges(q).items():
+        np.testing.assert_array_equal(value, kept[0][path])
+    for old, new in zip(kept[1], weights(q), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert all(f.observer is None for f in q.layers if isinstance(f, FakeQuantize))
+
+
+def test_a_generator_that_fails_leaves_the_model_as_it_was(q, x):
+    def broken():
+        yield x
+        raise KeyError("lost")
+
+    kept = weights(q)
+    with pytest.raises(KeyError, match="lost"):
+        intact.calibrate(q, broken(), verbose=0)
+    for old, new in zip(kept, weights(q), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_a_model_built_by_its_first_call_takes_any_number_of_samples(rng):
+    model = keras.Sequential([layers.Dense(3, name="head")])
+    x = rng.normal(size=(70, 6)).astype("float32")
+    model.predict(x, verbose=0)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    found = intact.load_litert(intact.export(q)).predict(x)
+    np.testing.assert_array_equal(found, q.predict(x, verbose=0))
+
+
+def test_inputs_of_different_lengths(rng):
+    q = intact.quantize_model(two_inputs())
+    with pytest.raises(InvalidDataError, match=r"same number of samples.*\[7, 8\]"):
+        intact.calibrate(q, [np.zeros((8, 3)), np.zeros((7, 5))], verbose=0)
+
+
+def test_a_float_model_has_nothing_to_calibrate(model, x):
+    with pytest.raises(intact.IntactError, match="quantize_model"):
+        intact.calibrate(model, x, verbose=0)
+
+
+def test_unknown_observer_names_the_known_ones(q, x):
+    with pytest.raises(intact.IntactError, match=r"'mean'.*min_max, moving_average"):
+        intact.calibrate(q, x, observer="mean", verbose=0)
+
+
+def test_progress_is_shown_or_not(q, x, capsys):
+    intact.calibrate(q, x, verbose=0)
+    assert capsys.readouterr().out == ""
+    intact.calibrate(q, x, verbose=1)
+    assert "3/3" in capsys.readouterr().out
+
+
+def test_constant_and_zero_data_are_safe(q):
+    for value in (0.0, 5.0, -5.0):
+        intact.calibrate(q, np.full((10, 6), value, "float32"), verbose=0)
+        found = q.predict(np.full((4, 6), value, "float32"), verbose=0)
+        assert np.isfinite(found).all()
+        assert intact.export(q)
