@@ -139,7 +139,7 @@ class _Shift(keras.layers.Layer):
     def call(self, triple: Any) -> Any:
         (quantized,) = self._held
         x, layer = QTensor(*triple), quantized.layer
-        op = get_op(layer)
+        op: Any = get_op(layer)
         values, scale = quantized.quantized_weights()["kernel"]
         axis = op.weights["kernel"].axis if quantized.per_axis else None
         kernel = ops.convert_to_tensor(layer.kernel)

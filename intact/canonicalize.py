@@ -105,8 +105,8 @@ class Tracer:
         graph = view(model)
         tensors: dict[int, Any] = {}
         flat_args = keras.tree.flatten(args)
-        for old, new in zip(graph.inputs, flat_args, strict=True):
-            tensors[id(old)] = new
+        for old, arg in zip(graph.inputs, flat_args, strict=True):
+            tensors[id(old)] = arg
 
         def new(value: Any) -> Any:
             return tensors[id(value)] if isinstance(value, keras.KerasTensor) else value

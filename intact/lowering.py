@@ -16,7 +16,7 @@ import numpy as np
 from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import Builder, Shape, Tensor
-from intact.numerics import Accumulator, along, host, quantize_weight, to_numpy
+from intact.numerics import along, host, quantize_weight, to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, SameAsInput, Weighted, get_op
 from intact.quantizers import FakeQuantize, check_calibrated
@@ -48,7 +48,7 @@ class LoweringNode:
     shape: Shape
     name: str
     weights: dict[str, tuple[np.ndarray, Any]] = field(default_factory=dict)
-    sums: Accumulator | None = None
+    sums: Any = None
     real_bias: np.ndarray | None = None
     activation: str = "NONE"
     _output: Tensor | None = None
@@ -102,8 +102,7 @@ class LoweringNode:
         name = f"{self.layer.name}/bias"
         builder = self.lowering.builder
         if self.sums is None:
-            channels = self.shape[-1]
-            bias = np.zeros(channels) if self.real_bias is None else self.real_bias
+            bias = np.zeros(self.shape[-1] or 0) if self.real_bias is None else self.real_bias
             return builder.constant(bias.astype("float32"), name)
         acc = self.sums
         scale = acc.input_scale * acc.weight_scale
@@ -141,7 +140,7 @@ class _Lowering:
         self.dtypes = (input_dtype, output_dtype)
         self.builder = Builder("intact")
         self.tensors: dict[int, Tensor] = {}
-        self.pending: dict[int, LoweringNode] = {}
+        self.pending: dict[int, Any] = {}
         self.float_ops: list[str] = []
         self.quantized = any(isinstance(layer, FakeQuantize) for layer in model.layers)
 
@@ -152,7 +151,7 @@ class _Lowering:
             if not node.is_input:
                 self._node(node)
         names = _names(structure(self.model)[1], self.graph)
-        outputs = []
+        outputs: list[tuple[str, Tensor]] = []
         for name, tensor in zip(names, self.graph.outputs, strict=True):
             outputs.append((name, self._output(tensor, [t for _, t in inputs + outputs])))
         if integer_only and self.float_ops:
@@ -324,7 +323,7 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
     return f"{name}/{slot}" if slot else name
 
 
-def _params(quantizer: FakeQuantize) -> tuple[float, int]:
+def _params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
     scale = np.float32(to_numpy(quantizer.scale.value))
     return scale, int(to_numpy(quantizer.zero_point.value))
 
@@ -340,7 +339,7 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
             value = getattr(layer, name)
             node.weights[name] = quantize_weight(value, quantized.weight_bits, axis, host)
     else:
-        node.weights["kernel"] = op.unit(node.input.shape[-1])
+        node.weights["kernel"] = op.unit(node.input.shape[-1] or 0)
     _, scale = node.weights["kernel"]
     node.sums = op.units(layer, node.input.scale, scale, host)
 
@@ -360,9 +359,7 @@ def _settle_signs(node: LoweringNode) -> None:
         # One scale for all channels was asked for, and biases left it so.
         scale = scale.flat[0]
     node.weights["kernel"] = (values, scale)
-    bias = acc.bias * sign
-    if bias.ndim == 0 or bias.size != node.shape[-1]:
-        bias = np.broadcast_to(bias, (node.shape[-1],))
+    bias = np.broadcast_to(acc.bias * sign, (node.shape[-1] or 0,))
     node.sums = acc._replace(bias=bias, weight_scale=scale)
 
 
@@ -372,7 +369,7 @@ def _float_weights(node: LoweringNode) -> None:
     if not issubclass(op, Weighted):
         return
     if not op.weights:
-        factor, node.real_bias = op.factors(layer, node.input.shape[-1])
+        factor, node.real_bias = op.factors(layer, node.input.shape[-1] or 0)
         node.weights["kernel"] = (factor, None)
         return
     for name in op.weights:
@@ -386,7 +383,7 @@ def _follow(before: LoweringNode, layer: Any) -> bool:
     op = get_op(layer)
     folds = before.op.folds_batch_norm and op.folds_into_weights(layer, before.shape)
     if folds and before.activation == "NONE":
-        factor, offset = op.factors(layer, before.shape[-1])
+        factor, offset = op.factors(layer, before.shape[-1] or 0)
         values, _ = before.weights["kernel"]
         weight = before.op.weights.get("kernel")
         axis = weight.axis if weight else (-1,)

@@ -11,7 +11,7 @@ import keras
 from intact.errors import IntactError
 from intact.graph import Graph, Node, view
 from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, Fixed, Observed, SameAsInput, get_op
+from intact.ops.base import AllSame, Fixed, Observed, Op, SameAsInput, get_op
 from intact.scheme import Rule, Scheme, TensorSpec
 
 
@@ -173,17 +173,21 @@ class _Planner:
                 "Change the layer, or keep it in float with a rule: "
                 f"`intact.Rule({layer.name!r}, weights=None, activations=None)`."
             )
+        bits = rule.weights.bits if rule.weights else 0
         for name, weight in op.weights.items():
-            if rule.weights.bits not in weight.bits:
+            if bits not in weight.bits:
                 raise IntactError(
-                    f"{type(layer).__name__} {layer.name!r} cannot use {rule.weights.bits}-bit "
+                    f"{type(layer).__name__} {layer.name!r} cannot use {bits}-bit "
                     f"weights for {name!r}. Supported bits: {weight.bits}. "
                     "Exclude the layer by a rule, or set bits to one of these."
                 )
         return step
 
-    def _rule(self, node: Node) -> Rule:
-        return self.scheme.rule_for(node.layer)
+    def _spec(self, node: Node) -> TensorSpec:
+        """How the output of an integer node is quantized."""
+        spec = self.scheme.rule_for(node.layer).activations
+        assert spec is not None
+        return spec
 
     # Ranges ---------------------------------------------------------------------------
 
@@ -224,7 +228,7 @@ class _Planner:
         if id(tensor) not in self.tensor_range:
             # A model input, or the output of a float node: quantized on the way in.
             source = self.graph.producer(tensor).layer.name
-            spec = self._rule(reader).activations
+            spec = self._spec(reader)
             found = self._new_range(source, spec)
             self.entries[id(tensor)] = self._site(source, found, "real")
             self.tensor_range[id(tensor)] = found
@@ -234,7 +238,7 @@ class _Planner:
 
     def _place(self, node: Node, step: Step) -> None:
         op = get_op(node.layer)
-        spec = self._rule(node).activations
+        spec = self._spec(node)
         inputs = [self._range_of(tensor, node) for tensor in node.inputs]
         if isinstance(op.output, SameAsInput):
             for tensor in node.outputs:
@@ -255,7 +259,7 @@ class _Planner:
         elif free:
             common = free[0]
         else:
-            common = self._new_range(node.layer.name, self._rule(node).activations)
+            common = self._new_range(node.layer.name, self._spec(node))
         for index, found in enumerate(inputs):
             found = self._root(found)
             if not self._merge(common, found):
@@ -263,7 +267,7 @@ class _Planner:
                 step.requantize[index] = self._site(name, common, "requantize")
         return common
 
-    def _close_chain(self, node: Node, op: type, found: RangePlan) -> None:
+    def _close_chain(self, node: Node, op: type[Op], found: RangePlan) -> None:
         """Follow batch norm and activation into the op; quantize what comes out."""
         last = node
         lower, upper = relu_bounds(node.layer) or (None, None)

@@ -73,7 +73,7 @@ class Comparison:
         return min(shares) if shares else None
 
     def __str__(self) -> str:
-        rows = [("", "values", "differ", "max LSB", "top-1 same")]
+        rows: list[tuple[str, ...]] = [("", "values", "differ", "max LSB", "top-1 same")]
         for kind, entries in (("output", self.outputs), ("layer", self.layers)):
             for a in entries:
                 top1 = "" if a.top1 is None else f"{100 * a.top1:.2f} %"
@@ -153,7 +153,7 @@ def compare(
             "Compare a model with the file that was exported from it."
         )
     pairs = [*zip(plain.output_names, plain.output_tensors, strict=True), *((n, n) for n in names)]
-    totals = [[0, 0, 0.0, 0, 0] for _ in pairs]
+    totals: list[list[Any]] = [[0, 0, 0.0, 0, 0] for _ in pairs]
     samples = len(arrays[0])
     for start in range(0, samples, batch_size):
         part = [a[start : start + batch_size] for a in arrays]

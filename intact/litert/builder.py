@@ -58,7 +58,7 @@ class Operator:
 
     name: str
     version: int
-    inputs: list[Tensor | None]
+    inputs: list[Any]
     outputs: list[Tensor]
     options: dict[str, Any] = field(default_factory=dict)
 

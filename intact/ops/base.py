@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from intact.errors import UnsupportedLayerError
@@ -153,6 +154,26 @@ class Op:
         return False
 
     @classmethod
+    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+        """Apply an op that folds into weights to the sums of the op before it.
+
+        Args:
+            layer: The canonical layer.
+            acc: The sums; their values are only looked at while training.
+            training: Whether the model trains.
+            xp: `keras.ops`, or `intact.numerics.host`.
+
+        Returns:
+            The sums, with another bias and weight scale.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The real factor and offset of each channel, of an op that scales and shifts them."""
+        raise NotImplementedError
+
+    @classmethod
     def call(
         cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
     ) -> Any:
@@ -214,6 +235,11 @@ class Weighted(Op):
             x: The input: whole numbers (or, for `real` use, real ones).
             kernel: The weights, likewise.
         """
+        raise NotImplementedError
+
+    @classmethod
+    def unit(cls, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The kernel of an op without `weights`: whole numbers and their scales."""
         raise NotImplementedError
 
     @classmethod

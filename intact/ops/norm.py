@@ -38,7 +38,6 @@ class ByChannel(Weighted):
 
     @classmethod
     def unit(cls, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """The kernel of a convolution by 1: whole numbers and their scales."""
         ones = np.ones(channels, "float32")
         return ones * np.float32(UNIT), ones * np.float32(1 / UNIT)
 
@@ -48,11 +47,6 @@ class ByChannel(Weighted):
         _, scale = cls.unit(x.values.shape[-1])
         acc = cls.units(layer, x.scale, ops.convert_to_tensor(scale), ops)
         return acc._replace(values=x.values * UNIT)
-
-    @classmethod
-    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """The real factor and offset of each channel."""
-        raise NotImplementedError
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -82,7 +76,8 @@ class ByChannel(Weighted):
 class BatchNormalization(ByChannel):
     """Folds into the weights before it; alone, it is a depthwise convolution by 1.
 
-    While training it uses and updates its statistics as in float.
+    While training it uses and updates its statistics as in float. Both ways it is
+    `gamma * (x - mean) / sqrt(variance + epsilon) + beta` (arXiv:1502.03167).
     """
 
     keras_layers = (layers.BatchNormalization,)
@@ -109,14 +104,6 @@ class BatchNormalization(ByChannel):
 
     @classmethod
     def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
-        """Apply to the sums of the op before: `gamma * (x - mean) / sigma + beta`.
-
-        Args:
-            layer: The batch norm layer.
-            acc: The sums; their values are only looked at while training.
-            training: Whether to use, and learn from, the batch's statistics.
-            xp: `keras.ops`, or `intact.numerics.host`.
-        """
         mean, variance = (
             xp.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)
         )
