@@ -27,7 +27,6 @@ def same_in_keras(name):
         pytest.skip("this backend's own float layer computes something else")
 
 
-
 @pytest.fixture
 def calibrated(name, case):
     """Model, calibrated model and data of a case; made once, for the tests change none."""

@@ -1,0 +1,73 @@
+"""Imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import intact
+
+PACKAGE = Path(intact.__file__).parent
+
+# From the bottom up; a module may import those of lower rank, and its own folder.
+RANKS = {
+    "errors": 0,
+    "kernels": 0,
+    "numerics": 1,
+    "observers": 2,
+    "scheme": 2,
+    "graph": 2,
+    "litert": 2,
+    "quantizers": 3,
+    "ops": 4,
+    "canonicalize": 5,
+    "plan": 6,
+    "training": 7,
+    "calibration": 8,
+    "lowering": 8,
+    "report": 9,
+    "api": 10,
+    "demo": 11,
+    "cli": 12,
+}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def rank_name(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path):
+    """Modules imported at run time; those only for type checkers do not count."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = rank_name(path)
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] != "intact" or len(parts) == 1 or parts[1] == own:
+            continue
+        assert RANKS[parts[1]] < RANKS[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "litert").glob("*.py")), ids=lambda p: p.name)
+def test_litert_knows_no_keras(path):
+    for module in imports(path):
+        assert module.split(".")[0] not in ("keras", "jax", "torch", "tensorflow")
+        if module.startswith("intact"):
+            assert module.startswith(("intact.litert", "intact.errors"))
