@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
@@ -27,8 +28,7 @@ def main(model_path: str, calibration_path: str, out: str) -> None:
         converter.representative_dataset = lambda: ([x[None]] for x in samples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         content = converter.convert()
-    with open(out, "wb") as file:
-        file.write(content)
+    Path(out).write_bytes(content)
     print(f"seconds {time.perf_counter() - start:.2f}")
 
 

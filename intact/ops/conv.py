@@ -67,7 +67,7 @@ def conv_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
         Case(lambda: layer(**extra, kernel_size=3, activation="relu6"), (8, 9, 4), high=2.0),
         Case(
             lambda: (
-                lambda x: layers.ReLU(0.5)(
+                lambda x: layers.ReLU(5.0)(
                     layers.BatchNormalization()(layer(**extra, kernel_size=3, padding="same")(x))
                 )
             ),
