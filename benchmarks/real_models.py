@@ -151,15 +151,15 @@ def kws() -> list[list[str]]:
         keras.utils.set_random_seed(seed)
         model = ds_cnn(int(y.max()) + 1)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        steps = 30 * len(x) // 64
+        steps = 20 * len(x) // 64
         rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
-        model.compile(keras.optimizers.Adam(rate), loss)
-        model.fit(x, y, 64, epochs=30, verbose=0)
+        model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
+        model.fit(x, y, 64, epochs=20, verbose=0)
         found["float"].append(floating("DS-CNN", model, x_test, y_test))
         q = intact.calibrate(intact.quantize_model(model), x[:100], verbose=0)
         found["post-training"].append(row("DS-CNN", names[1], q, x_test, y_test))
         rate = keras.optimizers.schedules.CosineDecay(2e-4, 5 * len(x) // 64)
-        q.compile(keras.optimizers.Adam(rate), loss)
+        q.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
         q.fit(x, y, 64, epochs=5, verbose=0)
         found[names[2]].append(row("DS-CNN", names[2], q, x_test, y_test))
     rows = []
@@ -301,7 +301,8 @@ def markdown(name: str, rows: list[list[str]]) -> str:
     rows = rows if name.startswith("speed") else [HEADING, *rows]
     lines = ["| " + " | ".join(r) + " |" for r in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
-    command = f"`python benchmarks/real_models.py {name}`"
+    backend = keras.backend.backend()
+    command = f"`KERAS_BACKEND={backend} python benchmarks/real_models.py {name}`"
     return "\n".join([f"## {name}", "", SECTIONS[name].__doc__ or "", "", *lines, "", command, ""])
 
 

@@ -1,5 +1,6 @@
 """intact: quantization for Keras 3, to LiteRT, with the outputs seen in Keras."""
 
+from intact import backend  # first: it chooses, and Keras reads the choice
 from intact.api import export, freeze_ranges, plan_model, quantize_model
 from intact.calibration import calibrate
 from intact.errors import (

@@ -12,6 +12,7 @@ PACKAGE = Path(intact.__file__).parent
 # From the bottom up; a module may import those of lower rank, and its own folder.
 RANKS = {
     "errors": 0,
+    "backend": 0,
     "kernels": 0,
     "numerics": 1,
     "observers": 2,

@@ -67,11 +67,12 @@ class LiteRTModel:
                 experimental_op_resolver_type=self.resolvers[kernels],
             )
             self.interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
+            self._inputs = self._details("input")
+            self._outputs = self._details("output")
+        except (RuntimeError, ValueError, KeyError) as error:
+            # Wrong bytes in a name surface as a Unicode or key error.
             raise IntactError(f"LiteRT refuses this file: {error}") from error
         self._one_by_one = False
-        self._inputs = self._details("input")
-        self._outputs = self._details("output")
         self.input_names, self.output_names = list(self._inputs), list(self._outputs)
         self.output_tensors = [d["name"] for d in self.interpreter.get_output_details()]
 
