@@ -41,7 +41,7 @@ def quantize_model(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
     >>> q.output_shape
     (None, 2)
     """
-    if isinstance(model, keras.Model) and is_quantized(model):
+    if is_quantized(model):
         raise IntactError(
             f"Model {model.name!r} is quantized already. Pass the float model it was made from."
         )
@@ -67,7 +67,9 @@ def plan_model(model: keras.Model, scheme: str | Scheme = "int8") -> Plan:
 
 def is_quantized(model: keras.Model) -> bool:
     """Whether a model came from `quantize_model`."""
-    return any(isinstance(layer, FakeQuantize | Quantized) for layer in model.layers)
+    return isinstance(model, keras.Model) and any(
+        isinstance(layer, FakeQuantize | Quantized) for layer in model.layers
+    )
 
 
 def export(

@@ -5,6 +5,7 @@ norm, activation, output range), and is then written; what was decided by the pl
 only followed here.
 """
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -425,16 +426,17 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
         ExportError: The path is a folder, or cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
-    if not path.parent.is_dir():
-        raise ExportError(
-            f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
-        )
     part = path.with_name(f".{path.name}.part")
     try:
+        if path.is_dir():
+            raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
+        if not path.parent.is_dir():
+            raise ExportError(
+                f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
+            )
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise ExportError(f"Cannot write {str(path)!r}: {error.strerror}.") from error

@@ -158,6 +158,10 @@ class LiteRTModel:
             fits = array.ndim == len(shape) and all(
                 want in (-1, got) for want, got in zip(shape[1:], array.shape[1:], strict=False)
             )
+            if array.ndim and array.dtype.kind in "OSU":
+                raise InvalidDataError(
+                    f"Input {name!r} takes numbers. Received: an array of {array.dtype}."
+                )
             if not fits:
                 raise InvalidDataError(
                     f"Input {name!r} takes shape {tuple(int(s) for s in shape)}, -1 for any size. "
