@@ -61,6 +61,14 @@ def plan_model(model: keras.Model, scheme: str | Scheme = "int8") -> Plan:
 
     Raises:
         UnsupportedLayerError: A layer has no integer form.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu", name="a")])
+    >>> print(plan_model(model))
+    layer   op     type  output range
+    a       Dense  int8  -
+    a_relu  ReLU   int8  fused a_relu
     """
     return make_plan(canonicalize(model), get_scheme(scheme))
 
@@ -126,6 +134,15 @@ def freeze_ranges(model: keras.Model, frozen: bool = True) -> None:
 
     Raises:
         NotCalibratedError: There are ranges to freeze that have seen no data.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import intact
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model)
+    >>> q = intact.calibrate(q, np.random.default_rng(0).normal(size=(100, 4)), verbose=0)
+    >>> freeze_ranges(q)  # from here on, `q.fit(...)` trains the weights alone
     """
     if frozen:
         check_calibrated(model, "freezing its ranges")

@@ -8,6 +8,7 @@ data seen, never from a constant.
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 from keras import ops
 
 from intact.numerics import Tensor
@@ -85,7 +86,9 @@ class MovingAverage(Observer):
 
     def update(self, state: Range, minimum: Tensor, maximum: Tensor) -> Range:
         count = state.count + 1.0
-        step = (1.0 - self.momentum) / (1.0 - ops.power(self.momentum, count))
+        # In float32 on both sides, so that the first step is exactly 1.
+        rest = float(np.float32(1) - np.float32(self.momentum))
+        step = rest / (1.0 - ops.power(self.momentum, count))
         return Range(
             state.minimum + step * (minimum - state.minimum),
             state.maximum + step * (maximum - state.maximum),

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,8 +12,9 @@ from intact.errors import IntactError, InvalidDataError
 from intact.graph import view, with_outputs
 from intact.litert.runtime import expose, load_litert
 from intact.lowering import tensor_name
-from intact.numerics import dequantize
+from intact.numerics import dequantize, to_numpy
 from intact.quantizers import FakeQuantize
+from intact.training import Dequantize
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Agreement:
         max_lsb: The largest difference, in units of the tensor's scale.
         top1: Share of samples whose largest value is in the same place (outputs of
             rank 2 only).
+
+    Example:
+
+    >>> Agreement("head", values=1000, different=5, max_lsb=1.0).share_equal
+    0.995
     """
 
     name: str
@@ -50,6 +55,14 @@ class Comparison:
         outputs: One entry per output.
         layers: One entry per quantized tensor on the way, in the order of the graph.
         samples: How many samples were compared.
+
+    Example:
+
+    >>> head = Agreement("head", values=1000, different=5, max_lsb=1.0, top1=1.0)
+    >>> print(Comparison((head,), (), samples=100))
+    Keras against LiteRT, 100 samples
+                 values  differ  max LSB  top-1 same
+    output head    1000       5        1    100.00 %
     """
 
     outputs: tuple[Agreement, ...]
@@ -143,16 +156,16 @@ def compare(
     """
     arrays = check_batch(x, model.inputs)
     names, tensors = _quantized_tensors(model) if per_layer else ([], [])
-    content = file if isinstance(file, bytes) else Path(file).read_bytes()
     runner = with_outputs(model, [*model.outputs, *tensors])
-    exposed = load_litert(expose(content, names), kernels=kernels)
-    plain = load_litert(content)
+    plain = load_litert(file)
+    exposed = load_litert(expose(plain.content, names), kernels=kernels)
     if len(plain.output_names) != len(model.outputs):
         raise IntactError(
             f"The file has {len(plain.output_names)} outputs, the model {len(model.outputs)}. "
             "Compare a model with the file that was exported from it."
         )
     pairs = [*zip(plain.output_names, plain.output_tensors, strict=True), *((n, n) for n in names)]
+    steps = [*(_step(model, tensor) for tensor in model.outputs), *(1.0 for _ in names)]
     totals: list[list[Any]] = [[0, 0, 0.0, 0, 0] for _ in pairs]
     samples = len(arrays[0])
     for start in range(0, samples, batch_size):
@@ -163,7 +176,7 @@ def compare(
         for i, (_, tensor) in enumerate(pairs):
             theirs = found[tensor] if isinstance(found, dict) else found
             params = exposed.output_params(tensor)
-            _count(totals[i], seen[i], theirs, params, i < len(model.outputs))
+            _count(totals[i], seen[i], theirs, params, steps[i], i < len(model.outputs))
     results = [
         Agreement(name, t[0], t[1], t[2], t[3] / t[4] if t[4] else None)
         for (name, _), t in zip(pairs, totals, strict=True)
@@ -192,17 +205,30 @@ class _Stored(keras.layers.Layer):
         return shapes[0]
 
 
+def _step(model: keras.Model, output: keras.KerasTensor) -> float:
+    """The scale of an output's integers; 1 if it is float through and through."""
+    graph = view(model)
+    node = graph.producer(output)
+    if not isinstance(node.layer, Dequantize):
+        return 1.0
+    while not isinstance(node.layer, FakeQuantize):
+        node = graph.producer(node.inputs[0])
+    return float(to_numpy(node.layer.scale))
+
+
 def _count(
-    total: list[Any], ours: np.ndarray, values: np.ndarray, params: Any, is_output: bool
+    total: list[Any],
+    ours: np.ndarray,
+    values: np.ndarray,
+    params: Any,
+    step: float,
+    is_output: bool,
 ) -> None:
     if ours.shape != values.shape:
         raise InvalidDataError(f"Shapes differ: {ours.shape} in Keras, {values.shape} in LiteRT.")
     if is_output and params is not None:
-        real = dequantize(values, *params)
-        gap = np.abs(ours - real) / params[0]
-        values = real
-    else:
-        gap = np.abs(ours - values.astype("float32"))
+        values = dequantize(values, *params)
+    gap = np.abs(ours - values.astype("float32")) / np.float32(step)
     total[0] += gap.size
     total[1] += int((gap > 1e-3).sum() if params is not None else (ours != values).sum())
     total[2] = max(total[2], float(gap.max()))

@@ -28,6 +28,16 @@ def load_litert(
 
     Raises:
         IntactError: There is no such file, or it is not a LiteRT file that runs.
+
+    Example:
+
+    >>> import intact, keras
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+    >>> file = load_litert(intact.export(model))
+    >>> file.input_names, file.output_names
+    (['x'], ['y'])
+    >>> file.predict(np.zeros((3, 4))).shape
+    (3, 2)
     """
     if not isinstance(file, bytes):
         path = Path(file)
@@ -44,6 +54,14 @@ class LiteRTModel:
         content: The file's bytes.
         threads: Threads that the runtime may use.
         kernels: As for `load_litert`.
+
+    Example:
+
+    >>> import intact, keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> file = LiteRTModel(intact.export(model))
+    >>> file.predict(np.zeros((3, 4))).tolist()
+    [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     """
 
     resolvers = {
@@ -234,6 +252,11 @@ def expose(content: bytes, names: list[str]) -> bytes:
         t.name.decode() if isinstance(t.name, bytes) else t.name: i
         for i, t in enumerate(graph.tensors)
     }
+    unknown = [name for name in names if name not in index]
+    if unknown:
+        raise IntactError(
+            f"The file has no tensors {unknown}: it was not exported from this model."
+        )
     graph.outputs = [*graph.outputs, *(index[n] for n in names if index[n] not in graph.outputs)]
     model.signatureDefs = []
     return pack(model)

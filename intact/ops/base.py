@@ -98,6 +98,16 @@ class Op:
     * `clamps_by_range`: whether it relies on its output's range to saturate.
     * `notes`: constraints in words.
     * `cases`: models that test it.
+
+    Example:
+
+    >>> from keras import layers
+    >>> class DenseRelu(Op):
+    ...     "A composite: it is only traced, into ops that there are."
+    ...
+    ...     @classmethod
+    ...     def trace(cls, layer, args, kwargs, tracer):
+    ...         return tracer.emit(layers.ReLU(), tracer.emit(layer.dense, args[0]))
     """
 
     keras_layers: ClassVar[tuple[type, ...]] = ()

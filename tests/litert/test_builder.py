@@ -98,13 +98,15 @@ def test_quantized_constant_saturates():
     assert stored.tolist() == [-128, -5, -2, 127]
 
 
-@pytest.mark.parametrize("sizes", [(None, 8), (4, 2)])
-def test_reshape_keeps_the_unknown_size(sizes):
+@pytest.mark.parametrize(
+    ("shape", "new"), [((None, 2, 4), (None, 8)), ((2, 6), (2, 3, 2)), ((None, 6), (None, 1, 6))]
+)
+def test_reshape_keeps_the_unknown_size(shape, new):
     builder = Builder("test")
-    x = builder.tensor((None, 2, 4) if sizes[0] is None else (2, 4), "float32", "x")
-    y = builder.reshape(x, sizes)
+    x = builder.tensor(shape, "float32", "x")
+    y = builder.reshape(x, new)
     content = builder.finish([("x", x)], [("y", y)])
-    data = np.arange(24 if sizes[0] is None else 8, dtype="float32")
-    data = data.reshape((3, 2, 4) if sizes[0] is None else (2, 4))
+    shape = tuple(3 if size is None else size for size in shape)
+    data = np.arange(np.prod(shape), dtype="float32").reshape(shape)
     found = load_litert(content).predict(data)
-    np.testing.assert_array_equal(found, data.reshape((-1, *sizes[1:])))
+    np.testing.assert_array_equal(found, data.reshape((-1, *new[1:])))
