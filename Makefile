@@ -5,17 +5,23 @@ DEMO := .venv-demo
 TEST := .venv-test
 # Pinned, so that the tests do not change with a release of it.
 TORCH := torch==2.13.0
+# What backends that compile leave out: most of a run would be compiling.
+COMPILED ?= --cases 1 --ignore tests/test_schemes.py
+# The oldest Keras that is supported.
+OLDEST := keras==3.13.0
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo test test-torch test-tensorflow lint clean
+.PHONY: help demo test test-torch test-tensorflow test-oldest lint clean
 
 help:
 	@echo 'make demo             train, quantize, export and run a small CNN, on JAX'
 	@echo '                      (ARGS="--dataset fashion_mnist" passes options on)'
-	@echo 'make test             run the tests on JAX'
-	@echo 'make test-torch       the same on PyTorch'
-	@echo 'make test-tensorflow  the same on TensorFlow'
+	@echo 'make test             run the tests on JAX, with one case of each op, without schemes'
+	@echo '                      (COMPILED= for all of it; it takes long to compile)'
+	@echo 'make test-torch       run all tests on PyTorch, which compiles nothing'
+	@echo 'make test-tensorflow  as make test, on TensorFlow'
+	@echo 'make test-oldest      the ops and training on PyTorch, with the oldest Keras'
 	@echo 'make lint             check style and types'
 	@echo 'make clean            remove the environments that these made'
 	@echo 'PYTHON=python3.12     chooses the Python, 3.11 or newer'
@@ -24,13 +30,18 @@ demo: $(DEMO)/stamp
 	KERAS_BACKEND=jax $(DEMO)/bin/intact demo --output demo-out $(ARGS)
 
 test: $(TEST)/stamp
-	KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -n 2 tests $(ARGS)
+	KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -n 2 $(COMPILED) tests $(ARGS)
 
 test-torch: $(TEST)/stamp
 	KERAS_BACKEND=torch $(TEST)/bin/python -m pytest -n 2 tests $(ARGS)
 
 test-tensorflow: $(TEST)/stamp
-	KERAS_BACKEND=tensorflow $(TEST)/bin/python -m pytest -n 2 tests $(ARGS)
+	KERAS_BACKEND=tensorflow $(TEST)/bin/python -m pytest -n 2 $(COMPILED) tests $(ARGS)
+
+test-oldest: $(TEST)/stamp
+	$(TEST)/bin/python -m pip install --quiet --upgrade --target .keras-oldest --no-deps $(OLDEST)
+	PYTHONPATH=.keras-oldest KERAS_BACKEND=torch $(TEST)/bin/python -m pytest -n 2 --cases 1 \
+		tests/test_ops.py tests/test_training.py tests/test_canonicalize.py $(ARGS)
 
 lint: $(TEST)/stamp
 	$(TEST)/bin/ruff check .
@@ -38,7 +49,7 @@ lint: $(TEST)/stamp
 	$(TEST)/bin/mypy
 
 clean:
-	rm -rf $(DEMO) $(TEST) demo-out
+	rm -rf $(DEMO) $(TEST) demo-out .keras-oldest
 
 $(DEMO)/stamp: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)

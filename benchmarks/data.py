@@ -11,6 +11,7 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 CIFAR_MEAN = np.array([0.485, 0.456, 0.406], "float32")
 CIFAR_STD = np.array([0.229, 0.224, 0.225], "float32")
+CIFAR_BLACK = -CIFAR_MEAN / CIFAR_STD
 
 
 def cifar10() -> tuple[np.ndarray, ...]:
@@ -51,3 +52,11 @@ def keywords() -> tuple[np.ndarray, ...]:
 def pretrained(name: str) -> keras.Model:
     """A pretrained model by its file's name."""
     return keras.saving.load_model(DATA / "models" / f"{name}.keras", compile=False)
+
+
+def fashion_mnist() -> tuple[np.ndarray, ...]:
+    """Fashion-MNIST: `x_train, y_train, x_test, y_test`, images as 0 to 255."""
+    file = np.load(DATA / "fashion_mnist.npz")
+    x_train, x_test = (file[f"x_{part}"].astype("float32") for part in ("train", "test"))
+    y_train, y_test = (file[f"y_{part}"].astype("int32") for part in ("train", "test"))
+    return x_train, y_train, x_test, y_test

@@ -19,14 +19,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from data import cifar10, imagenet, keywords, pretrained
+from data import CIFAR_BLACK, cifar10, imagenet, keywords, pretrained
 from keras import layers
+from results import write_section
 
 import intact
 from intact.graph import with_outputs
 from intact.training import Dequantize
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 PEER = Path(__file__).parent / "peer.py"
 
 
@@ -54,9 +54,10 @@ def floating(name: str, model: keras.Model, x: np.ndarray, y: np.ndarray) -> lis
 
 
 def augmented(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The usual flips and crops of CIFAR-10, with 4 pixels of padding."""
+    """The usual flips and crops of CIFAR-10, with 4 black pixels of padding."""
     flipped = np.where(rng.random((len(x), 1, 1, 1)) < 0.5, x[:, :, ::-1], x)
-    padded = np.pad(flipped, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    padded = np.broadcast_to(CIFAR_BLACK, (len(x), 40, 40, 3)).copy()
+    padded[:, 4:-4, 4:-4] = flipped
     corners = rng.integers(0, 9, size=(len(x), 2))
     return np.stack([p[i : i + 32, j : j + 32] for p, (i, j) in zip(padded, corners, strict=True)])
 
@@ -70,7 +71,7 @@ def resnet() -> list[list[str]]:
     rows.append(row("ResNet-20", "post-training", q, x_test, y_test))
     epochs, batch = 2, 64
     steps = epochs * len(x) // batch
-    rate = keras.optimizers.schedules.CosineDecay(2e-4, steps)
+    rate = keras.optimizers.schedules.CosineDecay(5e-4, steps)
     q.compile(
         keras.optimizers.SGD(rate, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -296,32 +297,14 @@ SECTIONS = {
 }
 
 
-def markdown(name: str, rows: list[list[str]]) -> str:
-    """A section of the results page."""
-    rows = rows if name.startswith("speed") else [HEADING, *rows]
-    lines = ["| " + " | ".join(r) + " |" for r in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
-    backend = keras.backend.backend()
-    command = f"`KERAS_BACKEND={backend} python benchmarks/real_models.py {name}`"
-    return "\n".join([f"## {name}", "", SECTIONS[name].__doc__ or "", "", *lines, "", command, ""])
-
-
-def write(name: str, text: str) -> None:
-    """Replace the section of this name in the results page, or add it."""
-    page = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    parts = re.split(r"(?m)^(?=## )", page)
-    kept = [p for p in parts if not p.startswith(f"## {name}\n")]
-    place = next((i for i, p in enumerate(parts) if p.startswith(f"## {name}\n")), len(kept))
-    kept.insert(place, text + "\n")
-    RESULTS.write_text("".join(p if p.endswith("\n\n") else p.rstrip() + "\n\n" for p in kept))
-
-
 if __name__ == "__main__":
     if sys.argv[1:] == ["_step"]:
         _step()
         sys.exit()
     for chosen in sys.argv[1:] or SECTIONS:
         began = time.perf_counter()
-        section = markdown(chosen, SECTIONS[chosen]())
-        print(section, f"({time.perf_counter() - began:.0f} s)", flush=True)
-        write(chosen, section)
+        rows = SECTIONS[chosen]()
+        rows = rows if chosen.startswith("speed") else [HEADING, *rows]
+        print(*rows, f"({time.perf_counter() - began:.0f} s)", sep="\n", flush=True)
+        command = f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/real_models.py"
+        write_section(chosen, SECTIONS[chosen].__doc__ or "", rows, f"{command} {chosen}")

@@ -1,22 +1,26 @@
 """The verbs: quantize, export."""
 
 import os
+import warnings
 from typing import Any
 
 import keras
 
 from intact.canonicalize import canonicalize
-from intact.errors import IntactError
+from intact.errors import IntactError, UnusedRuleWarning
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
-from intact.scheme import Scheme, get_scheme
+from intact.scheme import Scheme
+from intact.schemes import get_scheme
 from intact.training import Quantized, build
 
-IO_DTYPES = ("float32", "int8", "uint8")
+IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
 
-def quantize_model(model: keras.Model, scheme: str | Scheme = "int8") -> keras.Model:
+def quantize_model(
+    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+) -> keras.Model:
     """Make a quantized model of a float one.
 
     The result is an ordinary functional Keras model that computes on integer values as
@@ -26,6 +30,8 @@ def quantize_model(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
     Args:
         model: A built Keras model, of any kind.
         scheme: The name of a preset, or a `Scheme`.
+        allow_float: Keep in float what has no integer form, in training and in the file,
+            rather than refuse it. `explain` says beforehand what that is.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -46,15 +52,29 @@ def quantize_model(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
             f"Model {model.name!r} is quantized already. Pass the float model it was made from."
         )
     canonical = canonicalize(model)
-    return build(canonical, make_plan(canonical, get_scheme(scheme)))
+    scheme = get_scheme(scheme)
+    plan = make_plan(canonical, scheme, allow_float)
+    if plan.unused:
+        warnings.warn(
+            f"These rules of scheme {scheme.name!r} count for no layer: "
+            f"{', '.join(repr(rule.match) for rule in plan.unused)}. Layers have the names and "
+            "types that `print(intact.plan_model(model))` shows, and the first rule that "
+            "matches counts.",
+            UnusedRuleWarning,
+            stacklevel=2,
+        )
+    return build(canonical, plan)
 
 
-def plan_model(model: keras.Model, scheme: str | Scheme = "int8") -> Plan:
+def plan_model(
+    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+) -> Plan:
     """Say how a model would be quantized, without doing it.
 
     Args:
         model: A built Keras model.
         scheme: The name of a preset, or a `Scheme`.
+        allow_float: As for `quantize_model`.
 
     Returns:
         The plan; print it.
@@ -70,7 +90,7 @@ def plan_model(model: keras.Model, scheme: str | Scheme = "int8") -> Plan:
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return make_plan(canonicalize(model), get_scheme(scheme))
+    return make_plan(canonicalize(model), get_scheme(scheme), allow_float)
 
 
 def is_quantized(model: keras.Model) -> bool:
@@ -95,7 +115,8 @@ def export(
     Args:
         model: A quantized or float Keras model.
         path: The file to write; None only returns the bytes.
-        input_dtype: "float32", "int8" or "uint8": the type of the file's inputs.
+        input_dtype: "float32", "int8" or "uint8": the type of the file's inputs; "int16" if
+            the model has activations of 16 bits.
         output_dtype: The same for its outputs.
         integer_only: Raise if any op would stay in float.
 

@@ -15,7 +15,7 @@ from intact.numerics import QTensor, along, to_numpy
 from intact.observers import OBSERVERS, Observer
 from intact.ops.base import get_op
 from intact.quantizers import FakeQuantize
-from intact.training import Quantized
+from intact.training import Quantized, QuantizedWeights
 
 
 def calibrate(
@@ -23,14 +23,15 @@ def calibrate(
     data: Any,
     steps: int | None = None,
     batch_size: int = 32,
-    observer: str | Observer = "min_max",
+    observer: str | Observer | None = None,
     bias_correction: bool | None = None,
     verbose: int = 1,
 ) -> keras.Model:
     """Find the ranges of a quantized model's activations from data.
 
     The model runs with float activations while its observers look on. Ranges that were
-    there before are replaced.
+    there before are replaced. A model whose activations stay in float has none to find, and
+    is returned as it is.
 
     Args:
         model: What `quantize_model` returned.
@@ -40,7 +41,8 @@ def calibrate(
             taken as `(inputs, targets, ...)`, as in `fit`. About 100 samples are enough.
         steps: How many batches to take at most.
         batch_size: Samples per batch, for arrays.
-        observer: "min_max" or "moving_average", or an `Observer`.
+        observer: "min_max" or "moving_average", or an `Observer`; None takes what the
+            scheme says for each range.
         bias_correction: Shift each layer's bias (or its batch norm's mean) by what
             rounding the weights changes in the mean of its outputs, before ranges are
             found (Nagel et al., arXiv:1906.04721, section 4.2). None does so for a
@@ -63,24 +65,21 @@ def calibrate(
     """
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
     observed = [layer for layer in quantizers if layer.fixed is None]
+    if not observed and any(isinstance(layer, QuantizedWeights) for layer in model.layers):
+        return model
     if not observed:
         raise IntactError(
             f"Model {model.name!r} has no ranges to calibrate. "
             "Make a quantized model first: `q = intact.quantize_model(model)`."
         )
-    if isinstance(observer, str):
-        if observer not in OBSERVERS:
-            raise IntactError(
-                f"There is no observer {observer!r}. Known: {', '.join(sorted(OBSERVERS))}."
-            )
-        observer = OBSERVERS[observer]()
+    observers = {id(fake): _observer(observer or fake.spec.observer) for fake in observed}
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
     source = _Source(data, steps, batch_size, model.inputs)
     bar = keras.utils.Progbar(source.total(1 + bias_correction), verbose=verbose)
     before = [to_numpy(variable) for variable in model.variables]
     try:
-        with _observing(observed, observer):
+        with _observing(observed, observers):
             shifting = [node for node in view(model).nodes if _Shift.applies(node.layer)]
             shifts = [_Shift(node.layer)(node.inputs) for node in shifting]
             runner = with_outputs(model, [*shifts, _Sink()(model.outputs)])
@@ -97,6 +96,16 @@ def calibrate(
     for layer in observed:
         layer.finish_calibration()
     return model
+
+
+def _observer(observer: str | Observer) -> Observer:
+    if isinstance(observer, Observer):
+        return observer
+    if observer not in OBSERVERS:
+        raise IntactError(
+            f"There is no observer {observer!r}. Known: {', '.join(sorted(OBSERVERS))}."
+        )
+    return OBSERVERS[observer]()
 
 
 def _mean_outputs(runner: keras.Model, source: "_Source", bar: Any) -> list[np.ndarray]:
@@ -117,11 +126,10 @@ def _correct_biases(nodes: list[Node], shifts: list[np.ndarray], graph: Graph) -
     for node, *found in per_layer.values():
         shift = np.mean(found, axis=0)
         following = graph.sole_consumer(node.outputs[0])
-        if following and getattr(following.layer, "folds", False):
-            moving_mean = following.layer.layer.moving_mean
-            moving_mean.assign(to_numpy(moving_mean) - shift)
-        elif node.layer.layer.bias is not None:
-            node.layer.layer.bias.assign(to_numpy(node.layer.layer.bias) + shift)
+        layer = node.layer.layer
+        if following and following.kwargs.get("folds"):
+            layer = following.layer.layer
+        get_op(layer).shift(layer, shift)
 
 
 class _Shift(keras.layers.Layer):
@@ -134,14 +142,15 @@ class _Shift(keras.layers.Layer):
 
     @staticmethod
     def applies(layer: Any) -> bool:
-        return isinstance(layer, Quantized) and "kernel" in get_op(layer.layer).weights
+        known = isinstance(layer, Quantized) and not isinstance(layer, QuantizedWeights)
+        return known and "kernel" in get_op(layer.layer).weights
 
     def call(self, triple: Any) -> Any:
         (quantized,) = self._held
         x, layer = QTensor(*triple), quantized.layer
         op: Any = get_op(layer)
         values, scale = quantized.quantized_weights()["kernel"]
-        axis = op.weights["kernel"].axis if quantized.per_axis else None
+        axis = quantized.weight_axes()["kernel"]
         kernel = ops.convert_to_tensor(layer.kernel)
         rounding = kernel - values * along(scale, axis, kernel.shape)
         # Products are linear: the mean over the batch may be taken first.
@@ -154,10 +163,10 @@ class _Shift(keras.layers.Layer):
 
 
 @contextlib.contextmanager
-def _observing(quantizers: list[FakeQuantize], observer: Observer) -> Iterator[None]:
+def _observing(quantizers: list[FakeQuantize], observers: dict[int, Observer]) -> Iterator[None]:
     for layer in quantizers:
         layer.reset()
-        layer.observer = observer
+        layer.observer = observers[id(layer)]
     try:
         yield
     finally:

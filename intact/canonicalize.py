@@ -5,15 +5,22 @@ of, inline activations split off, `keras.ops` and Python operators turned into l
 The result has copies of the layers, so that the user's model stays as it is.
 """
 
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
-from intact.graph import deep_graphs, is_graph, structure, view
-from intact.numerics import to_numpy
+from intact.graph import deep_graphs, is_graph, made_by, structure, view
+from intact.numerics import is_symbolic, is_trainable, to_numpy
 from intact.ops.base import find_op
+from intact.ops.constant import Constant
+from intact.ops.moves import channels_last, emit_moved
+from intact.ops.table import Elementwise, make_steps
 
 
 def canonicalize(model: keras.Model) -> keras.Model:
@@ -40,48 +47,145 @@ def canonicalize(model: keras.Model) -> keras.Model:
         raise InvalidModelError(
             f"Expected a keras.Model. Received: {model!r} of type {type(model).__name__}."
         )
-    inputs, outputs = _model_structure(model)
-    tracer = Tracer()
+    return trace_whole(model, Tracer)
+
+
+def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> keras.Model:
+    """Rewrite a whole model by a tracer.
+
+    Args:
+        model: A built model.
+        make_tracer: Makes the tracer.
+
+    Returns:
+        The new model.
+    """
+    inputs = _input_structure(model)
     with deep_graphs(len(model.layers) + 1000):
+        tracer = make_tracer()
         new_inputs = keras.tree.map_structure(tracer.new_input, inputs)
-        new_outputs = tracer.trace_model(model, new_inputs, inputs, outputs)
-        return keras.Model(new_inputs, new_outputs, name=model.name)
+        outputs = tracer.trace_model(model, (new_inputs,), {})
+        if tracer.integer_inputs:
+            # The input of an embedding: its type is not known of a subclassed model.
+            wanted, tracer = tracer.integer_inputs, make_tracer()
+            new_inputs = keras.tree.map_structure(
+                lambda t: tracer.new_input(t, "int32" if t.name in wanted else None), inputs
+            )
+            outputs = tracer.trace_model(model, (new_inputs,), {})
+        return keras.Model(new_inputs, outputs, name=model.name)
 
 
-def _model_structure(model: keras.Model) -> tuple[Any, Any]:
+def _input_structure(model: keras.Model) -> Any:
+    """Symbolic inputs that a model can be called with."""
     if is_graph(model):
-        return structure(model)
+        return structure(model)[0]
     if not model.built:
         raise InvalidModelError(
             f"Model {model.name!r} is not built, so the shapes of its inputs are unknown. "
             "Call it on data once, or give its first layer a `keras.Input`."
         )
     shapes = getattr(model, "_build_shapes_dict", None) or {}
-    if len(shapes) != 1:
+    if len(shapes) != 1 or _arguments(model) > 1:
+        # Keras only remembers the shape of the first argument.
         raise InvalidModelError(
             f"The input shapes of model {model.name!r} cannot be told from its build. "
-            "Wrap it: `keras.Model(inputs, model(inputs))` with `keras.Input`s of yours."
+            "Wrap it: `keras.Model(inputs, model(*inputs))` with `keras.Input`s of yours."
         )
     (shape,) = shapes.values()
-    inputs = keras.Input(batch_shape=(None, *tuple(shape)[1:]), name="input")
-    return inputs, None
+    return _inputs_of(shape, "input")
+
+
+def _arguments(model: keras.Model) -> int:
+    """How many tensors a model's `call` cannot do without."""
+    parameters = inspect.signature(model.call).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters)
+
+
+def _inputs_of(shape: Any, name: str) -> Any:
+    """Inputs of the shapes that a model was built with, nested as they were."""
+    if isinstance(shape, dict):
+        return {key: _inputs_of(part, key) for key, part in shape.items()}
+    if isinstance(shape, list | tuple) and shape and isinstance(shape[0], list | tuple):
+        return [_inputs_of(part, f"{name}_{i}") for i, part in enumerate(shape)]
+    return keras.Input(batch_shape=(None, *tuple(shape)[1:]), name=name)
+
+
+def _config(layer: keras.layers.Layer) -> dict[str, Any]:
+    """A layer's config; its activation may be code that no config can hold."""
+    function = getattr(layer, "activation", None)
+    stays = isinstance(layer, keras.layers.Activation) or isinstance(function, keras.layers.Layer)
+    if function is None or stays:
+        return layer.get_config()
+    try:
+        layer.activation = keras.activations.linear
+        return layer.get_config()
+    finally:
+        layer.activation = function
 
 
 class Tracer:
     """Builds the canonical graph; ops' `trace` methods get it as an argument."""
 
     def __init__(self) -> None:
-        self._copies: dict[int, keras.layers.Layer] = {}
+        self._copies: dict[Any, keras.layers.Layer] = {}
         self._names: set[str] = set()
         self._path: list[str] = []
-        # Layers made in passing must outlive the tracing, for their ids are keys.
+        self._prefix = ""
+        # What is made in passing must outlive the tracing, for ids are keys.
         self._kept: list[Any] = []
+        self._made: dict[Any, keras.layers.Layer] = {}
+        self._step: tuple[int, Counter] | None = None
+        self._anchor: Any = None
+        self.integer_inputs: set[str] = set()
 
-    def new_input(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+    def new_input(self, tensor: keras.KerasTensor, dtype: str | None = None) -> keras.KerasTensor:
         """An input of the new model, like one of the old."""
-        return keras.Input(
-            batch_shape=tensor.shape, dtype=tensor.dtype, name=self.unique(tensor.name)
+        made = keras.Input(
+            batch_shape=tensor.shape, dtype=dtype or tensor.dtype, name=self.unique(tensor.name)
         )
+        self._anchor = made if self._anchor is None else self._anchor
+        return made
+
+    def wants_integers(self, tensor: keras.KerasTensor) -> None:
+        """Note that a tensor holds indices: an input of unknown type then becomes int32."""
+        if made_by(tensor).is_input and "float" in tensor.dtype:
+            self.integer_inputs.add(tensor.name)
+
+    def once(self, key: Any, make: Callable[[], keras.layers.Layer]) -> keras.layers.Layer:
+        """A layer that stands for something of the user's: made at the first call with a key.
+
+        Args:
+            key: What it stands for; objects by themselves, for weights that are shared.
+            make: Makes the layer.
+        """
+        parts = key if isinstance(key, tuple) else (key,)
+        ids = tuple(part if isinstance(part, str | int) else id(part) for part in parts)
+        if ids not in self._made:
+            self._made[ids] = make()
+            self._kept.append(parts)
+        return self._made[ids]
+
+    def constant(self, value: Any, name: str, rank: int = 0) -> keras.KerasTensor:
+        """A variable or array of the user's as a tensor of the new graph.
+
+        Args:
+            value: The variable or array.
+            name: A name for it.
+            rank: The number of axes that it must have; ones are put before its own.
+
+        Returns:
+            The tensor.
+        """
+
+        def make() -> keras.layers.Layer:
+            values = to_numpy(value).astype("float32")
+            values = values.reshape((1,) * (rank - values.ndim) + values.shape)
+            made = Constant(values.shape, name=name, trainable=is_trainable(value))
+            made.value.assign(values)
+            return made
+
+        return self.emit(self.once((value, "constant", rank), make), self._anchor)
 
     def unique(self, name: str) -> str:
         """A layer name that is not taken yet, like the one wished for."""
@@ -96,15 +200,14 @@ class Tracer:
         """A layer's path, for errors."""
         return "/".join([*self._path, str(getattr(layer, "name", layer))])
 
-    def trace_model(self, model: Any, args: Any, inputs: Any = None, outputs: Any = None) -> Any:
+    def trace_model(self, model: Any, args: tuple, kwargs: dict) -> Any:
         """Inline a model that is called on tensors of the new graph."""
         if not is_graph(model):
-            return self.trace_into(model, (args,), {})
-        if inputs is None:
-            inputs, outputs = structure(model)
+            return self.trace_into(model, args, kwargs)
+        _, outputs = structure(model)
         graph = view(model)
         tensors: dict[int, Any] = {}
-        flat_args = keras.tree.flatten(args)
+        flat_args = keras.tree.flatten((args, kwargs))
         for old, arg in zip(graph.inputs, flat_args, strict=True):
             tensors[id(old)] = arg
 
@@ -123,46 +226,101 @@ class Tracer:
 
     def trace(self, layer: Any, args: tuple, kwargs: dict) -> Any:
         """Rewrite one call of a layer or operation."""
+        if is_symbolic(kwargs.get("mask")):
+            self.refuse(layer, "it is called with a mask, and masks of steps are not known")
         kwargs = {
             k: v for k, v in kwargs.items() if k not in ("training", "mask") and v is not None
         }
         op = find_op(layer)
         if op is not None:
+            first = getattr(layer, "data_format", None) == "channels_first"
+            if first and isinstance(layer, keras.layers.Layer):
+                return channels_last(layer, args[0], self)
             return op.trace(layer, args, kwargs, self)
         if isinstance(layer, keras.Model):
             self._path.append(layer.name)
-            outputs = self.trace_model(layer, args[0] if len(args) == 1 else args)
+            outputs = self.trace_model(layer, args, kwargs)
             self._path.pop()
             return outputs
-        if isinstance(layer, keras.layers.Activation):
-            self.refuse(layer, f"the activation {layer.activation!r} is unknown")
         if isinstance(layer, keras.layers.Layer):
             return self.trace_into(layer, args, kwargs)
         self.refuse(layer, "there is no integer form of this operation")
 
     def trace_into(self, layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
         """Rewrite a layer that nobody registered, by what its `call` does."""
-        if type(layer).__module__.startswith("keras.src.layers"):
-            self.refuse(layer, "there is no integer form of this layer")
-        inputs = keras.tree.map_structure(
-            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype), args
-        )
+        return self.expand(layer, layer.call, *args, **kwargs)
+
+    def expand(self, layer: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Rewrite a layer as a function of layers and `keras.ops`.
+
+        Args:
+            layer: The layer, for names and errors.
+            function: What it computes, of symbolic tensors.
+            *args: Its arguments; tensors are those of the new graph.
+            **kwargs: Its keyword arguments, likewise.
+
+        Returns:
+            The outputs in the new graph.
+        """
+        given = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+        symbols = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in given}
+
+        def symbol(value: Any) -> Any:
+            return symbols[id(value)] if is_symbolic(value) else value
+
+        inner_args, inner_kwargs = keras.tree.map_structure(symbol, (args, kwargs))
         try:
-            outputs = layer.call(*inputs, **kwargs)
-            inner = keras.Model(keras.tree.flatten(inputs), outputs)
+            outputs = function(*inner_args, **inner_kwargs)
+            inner = keras.Model(list(symbols.values()), outputs)
         except IntactError:
             raise
         except Exception as error:
-            self.refuse(layer, f"its `call` cannot be traced with symbolic tensors ({error})")
-        used = {id(v) for sub in inner.layers for v in sub.variables}
-        loose = [v.path for v in layer.variables if id(v) not in used]
-        if loose:
-            self.refuse(layer, f"its weights {', '.join(loose)} are not those of a Keras layer")
+            name = getattr(getattr(layer, "activation", None), "__name__", "call")
+            self.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors ({error})")
+        steps = make_steps(inner)
+        if steps and len(steps) > 1:
+            # One table is quicker than many ops, and rounds once.
+            return self.emit(Elementwise(steps, name=layer.name), given[0])
         self._kept.append(inner)
+        for node in view(inner).nodes:
+            if not isinstance(node.layer, keras.layers.Layer):
+                # A name that does not depend on what else was made before.
+                node.layer.name = f"{layer.name}_{type(node.layer).__name__.lower()}"
+        unique = {id(t): t for t in given}
+        with self.scope(layer):
+            return self.trace_model(inner, tuple(unique.values()), {})
+
+    @contextlib.contextmanager
+    def scope(self, layer: Any) -> Iterator[None]:
+        """Name what is emitted inside after a layer that it is a part of."""
+        outer = self._prefix
+        if not isinstance(layer, keras.Model):
+            # Parts of many layers have the same names, such as "query".
+            self._prefix = f"{outer}_{layer.name}" if outer else layer.name
         self._path.append(layer.name)
-        outputs = self.trace_model(inner, keras.tree.flatten(args))
-        self._path.pop()
-        return outputs
+        try:
+            yield
+        finally:
+            self._path.pop()
+            self._prefix = outer
+
+    @property
+    def in_step(self) -> bool:
+        """Whether what is emitted is a part of a step."""
+        return self._step is not None
+
+    @contextlib.contextmanager
+    def step(self, layer: Any) -> Iterator[None]:
+        """A step of a layer: all its steps call the same layers, each of which has one range.
+
+        Args:
+            layer: The layer, or anything that stands for the steps that go together.
+        """
+        outer, self._step = self._step, (id(layer), Counter())
+        try:
+            yield
+        finally:
+            self._step = outer
 
     def refuse(self, layer: Any, reason: str) -> None:
         """Raise the error for a layer that cannot be handled."""
@@ -183,25 +341,47 @@ class Tracer:
         Returns:
             The output tensor.
         """
-        config = {**layer.get_config(), **overrides}
+        moved = emit_moved(self, layer, inputs, overrides)
+        if moved is not None:
+            return moved
+        config = {**_config(layer), **overrides}
         activation = None
         if not isinstance(layer, keras.layers.Activation) and "activation" in config:
             activation = layer.activation
             config["activation"] = "linear"
-        if id(layer) not in self._copies:
+        key = self._key(layer, config)
+        if key not in self._copies:
             self._check_finite(layer)
-            config["name"] = self.unique(config["name"])
+            name = config["name"]
+            if self._prefix and not name.startswith(self._prefix):
+                name = f"{self._prefix}_{name}"
+            config["name"] = self.unique(name)
             copy = type(layer).from_config(config)
             outputs = copy(inputs)
             if layer.built:
                 for new, old in zip(copy.variables, layer.variables, strict=True):
                     # By value: backends may give away the memory of a model that trains.
                     new.assign(to_numpy(old))
-            self._copies[id(layer)] = copy
+            copy.one_range = self.in_step
+            self._copies[key] = copy
             self._kept.append(layer)
         else:
-            outputs = self._copies[id(layer)](inputs)
+            outputs = self._copies[key](inputs)
         return self.activation(activation, outputs, layer)
+
+    def _key(self, layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
+        """What a layer's copy is known by: itself, or its place in a step."""
+        if self._step is None or layer.variables:
+            return id(layer)
+        steps, seen = self._step
+        place = (steps, type(layer), repr(config))
+        seen[place] += 1
+        return (*place, seen[place])
+
+    def built_rank(self, layer: keras.layers.Layer) -> int | None:
+        """The rank of the tensors that a layer has been built for, if it is bound to one."""
+        copy = self._copies.get(id(layer))
+        return None if copy is None else getattr(copy.input_spec, "ndim", None)
 
     def activation(self, function: Any, x: Any, layer: keras.layers.Layer) -> Any:
         """Apply an activation function that stood inside a layer.

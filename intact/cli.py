@@ -1,4 +1,4 @@
-"""The command line: `intact demo`. All printing lives here."""
+"""The command line: `intact demo`, `inspect` and `verify`. All printing lives here."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,8 @@ import keras
 from intact import __version__
 from intact.demo import DATASETS, Result, load_data, run_demo
 from intact.errors import IntactError
+from intact.litert.inspection import inspect as inspect_file
+from intact.litert.verification import verify as verify_file
 from intact.report import table
 
 
@@ -50,6 +52,9 @@ def main() -> None:
         q.compile(...); q.fit(...)            if you want to train it, too
         intact.export(q, "model.tflite")      the integer file
         print(intact.compare(q, "model.tflite", images))
+
+    Of any LiteRT file, `intact inspect FILE` says what is in it, and `intact verify FILE`
+    what in it is broken.
 
     The environment variable KERAS_BACKEND chooses jax, torch or tensorflow.
     """
@@ -128,6 +133,37 @@ def demo(
         return
     click.echo(as_table(results))
     click.echo(f"\n{seconds:.0f} s on {keras.backend.backend()}. The files are in {output}/")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Say what is in a LiteRT file.
+
+    The table has the ops in order, with their versions, types, shapes, scales and bytes of
+    constants. FILE is a .tflite file of any origin; it is read, and not run.
+    """
+    found = inspect_file(file)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+def verify(file: Path, as_json: bool) -> None:
+    """Check a LiteRT file against rules that LiteRT does not check.
+
+    Scales that kernels take to be equal, scales of biases, zero points, versions of ops: where
+    these are wrong, LiteRT mostly runs the file and computes something else.
+
+    The exit code is 1 if there are errors, 0 if there are none or only warnings, and 2 if FILE
+    is no LiteRT file.
+    """
+    findings = verify_file(file)
+    click.echo(json.dumps(findings.to_dict(), indent=2) if as_json else str(findings))
+    if findings.errors:
+        sys.exit(1)
 
 
 def as_table(results: list[Result]) -> str:

@@ -27,3 +27,7 @@ class NotIntegerError(IntactError):
 
 class ExportError(IntactError):
     """The file cannot be written."""
+
+
+class UnusedRuleWarning(UserWarning):
+    """A rule of a scheme counts for no layer: mostly a misspelt name."""

@@ -118,6 +118,24 @@ def is_shared(layer: Any) -> bool:
     return len(layer._inbound_nodes) > 1
 
 
+def mask_reader(layer: Any) -> Any:
+    """Who might read the mask that a layer makes, or hands on; None if nobody does.
+
+    Args:
+        layer: A layer of the user's model.
+
+    Returns:
+        The first layer that takes the mask, or several tensors; or the last one, whose
+        output has the mask, so that a loss would read it.
+    """
+    for node in map(_node, layer._outbound_nodes):
+        if node.kwargs.get("mask") is not None or len(node.inputs) > 1:
+            return node.layer
+        if any(getattr(t, "_keras_mask", None) is not None for t in node.outputs):
+            return mask_reader(node.layer)
+    return None if layer._outbound_nodes else layer
+
+
 def is_graph(model: Any) -> bool:
     """Whether a model has a graph to view: Functional, or a built Sequential."""
     if isinstance(model, keras.Sequential):

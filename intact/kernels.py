@@ -20,6 +20,17 @@ def exact_convolution() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def inverse(x: Any) -> Any:
+    """`1 / x`, rounded as IEEE 754 says.
+
+    TensorFlow turns a division of 1 into an approximate reciprocal, off by one unit in the
+    last place in a third of all cases; of this numerator it does not know that it is 1.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return ops.minimum(ops.abs(x) + 1.0, 1.0) / x
+    return 1.0 / x
+
+
 def sqrt(x: Any) -> Any:
     """The square root, rounded as IEEE 754 says.
 

@@ -7,7 +7,7 @@ only followed here.
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,47 @@ import numpy as np
 
 from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
-from intact.litert.builder import Builder, Shape, Tensor
-from intact.numerics import along, host, quantize_weight, to_numpy
+from intact.litert.builder import DTYPES, Builder, Shape, Tensor
+from intact.numerics import along, host, quantize_weight, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, Op, SameAsInput, Weighted, get_op
+from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
 from intact.quantizers import FakeQuantize, check_calibrated
-from intact.training import Dequantize, Quantized
+from intact.training import Dequantize, Quantized, QuantizedWeights
 
 _FUSED = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
+
+
+@dataclass
+class Stored:
+    """The values of a weight, as the file stores them.
+
+    Args:
+        values: Real values, or whole numbers: integers less their zero point.
+        dtype: The type in the file.
+        scale: Scale of whole numbers, per channel or one for all.
+        zero_point: Their zero point, likewise.
+        dynamic: The kernel takes whole numbers for its float input.
+    """
+
+    values: np.ndarray
+    dtype: str = "float32"
+    scale: Any = None
+    zero_point: Any = 0
+    dynamic: bool = False
+
+    def scaled(self, factor: np.ndarray, axis: tuple[int, ...]) -> "Stored":
+        """The weight times a real factor per channel."""
+        if self.scale is None:
+            values = self.values * along(factor, axis, self.values.shape, host)
+            return replace(self, values=values)
+        negative = factor < 0
+        sign = along(np.where(negative, np.float32(-1), 1), axis, self.values.shape, host)
+        # Ones' complement: the negative of the smallest integer has a place, too.
+        zero_point = np.where(
+            negative & np.any(self.zero_point), -1 - self.zero_point, self.zero_point
+        )
+        scale = (self.scale * np.abs(factor)).astype("float32")
+        return replace(self, values=self.values * sign, scale=scale, zero_point=zero_point)
 
 
 @dataclass(eq=False)
@@ -36,7 +69,8 @@ class LoweringNode:
         inputs: Tensors of the file.
         shape: Shape of the output.
         name: Name of the output.
-        weights: Per name, values and (if quantized) scales per channel.
+        weights: Per name, the values as the op has them.
+        integer: Whether it computes on integers.
         sums: Bias and scales of the integer sums, for integer ops with weights.
         real_bias: Bias of a float op.
         activation: The fused activation, by the schema's name.
@@ -48,7 +82,8 @@ class LoweringNode:
     inputs: list[Tensor]
     shape: Shape
     name: str
-    weights: dict[str, tuple[np.ndarray, Any]] = field(default_factory=dict)
+    weights: dict[str, "Stored"] = field(default_factory=dict)
+    integer: bool = False
     sums: Any = None
     real_bias: np.ndarray | None = None
     activation: str = "NONE"
@@ -87,16 +122,26 @@ class LoweringNode:
         Returns:
             The constant.
         """
-        values, scale = self.weights[weight]
+        stored = self.weights[weight]
+        values, dtype = stored.values, stored.dtype
+        if np.any(stored.zero_point):
+            channels = self.op.weights[weight].axis if np.ndim(stored.zero_point) else None
+            values = values + along(stored.zero_point, channels, values.shape, host)
         if transpose is not None:
             values = values.transpose(transpose)
         if shape is not None:
             values = values.reshape(shape)
         name = f"{self.layer.name}/{weight}"
         builder = self.lowering.builder
-        if scale is None:
-            return builder.constant(values.astype("float32"), name)
-        return builder.constant(values.astype("int8"), name, scale=scale, axis=axis)
+        fields = {}
+        if stored.scale is not None:
+            fields = {"scale": stored.scale, "zero_point": stored.zero_point, "axis": axis}
+        made = builder.constant(values, name, dtype=dtype, **fields)
+        if self.integer or stored.dynamic or dtype == "float32":
+            return made
+        real = builder.tensor(made.shape, "float32", f"{name}_float")
+        builder.add("DEQUANTIZE", [made], [real])
+        return real
 
     def bias(self) -> Tensor | None:
         """The bias as a constant of the file: int32, or float; zeros where there is none."""
@@ -107,7 +152,8 @@ class LoweringNode:
             return builder.constant(bias.astype("float32"), name)
         acc = self.sums
         scale = acc.input_scale * acc.weight_scale
-        return builder.constant(acc.bias.astype("int32"), name, scale=scale, axis=0)
+        dtype = "int64" if self.input.dtype == "int16" else "int32"
+        return builder.constant(acc.bias, name, dtype=dtype, scale=scale, axis=0)
 
 
 def lower(
@@ -120,7 +166,7 @@ def lower(
 
     Args:
         model: What `intact.training.build` returned, perhaps trained, saved and loaded.
-        input_dtype: "float32", "int8" or "uint8".
+        input_dtype: "float32", "int8", "uint8" or "int16".
         output_dtype: The same for the outputs.
         integer_only: Refuse ops that stay in float.
 
@@ -171,18 +217,16 @@ class _Lowering:
         quantizer = self._quantizer(tensor)
         dtype = self.dtypes[0]
         if quantizer is None:
-            made = self.builder.tensor(tensor.shape, "float32", name)
+            made = self.builder.tensor(tensor.shape, _dtype(tensor), name)
             self.tensors[id(tensor)] = made
             return name, made
         if dtype == "float32":
             made = self.builder.tensor(tensor.shape, "float32", f"{name}_float")
             self.tensors[id(tensor)] = made
             return name, made
-        stored = made = self._quantized(tensor.shape, name, quantizer)
-        if dtype == "uint8":
-            made = self.builder.like(stored, stored.shape)
-            made.dtype, made.name = "uint8", f"{name}_uint8"
-            made.zero_point += 128
+        stored = self._quantized(tensor.shape, name, quantizer)
+        made = self._shifted(stored, dtype)
+        if made is not stored:
             self.builder.add("QUANTIZE", [made], [stored])
         self.tensors[id(tensor)] = stored
         return name, made
@@ -197,18 +241,29 @@ class _Lowering:
         producer = self.graph.producer(tensor)
         dtype = self.dtypes[1]
         if isinstance(producer.layer, Dequantize) and dtype != "float32":
-            made = self._tensor(producer.inputs[0])
-            if dtype == "uint8":
-                unsigned = self.builder.like(made, made.shape)
-                unsigned.dtype, unsigned.name = "uint8", f"{made.name}_uint8"
-                unsigned.zero_point += 128
-                self.builder.add("QUANTIZE", [made], [unsigned])
-                made = unsigned
+            stored = self._tensor(producer.inputs[0])
+            made = self._shifted(stored, dtype)
+            if made is not stored:
+                self.builder.add("QUANTIZE", [stored], [made])
         else:
             made = self._as_float(self._tensor(tensor))
         if any(made is other for other in taken):
             # An output needs a tensor of its own.
-            made = self.builder.reshape(made, made.shape)
+            made = self.builder.copy(made)
+        return made
+
+    def _shifted(self, stored: Tensor, dtype: str) -> Tensor:
+        """A tensor of the same scale and of a given type: the tensor itself, or another."""
+        if dtype == stored.dtype:
+            return stored
+        if "int16" in (dtype, stored.dtype):
+            raise ExportError(
+                f"{stored.name!r} is stored as {stored.dtype}, and {dtype} was asked for. "
+                f"Pass input_dtype and output_dtype 'float32' or {stored.dtype!r}."
+            )
+        made = self.builder.like(stored, stored.shape)
+        made.dtype, made.name = dtype, f"{stored.name}_{dtype}"
+        made.zero_point += 128 if dtype == "uint8" else -128
         return made
 
     def _as_float(self, tensor: Tensor) -> Tensor:
@@ -229,7 +284,7 @@ class _Lowering:
                 self.tensors[id(node.outputs[0])] = self._as_float(self._tensor(node.inputs[0]))
             else:
                 self.pending[id(node.outputs[0])] = node
-        elif isinstance(layer, Quantized):
+        elif isinstance(layer, Quantized) and not isinstance(layer, QuantizedWeights):
             self._integer(node)
         else:
             self._float(node)
@@ -238,20 +293,25 @@ class _Lowering:
         quantizer, kwargs = node.layer, node.kwargs
         waiting = self.pending.get(id(node.inputs[0]))
         out = node.outputs[0]
-        if isinstance(waiting, LoweringNode) and kwargs["arithmetic"] == waiting.op.arithmetic:
+        if isinstance(waiting, LoweringNode) and waiting.integer:
             bounds = (kwargs.get("lower"), kwargs.get("upper"))
             if not waiting.op.clamps_by_range:
                 # Other limits are where the integers of the range end.
                 waiting.activation = _FUSED.get(bounds, "RELU")
             tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
-            self._emit(waiting, tensor)
+            tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
             scale, zero_point = _params(quantizer)
-            if source.quantized and (source.scale, source.zero_point) == (scale, zero_point):
+            same = (source.scale, source.zero_point, source.dtype)
+            if source.quantized and same == (scale, zero_point, quantizer.spec.dtype):
                 tensor = source
             else:
                 tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
+                if not source.quantized and source.dtype != "float32":
+                    number = self.builder.like(source, source.shape, "float32")
+                    self.builder.add("CAST", [source], [number])
+                    source = number
                 self.builder.add("QUANTIZE", [source], [tensor])
         self.tensors[id(out)] = tensor
 
@@ -259,26 +319,34 @@ class _Lowering:
         quantized: Quantized = node.layer
         op = get_op(quantized.layer)
         out = node.outputs[0]
-        if quantized.folds:
+        if node.kwargs.get("folds"):
             waiting = self.pending[id(node.inputs[0])]
             waiting.sums = op.fold(quantized.layer, waiting.sums, False, host)
             self.pending[id(out)] = waiting
             return
-        triples = [node.inputs[i] for i in range(0, len(node.inputs), 3)]
-        made = LoweringNode(
-            self, quantized.layer, op, [self._tensor(t) for t in triples], out.shape, quantized.name
-        )
+        operands = [node.args[0]] if len(quantized.shapes) == 1 else node.args[0]
+        tensors = [
+            self._tensor(x if index in op.plain else x[0]) for index, x in enumerate(operands)
+        ]
+        made = LoweringNode(self, quantized.layer, op, tensors, out.shape, quantized.name)
+        made.integer = True
+        if isinstance(op.output, Plain):
+            tensor = self.builder.tensor(out.shape, _dtype(out), quantized.name)
+            self.tensors[id(out)] = self._emit(made, tensor)
+            return
         if isinstance(op.output, SameAsInput | AllSame):
             first = made.input
             like = {"scale": first.scale, "zero_point": first.zero_point}
-            tensor = self.builder.tensor(out.shape, "int8", quantized.name, **like)
+            tensor = self.builder.tensor(out.shape, first.dtype, quantized.name, **like)
             self.tensors[id(out)] = self._emit(made, tensor)
             return
         _integer_weights(made, quantized)
         self.pending[id(out)] = made
 
     def _float(self, node: Node) -> None:
-        layer, op, out = node.layer, get_op(node.layer), node.outputs[0]
+        held, out = node.layer, node.outputs[0]
+        layer = held.layer if isinstance(held, QuantizedWeights) else held
+        op = get_op(layer)
         before = self.pending.get(id(node.inputs[0]))
         if isinstance(before, LoweringNode) and len(self.graph.consumers(node.inputs[0])) == 1:
             is_output = self.graph.is_output(node.inputs[0])
@@ -286,10 +354,11 @@ class _Lowering:
                 before.name = layer.name
                 self.pending[id(out)] = before
                 return
-        self.float_ops.append(f"{layer.name} ({type(layer).__name__})")
+        if any(_dtype(tensor) == "float32" for tensor in (*node.inputs, out)):
+            self.float_ops.append(f"{layer.name} ({type(layer).__name__})")
         inputs = [self._tensor(tensor) for tensor in node.inputs]
         made = LoweringNode(self, layer, op, inputs, out.shape, layer.name)
-        _float_weights(made)
+        _float_weights(made, held)
         self.pending[id(out)] = made
 
     def _tensor(self, tensor: keras.KerasTensor) -> Tensor:
@@ -300,12 +369,19 @@ class _Lowering:
                 self.tensors[id(tensor)] = self._as_float(self._tensor(waiting.inputs[0]))
             else:
                 name = f"{waiting.name}_float" if self.quantized else waiting.name
-                output = self.builder.tensor(waiting.shape, "float32", name)
+                output = self.builder.tensor(waiting.shape, _dtype(tensor), name)
                 self.tensors[id(tensor)] = self._emit(waiting, output)
         return self.tensors[id(tensor)]
 
     def _emit(self, node: LoweringNode, output: Tensor) -> Tensor:
         node._output = output
+        if output.quantized and node.op.step(node) >= node.op.max_step * output.scale:
+            raise ExportError(
+                f"{type(node.layer).__name__} {node.layer.name!r} cannot be written: its output "
+                f"{output.name!r} is within {output.scale * 255:.3g}, which is nothing beside its "
+                f"inputs: one of their steps is more than {node.op.max_step:g} of its own. "
+                "Calibrate on data that moves it, or remove the layer."
+            )
         if node.sums is not None and node.weights:
             _settle_signs(node)
         node.op.lower(node, self.builder)
@@ -313,7 +389,13 @@ class _Lowering:
 
     def _quantized(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
         scale, zero_point = _params(quantizer)
-        return self.builder.tensor(shape, "int8", name, scale=scale, zero_point=zero_point)
+        dtype = quantizer.spec.dtype
+        return self.builder.tensor(shape, dtype, name, scale=scale, zero_point=zero_point)
+
+
+def _dtype(tensor: keras.KerasTensor) -> str:
+    """The file's type of a tensor that is not quantized."""
+    return tensor.dtype if tensor.dtype in DTYPES else "float32"
 
 
 def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
@@ -326,7 +408,9 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
 
 def _params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
     scale = np.float32(to_numpy(quantizer.scale.value))
-    return scale, int(to_numpy(quantizer.zero_point.value))
+    # Keras has the integers signed.
+    shift = 128 if quantizer.spec.kind == "uint" else 0
+    return scale, int(to_numpy(quantizer.zero_point.value)) + shift
 
 
 def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
@@ -335,46 +419,64 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     if not issubclass(op, Weighted):
         return
     if op.weights:
-        for name, weight in op.weights.items():
-            axis = weight.axis if quantized.per_axis else None
-            value = getattr(layer, name)
-            node.weights[name] = quantize_weight(value, quantized.weight_bits, axis, host)
+        _stored_weights(node, quantized)
     else:
-        node.weights["kernel"] = op.unit(node.input.shape[-1] or 0)
-    _, scale = node.weights["kernel"]
-    node.sums = op.units(layer, node.input.scale, scale, host)
+        values, scale = op.unit(node.input.shape[-1] or 0)
+        node.weights["kernel"] = Stored(values, "int8", scale)
+    node.sums = op.units(layer, node.input.scale, node.weights["kernel"].scale, host)
+
+
+def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
+    """The weights of an op as its spec says."""
+    spec = quantized.spec
+    assert spec is not None
+    for name, axis in quantized.weight_axes().items():
+        value = host.convert_to_tensor(getattr(node.layer, name))
+        if spec.kind == "float":
+            node.weights[name] = Stored(value, spec.dtype)
+            continue
+        values, scale = quantize_weight(value, spec.bits, axis, host, spec.symmetric)
+        stored = Stored(values, spec.dtype, scale)
+        if not spec.symmetric:
+            _, zero_point = weight_params(value, spec.bits, axis, host, False)
+            shift = 128 if spec.kind == "uint" else 0
+            stored.zero_point = zero_point.reshape(np.shape(scale)) + shift
+        node.weights[name] = stored
 
 
 def _settle_signs(node: LoweringNode) -> None:
     """Move the signs of the channels' scales into weights and bias, for scales are positive."""
-    acc = node.sums
-    values, planned = node.weights["kernel"]
-    negative = acc.weight_scale < 0
-    sign = np.where(negative, np.float32(-1), np.float32(1))
+    acc, planned = node.sums, node.weights["kernel"]
+    sign = np.where(acc.weight_scale < 0, np.float32(-1), np.float32(1))
     weight = node.op.weights.get("kernel")
+    values = planned.values
     if sign.ndim:
-        axis = weight.axis if weight else (-1,)
-        values = values * along(sign, axis, values.shape, host)
+        values = values * along(sign, weight.axis if weight else (-1,), values.shape, host)
     scale = np.abs(acc.weight_scale)
-    if np.ndim(planned) == 0 and (scale == scale.flat[0]).all():
+    if np.ndim(planned.scale) == 0 and (scale == scale.flat[0]).all():
         # One scale for all channels was asked for, and biases left it so.
         scale = scale.flat[0]
-    node.weights["kernel"] = (values, scale)
+    node.weights["kernel"] = replace(planned, values=values, scale=scale)
     bias = np.broadcast_to(acc.bias * sign, (node.shape[-1] or 0,))
     node.sums = acc._replace(bias=bias, weight_scale=scale)
 
 
-def _float_weights(node: LoweringNode) -> None:
-    """The weights of a float op."""
+def _float_weights(node: LoweringNode, held: Any) -> None:
+    """The weights of a float op, whose layer may be held by one that quantizes them."""
     op, layer = node.op, node.layer
+    if isinstance(held, QuantizedWeights):
+        _stored_weights(node, held)
+        for stored in node.weights.values():
+            stored.dynamic = held.dynamic
     if not issubclass(op, Weighted):
         return
     if not op.weights:
         factor, node.real_bias = op.factors(layer, node.input.shape[-1] or 0)
-        node.weights["kernel"] = (factor, None)
+        node.weights["kernel"] = Stored(factor)
         return
     for name in op.weights:
-        node.weights[name] = (host.convert_to_tensor(getattr(layer, name)), None)
+        if name not in node.weights:
+            node.weights[name] = Stored(host.convert_to_tensor(getattr(layer, name)))
     if layer.bias is not None:
         node.real_bias = host.convert_to_tensor(layer.bias)
 
@@ -385,10 +487,9 @@ def _follow(before: LoweringNode, layer: Any) -> bool:
     folds = before.op.folds_batch_norm and op.folds_into_weights(layer, before.shape)
     if folds and before.activation == "NONE":
         factor, offset = op.factors(layer, before.shape[-1] or 0)
-        values, _ = before.weights["kernel"]
         weight = before.op.weights.get("kernel")
         axis = weight.axis if weight else (-1,)
-        before.weights["kernel"] = (values * along(factor, axis, values.shape, host), None)
+        before.weights["kernel"] = before.weights["kernel"].scaled(factor, axis)
         bias = 0.0 if before.real_bias is None else before.real_bias
         before.real_bias = bias * factor + offset
         return True

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import Variable, ops
+from keras import KerasTensor, Variable, ops
+
+from intact.kernels import inverse
 
 Tensor = Any
 """A tensor of the active Keras backend."""
@@ -122,6 +124,16 @@ def to_numpy(x: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(x.value if isinstance(x, Variable) else x))
 
 
+def is_symbolic(value: Any) -> bool:
+    """Whether a call's argument is a tensor of a graph rather than a constant."""
+    return isinstance(value, KerasTensor)
+
+
+def is_trainable(value: Any) -> bool:
+    """Whether a value is a variable that trains."""
+    return isinstance(value, Variable) and value.trainable
+
+
 def quantize(x: np.ndarray, scale: Any, zero_point: Any, dtype: str = "int8") -> np.ndarray:
     """Real values to integers, on the host.
 
@@ -218,12 +230,26 @@ def round_clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     return _round_clip(x, low, ops.convert_to_tensor(high, "float32"))
 
 
+@ops.custom_gradient
+def finite_gradient(x: Tensor) -> Tensor:
+    """The value itself; a gradient that is infinite or not a number becomes 0."""
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> Tensor:
+        g = _upstream(args, upstream)
+        return ops.where(ops.isfinite(g), g, ops.zeros_like(g))
+
+    return x, grad
+
+
 host = SimpleNamespace(
     abs=np.abs,
     cast=lambda x, dtype: np.asarray(x, dtype),
     convert_to_tensor=lambda x: to_numpy(x).astype("float32", copy=False),
+    clip=np.clip,
     max=np.max,
     maximum=np.maximum,
+    min=np.min,
+    minimum=np.minimum,
     ones=np.ones,
     reshape=np.reshape,
     round=np.rint,
@@ -241,10 +267,14 @@ def _round(x: Any, xp: Any) -> Any:
     return xp.round(x) if xp is host else straight_through(xp.round(x), x)
 
 
-def quantize_weight(
-    w: Any, bits: int, axis: tuple[int, ...] | None, xp: Any = ops
+def _inverse(x: Any, xp: Any) -> Any:
+    return np.float32(1) / x if xp is host else inverse(x)
+
+
+def weight_params(
+    w: Any, bits: int, axis: tuple[int, ...] | None, xp: Any = ops, symmetric: bool = True
 ) -> tuple[Any, Any]:
-    """Weights to narrow symmetric integers, with a straight-through gradient.
+    """Scales and zero points of weights.
 
     Args:
         w: Float weights.
@@ -252,24 +282,87 @@ def quantize_weight(
         axis: The axes that keep a scale of their own (the output channels), or None
             for one scale for the whole tensor.
         xp: `keras.ops`, or `host`.
+        symmetric: Zero points of 0, and a range without its smallest integer.
 
     Returns:
-        `(n, scale)`: whole numbers of the shape of `w`, and one scale per channel,
-        flat (a scalar where `axis` is None).
+        `(scale, zero_point)`, which broadcast to `w`.
     """
-    _, high = integer_range(bits, narrow=True)
-    w = xp.cast(xp.convert_to_tensor(w), "float32")
     rank = len(w.shape)
     kept = () if axis is None else tuple(a % rank for a in axis)
     reduced = tuple(a for a in range(rank) if a not in kept)
     # Not differentiated: min-max scales follow the weights, as in arXiv:1712.05877.
-    span = xp.max(xp.abs(xp.stop_gradient(w)), axis=reduced, keepdims=True)
+    w = xp.stop_gradient(w)
+    low, high = integer_range(bits, narrow=symmetric)
+    if symmetric:
+        span, steps = xp.max(xp.abs(w), axis=reduced, keepdims=True), high
+    else:
+        minimum = xp.minimum(xp.min(w, axis=reduced, keepdims=True), np.float32(0))
+        span = xp.maximum(xp.max(w, axis=reduced, keepdims=True), np.float32(0)) - minimum
+        steps = high - low
     scale = xp.where(
-        span > 0, xp.maximum(span * np.float32(1 / high), np.float32(MIN_SCALE)), np.float32(1)
+        span > 0, xp.maximum(span * np.float32(1 / steps), np.float32(MIN_SCALE)), np.float32(1)
     )
-    # By construction nothing is beyond the range, so there is nothing to clip.
+    if symmetric:
+        return scale, xp.zeros_like(scale)
+    return scale, xp.clip(xp.round(low - minimum * _inverse(scale, xp)), low, high)
+
+
+def quantize_weight(
+    w: Any, bits: int, axis: tuple[int, ...] | None, xp: Any = ops, symmetric: bool = True
+) -> tuple[Any, Any]:
+    """Weights to whole numbers, with a straight-through gradient.
+
+    Args:
+        w: Float weights.
+        bits: Width in bits.
+        axis: As for `weight_params`.
+        xp: `keras.ops`, or `host`.
+        symmetric: As for `weight_params`.
+
+    Returns:
+        `(n, scale)`: whole numbers of the shape of `w` (the integers less their zero
+        point), and one scale per channel, flat (a scalar where `axis` is None).
+    """
+    w = xp.cast(xp.convert_to_tensor(w), "float32")
+    scale, zero_point = weight_params(w, bits, axis, xp, symmetric)
     # Times the inverse, as some compilers divide by a scale anyway.
-    return _round(w * (np.float32(1) / scale), xp), xp.reshape(scale, () if axis is None else (-1,))
+    n = w * _inverse(scale, xp)
+    if not symmetric:
+        # A rounded zero point may leave an end of the range just outside.
+        low, high = integer_range(bits)
+        n = xp.minimum(xp.maximum(n, low - zero_point), high - zero_point)
+    return _round(n, xp), xp.reshape(scale, () if axis is None else (-1,))
+
+
+def half_precision(w: Any, xp: Any = ops) -> Any:
+    """Values as float16 has them, with a straight-through gradient."""
+    w = xp.cast(xp.convert_to_tensor(w), "float32")
+    half = xp.cast(xp.cast(w, "float16"), "float32")
+    return half if xp is host else straight_through(half, w)
+
+
+def quantize_rows(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Quantize each row by its own range, as the kernels of float models do at run time.
+
+    Args:
+        x: Real values.
+        axes: The axes over which a range is taken.
+
+    Returns:
+        `(n, scale)`: whole numbers, and the scales, which broadcast to them.
+    """
+    fixed = ops.stop_gradient(x)
+    minimum = ops.minimum(ops.min(fixed, axis=axes, keepdims=True), 0.0)
+    maximum = ops.maximum(ops.max(fixed, axis=axes, keepdims=True), 0.0)
+    span = maximum - minimum
+    factor = ops.where(span > 0, 255.0 / ops.where(span > 0, span, 1.0), 1.0)
+    low, high = -128.0 - minimum * factor, 127.0 - maximum * factor
+    # The end of the range that its zero point leaves with the smaller error.
+    error = (-128.0 + minimum * factor) + (127.0 + maximum * factor)
+    zero_point = ops.round(ops.clip(ops.where(error > 0, low, high), -128.0, 127.0))
+    n = ops.round(fixed * factor)
+    n = ops.minimum(ops.maximum(n, -128.0 - zero_point), 127.0 - zero_point)
+    return straight_through(n, x * factor), inverse(factor)
 
 
 def along(values: Any, axis: tuple[int, ...] | None, shape: tuple[int, ...], xp: Any = ops) -> Any:
@@ -317,7 +410,7 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
         acc.weight_scale,
         xp.where(acc.weight_scale < 0, -floor, floor),
     )
-    units = _round(bias * (np.float32(1) / (acc.input_scale * weight_scale)), xp)
+    units = _round(bias * _inverse(acc.input_scale * weight_scale, xp), xp)
     return acc._replace(bias=acc.bias + units, weight_scale=weight_scale)
 
 
@@ -352,18 +445,18 @@ def unfused(x: Tensor) -> Tensor:
     return ops.clip(x, -3e38, 3e38)
 
 
-_EXPONENTS = np.arange(-60, 61)
+_EXPONENTS = np.arange(-126, 128)
 _POWERS = (2.0**_EXPONENTS).astype("float32")
 
 
 def binary_exponent(x: Tensor) -> Tensor:
-    """`floor(log2(x))` of a positive scalar, exactly.
+    """`floor(log2(x))` of positive values, exactly.
 
     Args:
-        x: A scalar between 2**-60 and 2**60.
+        x: Values of float32, no denormal ones.
 
     Returns:
-        An int32 scalar.
+        int32, of the same shape.
 
     Example:
 
@@ -371,17 +464,18 @@ def binary_exponent(x: Tensor) -> Tensor:
     (-1, 2)
     """
     powers = ops.convert_to_tensor(_POWERS)
-    return ops.sum(ops.cast(powers <= x, "int32")) + int(_EXPONENTS[0]) - 1
+    reached = ops.cast(powers <= ops.expand_dims(x, -1), "int32")
+    return ops.sum(reached, axis=-1) + int(_EXPONENTS[0]) - 1
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
     """`2.0 ** exponent`, exactly.
 
     Args:
-        exponent: An int32 scalar between -60 and 60.
+        exponent: int32, between -126 and 127.
 
     Returns:
-        A float32 scalar.
+        float32, of the same shape.
 
     Example:
 

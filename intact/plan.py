@@ -11,8 +11,9 @@ import keras
 from intact.errors import IntactError
 from intact.graph import Graph, Node, view
 from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, Fixed, Observed, Op, SameAsInput, get_op
+from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, get_op
 from intact.scheme import Rule, Scheme, TensorSpec
+from intact.schemes import SCHEMES
 
 
 @dataclass
@@ -54,9 +55,11 @@ class Step:
         op: The op's name.
         integer: Whether it computes on integers.
         why_float: Why not, if not.
-        weights: How its weights are quantized.
+        weights: How its weights are quantized, if it has weights that are.
+        activations: How its output is quantized, if it is.
         folds: Whether it is a batch norm that folds into the op before it.
         fused: Whether it is an activation that fuses into the op before it.
+        takes_in: The batch norm that becomes part of its weights for good, before training.
         site: The quantization of its output, if it is quantized just there.
         requantize: Per index of input, the quantization to another range.
     """
@@ -66,10 +69,26 @@ class Step:
     integer: bool
     why_float: str = ""
     weights: TensorSpec | None = None
+    activations: TensorSpec | None = None
     folds: bool = False
     fused: bool = False
+    takes_in: str = ""
     site: Site | None = None
     requantize: dict[int, Site] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
+        weights, activations = self.weights, self.activations
+        if self.integer and activations:
+            if weights is None or weights.dtype == activations.dtype:
+                return activations.dtype
+            return f"w{weights.bits} a{activations.bits}"
+        if weights is None:
+            return f"float ({self.why_float})" if self.why_float else "float"
+        if weights.kind == "float":
+            return weights.dtype
+        return f"w{weights.bits} dynamic" if activations else f"w{weights.bits}"
 
 
 @dataclass
@@ -77,12 +96,20 @@ class Plan:
     """The steps of all nodes, in the graph's order, and the sites of float tensors.
 
     Printing it gives a table.
+
+    Args:
+        scheme: Name of the scheme.
+        steps: What becomes of each node.
+        ranges: The ranges.
+        entries: The quantization of float tensors that integer nodes read.
+        unused: The rules that count for no layer.
     """
 
     scheme: str
     steps: list[Step]
     ranges: list[RangePlan]
     entries: dict[int, Site]
+    unused: list[Rule] = field(default_factory=list)
 
     @property
     def float_steps(self) -> list[Step]:
@@ -92,24 +119,25 @@ class Plan:
     def __str__(self) -> str:
         rows = [("layer", "op", "type", "output range")]
         for step in self.steps:
-            kind = self.scheme if step.integer else f"float ({step.why_float})"
             place = "folded" if step.folds else "fused" if step.fused else ""
             if step.site:
                 shared = len(step.site.range.sites) > 1
                 place = f"{place} " if place else ""
                 place += f"{step.site.range.name}{' (shared)' if shared else ''}"
-            rows.append((step.name, step.op, kind, place or "-"))
+            rows.append((step.name, step.op, step.type, place or "-"))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-        return "\n".join(line.rstrip() for line in lines)
+        notes = (f"No layer is under the rule for {rule.match!r}." for rule in self.unused)
+        return "\n".join([*(line.rstrip() for line in lines), *notes])
 
 
-def make_plan(model: keras.Model, scheme: Scheme) -> Plan:
+def make_plan(model: keras.Model, scheme: Scheme, allow_float: bool = False) -> Plan:
     """Decide for every node and tensor of a canonical model how it is quantized.
 
     Args:
         model: What `canonicalize` returned.
         scheme: The rules.
+        allow_float: Keep in float what has no integer form, rather than refuse it.
 
     Returns:
         The plan.
@@ -119,7 +147,7 @@ def make_plan(model: keras.Model, scheme: Scheme) -> Plan:
 
     Example:
 
-    >>> from intact.scheme import SCHEMES
+    >>> from intact.schemes import SCHEMES
     >>> from intact.canonicalize import canonicalize
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu", name="a")])
     >>> print(make_plan(canonicalize(model), SCHEMES["int8"]))
@@ -127,24 +155,28 @@ def make_plan(model: keras.Model, scheme: Scheme) -> Plan:
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return _Planner(view(model), scheme).plan()
+    return _Planner(view(model), scheme, allow_float).plan()
 
 
 class _Planner:
-    def __init__(self, graph: Graph, scheme: Scheme) -> None:
+    def __init__(self, graph: Graph, scheme: Scheme, allow_float: bool) -> None:
         self.graph = graph
         self.scheme = scheme
+        self.allow_float = allow_float
         self.nodes = [node for node in graph.nodes if not node.is_input]
         self.steps = {id(node): self._step(node) for node in self.nodes}
         self.ranges: list[RangePlan] = []
         self.merged: dict[int, RangePlan] = {}
         self.sites: list[Site] = []
         self.tensor_range: dict[int, RangePlan] = {}
+        self.layer_range: dict[int, RangePlan] = {}
         self.entries: dict[int, Site] = {}
 
     def plan(self) -> Plan:
         for node in self.nodes:
             step = self.steps[id(node)]
+            if step.integer and not (step.folds or step.fused):
+                self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
             if step.integer and not (step.folds or step.fused):
                 self._place(node, step)
         ranges = []
@@ -156,32 +188,43 @@ class _Planner:
             members = [site for site in self.sites if site.range is found]
             for slot, site in enumerate(members):
                 site.slot = slot
-        return Plan(self.scheme.name, [self.steps[id(n)] for n in self.nodes], ranges, self.entries)
+        steps = [self.steps[id(node)] for node in self.nodes]
+        layers = [node.layer for node in self.nodes]
+        # Presets have rules for layers that most models lack.
+        unused = [] if self.scheme in SCHEMES.values() else self.scheme.unused_rules(layers)
+        return Plan(self.scheme.name, steps, ranges, self.entries, unused)
 
     def _step(self, node: Node) -> Step:
         layer = node.layer
         op = get_op(layer)
         rule: Rule = self.scheme.rule_for(layer)
-        step = Step(layer.name, op.__name__, rule.quantizes, weights=rule.weights)
-        if not rule.quantizes:
-            step.why_float = "by rule"
+        step = Step(layer.name, op.__name__, rule.integer, activations=rule.activations)
+        if rule.weights is None:
+            step.integer, step.why_float = False, "by rule"
             return step
-        reason = op.refuse(layer, [tensor.shape for tensor in node.inputs])
-        if reason:
+        if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
+            step.activations = None
+        if any(weight.kernels or not step.activations for weight in op.weights.values()):
+            step.weights = rule.weights
+        if rule.integer and not (isinstance(op.output, Plain) or "float" in node.outputs[0].dtype):
+            step.integer, step.why_float = False, "it computes whole numbers"
+            return step
+        reason = None
+        if rule.integer:
+            reason = op.refuse(layer, [tensor.shape for tensor in node.inputs])
+        self._refuse(layer, step, reason or _without_kernel(op, step))
+        return step
+
+    def _refuse(self, layer: keras.layers.Layer, step: Step, reason: str | None) -> None:
+        """Keep a layer in float for a reason, if there is one and if that is allowed."""
+        if reason and not self.allow_float:
             raise IntactError(
                 f"{type(layer).__name__} {layer.name!r} cannot be quantized: {reason}. "
-                "Change the layer, or keep it in float with a rule: "
+                "Change the layer, or keep it in float: with `allow_float=True`, or with a rule, "
                 f"`intact.Rule({layer.name!r}, weights=None, activations=None)`."
             )
-        bits = rule.weights.bits if rule.weights else 0
-        for name, weight in op.weights.items():
-            if bits not in weight.bits:
-                raise IntactError(
-                    f"{type(layer).__name__} {layer.name!r} cannot use {bits}-bit "
-                    f"weights for {name!r}. Supported bits: {weight.bits}. "
-                    "Exclude the layer by a rule, or set bits to one of these."
-                )
-        return step
+        if reason:
+            step.integer, step.why_float, step.weights = False, reason, None
 
     def _spec(self, node: Node) -> TensorSpec:
         """How the output of an integer node is quantized."""
@@ -198,6 +241,8 @@ class _Planner:
 
     def _new_range(self, name: str, spec: TensorSpec, fixed: Fixed | None = None) -> RangePlan:
         pair = None if fixed is None else (fixed.scale, float(fixed.zero_point))
+        if fixed and spec.dtype == "int16":
+            pair = (2.0**-15, 0.0)
         made = RangePlan(name, spec, pair)
         self.ranges.append(made)
         return made
@@ -239,7 +284,19 @@ class _Planner:
     def _place(self, node: Node, step: Step) -> None:
         op = get_op(node.layer)
         spec = self._spec(node)
-        inputs = [self._range_of(tensor, node) for tensor in node.inputs]
+        inputs = {
+            index: self._range_of(tensor, node)
+            for index, tensor in enumerate(node.inputs)
+            if index not in op.plain
+        }
+        for index, found in inputs.items():
+            if found.spec.dtype != spec.dtype:
+                # From one width to another, for kernels take one alone.
+                name = f"{node.layer.name}_input_{index}"
+                inputs[index] = self._new_range(name, spec)
+                step.requantize[index] = self._site(name, inputs[index], "convert")
+        if isinstance(op.output, Plain):
+            return
         if isinstance(op.output, SameAsInput):
             for tensor in node.outputs:
                 self.tensor_range[id(tensor)] = inputs[0]
@@ -249,18 +306,20 @@ class _Planner:
             fixed = op.output if isinstance(op.output, Fixed) else None
             self._close_chain(node, op, self._new_range(node.layer.name, spec, fixed))
 
-    def _unify(self, node: Node, step: Step, inputs: list[RangePlan]) -> RangePlan:
+    def _unify(self, node: Node, step: Step, inputs: dict[int, RangePlan]) -> RangePlan:
         """One range for all inputs; those that cannot share it are requantized."""
-        free = [r for r in inputs if not (r.fixed or r.private)]
-        same = all(r is inputs[0] for r in inputs)
-        pair = inputs[0].fixed
-        if same or (pair and all(r.fixed == pair for r in inputs)):
-            common = inputs[0]
+        first, *rest = inputs.values()
+        free = [r for r in (first, *rest) if not (r.fixed or r.private)]
+        same = all(r is first for r in rest)
+        pair = first.fixed
+        if same or (pair and all(r.fixed == pair for r in rest)):
+            common = first
         elif free:
             common = free[0]
         else:
-            common = self._new_range(node.layer.name, self._spec(node))
-        for index, found in enumerate(inputs):
+            # The output of the layer has its name.
+            common = self._new_range(f"{node.layer.name}_input", self._spec(node))
+        for index, found in inputs.items():
             found = self._root(found)
             if not self._merge(common, found):
                 name = f"{node.layer.name}_input_{index}"
@@ -280,7 +339,11 @@ class _Planner:
                     following.layer, last.outputs[0].shape
                 )
             ):
-                self.steps[id(following)].folds = True
+                step, other = self.steps[id(node)], self.steps[id(following)]
+                other.folds = True
+                if step.weights and step.weights.kind == "uint":
+                    # The channels' factors cannot go into one scale for them all.
+                    step.takes_in, other.fused = following.layer.name, True
                 last = following
         following = self._follower(last)
         if isinstance(op.output, Observed) and following and op.fuses:
@@ -293,13 +356,52 @@ class _Planner:
         found.name = name
         # Kernels clamp at 0 or 6; any other limit is where the integers end.
         found.private = op.clamps_by_range or upper not in (None, 6.0)
-        site = self._site(name, found, op.arithmetic)
+        weights = self.steps[id(node)].weights
+        rounding = op.rounding(node.layer, weights.dtype if weights else "int8")
+        site = self._site(name, found, rounding)
         site.lower, site.upper = lower, upper
         self.steps[id(last)].site = site
         self.tensor_range[id(last.outputs[0])] = found
+        if getattr(last.layer, "one_range", False):
+            first = self._root(self.layer_range.setdefault(id(last.layer), found))
+            if first is not found:
+                first.private |= found.private
+                self._join(first, found)
 
     def _follower(self, node: Node) -> Node | None:
         following = self.graph.sole_consumer(node.outputs[0])
         if following is None or not self.steps[id(following)].integer:
             return None
         return following
+
+
+def _without_type(op: type[Op], step: Step) -> str | None:
+    """Why there is no kernel for an op's activations, if there is none."""
+    assert step.activations is not None
+    dtype = step.activations.dtype
+    if step.activations.bits not in (8, 16):
+        return f"activations have 8 or 16 bits, and the rule says {step.activations.bits}"
+    known = dtype in op.dtypes or isinstance(op.output, Plain)
+    return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
+
+
+def _without_kernel(op: type[Op], step: Step) -> str | None:
+    """Why there is no kernel for an op's weights, if there is none."""
+    weights, activations = step.weights, step.activations
+    if weights is None:
+        return None
+    if activations is None:
+        wide = weights.kind == "int" and weights.bits > 8
+        return f"weights have 2 to 8 bits, and the rule says {weights.bits}" if wide else None
+    for name, weight in op.weights.items():
+        known = weight.dynamic if activations.dynamic else weight.kernels
+        if weights.dtype not in known:
+            return (
+                f"its {name} cannot have {weights.bits}-bit weights of type {weights.dtype}, "
+                f"but of {', '.join(known)}"
+            )
+        if (weights.kind == "uint") != (activations.kind == "uint" and not activations.dynamic):
+            return "unsigned weights go with unsigned activations, and no others"
+        if not weights.symmetric and weights.kind == "int":
+            return f"its {name} cannot have a zero point: the rule needs `symmetric=True`"
+    return None

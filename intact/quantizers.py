@@ -1,5 +1,6 @@
 """The layer that quantizes activations, and the arithmetics by which kernels round."""
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import keras
@@ -7,18 +8,24 @@ import numpy as np
 from keras import ops
 
 from intact.errors import NotCalibratedError
+from intact.fixed_point import multiplier, multiply
+from intact.kernels import inverse
 from intact.numerics import (
     Accumulator,
     QTensor,
     Tensor,
     affine_params,
+    binary_exponent,
     divide,
     integer_range,
+    power_of_two,
     round_clip,
+    straight_through,
     to_numpy,
     unquantized,
 )
 from intact.observers import MovingAverage, Observer, Range
+from intact.scheme import TensorSpec
 
 
 class Arithmetic:
@@ -62,6 +69,18 @@ class Arithmetic:
         """
         raise NotImplementedError
 
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        """The same for outputs of 16 bits: within 1 of what the kernels compute.
+
+        Args:
+            pending: What the op's `call` returned.
+            params: The output's `scale` and `zero_point`.
+            low: Smallest value, scalar.
+            high: Largest value, scalar.
+        """
+        return round_clip(cls.real(pending) * inverse(params.scale), low, high)
+
 
 class RealArithmetic(Arithmetic):
     """Rounds `x * (1 / scale)` half to even: QUANTIZE, and table ops."""
@@ -76,7 +95,7 @@ class RealArithmetic(Arithmetic):
     def quantize(
         pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
     ) -> Tensor:
-        return round_clip(pending * (1.0 / params.scale), low, high)
+        return round_clip(pending * inverse(params.scale), low, high)
 
 
 class AccumulatorArithmetic(Arithmetic):
@@ -98,8 +117,87 @@ class AccumulatorArithmetic(Arithmetic):
         pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
     ) -> Tensor:
         acc = Accumulator(*pending)
-        multiplier = divide(acc.input_scale * acc.weight_scale, params.scale)
-        return round_clip((acc.values + acc.bias) * multiplier, low, high)
+        factor = divide(acc.input_scale * acc.weight_scale, params.scale)
+        return round_clip((acc.values + acc.bias) * factor, low, high)
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        acc = Accumulator(*pending)
+        real = divide(acc.input_scale * acc.weight_scale, params.scale)
+        # Kernels take the multiplier in 15 bits, and round half up.
+        size = ops.maximum(ops.abs(real), 2.0**-60)
+        unit = power_of_two(binary_exponent(size) - 14)
+        mantissa = ops.minimum(ops.floor(size / unit + 0.5), 32767.0)
+        smooth = (acc.values + acc.bias) * (ops.sign(real) * mantissa * unit)
+        return round_clip(straight_through(ops.floor(smooth + 0.5), smooth), low, high)
+
+
+class FixedPointArithmetic(AccumulatorArithmetic):
+    """The sums in fixed point, rounded twice, half away from zero."""
+
+    name = "fixed_point"
+
+    @staticmethod
+    def half_up(channels: int) -> Any:
+        """The channels whose halves go up instead."""
+        return False
+
+    @classmethod
+    def quantize(
+        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
+        acc = Accumulator(*pending)
+        factor = divide(acc.input_scale * acc.weight_scale, params.scale)
+        smooth = (acc.values + acc.bias) * factor
+        if training:
+            # In one rounding: the same but for about one value in 300.
+            return round_clip(smooth, low, high)
+        # The file has the signs of the scales in the weights.
+        sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
+        by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
+        exact = ops.cast(multiply(sums, by, cls.half_up(sums.shape[-1])), "float32")
+        return round_clip(straight_through(exact, smooth), low, high)
+
+
+class VectorArithmetic(FixedPointArithmetic):
+    """The sums in fixed point, rounded twice, half up: vectors of channels."""
+
+    name = "fixed_point_vector"
+
+    @staticmethod
+    def half_up(channels: int) -> Any:
+        return True
+
+
+class BlocksArithmetic(FixedPointArithmetic):
+    """The sums in fixed point: vectors of eight channels, and what is left one by one."""
+
+    name = "fixed_point_blocks"
+
+    @staticmethod
+    def half_up(channels: int) -> Any:
+        return np.arange(channels) < channels // 8 * 8
+
+
+class ConvertArithmetic(RealArithmetic):
+    """From one width to another."""
+
+    name = "convert"
+
+    @staticmethod
+    def output_shape(pending: Any) -> tuple[int | None, ...]:
+        return pending[0].shape
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        x = QTensor(*pending)
+        return x.values * x.scale
+
+    @classmethod
+    def quantize(
+        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
+        return round_clip(cls.real(pending) * inverse(params.scale), low, high)
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -114,9 +212,7 @@ class FakeQuantize(keras.layers.Layer):
     frozen (`trainable = False`); in inference they are fixed.
 
     Args:
-        bits: Width in bits.
-        symmetric: Zero point 0.
-        momentum: Share of the old range that a training step keeps.
+        spec: How the tensors are quantized: width, kind, symmetry, observer, momentum.
         slots: How many tensors share the range.
         fixed: `(scale, zero_point)` of a range that is fixed, or None.
 
@@ -130,22 +226,18 @@ class FakeQuantize(keras.layers.Layer):
 
     def __init__(
         self,
-        bits: int = 8,
-        symmetric: bool = False,
-        momentum: float = 0.99,
+        spec: TensorSpec | None = None,
         slots: int = 1,
         fixed: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(autocast=False, **kwargs)
-        self.bits = bits
-        self.symmetric = symmetric
-        self.momentum = momentum
+        self.spec = spec or TensorSpec()
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.observer: Observer | None = None
-        low, high = integer_range(bits, narrow=symmetric)
+        low, high = integer_range(self.spec.bits)
         self.low, self.high = float(low), float(high)
 
         def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
@@ -188,7 +280,7 @@ class FakeQuantize(keras.layers.Layer):
 
     def _settled(self) -> np.ndarray:
         """The count of a moving average in its long run."""
-        return np.full(self.slots, round(1 / (1 - self.momentum)), "float32")
+        return np.full(self.slots, round(1 / (1 - self.spec.momentum)), "float32")
 
     def call(
         self,
@@ -197,6 +289,7 @@ class FakeQuantize(keras.layers.Layer):
         slot: int = 0,
         lower: float | None = None,
         upper: float | None = None,
+        final: bool = False,
         training: bool | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize what an op computed.
@@ -207,25 +300,36 @@ class FakeQuantize(keras.layers.Layer):
             slot: Which of the tensors that share the range this is.
             lower: Smallest real value that a fused activation lets through.
             upper: Largest real value that a fused activation lets through.
+            final: Leave the values as they are while training: shares and truth values at
+                the end of a model. Rounded to 0 or 1 they would have no gradient in a loss
+                that takes their logarithm, and nothing follows that could learn of it.
             training: Whether ranges follow the data.
 
         Returns:
             `(values, scale, zero_point)`, a `QTensor`.
         """
         rule = Arithmetic.registry[arithmetic]
+        if arithmetic == RealArithmetic.name:
+            # Images may come in whole numbers.
+            pending = ops.cast(pending, "float32")
         if self.fixed is None and (self.observer is not None or (training and self.trainable)):
             real = _bounded(rule.real(pending), lower, upper)
             self._observe(slot, ops.stop_gradient(real))
             if self.observer is not None:
                 # Calibration looks at what float activations would be.
                 return unquantized(real)
+        if final and training:
+            return unquantized(_bounded(rule.real(pending), lower, upper))
         params = QTensor(None, self._value("scale"), self._value("zero_point"))
         low, high = self.low - params.zero_point, self.high - params.zero_point
         if lower is not None:
             low = ops.maximum(low, ops.round(lower / params.scale))
         if upper is not None:
             high = ops.minimum(high, ops.round(upper / params.scale))
-        values = rule.quantize(pending, params, low, high, bool(training))
+        if self.spec.bits > 8:
+            values = rule.quantize_wide(pending, params, low, high)
+        else:
+            values = rule.quantize(pending, params, low, high, bool(training))
         quantized = params._replace(values=values)
         if self.fixed is not None or training:
             return quantized
@@ -239,7 +343,7 @@ class FakeQuantize(keras.layers.Layer):
         return getattr(self, name) * 1.0
 
     def _observe(self, slot: int, real: Tensor) -> None:
-        observer = self.observer or MovingAverage(self.momentum)
+        observer = self.observer or MovingAverage(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         new = observer.update(state, ops.min(real), ops.max(real))
         if self.slots == 1:
@@ -257,8 +361,8 @@ class FakeQuantize(keras.layers.Layer):
         scale, zero_point = affine_params(
             ops.min(self._value("minimum")),
             ops.max(self._value("maximum")),
-            self.bits,
-            self.symmetric,
+            self.spec.bits,
+            self.spec.symmetric,
         )
         self.scale.assign(scale)
         self.zero_point.assign(zero_point)
@@ -271,13 +375,15 @@ class FakeQuantize(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
-            bits=self.bits,
-            symmetric=self.symmetric,
-            momentum=self.momentum,
+            spec=asdict(self.spec),
             slots=self.slots,
             fixed=self.fixed,
         )
         return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "FakeQuantize":
+        return cls(TensorSpec(**config.pop("spec")), **config)
 
 
 def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:

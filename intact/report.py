@@ -13,6 +13,7 @@ from intact.graph import view, with_outputs
 from intact.litert.runtime import expose, load_litert
 from intact.lowering import tensor_name
 from intact.numerics import dequantize, to_numpy
+from intact.ops.constant import Constant
 from intact.quantizers import FakeQuantize
 from intact.training import Dequantize
 
@@ -187,19 +188,28 @@ def compare(
 
 def _quantized_tensors(model: keras.Model) -> tuple[list[str], list[Any]]:
     names, tensors = [], []
-    for node in view(model).nodes:
+    graph = view(model)
+    for node in graph.nodes:
         if isinstance(node.layer, FakeQuantize):
+            source = graph.producer(node.inputs[0]).layer
+            if isinstance(getattr(source, "layer", None), Constant):
+                continue
             names.append(tensor_name(node.layer, node.kwargs))
-            tensors.append(_Stored()(node.outputs))
+            shift = 128 if node.layer.spec.kind == "uint" else 0
+            tensors.append(_Stored(shift)(node.outputs))
     return names, tensors
 
 
 class _Stored(keras.layers.Layer):
-    """The stored integers of a triple."""
+    """The stored integers of a triple; unsigned ones are shifted."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
 
     def call(self, triple: Any) -> Any:
         values, _, zero_point = triple
-        return values + zero_point
+        return values + (zero_point + self.shift)
 
     def compute_output_shape(self, shapes: Any) -> Any:
         return shapes[0]

@@ -1,7 +1,7 @@
 """What to quantize and how: frozen data, read by the plan."""
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import keras
@@ -14,21 +14,45 @@ class TensorSpec:
     """How one tensor is quantized.
 
     Args:
-        bits: Width in bits.
+        bits: Width in bits. Files store 2 to 4 bits as int4, more as int8, activations of
+            9 to 16 bits as int16.
         symmetric: Zero point 0.
         per_axis: A scale per output channel (weights only).
+        kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
+        dynamic: The range is that of each row or sample, found at run time (activations
+            only): the tensor stays in float, and sums of products are computed on integers.
+        observer: How `calibrate` finds the range, if it is not told (activations only).
         momentum: Share of the old range that a training step keeps (activations only).
+
+    Raises:
+        IntactError: A width or kind that there is not.
 
     Example:
 
-    >>> TensorSpec(bits=8, symmetric=True, per_axis=True).bits
-    8
+    >>> TensorSpec(bits=4, symmetric=True, per_axis=True).dtype
+    'int4'
     """
 
     bits: int = 8
     symmetric: bool = False
     per_axis: bool = False
+    kind: str = "int"
+    dynamic: bool = False
+    observer: str = "min_max"
     momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        widths: dict[str, Iterable[int]] = {"int": range(2, 17), "uint": (8,), "float": (16,)}
+        if self.bits not in widths.get(self.kind, ()):
+            raise IntactError(
+                "Expected kind 'int' with 2 to 16 bits, 'uint' with 8 or 'float' with 16. "
+                f"Received: kind={self.kind!r}, bits={self.bits!r}."
+            )
+
+    @property
+    def dtype(self) -> str:
+        """The type that stores it: "int4", "int8", "uint8", "int16" or "float16"."""
+        return f"{self.kind}{next(n for n in (4, 8, 16) if n >= self.bits)}"
 
 
 @dataclass(frozen=True)
@@ -38,8 +62,9 @@ class Rule:
     Args:
         match: A layer class, a name pattern (`"block_*"`), or a callable that takes the
             layer and returns a bool. None matches every layer.
-        weights: How the weights are quantized; None keeps the layer in float.
-        activations: How the layer's output is quantized; None keeps the layer in float.
+        weights: How the weights are quantized; None keeps them, and the layer, in float.
+        activations: How the layer's output is quantized; None keeps it in float, and
+            quantizes the weights alone.
 
     Example:
 
@@ -52,9 +77,10 @@ class Rule:
     activations: TensorSpec | None = TensorSpec()
 
     @property
-    def quantizes(self) -> bool:
+    def integer(self) -> bool:
         """Whether layers under this rule become integer."""
-        return self.weights is not None and self.activations is not None
+        weights, activations = self.weights, self.activations
+        return weights is not None and activations is not None and not activations.dynamic
 
     def matches(self, layer: keras.layers.Layer) -> bool:
         """Whether the rule speaks of this layer."""
@@ -78,7 +104,7 @@ class Scheme:
     Example:
 
     >>> scheme = Scheme("head in float", (Rule("head", None, None), Rule()))
-    >>> scheme.rule_for(keras.layers.Dense(2, name="head")).quantizes
+    >>> scheme.rule_for(keras.layers.Dense(2, name="head")).integer
     False
     """
 
@@ -92,38 +118,18 @@ class Scheme:
                 return rule
         return FLOAT_RULE
 
+    def unused_rules(self, layers: Iterable[keras.layers.Layer]) -> list[Rule]:
+        """The rules with a `match` that count for none of some layers.
+
+        Args:
+            layers: The layers.
+        """
+        used = [self.rule_for(layer) for layer in layers]
+        return [
+            rule
+            for rule in self.rules
+            if rule.match is not None and not any(rule is found for found in used)
+        ]
+
 
 FLOAT_RULE = Rule(weights=None, activations=None)
-
-SCHEMES: dict[str, Scheme] = {
-    "int8": Scheme("int8"),
-    "float32": Scheme("float32", (FLOAT_RULE,)),
-}
-"""The presets by name."""
-
-
-def get_scheme(scheme: str | Scheme) -> Scheme:
-    """A scheme by name, or the scheme itself.
-
-    Args:
-        scheme: A name in `SCHEMES` or a `Scheme`.
-
-    Returns:
-        The scheme.
-
-    Raises:
-        IntactError: There is no preset of that name.
-
-    Example:
-
-    >>> get_scheme("int8").name
-    'int8'
-    """
-    if isinstance(scheme, Scheme):
-        return scheme
-    if scheme not in SCHEMES:
-        raise IntactError(
-            f"There is no scheme {scheme!r}. Known schemes: {', '.join(sorted(SCHEMES))}. "
-            "Pass one of these, or an `intact.Scheme` of your own."
-        )
-    return SCHEMES[scheme]

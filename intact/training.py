@@ -5,14 +5,26 @@ an op and its quantizer run the op's 32-bit sums. Everything else is an ordinary
 functional Keras model.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import keras
 
 from intact.graph import deep_graphs, structure, view
-from intact.numerics import Accumulator, QTensor, Tensor, quantize_weight
-from intact.ops.base import AllSame, SameAsInput, get_op
-from intact.plan import Plan, Site
+from intact.kernels import exact_convolution
+from intact.numerics import (
+    Accumulator,
+    QTensor,
+    Tensor,
+    along,
+    half_precision,
+    host,
+    quantize_rows,
+    quantize_weight,
+    to_numpy,
+)
+from intact.ops.base import AllSame, Plain, SameAsInput, get_op
+from intact.plan import Plan, Site, Step
 from intact.quantizers import FakeQuantize
 from intact.scheme import TensorSpec
 
@@ -26,18 +38,14 @@ class Quantized(keras.layers.Layer):
 
     Args:
         layer: The Keras layer.
-        weight_bits: Width of its quantized weights.
-        per_axis: A weight scale per output channel, or one for all.
-        folds: The layer is a batch norm that follows into the weights before it.
-        input_shape: The shape that the layer is built with.
+        spec: How its weights are quantized, if it has any.
+        input_shapes: The shapes of the inputs that the layer is built with.
     """
 
     def __init__(
         self,
         layer: keras.layers.Layer,
-        weight_bits: int = 8,
-        per_axis: bool = True,
-        folds: bool = False,
+        spec: TensorSpec | None = None,
         input_shapes: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -45,9 +53,7 @@ class Quantized(keras.layers.Layer):
         kwargs.setdefault("name", layer.name)
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
-        self.weight_bits = weight_bits
-        self.per_axis = per_axis
-        self.folds = folds
+        self.spec = spec
         # A list, for Keras would track and wrap a nested attribute.
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
@@ -56,18 +62,28 @@ class Quantized(keras.layers.Layer):
 
     def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Per name of a quantized weight, its whole numbers and scales."""
+        if self.spec is None:
+            return {}
+        bits, symmetric = self.spec.bits, self.spec.symmetric
         return {
-            name: quantize_weight(
-                getattr(self.layer, name), self.weight_bits, weight.axis if self.per_axis else None
-            )
-            for name, weight in get_op(self.layer).weights.items()
+            name: quantize_weight(getattr(self.layer, name), bits, axis, symmetric=symmetric)
+            for name, axis in self.weight_axes().items()
         }
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def weight_axes(self) -> dict[str, tuple[int, ...] | None]:
+        """Per name of a quantized weight, the axes that keep a scale of their own, if any."""
+        per_axis = self.spec is not None and self.spec.per_axis
+        weights = get_op(self.layer).weights
+        return {name: weight.axis if per_axis else None for name, weight in weights.items()}
+
+    def call(self, inputs: Any, folds: bool = False, training: bool | None = None) -> Any:
         """Compute on integer values.
 
         Args:
-            inputs: One triple or a list of triples; an accumulator for a folded layer.
+            inputs: A triple or a plain tensor, or a list of them; an accumulator for a
+                folded layer.
+            folds: The layer is a batch norm that follows into the weights before it; where
+                it is called elsewhere too, it need not there.
             training: Whether batch norm uses the batch's statistics.
 
         Returns:
@@ -75,26 +91,33 @@ class Quantized(keras.layers.Layer):
         """
         op = get_op(self.layer)
         training = bool(training) and self.trainable
-        if self.folds:
+        if folds:
             return op.fold(self.layer, Accumulator(*inputs), training)
-        triples = [inputs] if len(self.shapes) == 1 else inputs
-        quantized = [QTensor(*triple) for triple in triples]
-        return op.call(self.layer, quantized, self.quantized_weights(), training)
+        operands = [inputs] if len(self.shapes) == 1 else inputs
+        taken = [x if index in op.plain else QTensor(*x) for index, x in enumerate(operands)]
+        return op.call(self.layer, taken, self.quantized_weights(), training)
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+    def compute_output_spec(
+        self, inputs: Any, folds: bool = False, training: bool | None = None
+    ) -> Any:
         op = get_op(self.layer)
-        shape = self.layer.compute_output_shape(
-            self.shapes[0] if len(self.shapes) == 1 else self.shapes
-        )
+        operands = [inputs] if len(self.shapes) == 1 else inputs
+        # Of this call: a layer may be called on several shapes.
+        shapes = [(x if index in op.plain else x[0]).shape for index, x in enumerate(operands)]
+        try:
+            shape = self.layer.compute_output_shape(shapes[0] if len(shapes) == 1 else shapes)
+        except NotImplementedError:
+            # A layer of the user's that leaves it to its `call`.
+            symbols = [keras.KerasTensor(shape, "float32") for shape in shapes]
+            given = symbols[0] if len(symbols) == 1 else symbols
+            shape = self.layer.compute_output_spec(given).shape
         return op.pending_spec(self.layer, inputs, shape)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             layer=keras.saving.serialize_keras_object(self.layer),
-            weight_bits=self.weight_bits,
-            per_axis=self.per_axis,
-            folds=self.folds,
+            spec=None if self.spec is None else asdict(self.spec),
             input_shapes=[list(shape) for shape in self.shapes],
         )
         return config
@@ -102,7 +125,60 @@ class Quantized(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Quantized":
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
-        return cls(layer, **config)
+        spec = config.pop("spec")
+        return cls(layer, spec=None if spec is None else TensorSpec(**spec), **config)
+
+
+@keras.saving.register_keras_serializable("intact")
+class QuantizedWeights(Quantized):
+    """A layer that computes in float, with quantized weights.
+
+    Args:
+        layer: The Keras layer.
+        spec: How its weights are quantized.
+        dynamic: Quantize the input too, by the range of each row or sample, as kernels do
+            at run time.
+        input_shapes: The shapes that the layer is built with.
+    """
+
+    def __init__(
+        self, layer: keras.layers.Layer, spec: TensorSpec, dynamic: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(layer, spec, **kwargs)
+        self.dynamic = dynamic
+
+    def real_weights(self) -> dict[str, Tensor]:
+        """Per name of a quantized weight, its rounded values."""
+        assert self.spec is not None
+        if self.spec.kind == "float":
+            return {name: half_precision(getattr(self.layer, name)) for name in self.weight_axes()}
+        axes = self.weight_axes()
+        return {
+            name: values * along(scale, axes[name], values.shape)
+            for name, (values, scale) in self.quantized_weights().items()
+        }
+
+    def call(self, inputs: Any, folds: bool = False, training: bool | None = None) -> Tensor:
+        """The float output of float inputs."""
+        op: Any = get_op(self.layer)
+        if not self.dynamic:
+            operands = [inputs] if len(self.shapes) == 1 else inputs
+            return op.real(self.layer, operands, self.real_weights())
+        n, scale = quantize_rows(inputs, op.rows(self.layer, len(inputs.shape)))
+        kernel, weight_scale = self.quantized_weights()["kernel"]
+        with exact_convolution():
+            sums = op.products(self.layer, n, kernel)
+        y = sums * scale * weight_scale
+        return y if self.layer.bias is None else y + self.layer.bias
+
+    def compute_output_spec(
+        self, inputs: Any, folds: bool = False, training: bool | None = None
+    ) -> Any:
+        shapes = self.shapes[0] if len(self.shapes) == 1 else self.shapes
+        return keras.KerasTensor(self.layer.compute_output_shape(shapes), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "dynamic": self.dynamic}
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -171,7 +247,7 @@ class _Builder:
         new_outputs = keras.tree.map_structure(self._as_real, outputs)
         return keras.Model(new_inputs, new_outputs, name=self.model.name)
 
-    def _build_node(self, node: Any, step: Any) -> None:
+    def _build_node(self, node: Any, step: Step) -> None:
         (output,) = node.outputs
         if not step.integer:
 
@@ -179,48 +255,61 @@ class _Builder:
                 return self._as_real(value) if isinstance(value, keras.KerasTensor) else value
 
             args = keras.tree.map_structure(real, node.args)
-            self.real[id(output)] = node.layer(*args, **node.kwargs)
+            layer = self._layer(node, step) if step.weights else node.layer
+            self.real[id(output)] = layer(*args, **node.kwargs)
             return
         if step.fused:
             result = self.pending[id(node.inputs[0])]
         elif step.folds:
-            result = self._layer(node, step)(self.pending[id(node.inputs[0])])
+            result = self._layer(node, step)(self.pending[id(node.inputs[0])], folds=True)
         else:
-            triples = [self._as_quantized(t) for t in node.inputs]
+            op = get_op(node.layer)
+            operands = [
+                self._as_real(t) if index in op.plain else self._as_quantized(t)
+                for index, t in enumerate(node.inputs)
+            ]
             for index, site in step.requantize.items():
-                triples[index] = self._quantize(triples[index], site)
-            result = self._layer(node, step)(triples[0] if len(triples) == 1 else triples)
-            if isinstance(get_op(node.layer).output, SameAsInput | AllSame):
+                operands[index] = self._quantize(operands[index], site)
+            result = self._layer(node, step)(operands[0] if len(operands) == 1 else operands)
+            if isinstance(op.output, SameAsInput | AllSame):
                 self.quantized[id(output)] = result
+                return
+            if isinstance(op.output, Plain):
+                self.real[id(output)] = result
                 return
         self.pending[id(output)] = result
         if step.site:
-            self.quantized[id(output)] = self._quantize(result, step.site)
+            final = self.graph.is_output(output) and not self.graph.consumers(output)
+            self.quantized[id(output)] = self._quantize(result, step.site, final)
 
-    def _layer(self, node: Any, step: Any) -> Quantized:
+    def _layer(self, node: Any, step: Step) -> keras.layers.Layer:
         if id(node.layer) not in self.layers:
-            spec: TensorSpec = step.weights
-            self.layers[id(node.layer)] = Quantized(
-                node.layer,
-                weight_bits=spec.bits,
-                per_axis=spec.per_axis,
-                folds=step.folds,
-                input_shapes=[t.shape for t in node.inputs],
-            )
+            shapes = [t.shape for t in node.inputs]
+            if step.takes_in:
+                norm = self.model.get_layer(step.takes_in)
+                layer = _with_norm(node.layer, norm, shapes[0])
+                made = Quantized(layer, step.weights, shapes)
+            elif step.integer:
+                made = Quantized(node.layer, step.weights, shapes)
+            else:
+                assert step.weights is not None
+                dynamic = step.activations is not None
+                made = QuantizedWeights(node.layer, step.weights, dynamic, input_shapes=shapes)
+            self.layers[id(node.layer)] = made
         return self.layers[id(node.layer)]
 
-    def _quantize(self, pending: Any, site: Site) -> Any:
+    def _quantize(self, pending: Any, site: Site, final: bool = False) -> Any:
         found = site.range
         if id(found) not in self.quantizers:
             self.quantizers[id(found)] = FakeQuantize(
-                bits=found.spec.bits,
-                symmetric=found.spec.symmetric,
-                momentum=found.spec.momentum,
+                found.spec,
                 slots=len(found.sites),
                 fixed=found.fixed,
                 name=self._name(found.name, "_quantizer"),
             )
         kwargs: dict[str, Any] = {"arithmetic": site.arithmetic}
+        if final and found.fixed:
+            kwargs["final"] = True
         if site.slot:
             kwargs["slot"] = site.slot
         if site.lower is not None:
@@ -246,7 +335,20 @@ class _Builder:
     def _name(self, name: str, suffix: str) -> str:
         """A layer name that is not taken yet: a layer called twice has two ranges."""
         candidate, n = name, 1
-        while candidate + suffix in self.names:
+        while candidate + suffix in self.names or (n > 1 and candidate in self.names):
             candidate, n = f"{name}_{n}", n + 1
         self.names.add(candidate + suffix)
         return candidate + suffix
+
+
+def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
+    """A layer that does the same as another with a batch norm behind it."""
+    kernel = to_numpy(layer.kernel)
+    made = type(layer).from_config({**layer.get_config(), "use_bias": True})
+    made.build(shape)
+    factor, offset = get_op(norm).factors(norm, made.bias.shape[0])
+    axis = get_op(layer).weights["kernel"].axis
+    made.kernel.assign(kernel * along(factor, axis, kernel.shape, host))
+    bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
+    made.bias.assign(bias * factor + offset)
+    return made

@@ -13,11 +13,32 @@ import pytest
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cases", type=int, help="run the battery on so many cases of each op; all by default"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the cases beyond `--cases`: compiling them takes most of a run."""
+    limit = config.getoption("--cases")
+    if limit is None:
+        return
+    kept, dropped = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        name = params["name"] if "case" in params and "name" in params else "-0"
+        (kept if int(name.rsplit("-", 1)[1]) < limit else dropped).append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(7)
     yield
-    keras.backend.clear_session()
+    # Without collecting garbage, which takes longer than most tests.
+    keras.utils.clear_session(free_memory=False)
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import intact
 from intact.cli import main
+from intact.litert.builder import Builder
 
 
 @pytest.fixture
@@ -125,3 +127,57 @@ def test_without_scikit_learn(call, monkeypatch):
     result = call("demo")
     assert result.exit_code == 2
     assert "pip install intact[demo]" in result.output
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A file without fault, one with an error, one with a warning, and one that is none."""
+    model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+    intact.export(model, tmp_path / "fine.tflite")
+    for name, scale, version in (("broken", 0.5, 2), ("old", 1 / 256, 1)):
+        builder = Builder("test")
+        x = builder.tensor((1, 4), "int8", "x", scale=np.float32(0.5))
+        y = builder.tensor((1, 4), "int8", "y", scale=np.float32(scale), zero_point=-128)
+        builder.add("SOFTMAX", [x], [y], {"beta": 1.0})
+        builder.operators[0].version = version
+        (tmp_path / f"{name}.tflite").write_bytes(builder.finish([("x", x)], [("y", y)]))
+    (tmp_path / "junk.tflite").write_text("hello, this is no model")
+    return tmp_path
+
+
+def test_inspect(run, files):
+    process = run("inspect", "fine.tflite")
+    assert process.returncode == 0, process.stderr
+    assert "FULLY_CONNECTED" in process.stdout
+    assert "float32 (?, 4) -> y: float32 (?, 2)" in process.stdout
+    process = run("inspect", "fine.tflite", "--json")
+    (graph,) = json.loads(process.stdout)["graphs"]
+    assert [op["op"] for op in graph["ops"]] == ["FULLY_CONNECTED"]
+
+
+def test_verify(run, files):
+    process = run("verify", "broken.tflite")
+    assert process.returncode == 1, process.stderr
+    assert process.stdout.startswith("error: op 0 SOFTMAX, tensor 'y'")
+    assert process.stdout.endswith("1 errors, 0 warnings\n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("fine", 0), ("old", 0), ("broken", 1)])
+def test_exit_code_of_verify(call, files, name, code):
+    result = call("verify", f"{name}.tflite", "--json")
+    assert result.exit_code == code
+    made = json.loads(result.stdout)
+    assert made["errors"] == code
+    assert len(made["findings"]) == (0 if name == "fine" else 1)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+@pytest.mark.parametrize(
+    ("name", "word"), [("none.tflite", "no file"), ("junk.tflite", "not a LiteRT file")]
+)
+def test_files_that_are_none_are_one_line(call, files, command, name, word):
+    result = call(command, name)
+    assert result.exit_code == 2
+    (line,) = result.output.splitlines()
+    assert line.startswith("Error: ")
+    assert word in line

@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 from small import host
 
+from intact.kernels import inverse
 from intact.numerics import (
     MAX_BIAS,
     MIN_SCALE,
@@ -251,3 +252,11 @@ def test_negative_factors_keep_sign_and_bias():
     assert real.tolist() == [-2.0, 0.0]
     acc = add_bias(acc, np.array([3.0, 3.0], "float32"), numpy_ops)
     np.testing.assert_allclose(acc.bias * acc.input_scale * acc.weight_scale, [1.0, 3.0], rtol=1e-6)
+
+
+def test_inverses_are_those_of_the_host(rng):
+    x = rng.uniform(1e-6, 10.0, 100_001).astype("float32")
+    layer = keras.layers.Lambda(inverse, output_shape=(1,))
+    model = keras.Sequential([keras.Input((1,)), layer])
+    found = model.predict(x[:, None], batch_size=len(x), verbose=0)[:, 0]
+    np.testing.assert_array_equal(found, np.float32(1) / x)

@@ -1,9 +1,14 @@
 """The battery: every case of every op, the whole way through."""
 
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
-from battery import all_cases, build_model, first, make_data
+from battery import UPSTREAM, Case, all_cases, build_model, first, make_data
+from small import host
 
 import intact
 from intact.ops import REGISTRY
@@ -16,84 +21,112 @@ CASES = [
 per_case = pytest.mark.parametrize(("name", "case"), CASES)
 _made = {}
 
-# Keras on torch repeats the edge where SAME average pooling leaves values out of the mean,
-# unlike its other backends and every runtime.
-UPSTREAM = {("torch", "AveragePooling2D-1")}
+
+@dataclass
+class Made:
+    """What the tests of a case share; they change none of it.
+
+    Args:
+        case: The case.
+        model: Its float model.
+        q: The calibrated model.
+        data: Data for it.
+        untrained: What the quantized model made of it before it was calibrated.
+        found: What the calibrated one makes of it.
+    """
+
+    case: Case
+    model: keras.Model
+    q: keras.Model
+    data: Any
+    untrained: np.ndarray
+    found: np.ndarray
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """What the float model makes of the data."""
+        return self.model.predict(self.data, verbose=0)
+
+    @property
+    def span(self) -> float:
+        return float(self.expected.max() - self.expected.min())
 
 
 @pytest.fixture
-def same_in_keras(name):
-    if (keras.backend.backend(), name) in UPSTREAM:
-        pytest.skip("this backend's own float layer computes something else")
-
-
-@pytest.fixture
-def calibrated(name, case):
-    """Model, calibrated model and data of a case; made once, for the tests change none."""
+def made(name, case):
     if name not in _made:
         rng = np.random.default_rng(11)
         model, data = build_model(case, rng), make_data(case, rng)
-        q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
-        _made[name] = case, model, q, data
+        q = intact.quantize_model(model)
+        untrained = q.predict(data, verbose=0)
+        intact.calibrate(q, data, verbose=0)
+        found = q.predict(data, verbose=0)
+        _made[name] = Made(case, model, q, data, untrained, found)
     return _made[name]
 
 
+@pytest.fixture
+def same_in_keras(name, made):
+    backend = keras.backend.backend()
+    first = any(getattr(x, "data_format", None) == "channels_first" for x in made.model.layers)
+    if backend == "tensorflow" and first:
+        pytest.skip("on a CPU TensorFlow has its channels last")
+    if (backend, name) in UPSTREAM:
+        pytest.skip("this backend's own float layer computes something else")
+
+
 def test_every_op_has_cases():
-    assert not [op.__name__ for op in REGISTRY if not op.cases and op.keras_layers]
+    own = [op for op in REGISTRY if op.__module__.startswith("intact.ops")]
+    bare = [op for op in own if op.keras_layers and not (op.cases or op.float_cases)]
+    assert not [op.__name__ for op in bare]
 
 
 @per_case
-def test_equals_litert(calibrated):
-    case, _, q, data = calibrated
-    comparison = intact.compare(q, intact.export(q, integer_only=True), data)
-    for tensor in (*comparison.outputs, *comparison.layers):
-        assert tensor.max_lsb <= (1e-3 if case.exact else 1.001), str(comparison)
+def test_equals_litert(made):
+    content = intact.export(made.q, output_dtype="int8", integer_only=True)
+    file = intact.load_litert(content)
+    scale, _ = file.interpreter.get_output_details()[0]["quantization"]
+    gap = np.abs(file.predict(made.data) - made.found).max() / scale
+    if gap > (1e-3 if made.case.exact else 1.001):
+        pytest.fail(str(intact.compare(made.q, content, made.data)))
 
 
 @per_case
-def test_close_to_float(calibrated, same_in_keras):
-    _, model, q, data = calibrated
-    expected = model.predict(data, verbose=0)
-    error = np.abs(q.predict(data, verbose=0) - expected)
-    span = expected.max() - expected.min()
+def test_close_to_float(made, same_in_keras):
+    error = np.abs(made.found - made.expected)
     # A few quantization steps; but for the few values beside a jump of the function.
-    assert np.quantile(error, 0.98) <= 0.05 * span, (error.max(), span)
+    assert np.quantile(error, 0.98) <= 0.05 * made.span, (error.max(), made.span)
 
 
 @per_case
-def test_integer_only_file_has_integer_tensors(calibrated):
-    _, _, q, _ = calibrated
-    content = intact.export(q, input_dtype="int8", output_dtype="uint8", integer_only=True)
+def test_integer_only_file_has_integer_tensors(made):
+    content = intact.export(made.q, input_dtype="int8", output_dtype="uint8", integer_only=True)
     runtime = intact.load_litert(content).interpreter
     dtypes = {np.dtype(d["dtype"]).name for d in runtime.get_tensor_details()}
     assert "float32" not in dtypes
-    assert {np.dtype(d["dtype"]).name for d in runtime.get_input_details()} == {"int8"}
+    expected = "int8" if made.case.dtype == "float32" else made.case.dtype
+    assert {np.dtype(d["dtype"]).name for d in runtime.get_input_details()} == {expected}
     assert {np.dtype(d["dtype"]).name for d in runtime.get_output_details()} == {"uint8"}
+    findings = intact.verify(content)
+    assert not findings, str(findings)
 
 
 @per_case
-def test_float_export_equals_keras(calibrated, same_in_keras):
-    _, model, _, data = calibrated
-    if any(
-        "Elementwise" in str(step.op) or step.op == "Table"
-        for step in intact.plan_model(model).steps
-    ):
-        pytest.skip("tables are for integer files")
-    found = intact.load_litert(intact.export(model)).predict(data)
-    np.testing.assert_allclose(found, model.predict(data, verbose=0), atol=2e-5, rtol=2e-4)
+def test_float_export_equals_keras(made, same_in_keras):
+    found = intact.load_litert(intact.export(made.model)).predict(made.data)
+    np.testing.assert_allclose(found, made.expected, atol=2e-5, rtol=2e-4)
 
 
 @per_case
-def test_gradients_reach_the_weights(calibrated):
-    _, model, _, data = calibrated
-    q = intact.quantize_model(model)
+def test_gradients_reach_the_weights(made):
+    q = intact.quantize_model(made.model)
     if not q.trainable_variables:
         pytest.skip("no weights")
-    data = first(data, 16)
+    data = first(made.data, 16)
     normalized = any("batch_normalization" in v.path for v in q.variables)
     before = [keras.ops.convert_to_numpy(v).copy() for v in q.trainable_variables]
     target = np.random.default_rng(3).normal(size=(16, *q.output_shape[1:]))
-    q.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=False)
+    q.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=keras.backend.backend() == "jax")
     q.fit(data, target, epochs=1, batch_size=16, verbose=0)
     for old, variable in zip(before, q.trainable_variables, strict=True):
         new = keras.ops.convert_to_numpy(variable)
@@ -104,30 +137,25 @@ def test_gradients_reach_the_weights(calibrated):
 
 
 @per_case
-def test_saves_and_loads(calibrated, tmp_path):
-    _, _, q, data = calibrated
-    q.save(tmp_path / "q.keras")
+def test_saves_and_loads(made, tmp_path):
+    made.q.save(tmp_path / "q.keras")
     loaded = keras.saving.load_model(tmp_path / "q.keras")
-    data = first(data, 8)
-    np.testing.assert_array_equal(loaded.predict(data, verbose=0), q.predict(data, verbose=0))
-    assert intact.export(loaded) == intact.export(q)
+    for new, old in zip(loaded.variables, made.q.variables, strict=True):
+        if "seed" not in old.path:
+            np.testing.assert_array_equal(host(new), host(old))
+    assert intact.export(loaded) == intact.export(made.q)
 
 
 @per_case
-def test_batch_is_dynamic(calibrated):
-    _, _, q, data = calibrated
-    model = intact.load_litert(intact.export(q))
-    whole = model.predict(data, batch_size=32)
-    np.testing.assert_array_equal(model.predict(data, batch_size=5), whole)
+def test_batch_is_dynamic(made):
+    model = intact.load_litert(intact.export(made.q))
+    whole = model.predict(made.data, batch_size=32)
+    np.testing.assert_array_equal(model.predict(made.data, batch_size=5), whole)
 
 
 @per_case
-def test_untrained_model_computes_in_float(calibrated, same_in_keras):
-    _, model, _, data = calibrated
-    q = intact.quantize_model(model)
-    assert any(isinstance(layer, FakeQuantize) for layer in q.layers)
-    expected = model.predict(data, verbose=0)
-    span = expected.max() - expected.min()
-    fixed = any(layer.fixed for layer in q.layers if isinstance(layer, FakeQuantize))
-    if not fixed:
-        assert np.abs(q.predict(data, verbose=0) - expected).max() <= 0.02 * span
+def test_untrained_model_computes_in_float(made, same_in_keras):
+    quantizers = [layer for layer in made.q.layers if isinstance(layer, FakeQuantize)]
+    assert quantizers
+    if not any(layer.fixed for layer in quantizers):
+        assert np.abs(made.untrained - made.expected).max() <= 0.02 * made.span

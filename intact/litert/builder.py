@@ -12,7 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 IDENTIFIER = b"TFL3"
 DTYPES = {
     "float32": schema.TensorType.FLOAT32,
+    "float16": schema.TensorType.FLOAT16,
+    "int4": schema.TensorType.INT4,
     "int8": schema.TensorType.INT8,
+    "int16": schema.TensorType.INT16,
     "uint8": schema.TensorType.UINT8,
     "int32": schema.TensorType.INT32,
     "int64": schema.TensorType.INT64,
@@ -31,7 +34,7 @@ class Tensor:
         dtype: Its type.
         name: Its name.
         scale: Scale, per tensor or per channel; None if it is not quantized.
-        zero_point: Zero point.
+        zero_point: Zero point, likewise.
         axis: The axis of the channels' scales.
         buffer: Index of its constant data; 0 for none.
         index: Its place in the file.
@@ -41,7 +44,7 @@ class Tensor:
     dtype: str
     name: str
     scale: Any = None
-    zero_point: int = 0
+    zero_point: Any = 0
     axis: int = 0
     buffer: int = 0
     index: int = -1
@@ -66,47 +69,118 @@ class Operator:
 # The version that a reader must at least know, by what the op is used for. LiteRT
 # itself checks only that a version is not too high for it; other compilers are strict.
 VERSIONS: dict[str, Callable[["Operator"], int]] = {
-    "ADD": lambda op: 2 if _is_int8(op) else 1,
-    "AVERAGE_POOL_2D": lambda op: 2 if _is_int8(op) else 1,
-    "CONCATENATION": lambda op: 2 if _is_int8(op) else 1,
-    "CONV_2D": lambda op: 6 if _is_grouped(op) else 3 if _is_int8(op) else 1,
-    "DEPTHWISE_CONV_2D": lambda op: 3 if _is_int8(op) else 2 if _is_dilated(op) else 1,
-    "DEQUANTIZE": lambda op: 2 if op.inputs[0].dtype == "int8" else 1,
+    "ADD": lambda op: _by_type(op, 2, 3),
+    "ARG_MAX": lambda op: 2 if op.inputs[0].dtype == "int8" else 1,
+    "AVERAGE_POOL_2D": lambda op: _by_type(op, 2, 3),
+    "BATCH_MATMUL": lambda op: _by_type(op, 2, 3),
+    "CONCATENATION": lambda op: _by_type(op, 2, 3),
+    "CONV_2D": lambda op: (
+        7
+        if _is_int4(op)
+        else 6
+        if _is_grouped(op)
+        else 5
+        if _is_dynamic(op)
+        else _by_type(op, 3, 4)
+    ),
+    "DEPTHWISE_CONV_2D": lambda op: (
+        7 if _is_int4(op) else 6 if _is_dynamic(op) else _by_type(op, 3, 5, 1 + _is_dilated(op))
+    ),
+    "DEQUANTIZE": lambda op: (
+        6
+        if op.inputs[0].dtype == "int4"
+        else 5
+        if np.size(op.inputs[0].scale) > 1
+        else {"uint8": 1, "int8": 2}.get(op.inputs[0].dtype, 3)
+    ),
+    "EXP": lambda op: _by_type(op, 2, 2),
     "FULLY_CONNECTED": lambda op: (
-        5 if op.options["keepNumDims"] else 6 if op.inputs[2] is None else 4 if _is_int8(op) else 1
+        10
+        if _is_int4(op)
+        else (12 if np.size(op.inputs[1].scale) > 1 else 9)
+        if _is_dynamic(op)
+        else 7
+        if op.outputs[0].dtype == "int16"
+        else 5
+        if op.options["keepNumDims"]
+        else 6
+        if op.inputs[2] is None
+        else _by_type(op, 4, 7)
     ),
-    "GATHER": lambda op: 2 if _is_int8(op) else 1,
-    "LOGISTIC": lambda op: 2 if _is_int8(op) else 1,
-    "MAX_POOL_2D": lambda op: 2 if _is_int8(op) else 1,
-    "MEAN": lambda op: 2 if _is_int8(op) else 1,
+    "GATHER": lambda op: _by_type(op, 2, 4),
+    "GELU": lambda op: _by_type(op, 2, 2),
+    "LOG": lambda op: _by_type(op, 2, 2),
+    "LOG_SOFTMAX": lambda op: _by_type(op, 2, 2),
+    "LOGISTIC": lambda op: _by_type(op, 2, 3),
+    "MAX_POOL_2D": lambda op: _by_type(op, 2, 3),
+    "MAXIMUM": lambda op: _by_type(op, 2, 4),
+    "MEAN": lambda op: _by_type(op, 2, 3),
+    "MINIMUM": lambda op: _by_type(op, 2, 4),
     "MUL": lambda op: (
-        (3 if op.inputs[0].scale * op.inputs[1].scale >= op.outputs[0].scale else 2)
-        if _is_int8(op)
-        else 1
+        3
+        if _is_int8(op) and op.inputs[0].scale * op.inputs[1].scale >= op.outputs[0].scale
+        else _by_type(op, 2, 4)
     ),
-    "PAD": lambda op: 2 if _is_int8(op) else 1,
-    "REDUCE_MAX": lambda op: 2 if _is_int8(op) else 1,
-    "RESIZE_BILINEAR": lambda op: 3 if op.options.get("halfPixelCenters") else 2,
-    "RESIZE_NEAREST_NEIGHBOR": lambda op: 2 if _is_int8(op) else 1,
-    "SOFTMAX": lambda op: 2 if _is_int8(op) else 1,
-    "STRIDED_SLICE": lambda op: 2 if _is_int8(op) else 1,
-    "SUB": lambda op: 2 if _is_int8(op) else 1,
-    "TANH": lambda op: 2 if _is_int8(op) else 1,
-    "TRANSPOSE": lambda op: 2 if _is_int8(op) else 1,
+    "PAD": lambda op: 4 if _rank(op) > 4 else _by_type(op, 2, 3),
+    "LEAKY_RELU": lambda op: _by_type(op, 1, 2),
+    "QUANTIZE": lambda op: 2 if "int16" in (op.inputs[0].dtype, op.outputs[0].dtype) else 1,
+    "REDUCE_MAX": lambda op: _by_type(op, 2, 3),
+    "REDUCE_MIN": lambda op: _by_type(op, 2, 3),
+    "RELU": lambda op: _by_type(op, 2, 3),
+    "RELU6": lambda op: _by_type(op, 2, 3),
+    "RESIZE_BILINEAR": lambda op: (
+        3 if op.options.get("halfPixelCenters") else _by_type(op, 2, 4, 2)
+    ),
+    "RESIZE_NEAREST_NEIGHBOR": lambda op: (
+        3 if op.options.get("halfPixelCenters") else _by_type(op, 2, 4)
+    ),
+    "SOFTMAX": lambda op: _by_type(op, 2, 3),
+    "STRIDED_SLICE": lambda op: 4 if _rank(op) > 4 else 2 if _is_int8(op) else 1,
+    "SUB": lambda op: (
+        3
+        if _is_int8(op) and _rank(op) > 4 and op.inputs[0].shape != op.inputs[1].shape
+        else _by_type(op, 2, 5)
+    ),
+    "SUM": lambda op: _by_type(op, 2, 2),
+    "TANH": lambda op: _by_type(op, 2, 3),
+    "TRANSPOSE": lambda op: 6 if _rank(op) > 5 else 4 if _rank(op) > 4 else _by_type(op, 2, 5),
     "TRANSPOSE_CONV": lambda op: (
         4
         if op.options["fusedActivationFunction"] != "NONE"
         else 3
         if op.inputs[3] is not None
-        else 2
-        if _is_int8(op)
-        else 1
+        else _by_type(op, 2, 3)
     ),
 }
 
 
+def _by_type(op: Operator, int8: int, int16: int, other: int = 1) -> int:
+    """The version by the type of the output."""
+    return {"int8": int8, "int16": int16}.get(op.outputs[0].dtype, other)
+
+
+def _is_int4(op: Operator) -> bool:
+    return op.inputs[1].dtype == "int4"
+
+
+def _is_dynamic(op: Operator) -> bool:
+    return op.outputs[0].dtype == "float32" and op.inputs[1].dtype != "float32"
+
+
 def _is_int8(op: Operator) -> bool:
     return op.outputs[0].dtype == "int8"
+
+
+def _has_short_indices(op: Operator) -> bool:
+    return any(t.dtype == "int16" for t in op.inputs[1:])
+
+
+def _rank(op: Operator) -> int:
+    return len(op.inputs[0].shape)
+
+
+def _broadcasts(op: Operator) -> bool:
+    return op.inputs[0].shape != op.inputs[1].shape
 
 
 def _is_grouped(op: Operator) -> bool:
@@ -120,12 +194,18 @@ def _is_dilated(op: Operator) -> bool:
 
 # Which options class belongs to an op, where its name does not tell.
 OPTIONS = {
+    "CONV_3D_TRANSPOSE": "Conv3DOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
     "CONV_2D": "Conv2DOptions",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
     "MAX_POOL_2D": "Pool2DOptions",
     "AVERAGE_POOL_2D": "Pool2DOptions",
+    "MAXIMUM": "MaximumMinimumOptions",
     "MEAN": "ReducerOptions",
+    "MINIMUM": "MaximumMinimumOptions",
     "REDUCE_MAX": "ReducerOptions",
+    "REDUCE_MIN": "ReducerOptions",
+    "SUM": "ReducerOptions",
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
 }
 _ENUMS = {
@@ -157,7 +237,7 @@ class Builder:
         Args:
             shape: Sizes; None where they may be resized.
             dtype: Its type.
-            name: Its name.
+            name: Its name; where several tensors have one, all but the first get another.
             **fields: More fields of `Tensor`.
 
         Returns:
@@ -169,43 +249,48 @@ class Builder:
 
     def like(self, tensor: Tensor, shape: Shape, dtype: str | None = None) -> Tensor:
         """A new tensor with another's quantization, or of another dtype without one."""
-        name = f"{tensor.name}_{len(self.tensors)}"
+        name = f"{tensor.name}/part_{len(self.tensors)}"
         if dtype is not None:
             return self.tensor(shape, dtype, name)
         fields = {"scale": tensor.scale, "zero_point": tensor.zero_point}
         return self.tensor(shape, tensor.dtype, name, **fields)
 
-    def constant(self, values: np.ndarray, name: str = "", **fields: Any) -> Tensor:
-        """A tensor with constant data; equal constants without a name are one.
+    def constant(
+        self, values: np.ndarray, name: str = "", dtype: str = "", **fields: Any
+    ) -> Tensor:
+        """A tensor with constant data; equal constants of the same name, or none, are one.
 
         Args:
             values: The data.
             name: Its name.
+            dtype: Its type in the file; by default, that of the data.
             **fields: More fields of `Tensor`.
 
         Returns:
             The tensor.
         """
-        values = np.ascontiguousarray(values)
-        digest = hashlib.sha256(values.data).digest()
-        key = (str(values.dtype), digest)
+        dtype = dtype or str(values.dtype)
+        data = np.ascontiguousarray(values, "int8" if dtype == "int4" else dtype)
+        key = (dtype, hashlib.sha256(data.data).digest())
         if key not in self._buffer_of:
             self._buffer_of[key] = len(self.buffers)
-            self.buffers.append(values.reshape(-1).view("uint8"))
+            self.buffers.append(_pack_int4(data) if dtype == "int4" else _bytes(data))
         buffer = self._buffer_of[key]
-        shared = (buffer, values.shape, not name and not fields)
-        if not name and not fields and shared in self._constant_of:
+        shared = (buffer, values.shape, name, *(np.asarray(v).tobytes() for v in fields.values()))
+        if shared in self._constant_of:
             return self._constant_of[shared]
         name = name or f"constant_{len(self.tensors)}"
-        made = self.tensor(values.shape, str(values.dtype), name, buffer=buffer, **fields)
+        made = self.tensor(values.shape, dtype, name, buffer=buffer, **fields)
         self._constant_of[shared] = made
         return made
 
-    def quantized_constant(self, values: np.ndarray, scale: Any, zero_point: int) -> Tensor:
-        """Real values as an int8 constant of a given scale."""
-        stored = np.rint(values * (np.float32(1) / np.float32(scale))) + zero_point
-        stored = np.clip(stored, -128, 127).astype("int8")
-        name = f"constant_{len(self.tensors)}"
+    def quantized_constant(self, values: np.ndarray, like: Tensor, name: str = "") -> Tensor:
+        """Real values as an integer constant, of the type and scale of another tensor."""
+        stored = np.rint(values * (np.float32(1) / np.float32(like.scale))) + like.zero_point
+        limits = np.iinfo(like.dtype)
+        stored = np.clip(stored, limits.min, limits.max).astype(like.dtype)
+        scale, zero_point = like.scale, like.zero_point
+        name = name or f"constant_{len(self.tensors)}"
         return self.constant(stored, name, scale=scale, zero_point=zero_point)
 
     def add(
@@ -244,6 +329,27 @@ class Builder:
         self.add("RESHAPE", [x, self.constant(sizes)], [y], {"newShape": sizes.tolist()})
         return y
 
+    def copy(self, x: Tensor) -> Tensor:
+        """The same values in a tensor of its own."""
+        if x.shape.count(None) <= 1:
+            return self.reshape(x, x.shape)
+        y = self.like(x, x.shape)
+        self.add("PAD", [x, self.constant(np.zeros((len(x.shape), 2), "int32"))], [y])
+        return y
+
+    def _drop_unused(self, kept: list[Tensor]) -> None:
+        used = {id(tensor) for tensor in kept}
+        for op in self.operators:
+            used.update(id(tensor) for tensor in (*op.inputs, *op.outputs))
+        self.tensors = [tensor for tensor in self.tensors if id(tensor) in used]
+        names: set[str] = set()
+        for index, tensor in enumerate(self.tensors):
+            tensor.index = index
+            if tensor.name in names:
+                # Of a layer that is called twice; a layer's name has no slash.
+                tensor.name = f"{tensor.name}/call_{index}"
+            names.add(tensor.name)
+
     def finish(
         self,
         inputs: list[tuple[str, Tensor]],
@@ -258,6 +364,7 @@ class Builder:
         Returns:
             The bytes of the file.
         """
+        self._drop_unused([t for _, t in inputs + outputs])
         codes = sorted({(op.name, op.version) for op in self.operators})
         graph = schema.SubGraphT(
             name="main",
@@ -284,6 +391,17 @@ class Builder:
         )
 
 
+def _bytes(data: np.ndarray) -> np.ndarray:
+    return data.reshape(-1).view("uint8")
+
+
+def _pack_int4(data: np.ndarray) -> np.ndarray:
+    """Two integers a byte, the first one in the low half."""
+    low = _bytes(data) & 15
+    low = np.append(low, np.zeros(low.size % 2, "uint8"))
+    return low[0::2] | low[1::2] << 4
+
+
 def pack(model: schema.ModelT) -> bytes:
     """The bytes of a file, from its object form."""
     size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
@@ -305,7 +423,7 @@ def _pack_tensor(tensor: Tensor) -> schema.TensorT:
         scales = np.atleast_1d(np.asarray(tensor.scale, "float32"))
         quantization = schema.QuantizationParametersT(
             scale=scales,
-            zeroPoint=np.full(scales.shape, tensor.zero_point, "int64"),
+            zeroPoint=np.broadcast_to(tensor.zero_point, scales.shape).astype("int64"),
             quantizedDimension=tensor.axis,
         )
     shape = [1 if size is None else size for size in tensor.shape]
@@ -324,14 +442,14 @@ def _pack_tensor(tensor: Tensor) -> schema.TensorT:
 
 def _pack_operator(op: Operator, codes: list[tuple[str, int]]) -> schema.OperatorT:
     title = OPTIONS.get(op.name, "".join(w.capitalize() for w in op.name.split("_")) + "Options")
-    options = getattr(schema, f"{title}T", None)
     made = None
-    if options is not None:
+    if op.options or hasattr(schema, f"{title}T"):
+        options = getattr(schema, f"{title}T")
         values = dict(op.options)
         for key, enum in _ENUMS.items():
             if key in values:
                 values[key] = getattr(enum, values[key])
-        for key in ("inDataType", "outDataType"):
+        for key in ("inDataType", "outDataType", "outputType"):
             if key in values:
                 values[key] = DTYPES[values[key]]
         made = options(**values)

@@ -84,7 +84,7 @@ class LiteRTModel:
                 num_threads=threads,
                 experimental_op_resolver_type=self.resolvers[kernels],
             )
-            self.interpreter.allocate_tensors()
+            self._allocated = self._allocate()
             self._inputs = self._details("input")
             self._outputs = self._details("output")
         except (RuntimeError, ValueError, KeyError) as error:
@@ -93,6 +93,17 @@ class LiteRTModel:
         self._one_by_one = False
         self.input_names, self.output_names = list(self._inputs), list(self._outputs)
         self.output_tensors = [d["name"] for d in self.interpreter.get_output_details()]
+
+    def _allocate(self) -> bool:
+        """Allocate the tensors, unless sizes are open that are yet too small for the kernels."""
+        try:
+            self.interpreter.allocate_tensors()
+        except RuntimeError:
+            details = self.interpreter.get_input_details()
+            if not any(-1 in d["shape_signature"][1:] for d in details):
+                raise
+            return False
+        return True
 
     def _details(self, side: str) -> dict[str, dict]:
         """The inputs or outputs by name, in the order of the graph."""
@@ -144,7 +155,8 @@ class LiteRTModel:
                     n: np.concatenate([a, np.repeat(a[-1:], short, 0)]) for n, a in chunk.items()
                 }
             for name, value in self._run_batch(chunk, dynamic).items():
-                parts[name].append(value[: size - short])
+                # A tensor inside may have several rows for each sample.
+                parts[name].append(value[: len(value) * (size - short) // size])
         results = {name: np.concatenate(values) for name, values in parts.items()}
         if not raw:
             results = {name: self._to_real(name, value) for name, value in results.items()}
@@ -204,21 +216,21 @@ class LiteRTModel:
         return (value.astype("float32") - np.float32(params[1])) * np.float32(params[0])
 
     def _run_batch(self, chunk: dict[str, np.ndarray], dynamic: bool) -> dict[str, np.ndarray]:
-        if not self._one_by_one:
+        size = len(next(iter(chunk.values())))
+        if size == 1 or not self._one_by_one:
             try:
                 return self._run(chunk)
             except RuntimeError as error:
-                size = len(next(iter(chunk.values())))
-                if not dynamic or size == 1:
+                if size == 1 or not dynamic:
                     raise IntactError(f"LiteRT cannot run this file: {error}") from error
                 # Some kernels (TRANSPOSE_CONV without XNNPACK) have their batch fixed.
                 self._one_by_one = True
-        samples = range(len(next(iter(chunk.values()))))
-        results = [self._run({n: a[i : i + 1] for n, a in chunk.items()}) for i in samples]
+        samples = ({n: a[i : i + 1] for n, a in chunk.items()} for i in range(size))
+        results = [self._run_batch(sample, dynamic) for sample in samples]
         return {name: np.concatenate([r[name] for r in results]) for name in results[0]}
 
     def _run(self, chunk: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        resized = False
+        resized = not self._allocated
         for name, array in chunk.items():
             detail = self._inputs[name]
             if tuple(detail["shape"]) != array.shape:
@@ -227,6 +239,7 @@ class LiteRTModel:
                 resized = True
         if resized:
             self.interpreter.allocate_tensors()
+            self._allocated = True
         for name, array in chunk.items():
             self.interpreter.set_tensor(self._inputs[name]["index"], array)
         self.interpreter.invoke()

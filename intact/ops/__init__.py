@@ -1,6 +1,8 @@
-"""The ops: one class each, one file a family."""
+"""The ops: one class each, one file a family. Every file here is imported."""
 
-from intact.ops import activation, conv, dense, elementwise, norm, pool, shape
+import importlib
+import pkgutil
+
 from intact.ops.base import (
     ALL_SAME,
     OBSERVED,
@@ -15,6 +17,9 @@ from intact.ops.base import (
     register_op,
 )
 
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
 __all__ = [
     "ALL_SAME",
     "OBSERVED",
@@ -24,14 +29,7 @@ __all__ = [
     "Fixed",
     "Op",
     "Weight",
-    "activation",
-    "conv",
-    "dense",
-    "elementwise",
     "find_op",
     "get_op",
-    "norm",
-    "pool",
     "register_op",
-    "shape",
 ]

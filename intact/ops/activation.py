@@ -1,22 +1,37 @@
 """Activation functions."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from intact.errors import ExportError
+from intact.fixed_point import multiplier, multiply
+from intact.legacy import hard_sigmoid_keras_2
 from intact.numerics import (
     QTensor,
     Tensor,
+    accumulator,
     binary_exponent,
+    host,
     power_of_two,
+    quantize_weight,
     round_clip,
     straight_through,
     to_numpy,
 )
-from intact.ops.base import Case, Fixed, Op, register_op
+from intact.ops.base import (
+    BYTES,
+    INTEGERS,
+    Case,
+    Fixed,
+    Op,
+    Weight,
+    register_op,
+)
+from intact.ops.table import Table
+from intact.ops.wide import SigmoidArithmetic, TanhArithmetic
 from intact.quantizers import Arithmetic
 
 
@@ -44,6 +59,16 @@ def _multiply_256(values: Tensor, ratio: Tensor) -> Tensor:
     return ops.floor((values * ops.round(ratio * 256.0) + 128.0) * (1.0 / 256.0))
 
 
+def _multiply_31(values: Tensor, ratio: Tensor) -> Tensor:
+    """The product of the kernels that take a factor that is too small or large for XNNPACK."""
+    return ops.cast(multiply(ops.cast(values, "int32"), multiplier(ratio, 1.0, 1.0)), "float32")
+
+
+def _fits_256(ratio: Tensor) -> Tensor:
+    """Whether XNNPACK takes a factor."""
+    return ops.logical_and(ratio >= 2.0**-8, ratio <= 128.0)
+
+
 class RequantizeArithmetic(Arithmetic):
     """From one scale to another: QUANTIZE from int8 to int8."""
 
@@ -60,12 +85,22 @@ class RequantizeArithmetic(Arithmetic):
     ) -> Tensor:
         x = QTensor(*pending)
         ratio = x.scale / params.scale
-        exact = _multiply_256(x.values, ratio)
+        exact = ops.cond(
+            _fits_256(ratio),
+            lambda: _multiply_256(x.values, ratio),
+            lambda: _multiply_31(x.values, ratio),
+        )
         return round_clip(straight_through(exact, x.values * ratio), low, high)
 
 
 class Requantizing(Op):
     """Base of the activations that work on the input's integers."""
+
+    max_step = 2**22
+
+    @classmethod
+    def step(cls, node: Any) -> float:
+        return node.input.scale
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
@@ -80,11 +115,13 @@ class Requantizing(Op):
 class ReLU(Requantizing):
     """Fuses into the op before it; alone, it is a requantization that saturates."""
 
+    dtypes = INTEGERS
     keras_layers = (layers.ReLU,)
-    operations = ("Relu", "Relu6")
+    operations = ("Relu", "Relu6", "ReLU")
     activations = ("relu", "relu6")
-    litert = ("QUANTIZE",)
+    litert = ("QUANTIZE", "RELU")
     arithmetic = "requantize"
+    pointwise = True
     clamps_by_range = True
     notes = "With a slope and a limit, or a threshold: a table."
     cases = (
@@ -99,23 +136,29 @@ class ReLU(Requantizing):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        if isinstance(layer, layers.ReLU):
-            if relu_bounds(layer) is not None:
-                return tracer.emit(layer, args[0])
-            if not layer.threshold and layer.max_value is None:
-                slope = float(layer.negative_slope)
-                return tracer.emit(layers.LeakyReLU(slope, name=layer.name), args[0])
-            return tracer.emit(Elementwise(layer, name=layer.name), args[0])
+        if type(layer).__name__ == "ReLU":
+            slope, limit, threshold = layer.negative_slope, layer.max_value, layer.threshold
+            if not slope and not threshold:
+                return tracer.emit(layers.ReLU(limit, name=layer.name), args[0])
+            if not threshold and limit is None:
+                return tracer.emit(layers.LeakyReLU(float(slope), name=layer.name), args[0])
+            config = {"negative_slope": slope, "max_value": limit, "threshold": threshold}
+            return Table.emit("ReLU", config, layer, args[0], tracer)
         name = getattr(layer, "activation", None)
         six = type(layer).__name__ == "Relu6" or name is keras.activations.relu6
         return tracer.emit(layers.ReLU(6.0 if six else None, name=layer.name), args[0])
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        if node.output.quantized:
-            builder.add("QUANTIZE", [node.input], [node.output])
+        y = node.output
+        if y.quantized and y.zero_point == np.iinfo(y.dtype).min:
+            builder.add("QUANTIZE", [node.input], [y])
             return
         upper = node.layer.max_value
+        if y.quantized:
+            # The zero is not where the integers begin; the upper limit is where they end.
+            builder.add("RELU", [node.input], [y])
+            return
         if upper in (None, 6.0):
             builder.add("RELU" if upper is None else "RELU6", [node.input], [node.output])
             return
@@ -142,8 +185,17 @@ class LeakyArithmetic(Arithmetic):
         values, scale, slope = pending
         ratio = scale / params.scale
         smooth = values * ops.where(values >= 0, ratio, ratio * slope)
-        exact = ops.where(
-            values >= 0, _multiply_256(values, ratio), _multiply_256(values, ratio * slope)
+        below = ratio * slope
+        exact = ops.cond(
+            ops.logical_and(_fits_256(ratio), ops.abs(below) >= 2.0**-8),
+            lambda: ops.where(
+                values >= 0, _multiply_256(values, ratio), _multiply_256(values, below)
+            ),
+            lambda: ops.where(
+                values >= 0,
+                _multiply_31(values, ratio),
+                _multiply_31(values * ops.sign(below), ops.abs(scale * slope) / params.scale),
+            ),
         )
         return round_clip(straight_through(exact, smooth), low, high)
 
@@ -152,14 +204,17 @@ class LeakyArithmetic(Arithmetic):
 class LeakyReLU(Requantizing):
     """A slope below zero."""
 
+    dtypes = INTEGERS
     keras_layers = (layers.LeakyReLU,)
     operations = ("LeakyRelu",)
     activations = ("leaky_relu",)
     litert = ("LEAKY_RELU",)
     arithmetic = "leaky_relu"
+    pointwise = True
     cases = (
         Case(lambda: layers.LeakyReLU(), (4, 5, 3)),
         Case(lambda: layers.Activation("leaky_relu"), (6,)),
+        Case(lambda: layers.LeakyReLU(0.003), (50, 4)),
     )
 
     @classmethod
@@ -196,18 +251,25 @@ class Curve(Op):
         builder.add(cls.litert[0], [node.input], [node.output])
 
 
+class OfIntegers(Requantizing, Curve):
+    """Base of the curves whose 16-bit kernels work on the input's integers."""
+
+
 def _as_activation(layer: Any, x: Any, tracer: Any, function: str) -> Any:
     return tracer.emit(layers.Activation(function, name=layer.name), x)
 
 
 @register_op
-class Sigmoid(Curve):
+class Sigmoid(OfIntegers):
     """The logistic function."""
 
+    dtypes = INTEGERS
+    arithmetic = SigmoidArithmetic.name
     operations = ("Sigmoid",)
     activations = ("sigmoid",)
     litert = ("LOGISTIC",)
     output = Fixed(1 / 256, -128)
+    pointwise = True
     cases = (Case(lambda: layers.Activation("sigmoid"), (50, 4), False, low=-8.0, high=8.0),)
 
     @classmethod
@@ -216,13 +278,16 @@ class Sigmoid(Curve):
 
 
 @register_op
-class Tanh(Curve):
+class Tanh(OfIntegers):
     """The hyperbolic tangent."""
 
+    dtypes = INTEGERS
+    arithmetic = TanhArithmetic.name
     operations = ("Tanh",)
     activations = ("tanh",)
     litert = ("TANH",)
     output = Fixed(1 / 128, 0)
+    pointwise = True
     cases = (Case(lambda: layers.Activation("tanh"), (50, 4), False, low=-4.0, high=4.0),)
 
     @classmethod
@@ -234,6 +299,7 @@ class Tanh(Curve):
 class Softmax(Curve):
     """Shares that sum to 1 along the last axis."""
 
+    dtypes = INTEGERS
     keras_layers = (layers.Softmax,)
     operations = ("Softmax",)
     activations = ("softmax",)
@@ -261,6 +327,29 @@ class Softmax(Curve):
 
 
 @register_op
+class LogSoftmax(Curve):
+    """The logarithm of softmax, not below -16."""
+
+    dtypes = BYTES
+    operations = ("LogSoftmax",)
+    activations = ("log_softmax",)
+    litert = ("LOG_SOFTMAX",)
+    output = Fixed(16 / 256, 127)
+    notes = "The last axis only; it saturates at -16, in steps of 1/16."
+    cases = (
+        Case(lambda: layers.Activation("log_softmax"), (10,), False, low=-4.0, high=4.0),
+        Case(lambda: ops.log_softmax, (3, 5), False, low=-7.0, high=7.0),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        axis = getattr(layer, "axis", -1)
+        if axis not in (-1, len(args[0].shape) - 1):
+            tracer.refuse(layer, f"its axis is {axis}, and only the last axis has a kernel")
+        return _as_activation(layer, args[0], tracer, "log_softmax")
+
+
+@register_op
 class Silu(Op):
     """`x * sigmoid(x)`, as a product."""
 
@@ -278,16 +367,28 @@ class Silu(Op):
 
 @register_op
 class HardSigmoid(Op):
-    """`relu6(x + 3) / 6`, as a rescaling that saturates."""
+    """`relu6(x + 3) / 6` and `clip(x + 1, 0, 2) / 2`, as a rescaling that saturates."""
 
-    operations = ("HardSigmoid",)
-    activations = ("hard_sigmoid",)
+    operations = ("HardSigmoid", "SparseSigmoid")
+    activations = ("hard_sigmoid", "sparse_sigmoid", "hard_sigmoid_keras_2")
     litert = ("DEPTHWISE_CONV_2D",)
-    cases = (Case(lambda: layers.Activation("hard_sigmoid"), (50, 4), low=-5.0, high=5.0),)
+    notes = "That of Keras 2, of another slope, comes with `load_keras`."
+    cases = (
+        Case(lambda: layers.Activation("hard_sigmoid"), (50, 4), low=-5.0, high=5.0),
+        Case(lambda: layers.Activation("sparse_sigmoid"), (50, 4), low=-2.0, high=2.0),
+        Case(lambda: layers.Activation(hard_sigmoid_keras_2), (50, 4), low=-5.0, high=5.0),
+    )
+    slopes: ClassVar[dict[str, float]] = {
+        "SparseSigmoid": 0.5,
+        "hard_sigmoid_keras_2": 0.2,
+        "sparse_sigmoid": 0.5,
+    }
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        line = layers.Rescaling(1 / 6, 0.5, name=f"{layer.name}_line")
+        function = getattr(layer, "activation", None)
+        slope = cls.slopes.get(getattr(function, "__name__", type(layer).__name__), 1 / 6)
+        line = layers.Rescaling(slope, 0.5, name=f"{layer.name}_line")
         return tracer.emit(layers.ReLU(1.0, name=layer.name), tracer.emit(line, args[0]))
 
 
@@ -356,10 +457,12 @@ def _rounding_shift(x: Tensor, by: Tensor) -> Tensor:
 class HardSilu(Requantizing):
     """`x * relu6(x + 3) / 6`."""
 
+    dtypes = BYTES
     operations = ("HardSilu",)
     activations = ("hard_silu", "hard_swish")
     litert = ("HARD_SWISH",)
     arithmetic = "hard_swish"
+    pointwise = True
     cases = (
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-5.0, high=5.0),
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-1.0, high=0.5),
@@ -371,60 +474,169 @@ class HardSilu(Requantizing):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
+        if node.input.quantized and node.input.scale > 256.0:
+            raise ExportError(
+                f"{type(node.layer).__name__} {node.layer.name!r} cannot be written: its input's "
+                f"scale is {node.input.scale:.3g}, beyond what HARD_SWISH computes in 16 bits. "
+                "Calibrate on data of the model's own range, or normalize before the layer."
+            )
         builder.add("HARD_SWISH", [node.input], [node.output])
 
 
 @keras.saving.register_keras_serializable("intact")
-class Elementwise(keras.layers.Layer):
-    """A function of each value alone, without weights, given as a layer.
+class Clamp(keras.layers.Layer):
+    """Values between two limits.
 
     Args:
-        layer: The layer that computes it.
+        lower: The lower limit, or None.
+        upper: The upper limit, or None.
     """
 
-    def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
+    def __init__(self, lower: float | None, upper: float | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.layer = layer
+        self.lower, self.upper = lower, upper
         self.built = True
 
     def call(self, x: Tensor) -> Tensor:
-        """The function's values."""
-        return self.layer(x)
+        """The values that are beyond a limit become the limit."""
+        x = x if self.lower is None else ops.maximum(x, self.lower)
+        return x if self.upper is None else ops.minimum(x, self.upper)
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return shape
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+        return {**super().get_config(), "lower": self.lower, "upper": self.upper}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Elementwise":
-        return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+class ClampArithmetic(RequantizeArithmetic):
+    """A requantization to a range that ends where the limits are."""
+
+    name = "clamp"
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        x, lower, upper = pending
+        return ops.clip(RequantizeArithmetic.real(x), lower, upper)
+
+    @staticmethod
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
+        return RequantizeArithmetic.quantize(pending[0], params, low, high, training)
 
 
 @register_op
-class Table(Curve):
-    """Any function of each value alone: looked up in a table of all 256 integers."""
+class Clip(Requantizing):
+    """Between two limits: a requantization that saturates."""
 
-    keras_layers = (Elementwise,)
-    litert = ("CAST", "ADD", "GATHER")
-    notes = "Integer files only."
-    cases = (Case(lambda: Elementwise(layers.ReLU(threshold=0.5)), (50, 4)),)
+    dtypes = BYTES
+    keras_layers = (Clamp,)
+    operations = ("Clip", "HardTanh")
+    activations = ("hard_tanh",)
+    litert = ("QUANTIZE",)
+    arithmetic = "clamp"
+    pointwise = True
+    clamps_by_range = True
+    notes = "If 0 is not between the limits: a table."
+    cases = (
+        Case(lambda: layers.Activation("hard_tanh"), (50, 4), low=-2.0, high=3.0),
+        Case(lambda: ops.hard_tanh, (50, 4)),
+        Case(lambda: lambda x: ops.clip(x, -0.25, 0.5), (50, 4)),
+        Case(lambda: lambda x: ops.clip(x, 0.25, 0.5), (50, 4)),
+        Case(lambda: lambda x: ops.clip(layers.Dense(3)(x), 0.0, 6.0), (4,), high=9.0),
+        Case(lambda: Clamp(None, 0.0), (50, 4)),
+        Case(lambda: lambda x: layers.Dense(4, "hard_tanh")(layers.Dense(8)(x)), (5,)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if isinstance(layer, Clamp):
+            return tracer.emit(layer, args[0])
+        if type(layer).__name__ != "Clip":
+            return cls.emit(-1.0, 1.0, layer, args[0], tracer)
+        limits = (layer.x_min, layer.x_max)
+        if any(np.size(limit) != 1 for limit in limits):
+            tracer.refuse(layer, "its limits are not one number each")
+        lower, upper = (None if limit is None else float(limit) for limit in limits)
+        return cls.emit(lower, upper, layer, args[0], tracer)
+
+    @staticmethod
+    def emit(lower: float | None, upper: float | None, layer: Any, x: Any, tracer: Any) -> Any:
+        """Put a ReLU, a clamp or the table of one where a layer stands."""
+        if lower == 0.0 and (upper is None or upper > 0.0):
+            return tracer.emit(layers.ReLU(upper, name=layer.name), x)
+        if (lower or 0.0) <= 0.0 <= (upper or 0.0):
+            return tracer.emit(Clamp(lower, upper, name=layer.name), x)
+        return Table.emit("Clip", {"x_min": lower, "x_max": upper}, layer, x, tracer)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        limits = zip((layer.lower, layer.upper), (-3e38, 3e38), strict=True)
+        lower, upper = (
+            ops.convert_to_tensor(far if limit is None else limit, "float32")
+            for limit, far in limits
+        )
+        return inputs[0], lower, upper
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        limits = (keras.KerasTensor((), "float32") for _ in range(2))
+        return super().pending_spec(layer, inputs, shape), *limits
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        x, y = node.input, node.output
-        if not y.quantized:
-            raise ExportError(
-                f"{node.layer.name!r} cannot be exported in float: it is a table of integers. "
-                "Quantize the layer, or write it as plain ReLU layers."
-            )
-        real = (np.arange(-128, 128) - x.zero_point).astype("float32") * x.scale
-        values = to_numpy(node.layer(real))
-        table = builder.quantized_constant(values, y.scale, y.zero_point)
-        index = builder.like(x, x.shape, dtype="int32")
-        shifted = builder.like(x, x.shape, dtype="int32")
-        builder.add("CAST", [x], [index], {"inDataType": "int8", "outDataType": "int32"})
-        offset = builder.constant(np.array(128, "int32"))
-        builder.add("ADD", [index, offset], [shifted], {"fusedActivationFunction": "NONE"})
-        builder.add("GATHER", [table, shifted], [y], {"axis": 0})
+        if node.output.quantized:
+            builder.add("QUANTIZE", [node.input], [node.output])
+            return
+        both = [("MAXIMUM", node.layer.lower), ("MINIMUM", node.layer.upper)]
+        limits = [(name, limit) for name, limit in both if limit is not None]
+        x = node.input
+        for i, (name, limit) in enumerate(limits, 1):
+            y = node.output if i == len(limits) else builder.like(x, x.shape)
+            builder.add(name, [x, builder.constant(np.array(limit, "float32"))], [y])
+            x = y
+
+
+@register_op
+class PReLU(Op):
+    """A learned slope below zero: `relu(x) + prelu(min(x, 0))`, the latter being a product.
+
+    It takes a tenth of the time of the kernel PRELU.
+    """
+
+    keras_layers = (layers.PReLU,)
+    litert = ("QUANTIZE", "MUL", "ADD")
+    weights = {"alpha": Weight(axis=())}
+    cases = (
+        Case(lambda: layers.PReLU(shared_axes=[1, 2]), (4, 5, 3)),
+        Case(lambda: layers.PReLU(), (4, 5, 3)),
+        Case(lambda: lambda x: layers.PReLU()(layers.Dense(6)(x)), (5,)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        below = tracer.emit(Clamp(None, 0.0, name=f"{layer.name}_below"), x)
+        above = tracer.emit(layers.ReLU(name=f"{layer.name}_above"), x)
+        product = tracer.emit(layer, below)
+        return tracer.emit(layers.Add(name=f"{layer.name}_sum"), [above, product])
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,), (alpha, scale) = inputs, weights["alpha"]
+        return accumulator(x.values * alpha, x.scale, ops.reshape(scale, ()))
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        alpha, name = to_numpy(node.layer.alpha), f"{node.layer.name}/alpha"
+        if node.output.quantized:
+            values, scale = quantize_weight(alpha, 8, None, host)
+            constant = builder.constant(values.astype("int8"), name, scale=scale)
+        else:
+            constant = builder.constant(alpha, name)
+        builder.add("MUL", [node.input, constant], [node.output])

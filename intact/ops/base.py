@@ -15,7 +15,7 @@ from keras import ops
 
 from intact.errors import UnsupportedLayerError
 from intact.kernels import exact_convolution
-from intact.numerics import Accumulator, QTensor, Tensor, accumulator, add_bias
+from intact.numerics import Accumulator, QTensor, Tensor, accumulator, add_bias, to_numpy
 
 if TYPE_CHECKING:
     from intact.canonicalize import Tracer
@@ -28,11 +28,13 @@ class Weight:
 
     Args:
         axis: The axes of the output channels; each channel may have its own scale.
-        bits: The widths that the kernels take.
+        kernels: The types that the integer kernels take.
+        dynamic: The types that the kernels take which quantize their input at run time.
     """
 
     axis: tuple[int, ...] = (-1,)
-    bits: tuple[int, ...] = (8,)
+    kernels: tuple[str, ...] = ("int8", "uint8")
+    dynamic: tuple[str, ...] = ("int8",)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,18 @@ class Fixed:
     zero_point: int
 
 
+@dataclass(frozen=True)
+class Plain:
+    """The output is not quantized: indices, or truth values."""
+
+    dtype: str
+
+
+INT8: tuple[str, ...] = ("int8",)
+BYTES: tuple[str, ...] = ("int8", "uint8")
+INTEGERS: tuple[str, ...] = ("int8", "uint8", "int16")
 OBSERVED, SAME_AS_INPUT, ALL_SAME = Observed(), SameAsInput(), AllSame()
-Output = Observed | SameAsInput | AllSame | Fixed
+Output = Observed | SameAsInput | AllSame | Fixed | Plain
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ class Case:
         exact: Whether Keras and LiteRT agree in every value; else within 1 LSB.
         low: Smallest value of the test data.
         high: Largest value of the test data.
+        dtype: Type of the test data.
     """
 
     build: Callable[[], Any]
@@ -79,6 +92,7 @@ class Case:
     exact: bool = True
     low: float = -1.0
     high: float = 1.0
+    dtype: str = "float32"
 
 
 class Op:
@@ -92,12 +106,18 @@ class Op:
     * `litert`: the LiteRT ops that it lowers to, for the documentation.
     * `weights`: the layer's attributes that are quantized.
     * `output`: where the output's scale comes from.
+    * `plain`: which inputs are taken as they are, not quantized (indices, truth values).
+    * `dtypes`: the types of integer activations for which there are kernels.
     * `arithmetic`: how the kernel rounds (`intact.quantizers.Arithmetic`).
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
     * `folds_batch_norm`: whether a batch norm can follow into the weights.
     * `clamps_by_range`: whether it relies on its output's range to saturate.
+    * `pointwise`: whether it looks at each value alone, wherever it stands.
+    * `max_step`: how many steps of the output one step of its sums may be, before kernels
+      refuse it or overflow.
     * `notes`: constraints in words.
     * `cases`: models that test it.
+    * `float_cases`: models that test an op that computes in float only.
 
     Example:
 
@@ -116,12 +136,17 @@ class Op:
     litert: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[dict[str, Weight]] = {}
     output: ClassVar[Output] = OBSERVED
+    plain: ClassVar[tuple[int, ...]] = ()
+    dtypes: ClassVar[tuple[str, ...]] = INT8
     arithmetic: ClassVar[str] = "accumulator"
     fuses: ClassVar[bool] = False
     folds_batch_norm: ClassVar[bool] = False
     clamps_by_range: ClassVar[bool] = False
+    pointwise: ClassVar[bool] = False
+    max_step: ClassVar[float] = 256
     notes: ClassVar[str] = ""
     cases: ClassVar[tuple[Case, ...]] = ()
+    float_cases: ClassVar[tuple[Case, ...]] = ()
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: "Tracer") -> Any:
@@ -137,6 +162,19 @@ class Op:
             The output tensor of the new graph.
         """
         return tracer.emit(layer, args[0])
+
+    @classmethod
+    def before_move(cls, layer: Any, move: Any) -> Any:
+        """What does the same before a reshape or permutation as a layer does behind it.
+
+        Args:
+            layer: The layer.
+            move: The call (`intact.graph.Node`) that moves its input's values.
+
+        Returns:
+            A layer, mostly the same one; None if there is none.
+        """
+        return layer if cls.pointwise else None
 
     @classmethod
     def refuse(cls, layer: Any, shapes: list[tuple[int | None, ...]]) -> str | None:
@@ -179,6 +217,16 @@ class Op:
         raise NotImplementedError
 
     @classmethod
+    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+        """Let the layer add an amount to the sums, if it has a weight for it.
+
+        Args:
+            layer: The canonical layer.
+            amount: Real values per channel.
+        """
+        raise NotImplementedError
+
+    @classmethod
     def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """The real factor and offset of each channel, of an op that scales and shifts them."""
         raise NotImplementedError
@@ -191,12 +239,36 @@ class Op:
 
         Args:
             layer: The canonical layer.
-            inputs: The quantized inputs.
+            inputs: The quantized inputs, and the plain ones as they are.
             weights: Per name of `weights`, whole numbers and their scale.
             training: Whether the model trains.
 
         Returns:
             What `arithmetic` takes; a `QTensor` where the output shares the input's scale.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def rounding(cls, layer: Any, dtype: str) -> str:
+        """The `Arithmetic` of the kernel that takes weights of a type.
+
+        Args:
+            layer: The canonical layer.
+            dtype: The type of its weights; "int8" where it has none.
+        """
+        return cls.arithmetic
+
+    @classmethod
+    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+        """Compute in float, with given values of the weights.
+
+        Args:
+            layer: The canonical layer.
+            inputs: The inputs.
+            weights: Per name of `weights`, its values.
+
+        Returns:
+            The output.
         """
         raise NotImplementedError
 
@@ -212,6 +284,8 @@ class Op:
         Returns:
             `KerasTensor`s, nested like the result of `call`.
         """
+        if isinstance(cls.output, Plain):
+            return keras.KerasTensor(shape, cls.output.dtype)
         if isinstance(cls.output, SameAsInput | AllSame):
             shapes: tuple = (shape, (), ())
         elif cls.arithmetic == "accumulator":
@@ -219,6 +293,11 @@ class Op:
         else:
             return keras.KerasTensor(shape, "float32")
         return tuple(keras.KerasTensor(s, "float32") for s in shapes)
+
+    @classmethod
+    def step(cls, node: "LoweringNode") -> float:
+        """The real size of one step of the op's sums; 0 if it may be any."""
+        return 0.0
 
     @classmethod
     def lower(cls, node: "LoweringNode", builder: Any) -> None:
@@ -233,6 +312,7 @@ class Weighted(Op):
     """Base of the ops that sum products with weights; they have an int32 bias."""
 
     weights = {"kernel": Weight()}
+    dtypes = INTEGERS
     fuses = True
     folds_batch_norm = True
 
@@ -253,6 +333,11 @@ class Weighted(Op):
         raise NotImplementedError
 
     @classmethod
+    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+        if layer.bias is not None:
+            layer.bias.assign(to_numpy(layer.bias) + amount)
+
+    @classmethod
     def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
         """Scales and bias of the sums, whose values are yet to be filled in.
 
@@ -264,6 +349,25 @@ class Weighted(Op):
         """
         acc = accumulator(None, input_scale, weight_scale, xp)
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
+
+    @classmethod
+    def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
+        """The axes over which kernels look for the range of an input at run time.
+
+        Args:
+            layer: The canonical layer.
+            rank: How many axes the input has.
+        """
+        return tuple(range(1, rank))
+
+    @classmethod
+    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+        y = cls.products(layer, inputs[0], weights["kernel"])
+        return y if layer.bias is None else y + layer.bias
+
+    @classmethod
+    def step(cls, node: "LoweringNode") -> float:
+        return float(np.max(np.abs(node.sums.input_scale * node.sums.weight_scale)))
 
     @classmethod
     def call(

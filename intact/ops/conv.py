@@ -9,12 +9,8 @@ from intact.graph import is_shared, made_by
 from intact.numerics import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted, register_op
 
-
-def channels_first(layer: Any) -> str | None:
-    """The refusal of layers whose channels come first."""
-    if getattr(layer, "data_format", "channels_last") == "channels_first":
-        return "data_format 'channels_first' has no kernel; use 'channels_last'"
-    return None
+FIRST = "channels_first"
+WEIGHTS = ("int4", "int8", "uint8")
 
 
 def same_padding(sizes: Any, kernel: Any, strides: Any, dilation: Any) -> list[tuple[int, int]]:
@@ -50,7 +46,7 @@ class Convolution(Weighted):
         if isinstance(before.layer, layers.ZeroPadding2D) and not is_shared(layer):
             (x,) = before.inputs
             sizes = x.shape[1:3]
-            if layer.padding == "valid" and channels_first(layer) is None and None not in sizes:
+            if layer.padding == "valid" and None not in sizes:
                 same = same_padding(sizes, layer.kernel_size, layer.strides, layer.dilation_rate)
                 if same == [tuple(pair) for pair in before.layer.padding]:
                     return tracer.emit(layer, x, padding="same")
@@ -82,16 +78,40 @@ class Conv2D(Convolution):
 
     keras_layers = (layers.Conv2D,)
     litert = ("CONV_2D",)
+    weights = {"kernel": Weight(kernels=WEIGHTS, dynamic=("int4", "int8"))}
     cases = (
         *conv_cases(layers.Conv2D, filters=6),
         Case(lambda: layers.Conv2D(6, 3, groups=2), (8, 8, 4)),
         Case(lambda: layers.Conv2D(6, 3, dilation_rate=2, padding="same"), (8, 8, 4)),
         Case(lambda: layers.Conv2D(6, 3, dilation_rate=(1, 2)), (8, 8, 4)),
+        Case(lambda: layers.Conv2D(6, 3, activation="relu", data_format=FIRST), (4, 8, 9)),
+        Case(
+            lambda: (
+                lambda x: layers.Flatten(data_format=FIRST)(
+                    layers.MaxPooling2D(data_format=FIRST)(
+                        layers.ReLU()(
+                            layers.BatchNormalization(axis=1)(
+                                layers.Conv2D(6, 3, padding="same", data_format=FIRST)(x)
+                            )
+                        )
+                    )
+                )
+            ),
+            (4, 6, 6),
+        ),
     )
 
     @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return channels_first(layer)
+    def rounding(cls, layer: Any, dtype: str) -> str:
+        if dtype != "int4":
+            return cls.arithmetic
+        return "fixed_point" if layer.groups > 1 else "fixed_point_vector"
+
+    @classmethod
+    def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
+        # XNNPACK takes such a convolution for a product of matrices.
+        one = (*layer.kernel_size, *layer.strides, layer.groups) == (1, 1, 1, 1, 1)
+        return (rank - 1,) if one else super().rows(layer, rank)
 
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
@@ -118,7 +138,7 @@ class DepthwiseConv2D(Convolution):
 
     keras_layers = (layers.DepthwiseConv2D,)
     litert = ("DEPTHWISE_CONV_2D",)
-    weights = {"kernel": Weight(axis=(-2, -1))}
+    weights = {"kernel": Weight(axis=(-2, -1), kernels=WEIGHTS)}
     cases = (
         *conv_cases(layers.DepthwiseConv2D),
         *conv_cases(layers.DepthwiseConv2D, depth_multiplier=3),
@@ -126,8 +146,9 @@ class DepthwiseConv2D(Convolution):
     )
 
     @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return channels_first(layer)
+    def rounding(cls, layer: Any, dtype: str) -> str:
+        kernels = {"int4": "fixed_point_blocks", "uint8": "fixed_point"}
+        return kernels.get(dtype, cls.arithmetic)
 
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
@@ -243,7 +264,7 @@ class Conv2DTranspose(Weighted):
             return f"output_padding={layer.output_padding} has no kernel"
         if None in shapes[0][1:]:
             return f"the input's spatial size must be known, received shape {shapes[0]}"
-        return channels_first(layer)
+        return None
 
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:

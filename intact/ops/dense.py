@@ -5,7 +5,7 @@ from typing import Any
 from keras import layers, ops
 
 from intact.numerics import Tensor
-from intact.ops.base import Case, Weighted, register_op
+from intact.ops.base import Case, Weight, Weighted, register_op
 
 
 @register_op
@@ -14,6 +14,7 @@ class Dense(Weighted):
 
     keras_layers = (layers.Dense,)
     litert = ("FULLY_CONNECTED",)
+    weights = {"kernel": Weight(kernels=("int4", "int8", "uint8"), dynamic=("int4", "int8"))}
     cases = (
         Case(lambda: layers.Dense(4), (8,)),
         Case(lambda: layers.Dense(4, activation="relu", use_bias=False), (8,)),
@@ -27,6 +28,16 @@ class Dense(Weighted):
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         return ops.matmul(x, kernel)
+
+    @classmethod
+    def rounding(cls, layer: Any, dtype: str) -> str:
+        # XNNPACK takes 4-bit weights two at a time.
+        odd = dtype == "int4" and layer.kernel.shape[0] % 2
+        return "fixed_point_vector" if odd else cls.arithmetic
+
+    @classmethod
+    def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
+        return (rank - 1,)
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

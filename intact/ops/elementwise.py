@@ -6,17 +6,27 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.fixed_point import multiplier, multiply
 from intact.numerics import (
     QTensor,
     Tensor,
     accumulator,
     binary_exponent,
+    is_symbolic,
     power_of_two,
     round_clip,
     straight_through,
     to_numpy,
 )
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import (
+    INTEGERS,
+    Case,
+    Op,
+    register_op,
+)
+from intact.ops.norm import channel_scale
+from intact.ops.shape import reshaped
+from intact.ops.table import Table
 from intact.quantizers import Arithmetic
 
 
@@ -29,8 +39,28 @@ def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:
     )
 
 
+def of_one_rank(tensors: list[Any], layer: Any, tracer: Any) -> list[Any]:
+    """The inputs of a merging layer, with axes of size 1 behind the batch where one has fewer.
+
+    Args:
+        tensors: Tensors of the new graph.
+        layer: The layer that merges them, for names and errors.
+        tracer: Makes the new graph.
+    """
+    rank = max(len(x.shape) for x in tensors)
+    return [
+        x
+        if len(x.shape) == rank
+        else reshaped(tracer, layer, x, (*(1,) * (rank - len(x.shape)), *x.shape[1:]))
+        for x in tensors
+    ]
+
+
 class AddArithmetic(Arithmetic):
-    """XNNPACK's sum: 20-bit fixed-point multipliers, and a shift that rounds half up."""
+    """XNNPACK's sum: 20-bit fixed-point multipliers, and a shift that rounds half up.
+
+    Beside an operand that is much smaller than the output, another kernel rounds twice.
+    """
 
     name = "add"
     sign: ClassVar[int] = 1
@@ -59,9 +89,24 @@ class AddArithmetic(Arithmetic):
         factor_a = ops.cast(ops.round(ratio_a * power), "int32")
         factor_b = ops.cast(ops.round(ratio_b * power), "int32") * cls.sign
         half = ops.left_shift(ops.ones_like(shift), shift - 1)
-        total = ops.cast(a.values, "int32") * factor_a + ops.cast(b.values, "int32") * factor_b
-        exact = ops.cast(ops.right_shift(total + half, shift), "float32")
-        return round_clip(straight_through(exact, smooth), low, high)
+        whole_a, whole_b = ops.cast(a.values, "int32"), ops.cast(b.values, "int32")
+
+        def twice() -> Tensor:
+            # As the kernel that takes what is too small for XNNPACK.
+            top = 2.0 * ops.maximum(a.scale, b.scale)
+            part_a, part_b = (
+                multiply(ops.left_shift(whole, 20), multiplier(scale, 1.0, top))
+                for whole, scale in ((whole_a, a.scale), (whole_b, b.scale))
+            )
+            total = part_a + part_b * cls.sign
+            return multiply(total, multiplier(top, 2.0**-20, params.scale))
+
+        exact = ops.cond(
+            ops.minimum(ratio_a, ratio_b) >= 2.0**-10,
+            lambda: ops.right_shift(whole_a * factor_a + whole_b * factor_b + half, shift),
+            twice,
+        )
+        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
 
 class SubtractArithmetic(AddArithmetic):
@@ -74,13 +119,15 @@ class SubtractArithmetic(AddArithmetic):
 class Binary(Op):
     """Base of the ops of two tensors; with a constant they become a `Rescaling`."""
 
+    dtypes = INTEGERS
     fuses = True
+    pointwise = True
     layer: ClassVar[type]
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, layers.Layer):
-            tensors = list(args[0])
+            tensors = of_one_rank(args[0], layer, tracer)
             if len(tensors) > 2:
                 x = tensors[0]
                 for i, y in enumerate(tensors[1:], 1):
@@ -91,15 +138,28 @@ class Binary(Op):
                 return x
             return tracer.emit(layer, tensors)
         a, b = (*args, *kwargs.values())
-        if is_tensor(a) and is_tensor(b):
+        if is_symbolic(a) and is_symbolic(b):
             return tracer.emit(cls.layer(name=layer.name), [a, b])
-        x, constant, reverse = (a, b, False) if is_tensor(a) else (b, a, True)
+        x, constant, reverse = (a, b, False) if is_symbolic(a) else (b, a, True)
         values = np.asarray(to_numpy(constant), "float32")
         channels = values.reshape(-1)
-        if values.size not in (1, values.shape[-1] if values.shape else 1):
-            tracer.refuse(
-                layer, f"its constant has shape {values.shape}, not one value per channel"
-            )
+        by_channel = values.size == (values.shape[-1] if values.shape else 1)
+        if by_channel and values.size in (1, x.shape[-1]):
+            if isinstance(constant, keras.Variable) and not reverse:
+                scaled = cls.variable_scale(layer, constant, x.shape[-1], tracer)
+                if scaled is not None:
+                    return tracer.emit(scaled, x)
+        else:
+            rank = len(x.shape)
+            if values.ndim > rank or (values.ndim == rank and values.shape[0] != 1):
+                tracer.refuse(
+                    layer,
+                    f"its constant has shape {values.shape}, which does not leave the batch of "
+                    f"{x.shape} alone",
+                )
+            other = tracer.constant(constant, f"{layer.name}_constant", rank)
+            pair = [other, x] if reverse else [x, other]
+            return tracer.emit(cls.layer(name=layer.name), pair)
         scale, offset = cls.rescaling(channels, reverse)
         wide = max(np.size(scale), np.size(offset))
         made = layers.Rescaling(
@@ -122,6 +182,11 @@ class Binary(Op):
         raise NotImplementedError
 
     @classmethod
+    def variable_scale(cls, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
+        """A `ChannelScale` that does the same as the op with a variable, if there is one."""
+        return None
+
+    @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         a, b = inputs
         return tuple(a), tuple(b)
@@ -132,14 +197,13 @@ class Binary(Op):
         return tuple(tuple(triple) for triple in copies)
 
     @classmethod
+    def step(cls, node: Any) -> float:
+        return max(x.scale for x in node.inputs)
+
+    @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         options = {"fusedActivationFunction": node.activation}
         builder.add(cls.litert[0], node.inputs, [node.output], options)
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether a call's argument is a tensor of the graph rather than a constant."""
-    return isinstance(value, keras.KerasTensor)
 
 
 def binary_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
@@ -168,12 +232,18 @@ class Add(Binary):
     cases = (
         *binary_cases(layers.Add),
         Case(lambda: layers.Add(), [(4,), (4,), (4,)]),
+        Case(lambda: layers.Add(), [(4, 5, 3), (5, 3), (3,)]),
         Case(lambda: lambda a, b: a + b + 0.5, [(4,), (4,)]),
+        Case(lambda: lambda a, b: a + b * 1e-3, [(50,), (50,)]),
     )
 
     @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return 1.0, constant
+
+    @classmethod
+    def variable_scale(cls, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
+        return channel_scale(layer.name, channels, tracer, beta=variable)
 
 
 @register_op
@@ -214,6 +284,10 @@ class Multiply(Binary):
         return constant, 0.0
 
     @classmethod
+    def variable_scale(cls, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
+        return channel_scale(layer.name, channels, tracer, gamma=variable)
+
+    @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
         return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
 
@@ -222,20 +296,27 @@ class Multiply(Binary):
         a, b = inputs
         return accumulator(a.values * b.values, a.scale, b.scale)
 
+    @classmethod
+    def step(cls, node: Any) -> float:
+        a, b = node.inputs
+        return a.scale * b.scale
+
 
 @register_op
 class Divide(Op):
-    """Division by a constant."""
+    """Division by a constant; of a constant, a table."""
 
     operations = ("TrueDivide", "Divide")
-    notes = "By a constant only."
+    notes = "One side is a constant."
     cases = (Case(lambda: lambda x: x / 4.0, (6,)),)
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = (*args, *kwargs.values())
-        if is_tensor(b):
-            tracer.refuse(layer, "a division by a tensor has no supported integer form")
+        if not is_symbolic(a):
+            return Table.trace(layer, args, kwargs, tracer)
+        if is_symbolic(b):
+            tracer.refuse(layer, "a division of tensors has no supported integer form")
         inverse = 1.0 / np.asarray(to_numpy(b), "float32")
         return Multiply.trace(layer, (a, inverse), {}, tracer)
 
@@ -250,3 +331,23 @@ class Negative(Op):
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return Multiply.trace(layer, (args[0], -1.0), {}, tracer)
+
+
+@register_op
+class Glu(Op):
+    """One half of the channels, gated by the sigmoid of the other (arXiv:1612.08083)."""
+
+    operations = ("Glu",)
+    activations = ("glu",)
+    litert = ("STRIDED_SLICE", "LOGISTIC", "MUL")
+    cases = (Case(lambda: layers.Activation("glu"), (3, 8), exact=False),)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        axis = getattr(layer, "axis", -1)
+
+        def gated(x: Any) -> Any:
+            values, gate = ops.split(x, 2, axis)
+            return values * ops.sigmoid(gate)
+
+        return tracer.expand(layer, gated, args[0])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import layers, ops
 
@@ -12,10 +13,12 @@ from intact.numerics import (
     accumulator,
     add_bias,
     host,
+    is_trainable,
     scale_channels,
     to_numpy,
 )
 from intact.ops.base import Case, Op, Weighted, register_op
+from intact.ops.moves import channel_last
 
 UNIT = 127.0
 """A factor of 1 as a weight: as fine as 8 bits make it, so that biases are fine too."""
@@ -25,8 +28,15 @@ class ByChannel(Weighted):
     """Base of the ops that scale and shift each channel: a depthwise convolution of size 1."""
 
     litert = ("DEPTHWISE_CONV_2D",)
+    dtypes = ("int8", "int16")
     weights = {}
     folds_batch_norm = False
+
+    @classmethod
+    def before_move(cls, layer: Any, move: Any) -> Any:
+        channels = {t.shape[-1] for t in (*move.inputs, *move.outputs)}
+        kept = len(channels) == 1 and not isinstance(move.layer, layers.Permute)
+        return layer if kept and None not in channels else None
 
     @classmethod
     def refuse(cls, layer: Any, shapes: list) -> str | None:
@@ -81,26 +91,30 @@ class BatchNormalization(ByChannel):
     """
 
     keras_layers = (layers.BatchNormalization,)
-    notes = "The last axis only; no renormalization."
+    notes = "One axis; no renormalization."
     cases = (
         Case(lambda: layers.BatchNormalization(), (4, 5, 3)),
         Case(lambda: layers.BatchNormalization(center=False), (6,)),
         Case(lambda: lambda x: layers.ReLU(6.0)(layers.BatchNormalization(scale=False)(x)), (5, 3)),
         Case(lambda: lambda x: layers.Conv2D(2, 1)(layers.BatchNormalization()(x)), (4, 5, 3)),
+        Case(lambda: layers.BatchNormalization(axis=1), (3, 5, 4)),
     )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
+        x, back = channel_last(args[0], axis % len(args[0].shape), layer.name, tracer)
+        return back(tracer.emit(layer, x, axis=-1))
 
     @classmethod
     def refuse(cls, layer: Any, shapes: list) -> str | None:
         if layer.renorm if hasattr(layer, "renorm") else False:
             return "batch renormalization is not known"
-        if not cls.folds_into_weights(layer, shapes[0]):
-            return f"its axis is {layer.axis}, and only the last axis of {shapes[0]} has a kernel"
         return super().refuse(layer, shapes)
 
     @classmethod
     def folds_into_weights(cls, layer: Any, shape: tuple) -> bool:
-        axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
-        return axis in (-1, len(shape) - 1)
+        return True
 
     @classmethod
     def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
@@ -119,7 +133,12 @@ class BatchNormalization(ByChannel):
         sigma = xp.maximum(root, np.float32(1e-12))
         gamma = xp.convert_to_tensor(layer.gamma) if layer.scale else np.float32(1)
         acc = scale_channels(add_bias(acc, -mean, xp), gamma / sigma)
-        return add_bias(acc, layer.beta, xp) if layer.center else acc
+        # Also without an offset: a factor of 0 must leave a scale that is not 0.
+        return add_bias(acc, layer.beta if layer.center else 0.0, xp)
+
+    @classmethod
+    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+        layer.moving_mean.assign(to_numpy(layer.moving_mean) - amount)
 
     @classmethod
     def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
@@ -157,6 +176,105 @@ def _batch_moments(layer: Any, acc: Accumulator, guess: Any, unit: Any) -> tuple
     return (centre + shift + acc.bias) * unit, variance * unit * unit
 
 
+@keras.saving.register_keras_serializable("intact")
+class ChannelScale(keras.layers.Layer):
+    """`gamma * x + beta` along the last axis, with weights that train.
+
+    Args:
+        channels: Size of the last axis.
+        scale: Whether there is a gamma.
+        center: Whether there is a beta.
+    """
+
+    def __init__(
+        self, channels: int, scale: bool = True, center: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.channels, self.scale, self.center = channels, scale, center
+        shape = (channels,)
+        self.gamma: Any = 1.0
+        self.beta: Any = 0.0
+        if scale:
+            self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
+        if center:
+            self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """Scaled and shifted values."""
+        return x * self.gamma + self.beta
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"channels": self.channels, "scale": self.scale, "center": self.center}
+        return {**super().get_config(), **own}
+
+
+def channel_scale(
+    name: str, channels: int, tracer: Any, gamma: Any = None, beta: Any = None
+) -> ChannelScale:
+    """A `ChannelScale` with a user's variables; the same one for the same variables.
+
+    Args:
+        name: Its name.
+        channels: Size of the last axis.
+        tracer: The tracer.
+        gamma: The factors, or None.
+        beta: The offsets, or None.
+    """
+
+    def make() -> ChannelScale:
+        made = ChannelScale(channels, gamma is not None, beta is not None, name=name)
+        for variable, value in ((made.gamma, gamma), (made.beta, beta)):
+            if value is not None:
+                variable.assign(np.broadcast_to(to_numpy(value).reshape(-1), (channels,)))
+        made.trainable = any(is_trainable(v) for v in (gamma, beta))
+        return made
+
+    return tracer.once((gamma, beta, "scale"), make)
+
+
+@register_op
+class Scale(ByChannel):
+    """Trained factors and offsets of the channels; folds into the weights before it."""
+
+    keras_layers = (ChannelScale,)
+    cases = (
+        Case(lambda: ChannelScale(3), (4, 5, 3)),
+        Case(lambda: lambda x: ChannelScale(4, center=False)(layers.Dense(4)(x)), (5, 3)),
+        Case(lambda: ChannelScale(3, scale=False), (3,)),
+    )
+
+    @classmethod
+    def folds_into_weights(cls, layer: Any, shape: tuple) -> bool:
+        return True
+
+    @classmethod
+    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+        if layer.scale:
+            acc = scale_channels(acc, xp.convert_to_tensor(layer.gamma))
+        # Also without an offset: a factor of 0 must leave a scale that is not 0.
+        return add_bias(acc, layer.beta if layer.center else 0.0, xp)
+
+    @classmethod
+    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+        if layer.center:
+            gamma = to_numpy(layer.gamma) if layer.scale else 1.0
+            layer.beta.assign(to_numpy(layer.beta) + gamma * amount)
+
+    @classmethod
+    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
+        return cls.fold(layer, accumulator(None, input_scale, weight_scale, xp), False, xp)
+
+    @classmethod
+    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        ones = np.ones(channels, "float32")
+        factor = host.convert_to_tensor(layer.gamma) if layer.scale else ones
+        return factor, host.convert_to_tensor(layer.beta) if layer.center else 0 * ones
+
+
 @register_op
 class Rescaling(ByChannel):
     """A product and sum by constants, as a depthwise convolution of size 1."""
@@ -169,6 +287,11 @@ class Rescaling(ByChannel):
         Case(lambda: lambda x: x * 2.0 + 1.0, (6,)),
         Case(lambda: lambda x: 1.0 - x / 4.0, (6,)),
     )
+
+    @classmethod
+    def before_move(cls, layer: Any, move: Any) -> Any:
+        one = np.size(layer.scale) == np.size(layer.offset) == 1
+        return layer if one else super().before_move(layer, move)
 
     @classmethod
     def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:

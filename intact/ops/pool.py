@@ -2,14 +2,18 @@
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics import QTensor, Tensor, is_integer, round_clip, straight_through, unfused
-from intact.ops.base import SAME_AS_INPUT, Case, Op, register_op
-from intact.ops.conv import channels_first, same_padding
-from intact.quantizers import Arithmetic
+from intact.numerics import QTensor, Tensor, is_integer, straight_through
+from intact.ops.base import (
+    INTEGERS,
+    SAME_AS_INPUT,
+    Case,
+    Op,
+    register_op,
+)
+from intact.ops.conv import same_padding
 
 POOL_CASES = (
     lambda layer: Case(lambda: layer(2), (8, 8, 3)),
@@ -33,14 +37,11 @@ def _options(layer: Any) -> dict[str, Any]:
 class MaxPooling2D(Op):
     """The largest value of each window."""
 
+    dtypes = INTEGERS
     keras_layers = (layers.MaxPooling2D,)
     litert = ("MAX_POOL_2D",)
     output = SAME_AS_INPUT
     cases = tuple(case(layers.MaxPooling2D) for case in POOL_CASES)
-
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return channels_first(layer)
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -56,6 +57,7 @@ class MaxPooling2D(Op):
 class AveragePooling2D(Op):
     """The mean of each window, rounded half away from zero, as the kernel divides."""
 
+    dtypes = INTEGERS
     keras_layers = (layers.AveragePooling2D,)
     litert = ("AVERAGE_POOL_2D",)
     output = SAME_AS_INPUT
@@ -65,7 +67,7 @@ class AveragePooling2D(Op):
     def refuse(cls, layer: Any, shapes: list) -> str | None:
         if layer.padding == "same" and None in shapes[0][1:3]:
             return f"with SAME padding its spatial size must be known, received {shapes[0]}"
-        return channels_first(layer)
+        return None
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -98,93 +100,3 @@ class AveragePooling2D(Op):
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         builder.add("AVERAGE_POOL_2D", [node.input], [node.output], _options(node.layer))
-
-
-class MeanArithmetic(Arithmetic):
-    """The mean of stored integers, in float32, rounded half to even with the zero point."""
-
-    name = "mean"
-
-    @staticmethod
-    def output_shape(pending: Any) -> tuple[int | None, ...]:
-        return pending[0].shape
-
-    @staticmethod
-    def real(pending: Any) -> Tensor:
-        total, count, scale, _ = pending
-        return total * (scale / count)
-
-    @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
-        total, count, scale, zero_point = pending
-        multiplier = (scale / params.scale) * (1.0 / count)
-        offset = params.zero_point - unfused(unfused(zero_point * count) * multiplier)
-        stored = unfused((total + zero_point * count) * multiplier) + offset
-        return round_clip(stored, low + params.zero_point, high + params.zero_point) - (
-            params.zero_point
-        )
-
-
-@register_op
-class GlobalAveragePooling2D(Op):
-    """The mean over both spatial axes."""
-
-    keras_layers = (layers.GlobalAveragePooling2D,)
-    litert = ("MEAN",)
-    arithmetic = "mean"
-    cases = (
-        Case(lambda: layers.GlobalAveragePooling2D(), (6, 7, 5)),
-        Case(lambda: layers.GlobalAveragePooling2D(keepdims=True), (4, 4, 5)),
-    )
-
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return channels_first(layer)
-
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        total = ops.sum(x.values, axis=(1, 2), keepdims=layer.keepdims)
-        _, height, width, _ = ops.shape(x.values)
-        count = ops.cast(height * width, "float32")
-        return total, count, x.scale, x.zero_point
-
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        axes = builder.constant(np.array([1, 2], "int32"))
-        options = {"keepDims": node.layer.keepdims}
-        builder.add("MEAN", [node.input, axes], [node.output], options)
-
-
-@register_op
-class GlobalMaxPooling2D(Op):
-    """The largest value over both spatial axes."""
-
-    keras_layers = (layers.GlobalMaxPooling2D,)
-    litert = ("REDUCE_MAX",)
-    output = SAME_AS_INPUT
-    cases = (
-        Case(lambda: layers.GlobalMaxPooling2D(), (6, 7, 5)),
-        Case(lambda: layers.GlobalMaxPooling2D(keepdims=True), (4, 4, 5)),
-    )
-
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return channels_first(layer)
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        return x._replace(values=layer(x.values))
-
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        axes = builder.constant(np.array([1, 2], "int32"))
-        options = {"keepDims": node.layer.keepdims}
-        builder.add("REDUCE_MAX", [node.input, axes], [node.output], options)

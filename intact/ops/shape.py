@@ -1,19 +1,29 @@
 """Ops that move values and change none."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics import QTensor, is_integer, straight_through
-from intact.ops.base import ALL_SAME, SAME_AS_INPUT, Case, Op, register_op
-from intact.ops.conv import channels_first
+from intact.graph import mask_reader
+from intact.numerics import QTensor
+from intact.ops.base import (
+    ALL_SAME,
+    INTEGERS,
+    SAME_AS_INPUT,
+    Case,
+    Op,
+    register_op,
+)
+from intact.ops.moves import RESHAPES
 
 
 class Moving(Op):
     """Base of the ops whose Keras layer can be applied to whole numbers as it is."""
 
+    dtypes = INTEGERS
     output = SAME_AS_INPUT
 
     @classmethod
@@ -22,28 +32,75 @@ class Moving(Op):
         return x._replace(values=layer(x.values))
 
 
+def reshaped(tracer: Any, layer: Any, x: Any, sizes: Iterable[int | None]) -> Any:
+    """A tensor in another shape; at most one size may be unknown.
+
+    Args:
+        tracer: Makes the new graph.
+        layer: The layer or operation that reshapes, for names and errors.
+        x: A tensor of the new graph.
+        sizes: The new sizes, without the batch.
+
+    Returns:
+        The output tensor.
+    """
+    sizes = tuple(sizes)
+    if sizes.count(None) > 1:
+        tracer.refuse(layer, f"all sizes but the batch must be known, received shape {x.shape}")
+    target = tuple(-1 if n is None else n for n in sizes)
+    return tracer.emit(layers.Reshape(target, name=layer.name), x)
+
+
 @register_op
 class Reshape(Moving):
     """A new shape for the same values."""
 
-    keras_layers = (layers.Reshape, layers.Flatten)
+    keras_layers = RESHAPES
+    operations = ("Reshape", "ExpandDims", "Squeeze")
     litert = ("RESHAPE",)
     cases = (
         Case(lambda: layers.Reshape((6, -1)), (4, 6)),
         Case(lambda: layers.Flatten(), (3, 4, 2)),
+        Case(lambda: lambda x: ops.reshape(x, (-1, 2, 12)), (4, 6)),
+        Case(lambda: lambda x: ops.expand_dims(ops.expand_dims(x, -1), (1, -2)), (4, 3)),
+        Case(lambda: lambda x: layers.Dense(3)(ops.squeeze(x, axis=-2)), (4, 1, 3)),
+        Case(lambda: lambda x: ops.squeeze(x), (1, 4, 1)),
     )
 
     @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x = args[0]
+        if isinstance(layer, layers.Layer):
+            return tracer.emit(layer, x)
+        batch, *sizes = layer.compute_output_spec(x).shape
+        if None in x.shape[1:]:
+            tracer.refuse(layer, f"all sizes but the batch must be known, received shape {x.shape}")
+        if batch != x.shape[0] or (None not in sizes and np.prod(sizes) != np.prod(x.shape[1:])):
+            tracer.refuse(layer, "the batch axis must stay the first and as it is")
+        return reshaped(tracer, layer, x, sizes)
+
+    @classmethod
     def refuse(cls, layer: Any, shapes: list) -> str | None:
-        if None in shapes[0][1:]:
+        after = layer.compute_output_shape(shapes[0])
+        if None in after[1:] and not (_is_row(shapes[0], after) or _is_row(after, shapes[0])):
             return f"all sizes but the batch must be known, received shape {shapes[0]}"
-        if isinstance(layer, layers.Flatten):
-            return channels_first(layer)
         return None
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        builder.reshape(node.input, node.output.shape, node.output)
+        x, y = node.input, node.output
+        if None not in y.shape[1:]:
+            builder.reshape(x, y.shape, y)
+        elif _is_row(y.shape, x.shape):
+            axis = builder.constant(np.array(1, "int32"))
+            builder.add("EXPAND_DIMS", [x, axis], [y])
+        else:
+            builder.add("SQUEEZE", [x], [y], {"squeezeDims": [1]})
+
+
+def _is_row(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
+    """Whether a shape is another with one row: no size needs to be known for that."""
+    return tuple(a) == (b[0], 1, *b[1:])
 
 
 @register_op
@@ -51,8 +108,35 @@ class Permute(Moving):
     """Axes in another order."""
 
     keras_layers = (layers.Permute,)
+    operations = ("Transpose", "Swapaxes", "Moveaxis")
     litert = ("TRANSPOSE",)
-    cases = (Case(lambda: layers.Permute((3, 1, 2)), (3, 4, 2)),)
+    cases = (
+        Case(lambda: layers.Permute((3, 1, 2)), (3, 4, 2)),
+        Case(lambda: lambda x: ops.transpose(x, (0, 2, 1)), (3, 4)),
+        Case(lambda: lambda x: ops.swapaxes(x, 1, -1), (3, 4, 2)),
+        Case(lambda: lambda x: ops.moveaxis(x, -1, 1), (3, 4, 2, 2)),
+        # Pixels from channels.
+        Case(
+            lambda: (
+                lambda x: ops.reshape(
+                    ops.transpose(ops.reshape(x, (-1, 3, 4, 2, 2, 5)), (0, 1, 3, 2, 4, 5)),
+                    (-1, 6, 8, 5),
+                )
+            ),
+            (3, 4, 20),
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x = args[0]
+        if isinstance(layer, layers.Permute):
+            return tracer.emit(layer, x)
+        # The sizes 0, 1, 2, ... come out in the order of the axes.
+        order = layer.compute_output_spec(keras.KerasTensor(range(len(x.shape)))).shape
+        if order[0] != 0:
+            tracer.refuse(layer, f"the batch axis must stay the first, received order {order}")
+        return tracer.emit(layers.Permute(order[1:], name=layer.name), x)
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -80,90 +164,16 @@ class ZeroPadding2D(Moving):
     )
 
     @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return channels_first(layer)
-
-    @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         pads = np.array([(0, 0), *node.layer.padding, (0, 0)], "int32")
         builder.add("PAD", [node.input, builder.constant(pads)], [node.output])
 
 
 @register_op
-class Cropping2D(Moving):
-    """Edges cut off."""
-
-    keras_layers = (layers.Cropping2D,)
-    litert = ("STRIDED_SLICE",)
-    cases = (
-        Case(lambda: layers.Cropping2D(((1, 2), (0, 1))), (6, 5, 2)),
-        Case(lambda: layers.Cropping2D(1), (6, 5, 2)),
-    )
-
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return channels_first(layer)
-
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        (top, bottom), (left, right) = node.layer.cropping
-        # Batch and channels whole, and a side without a crop to its end: by the masks.
-        end = (0, -bottom, -right, 0)
-        mask = sum(1 << axis for axis, stop in enumerate(end) if stop == 0)
-        constants = [
-            builder.constant(np.array(values, "int32"))
-            for values in ((0, top, left, 0), end, (1, 1, 1, 1))
-        ]
-        options = {"beginMask": 0b1001, "endMask": mask}
-        builder.add("STRIDED_SLICE", [node.input, *constants], [node.output], options)
-
-
-@register_op
-class UpSampling2D(Op):
-    """Values repeated, or interpolated between their neighbours."""
-
-    keras_layers = (layers.UpSampling2D,)
-    litert = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
-    output = SAME_AS_INPUT
-    notes = "Interpolation 'nearest' or 'bilinear'; spatial sizes must be known."
-    cases = (
-        Case(lambda: layers.UpSampling2D(), (3, 4, 2)),
-        Case(lambda: layers.UpSampling2D((3, 2)), (3, 4, 2)),
-        Case(lambda: layers.UpSampling2D(interpolation="bilinear"), (3, 4, 2), exact=False),
-        Case(lambda: layers.UpSampling2D((2, 3), interpolation="bilinear"), (3, 4, 2), exact=False),
-    )
-
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        if layer.interpolation not in ("nearest", "bilinear"):
-            return f"interpolation {layer.interpolation!r} has no kernel"
-        if None in shapes[0][1:]:
-            return f"the input's spatial size must be known, received shape {shapes[0]}"
-        return channels_first(layer)
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        y = layer(x.values)
-        if layer.interpolation == "bilinear":
-            # The kernel rounds half up.
-            y = straight_through(ops.where(is_integer(x), ops.floor(y + 0.5), y), y)
-        return x._replace(values=y)
-
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        size = builder.constant(np.array(node.output.shape[1:3], "int32"))
-        if node.layer.interpolation == "nearest":
-            name, options = "RESIZE_NEAREST_NEIGHBOR", {}
-        else:
-            name, options = "RESIZE_BILINEAR", {"halfPixelCenters": True}
-        builder.add(name, [node.input, size], [node.output], options)
-
-
-@register_op
 class Concatenate(Op):
     """Tensors side by side; all share one range."""
 
+    dtypes = INTEGERS
     keras_layers = (layers.Concatenate,)
     operations = ("Concatenate",)
     litert = ("CONCATENATION",)
@@ -188,6 +198,7 @@ class Concatenate(Op):
             [(5,), (4,)],
             exact=False,
         ),
+        Case(lambda: lambda a: layers.Concatenate()([a, layers.ReLU(1e-3)(a)]), (5, 20)),
     )
 
     @classmethod
@@ -195,6 +206,13 @@ class Concatenate(Op):
         if isinstance(layer, layers.Concatenate):
             return tracer.emit(layer, args[0])
         return tracer.emit(layers.Concatenate(axis=layer.axis, name=layer.name), args[0])
+
+    @classmethod
+    def before_move(cls, layer: Any, move: Any) -> Any:
+        if not isinstance(move.layer, layers.Permute):
+            return None
+        axis = layer.axis % len(move.outputs[0].shape)
+        return layers.Concatenate(axis=move.layer.dims[axis - 1], name=layer.name)
 
     @classmethod
     def refuse(cls, layer: Any, shapes: list) -> str | None:
@@ -216,12 +234,35 @@ class Concatenate(Op):
 
 
 @register_op
+class Stack(Op):
+    """Tensors side by side along a new axis."""
+
+    operations = ("Stack",)
+    litert = ("RESHAPE", "CONCATENATION")
+    cases = (
+        Case(lambda: lambda a, b: ops.stack([a, b], axis=1), [(3, 4), (3, 4)]),
+        Case(lambda: lambda a, b, c: ops.stack([a, b, c], axis=-1), [(5,), (5,), (5,)]),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        tensors = args[0]
+        axis = layer.axis % (len(tensors[0].shape) + 1)
+        if axis == 0:
+            tracer.refuse(layer, "the new axis would come before the batch")
+        sizes = list(tensors[0].shape[1:])
+        sizes.insert(axis - 1, 1)
+        parts = [reshaped(tracer, layer, x, sizes) for x in tensors]
+        return tracer.emit(layers.Concatenate(axis=axis, name=layer.name), parts)
+
+
+@register_op
 class Dropout(Op):
     """At work while training; nothing in inference and in the file."""
 
+    dtypes = INTEGERS
     keras_layers = (
         layers.Dropout,
-        layers.SpatialDropout1D,
         layers.SpatialDropout2D,
         layers.SpatialDropout3D,
         layers.GaussianDropout,
@@ -230,6 +271,12 @@ class Dropout(Op):
     )
     output = SAME_AS_INPUT
     cases = (Case(lambda: layers.Dropout(0.5), (6,)),)
+
+    @classmethod
+    def before_move(cls, layer: Any, move: Any) -> Any:
+        # Whole channels share their fate where there is a noise shape, or "Spatial" in the name.
+        shared = type(layer).__name__.startswith("Spatial") or getattr(layer, "noise_shape", None)
+        return None if shared else layer
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -253,3 +300,21 @@ class Identity(Op):
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return keras.tree.flatten(args)[0]
+
+
+@register_op
+class Masking(Op):
+    """Nothing at all where nobody reads the mask."""
+
+    keras_layers = (layers.Masking,)
+    notes = "Mask value 0, and nothing that reads the mask."
+    cases = (Case(lambda: lambda x: layers.Masking()(x) * 2.0, (3, 4)),)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if layer.mask_value != 0:
+            tracer.refuse(layer, f"it makes values of {layer.mask_value} zeros")
+        reader = mask_reader(layer)
+        if reader is not None:
+            tracer.refuse(layer, f"masks have no integer form, and {reader.name!r} may read it")
+        return args[0]

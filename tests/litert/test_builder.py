@@ -93,7 +93,8 @@ def test_large_constants_are_aligned():
 
 def test_quantized_constant_saturates():
     builder = Builder("test")
-    made = builder.quantized_constant(np.array([-1e9, 0.0, 0.26, 1e9]), np.float32(0.1), -5)
+    like = builder.tensor((4,), "int8", "y", scale=np.float32(0.1), zero_point=-5)
+    made = builder.quantized_constant(np.array([-1e9, 0.0, 0.26, 1e9]), like)
     stored = builder.buffers[made.buffer].view("int8")
     assert stored.tolist() == [-128, -5, -2, 127]
 

@@ -1,0 +1,88 @@
+"""Writes `docs/supported.md` from the registry of ops.
+
+python docs/make_supported.py
+"""
+
+import importlib
+from pathlib import Path
+
+import keras
+
+from intact.litert.targets import RUNS_ON, TARGETS
+from intact.ops import REGISTRY, Op
+
+PAGE = Path(__file__).parent / "supported.md"
+HEAD = """# What is supported
+
+Made from the registry by `python docs/make_supported.py`; a test fails when it is stale.
+
+Functional, Sequential, nested and subclassed models; custom layers made of Keras layers,
+`keras.ops` and Python operators, without registration; shared layers; several inputs and outputs,
+also as dicts; channels last or first. `print(intact.explain(model))` says for a model what becomes
+of each layer. What is not here is refused by name before training; a layer of your own
+[joins by one class](register_your_own.md).
+
+LiteRT on a CPU runs all kernels. "Also on" says which other targets take their int8 forms: XNNPACK
+(the fast kernels of LiteRT), TFLite Micro, and the NPUs Ethos-U55 and Ethos-U85 by the Vela
+compiler. Kernels that are chosen among by shape or argument are all listed.
+
+"""
+
+
+def family(op: type[Op]) -> str:
+    """The title of the file that an op stands in."""
+    return (importlib.import_module(op.__module__).__doc__ or "").split("\n")[0].rstrip(".")
+
+
+def stands_for(op: type[Op]) -> str:
+    """The user's layers, functions and operations that an op stands for."""
+    own = [layer.__name__ for layer in op.keras_layers if layer.__module__.startswith("keras")]
+    functions = [f'"{name}"' for name in op.activations]
+    operations = [f"`{snake(name)}`" for name in op.operations if name not in own]
+    return ", ".join([*own, *functions, *dict.fromkeys(operations)])
+
+
+def snake(name: str) -> str:
+    """The `keras.ops` function of an operation's class."""
+    lowered = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+    known = {
+        "get_item": "x[...]",
+        "true_divide": "divide",
+        "layer_norm": "layer_normalization",
+        "r_m_s_norm": "rms_normalization",
+        "leaky_relu": "leaky_relu",
+    }
+    found = known.get(lowered, lowered)
+    for candidate in (found, found.replace("_", "")):
+        if hasattr(keras.ops, candidate) or hasattr(keras.ops.image, candidate):
+            return candidate
+    return found
+
+
+def targets(op: type[Op]) -> str:
+    """The targets that take all kernels of an op."""
+    if not op.litert or op.float_cases:
+        return ""
+    common = set(TARGETS).intersection(*(RUNS_ON[kernel] for kernel in op.litert))
+    return ", ".join(name for name in TARGETS if name in common) or "none of them"
+
+
+def page() -> str:
+    """The whole page."""
+    families: dict[str, list[type[Op]]] = {}
+    for op in REGISTRY:
+        if stands_for(op) and op.__module__.startswith("intact.ops"):
+            families.setdefault(family(op), []).append(op)
+    parts = [HEAD]
+    for title, members in sorted(families.items()):
+        rows = [["layers and functions", "kernels", "also on", "notes"], ["---"] * 4]
+        for op in sorted(members, key=lambda op: op.__name__):
+            rows.append([stands_for(op), ", ".join(op.litert) or "-", targets(op), op.notes])
+        parts.append(f"## {title}\n\n")
+        parts += ["| " + " | ".join(" ".join(c.split()) for c in row) + " |\n" for row in rows]
+        parts.append("\n")
+    return "".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

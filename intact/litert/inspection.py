@@ -1,0 +1,187 @@
+"""What is in a LiteRT file, as a table or as data."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from intact.litert.reader import FileGraph, FileOp, FileTensor, LiteRTFile, read
+
+_HEADING = ("", "op", "version", "input", "output", "scale", "zero point", "constants", "name")
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What `inspect` returns; printing it gives a table.
+
+    Args:
+        file: What the file holds.
+
+    Example:
+
+    >>> import intact, keras
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+    >>> inspect(intact.export(model)).float_ops
+    ('FULLY_CONNECTED',)
+    """
+
+    file: LiteRTFile
+
+    @property
+    def float_ops(self) -> tuple[str, ...]:
+        """The ops that compute in float, in order; conversions do not count."""
+        return tuple(op.name for graph in self.file.graphs for op in graph.ops if is_float(op))
+
+    @property
+    def op_counts(self) -> dict[str, int]:
+        """How many there are of each op, the most frequent first."""
+        ops = Counter(op.name for graph in self.file.graphs for op in graph.ops)
+        return dict(ops.most_common())
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of all constants; those that tensors share count once."""
+        return sum(_held(t for graph in self.file.graphs for t in graph.tensors).values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        file = self.file
+        return {
+            "bytes": file.size,
+            "constant_bytes": self.constant_bytes,
+            "description": file.description,
+            "version": file.version,
+            "op_counts": self.op_counts,
+            "float_ops": list(self.float_ops),
+            "signatures": [
+                {
+                    "name": s.name,
+                    "graph": s.graph,
+                    "inputs": {name: t.index for name, t in s.inputs.items()},
+                    "outputs": {name: t.index for name, t in s.outputs.items()},
+                }
+                for s in file.signatures
+            ],
+            "graphs": [_graph_dict(graph) for graph in file.graphs],
+        }
+
+    def __str__(self) -> str:
+        file = self.file
+        lines = [f"LiteRT file, {file.size} bytes, {self.constant_bytes} of them constants"]
+        for signature in file.signatures:
+            sides = (
+                ", ".join(f"{name}: {_kind(t)}" for name, t in side.items())
+                for side in (signature.inputs, signature.outputs)
+            )
+            lines.append(f"{signature.name}: {' -> '.join(sides)}")
+        for number, graph in enumerate(file.graphs):
+            title = f"Graph {number} {graph.name!r}: " if len(file.graphs) > 1 else ""
+            lines += ["", f"{title}{len(graph.ops)} ops, {len(graph.tensors)} tensors"]
+            lines += _columns(_HEADING, [_row(op) for op in graph.ops])
+        lines += ["", "In all: " + ", ".join(f"{n} {op}" for op, n in self.op_counts.items())]
+        floats = Counter(self.float_ops)
+        in_float = ", ".join(f"{n} {op}" for op, n in floats.items()) or "none"
+        lines.append(f"In float: {in_float}")
+        return "\n".join(lines)
+
+
+def inspect(file: str | os.PathLike | bytes) -> Inspection:
+    """Say what is in a LiteRT file of any origin.
+
+    Args:
+        file: Path of a `.tflite` file, or its bytes.
+
+    Returns:
+        The ops in order with their versions, types, shapes, scales and bytes of constants, and
+        the signatures; print it, or take its `to_dict()`.
+
+    Raises:
+        IntactError: There is no such file, or it is damaged, or no LiteRT file.
+
+    Example:
+
+    >>> import intact, keras
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+    >>> print(str(inspect(intact.export(model))).splitlines()[1])
+    serving_default: x: float32 (?, 4) -> y: float32 (?, 2)
+    """
+    return Inspection(read(file))
+
+
+def is_float(op: FileOp) -> bool:
+    """Whether an op computes in float; conversions do not count."""
+    tensors = (*op.inputs, *op.outputs)
+    found = any(t is not None and t.dtype.startswith(("float", "bfloat")) for t in tensors)
+    return found and op.name not in _CONVERSIONS
+
+
+def _held(tensors: Any) -> dict[int, int]:
+    """Bytes of each buffer."""
+    return {t.buffer: t.bytes for t in tensors if t is not None and t.data is not None}
+
+
+def _kind(tensor: FileTensor) -> str:
+    return f"{tensor.dtype} ({', '.join('?' if n is None else str(n) for n in tensor.shape)})"
+
+
+def _row(op: FileOp) -> tuple[str, ...]:
+    first = next((t for t in op.inputs if t is not None and t.data is None), None)
+    output = op.outputs[0] if op.outputs else None
+    scale = zero_point = ""
+    if output is not None and output.quantized:
+        scale = f"{output.scales[0]:.6g}" if len(output.scales) == 1 else "per channel"
+        zero_point = str(output.zero_points[0]) if len(output.zero_points) else ""
+    return (
+        str(op.index),
+        op.name,
+        str(op.version),
+        _kind(first) if first else "",
+        _kind(output) if output else "",
+        scale,
+        zero_point,
+        str(sum(_held(op.inputs).values())),
+        output.name if output else "",
+    )
+
+
+def _columns(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    rows = [heading, *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in lines]
+
+
+def _graph_dict(graph: FileGraph) -> dict[str, Any]:
+    return {
+        "name": graph.name,
+        "inputs": [t.index for t in graph.inputs],
+        "outputs": [t.index for t in graph.outputs],
+        "ops": [
+            {
+                "index": op.index,
+                "op": op.name,
+                "version": op.version,
+                "inputs": [None if t is None else t.index for t in op.inputs],
+                "outputs": [t.index for t in op.outputs],
+                "options": op.options,
+                "constant_bytes": sum(_held(op.inputs).values()),
+                "float": is_float(op),
+            }
+            for op in graph.ops
+        ],
+        "tensors": [
+            {
+                "index": t.index,
+                "name": t.name,
+                "dtype": t.dtype,
+                "shape": list(t.shape),
+                # JSON has no NaN: such a scale is a text.
+                "scales": [s if abs(s) < float("inf") else str(s) for s in t.scales.tolist()],
+                "zero_points": t.zero_points.tolist(),
+                "axis": t.axis,
+                "bytes": t.bytes,
+            }
+            for t in graph.tensors
+        ],
+    }

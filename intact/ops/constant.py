@@ -1,0 +1,157 @@
+"""Values that do not depend on the model's inputs, and rows looked up in them."""
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from intact.numerics import Tensor, to_numpy
+from intact.ops.base import (
+    INTEGERS,
+    SAME_AS_INPUT,
+    Case,
+    Op,
+    Weight,
+    register_op,
+)
+
+
+@keras.saving.register_keras_serializable("intact")
+class Constant(keras.layers.Layer):
+    """A weight as a tensor of the graph, for ops that take two tensors.
+
+    Args:
+        shape: Its shape; the first size is 1 where the batch stands.
+
+    Example:
+
+    >>> layer = Constant((1, 2))
+    >>> layer(np.zeros((5, 3))).shape == (1, 2)
+    True
+    """
+
+    def __init__(self, shape: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shape = tuple(shape)
+        self.value = self.add_weight(name="value", shape=self.shape, initializer="zeros")
+        self.built = True
+
+    def call(self, anchor: Tensor) -> Tensor:
+        """The weight; the argument only ties it to a graph."""
+        return ops.convert_to_tensor(self.value)
+
+    def compute_output_shape(self, shape: Any) -> tuple[int, ...]:
+        return self.shape
+
+    def compute_output_spec(self, anchor: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(self.shape, "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "shape": list(self.shape)}
+
+
+@register_op
+class ConstantTensor(Op):
+    """A weight that an op takes as a tensor: a constant of the file."""
+
+    keras_layers = (Constant,)
+    plain = (0,)
+    arithmetic = "real"
+    dtypes = INTEGERS
+    weights = {"value": Weight(kernels=(), dynamic=())}
+    cases = (
+        Case(lambda: lambda x: x + ops.convert_to_tensor([[0.5, -1.0], [0.1, 2.0]]), (2, 2)),
+        Case(lambda: lambda x: ops.convert_to_tensor([[0.5], [-1.0]]) * x, (2, 3)),
+    )
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+        return layer(inputs[0])
+
+    @classmethod
+    def real(cls, layer: Any, inputs: list[Any], weights: dict) -> Tensor:
+        return weights["value"]
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        values, y = to_numpy(node.layer.value), node.output
+        if y.quantized:
+            node.alias(builder.quantized_constant(values, y, y.name))
+        elif node.weights:
+            node.alias(node.constant("value", axis=values.ndim - 1))
+        else:
+            node.alias(builder.constant(values.astype("float32"), y.name))
+
+
+@keras.saving.register_keras_serializable("intact")
+class Gather(keras.layers.Layer):
+    """Rows of a table, by their indices.
+
+    Example:
+
+    >>> np.asarray(Gather()([np.array([[1.0], [2.0]]), np.array([1])])).tolist()
+    [[2.0]]
+    """
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """`(table, indices)`: a matrix, and whole numbers of any shape."""
+        table, indices = inputs
+        return ops.take(table, ops.cast(indices, "int32"), axis=0)
+
+    def compute_output_shape(self, shapes: Any) -> tuple[int | None, ...]:
+        table, indices = shapes
+        return (*indices, *table[1:])
+
+
+@register_op
+class Embedding(Op):
+    """Rows of a weight, by indices: the whole table is quantized with one scale."""
+
+    keras_layers = (layers.Embedding,)
+    litert = ("GATHER",)
+    notes = "No mask."
+    cases = (
+        Case(lambda: layers.Embedding(7, 3), (5,), low=0, high=6, dtype="int32"),
+        Case(
+            lambda: lambda x: layers.Dense(4)(layers.Flatten()(layers.Embedding(7, 3)(x))),
+            (2, 5),
+            low=0,
+            high=6,
+            dtype="int32",
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (indices,) = args
+        if layer.mask_zero:
+            tracer.refuse(layer, "mask_zero=True makes a mask, and masks are not known")
+        table = tracer.constant(layer.embeddings, f"{layer.name}_table")
+        tracer.wants_integers(indices)
+        return tracer.emit(Gather(name=layer.name), [table, indices])
+
+
+@register_op
+class Lookup(Op):
+    """Rows of a table of integers."""
+
+    dtypes = INTEGERS
+    keras_layers = (Gather,)
+    litert = ("GATHER",)
+    plain = (1,)
+    output = SAME_AS_INPUT
+    cases = (Case(lambda: layers.Embedding(4, 2), (), low=0, high=3, dtype="int32"),)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+        table, indices = inputs
+        return table._replace(values=layer([table.values, indices]))
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        table, indices = node.inputs
+        if indices.dtype not in ("int32", "int64"):
+            whole = builder.like(indices, indices.shape, "int32")
+            builder.add("CAST", [indices], [whole])
+            indices = whole
+        builder.add("GATHER", [table, indices], [node.output], {"axis": 0})

@@ -1,0 +1,99 @@
+"""Ops that LiteRT computes in float only: refused, unless float is allowed."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics import Tensor, to_numpy
+from intact.ops.base import Case, Op, register_op
+
+
+class FloatOnly(Op):
+    """Base of the ops whose kernels know no integers."""
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        return f"{cls.litert[0]} has no integer kernel"
+
+
+@keras.saving.register_keras_serializable("intact")
+class CumulativeSum(keras.layers.Layer):
+    """Sums of all values up to each one, along an axis.
+
+    Args:
+        axis: The axis.
+    """
+
+    def __init__(self, axis: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axis = axis
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The sums."""
+        return ops.cumsum(x, self.axis)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "axis": self.axis}
+
+
+@register_op
+class CumSum(FloatOnly):
+    """Sums of all values up to each one."""
+
+    keras_layers = (CumulativeSum,)
+    operations = ("Cumsum",)
+    litert = ("CUMSUM",)
+    notes = "In float only."
+    float_cases = (Case(lambda: lambda x: ops.cumsum(layers.Dense(4)(x), axis=1), (5, 3)),)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if layer.axis is None or layer.axis % len(args[0].shape) == 0:
+            tracer.refuse(layer, "it runs over the batch")
+        return tracer.emit(CumulativeSum(layer.axis, name=layer.name), args[0])
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        axis = builder.constant(np.array(node.layer.axis, "int32"))
+        builder.add("CUMSUM", [node.input, axis], [node.output])
+
+
+@register_op
+class Conv3DTranspose(FloatOnly):
+    """A transposed convolution of three spatial axes."""
+
+    keras_layers = (layers.Conv3DTranspose,)
+    litert = ("CONV_3D_TRANSPOSE",)
+    notes = "In float only. Channels last; spatial sizes must be known."
+    float_cases = (
+        Case(
+            lambda: layers.Conv3DTranspose(3, 2, strides=2, padding="same", activation="relu"),
+            (3, 4, 5, 2),
+        ),
+        Case(lambda: layers.Conv3DTranspose(3, (1, 2, 3), use_bias=False), (3, 4, 5, 2)),
+    )
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        layer = node.layer
+        size = builder.constant(np.array([1, *node.output.shape[1:]], "int32"))
+        kernel = builder.constant(to_numpy(layer.kernel).astype("float32"))
+        bias = np.zeros(layer.filters) if layer.bias is None else to_numpy(layer.bias)
+        options = {
+            "padding": layer.padding.upper(),
+            "strideD": layer.strides[0],
+            "strideH": layer.strides[1],
+            "strideW": layer.strides[2],
+            "dilationDFactor": 1,
+            "dilationHFactor": 1,
+            "dilationWFactor": 1,
+            "fusedActivationFunction": "NONE",
+        }
+        inputs = [size, kernel, node.input, builder.constant(bias.astype("float32"))]
+        builder.add("CONV_3D_TRANSPOSE", inputs, [node.output], options)

@@ -1,0 +1,156 @@
+"""Normalizations by statistics of each sample."""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import layers, ops
+
+from intact.numerics import to_numpy
+from intact.ops.base import Case, Op, register_op
+from intact.ops.norm import channel_scale
+
+
+def inverse_root(epsilon: float) -> Callable:
+    """`1 / sqrt(v + epsilon)`, and 0 where that would be a division by 0."""
+
+    def function(v: Any) -> Any:
+        return ops.where(v + epsilon > 0.0, ops.rsqrt(ops.maximum(v + epsilon, 1e-30)), 0.0)
+
+    return function
+
+
+def standardized(x: Any, axes: Any, epsilon: float, centre: bool = True) -> Any:
+    """`(x - mean) / sqrt(variance + epsilon)`, of symbolic tensors.
+
+    Args:
+        x: A tensor.
+        axes: The axes of the statistics.
+        epsilon: Added to the variance.
+        centre: Whether the mean is taken away.
+    """
+    centred = x - ops.mean(x, axes, keepdims=True) if centre else x
+    variance = ops.mean(centred * centred, axes, keepdims=True)
+    # A function of each value alone: one table.
+    return centred * layers.Activation(inverse_root(epsilon), name="inverse_root")(variance)
+
+
+def scaled(x: Any, gamma: Any, beta: Any, layer: Any, tracer: Any) -> Any:
+    """`gamma * x + beta`, for weights along the last axis, or along several.
+
+    Args:
+        x: A tensor of the new graph.
+        gamma: The factors, or None.
+        beta: The offsets, or None.
+        layer: The layer that they belong to.
+        tracer: The tracer.
+    """
+    if gamma is None and beta is None:
+        return x
+    channels = x.shape[-1]
+    given = gamma if gamma is not None else beta
+    if to_numpy(given).size == channels:
+        made = channel_scale(f"{layer.name}_scale", channels, tracer, gamma, beta)
+        return tracer.emit(made, x)
+    with tracer.scope(layer):
+        for value, merge, name in ((gamma, layers.Multiply, "gamma"), (beta, layers.Add, "beta")):
+            if value is not None:
+                other = tracer.constant(value, name, len(x.shape))
+                x = tracer.emit(merge(name=f"by_{name}"), [x, other])
+    return x
+
+
+@register_op
+class LayerNormalization(Op):
+    """Means, a table of roots and products (arXiv:1607.06450, arXiv:1910.07467)."""
+
+    keras_layers = (layers.LayerNormalization, layers.RMSNormalization)
+    operations = ("LayerNorm", "RMSNorm")
+    litert = ("MEAN", "SUB", "MUL", "GATHER", "DEPTHWISE_CONV_2D")
+    cases = (
+        Case(lambda: layers.LayerNormalization(), (4, 6)),
+        Case(lambda: layers.LayerNormalization(axis=(1, 2), center=False), (4, 6)),
+        Case(lambda: layers.LayerNormalization(scale=False, epsilon=1e-6), (3, 4, 5)),
+        Case(lambda: layers.RMSNormalization(), (4, 6)),
+        Case(lambda: lambda x: ops.rms_normalization(x), (6,)),
+        Case(lambda: lambda x: ops.layer_normalization(x), (4, 6)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if getattr(layer, "rms_scaling", False):
+            tracer.refuse(layer, "rms_scaling=True; use `RMSNormalization`")
+        x, *weights = args
+        centre = "RMS" not in type(layer).__name__
+        if isinstance(layer, layers.Layer):
+            gamma, beta = getattr(layer, "gamma", None), getattr(layer, "beta", None)
+            if not centre:
+                gamma = layer.scale
+        else:
+            given = [*weights, *kwargs.values(), None, None]
+            gamma, beta = given[:2]
+        axis = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+        axes = tuple(sorted(a % len(x.shape) for a in axis))
+        last = tuple(range(len(x.shape)))[-len(axes) :]
+        if centre and axes != last and (gamma is not None or beta is not None):
+            tracer.refuse(layer, f"its weights are along axes {axes}, which are not the last ones")
+        epsilon = 1e-7 if layer.epsilon is None else float(layer.epsilon)
+        y = tracer.expand(layer, lambda t: standardized(t, axes, epsilon, centre), x)
+        return scaled(y, gamma, beta, layer, tracer)
+
+
+@register_op
+class GroupNormalization(Op):
+    """A layer normalization of groups of channels (arXiv:1803.08494)."""
+
+    keras_layers = (layers.GroupNormalization,)
+    litert = ("RESHAPE", "MEAN", "SUB", "MUL", "GATHER", "DEPTHWISE_CONV_2D")
+    notes = "The last axis only."
+    cases = (
+        Case(lambda: layers.GroupNormalization(2), (4, 5, 6)),
+        Case(lambda: layers.GroupNormalization(-1), (4, 3)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        sizes = x.shape[1:]
+        if layer.axis not in (-1, len(x.shape) - 1):
+            tracer.refuse(layer, f"its axis is {layer.axis}, and only the last axis is known")
+        if None in sizes:
+            tracer.refuse(layer, f"all sizes but the batch must be known, received {x.shape}")
+
+        def normalized(t: Any) -> Any:
+            groups = ops.reshape(t, (-1, *sizes[:-1], layer.groups, sizes[-1] // layer.groups))
+            axes = [a for a in range(1, len(groups.shape)) if a != len(groups.shape) - 2]
+            return ops.reshape(standardized(groups, axes, layer.epsilon), (-1, *sizes))
+
+        y = tracer.expand(layer, normalized, x)
+        return scaled(y, layer.gamma, layer.beta, layer, tracer)
+
+
+@register_op
+class UnitNormalization(Op):
+    """Vectors of length 1; one that is too short for its integers becomes 0."""
+
+    keras_layers = (layers.UnitNormalization,)
+    operations = ("Normalize",)
+    litert = ("MUL", "SUM", "GATHER")
+    notes = "The Euclidean norm only."
+    cases = (
+        Case(lambda: layers.UnitNormalization(), (4, 6)),
+        Case(lambda: lambda x: ops.normalize(x, axis=1), (4, 6)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        if getattr(layer, "order", 2) != 2:
+            tracer.refuse(layer, f"order={layer.order} is not known; only the Euclidean norm is")
+        axis = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+        axes = tuple(a % len(x.shape) for a in axis)
+
+        def normalized(t: Any) -> Any:
+            total = ops.sum(t * t, axes, keepdims=True)
+            return t * layers.Activation(inverse_root(0.0), name="inverse_root")(total)
+
+        return tracer.expand(layer, normalized, x)

@@ -1,0 +1,301 @@
+"""Choices: comparisons, where, the place of the largest value; and changes of type."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics import QTensor, Tensor, is_integer, is_symbolic, to_numpy
+from intact.ops.base import ALL_SAME, Case, Op, Plain, register_op
+from intact.ops.constant import Gather
+
+KINDS = {
+    "Greater": (ops.greater, ops.floor, 1.0, "GREATER_EQUAL"),
+    "GreaterEqual": (ops.greater_equal, ops.ceil, 0.0, "GREATER_EQUAL"),
+    "Less": (ops.less, ops.ceil, 0.0, "LESS"),
+    "LessEqual": (ops.less_equal, ops.floor, 1.0, "LESS"),
+}
+"""Per comparison: its function; how a limit becomes a whole number, and the kernel with it."""
+
+SWAPPED = {
+    "Greater": "Less",
+    "GreaterEqual": "LessEqual",
+    "Less": "Greater",
+    "LessEqual": "GreaterEqual",
+}
+
+
+@keras.saving.register_keras_serializable("intact")
+class Comparison(keras.layers.Layer):
+    """Where values are beyond a limit.
+
+    Args:
+        kind: A name in `KINDS`.
+        limit: The limit.
+    """
+
+    def __init__(self, kind: str, limit: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind, self.limit = kind, limit
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Truth values."""
+        return KINDS[self.kind][0](x, self.limit)
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, "bool")
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kind": self.kind, "limit": self.limit}
+
+
+@register_op
+class Compare(Op):
+    """A comparison of whole numbers with the whole number next to the limit."""
+
+    keras_layers = (Comparison,)
+    operations = tuple(KINDS)
+    litert = ("CAST", "GREATER_EQUAL", "LESS")
+    output = Plain("bool")
+    notes = "Two tensors are subtracted first."
+    cases = (
+        Case(lambda: lambda x: ops.where(x > 0.25, x, x * 0.5), (4, 5)),
+        Case(lambda: lambda x: ops.where(x <= 0.25, x, x * 2.0), (6,)),
+        Case(lambda: lambda a, b: ops.where(a < b, a, b), [(4, 5), (4, 5)]),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        a, b = (*args, *kwargs.values())
+        kind = type(layer).__name__
+        if is_symbolic(a) and is_symbolic(b):
+            a, b = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, b]), 0.0
+        elif is_symbolic(b):
+            a, b, kind = b, a, SWAPPED[kind]
+        limits = to_numpy(b)
+        if limits.size != 1:
+            others = tracer.constant(b, f"{layer.name}_limit", len(a.shape))
+            a = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, others])
+            limits = np.zeros(1)
+        return tracer.emit(Comparison(kind, float(limits.flat[0]), name=layer.name), a)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        compare, whole, extra, kernel = KINDS[layer.kind]
+        limit = ops.convert_to_tensor(layer.limit, "float32") / x.scale
+        place = whole(limit) + extra
+        exact = x.values >= place if kernel == "GREATER_EQUAL" else x.values < place
+        return ops.where(is_integer(x), exact, compare(x.values, limit))
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        x, y = node.input, node.output
+        _, whole, extra, kernel = KINDS[node.layer.kind]
+        if not x.quantized:
+            kernel = "".join(f"_{c}" if c.isupper() else c for c in node.layer.kind)[1:].upper()
+            limit = builder.constant(np.array(node.layer.limit, "float32"))
+            builder.add(kernel, [x, limit], [y])
+            return
+        wide = builder.like(x, x.shape, dtype="int32")
+        builder.add("CAST", [x], [wide], {"inDataType": "int8", "outDataType": "int32"})
+        place = to_numpy(whole(np.float32(node.layer.limit) / np.float32(x.scale))) + extra
+        place = np.clip(place + x.zero_point, -1000, 1000)
+        builder.add(kernel, [wide, builder.constant(place.astype("int32"))], [y])
+
+
+@keras.saving.register_keras_serializable("intact")
+class Select(keras.layers.Layer):
+    """`(a, b, condition)`: `a` where the condition holds, else `b`."""
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """The chosen values."""
+        a, b, condition = inputs
+        return ops.where(condition, a, b)
+
+    def compute_output_shape(self, shapes: Any) -> Any:
+        batch = next((s[0] for s in shapes if s[0] != 1), 1)
+        return (batch, *np.broadcast_shapes(*(tuple(s)[1:] for s in shapes)))
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(self.compute_output_shape([t.shape for t in inputs]), "float32")
+
+
+@register_op
+class Where(Op):
+    """A choice between two tensors, or numbers, by truth values; all share one range."""
+
+    keras_layers = (Select,)
+    operations = ("Where",)
+    litert = ("SELECT_V2",)
+    output = ALL_SAME
+    plain = (2,)
+    cases = (
+        Case(lambda: lambda x: ops.where(x > 0.0, x, -0.5), (4, 5)),
+        Case(lambda: lambda x: ops.where(np.eye(4, dtype=bool), x, 0.25), (4, 4)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        condition, a, b = (*args, *kwargs.values())
+        rank = max(len(t.shape) for t in (condition, a, b) if is_symbolic(t))
+        a, b = (
+            t
+            if is_symbolic(t)
+            else tracer.constant(np.asarray(to_numpy(t), "float32"), f"{layer.name}_{name}", rank)
+            for t, name in ((a, "true"), (b, "false"))
+        )
+        if not is_symbolic(condition):
+            chosen = np.asarray(to_numpy(condition), "float32")
+            chosen = tracer.constant(chosen, f"{layer.name}_chosen", rank)
+            condition = tracer.emit(Comparison("Greater", 0.5, name=f"{layer.name}_if"), chosen)
+        return tracer.emit(Select(name=layer.name), [a, b, condition])
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+        a, b, condition = inputs
+        # In inference the scales are one and the same, and the ratio is 1.
+        return b._replace(values=ops.where(condition, a.values * (a.scale / b.scale), b.values))
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        a, b, condition = node.inputs
+        builder.add("SELECT_V2", [condition, a, b], [node.output])
+
+
+@keras.saving.register_keras_serializable("intact")
+class Place(keras.layers.Layer):
+    """The index of the largest value along an axis.
+
+    Args:
+        axis: The axis.
+    """
+
+    def __init__(self, axis: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axis = axis
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The indices."""
+        return ops.cast(ops.argmax(x, self.axis), "int32")
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        axis = self.axis % len(shape)
+        return (*shape[:axis], *shape[axis + 1 :])
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(self.compute_output_shape(x.shape), "int32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "axis": self.axis}
+
+
+@register_op
+class ArgMax(Op):
+    """The index of the largest value; of equal ones, the first."""
+
+    keras_layers = (Place,)
+    operations = ("Argmax",)
+    litert = ("ARG_MAX",)
+    output = Plain("int32")
+    cases = (
+        Case(
+            lambda: lambda x: layers.Embedding(5, 3)(ops.argmax(x, axis=-1)),
+            (4, 5),
+        ),
+        Case(lambda: lambda x: ops.one_hot(ops.argmax(x, axis=1, keepdims=True), 4) * 2.0, (4, 3)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        if layer.axis is None or layer.axis % len(x.shape) == 0:
+            tracer.refuse(layer, "it runs over the batch")
+        axis = layer.axis % len(x.shape)
+        y = tracer.emit(Place(axis, name=layer.name), x)
+        if layer.keepdims:
+            shape = tuple(1 if a == axis else n for a, n in enumerate(x.shape))
+            target = tuple(-1 if n is None else n for n in shape[1:])
+            y = tracer.emit(layers.Reshape(target, name=f"{layer.name}_kept"), y)
+        return y
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        return layer(inputs[0].values)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        axis = builder.constant(np.array(node.layer.axis, "int32"))
+        builder.add("ARG_MAX", [node.input, axis], [node.output], {"outputType": "int32"})
+
+
+@register_op
+class OneHot(Op):
+    """Rows of a unit matrix, by indices."""
+
+    operations = ("OneHot",)
+    litert = ("GATHER",)
+    notes = "Along the last axis."
+    cases = (Case(lambda: lambda x: ops.one_hot(x, 5) * 0.5, (4,), low=0, high=4, dtype="int32"),)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        if layer.axis not in (-1, len(x.shape)):
+            tracer.refuse(layer, f"its axis is {layer.axis}; only the last one is known")
+        rows = np.eye(layer.num_classes, dtype="float32")
+        return tracer.emit(Gather(name=layer.name), [tracer.constant(rows, "one_hot_rows"), x])
+
+
+@keras.saving.register_keras_serializable("intact")
+class ToReal(keras.layers.Layer):
+    """Whole numbers or truth values as real ones."""
+
+    def call(self, x: Tensor) -> Tensor:
+        """The same values as floats."""
+        return ops.cast(x, "float32")
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, "float32")
+
+
+@register_op
+class Cast(Op):
+    """Whole numbers or truth values as real ones; between real types nothing."""
+
+    keras_layers = (ToReal,)
+    operations = ("Cast",)
+    litert = ("CAST", "QUANTIZE")
+    notes = "In float only; not from real values to whole ones."
+    float_cases = (
+        Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),
+        Case(lambda: lambda x: layers.Dense(3)(ops.cast(ops.argmax(x, 1), "float32")), (4, 5)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        real = "float" in layer.dtype
+        if "float" in x.dtype:
+            if not real:
+                tracer.refuse(layer, f"there is no kernel from real values to {layer.dtype}")
+            return x
+        return tracer.emit(ToReal(name=layer.name), x) if real else x
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        return "CAST has no integer kernel to real values; choose with `ops.where` instead"
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        options = {"inDataType": node.input.dtype, "outDataType": "float32"}
+        builder.add("CAST", [node.input], [node.output], options)

@@ -1,0 +1,408 @@
+"""Products of tensors: matmul, einsum, dot, and layers that are an einsum."""
+
+import math
+import string
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.fixed_point import multiplier, multiply
+from intact.numerics import (
+    QTensor,
+    Tensor,
+    divide,
+    is_symbolic,
+    is_trainable,
+    round_clip,
+    straight_through,
+    to_numpy,
+)
+from intact.ops.base import Case, Op, register_op
+from intact.quantizers import Arithmetic
+
+Labels = str
+
+
+class MatMulArithmetic(Arithmetic):
+    """Rounds half to even where XNNPACK takes the op, else twice, in fixed point.
+
+    XNNPACK takes it where the zero point of the second operand is 0.
+    """
+
+    name = "matmul"
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        values, scale_a, scale_b, _ = pending
+        return values * (scale_a * scale_b)
+
+    @staticmethod
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
+        values, scale_a, scale_b, zero_point_b = pending
+        smooth = values * divide(scale_a * scale_b, params.scale)
+        if training:
+            # In one float rounding: the same but for about one value in 200.
+            return round_clip(smooth, low, high)
+        by = multiplier(scale_a, scale_b, params.scale)
+        twice = ops.cast(multiply(ops.cast(values, "int32"), by), "float32")
+        exact = ops.where(zero_point_b == 0, ops.round(smooth), twice)
+        return round_clip(straight_through(exact, smooth), low, high)
+
+
+@keras.saving.register_keras_serializable("intact")
+class BatchMatMul(keras.layers.Layer):
+    """The matrix products of two batches of matrices.
+
+    Args:
+        transpose_b: Whether the second matrices come transposed.
+
+    Example:
+
+    >>> a = np.ones((2, 3, 4), "float32")
+    >>> BatchMatMul(transpose_b=True)([a, a]).shape[1:] == (3, 3)
+    True
+    """
+
+    def __init__(self, transpose_b: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.transpose_b = transpose_b
+        self.built = True
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """`(a, b)`: the axes before the last two are those of the batch."""
+        a, b = inputs
+        return ops.matmul(a, ops.swapaxes(b, -1, -2) if self.transpose_b else b)
+
+    def compute_output_shape(self, shapes: Any) -> tuple[int | None, ...]:
+        a, b = (tuple(shape) for shape in shapes)
+        batch = tuple(
+            y if x == 1 or (x is None and y not in (1, None)) else x
+            for x, y in zip(a[:-2], b[:-2], strict=True)
+        )
+        return (*batch, a[-2], b[-2] if self.transpose_b else b[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "transpose_b": self.transpose_b}
+
+
+@register_op
+class MatrixProduct(Op):
+    """Matrix products of two tensors of activations."""
+
+    keras_layers = (BatchMatMul,)
+    litert = ("BATCH_MATMUL",)
+    dtypes = ("int8", "int16")
+    arithmetic = "matmul"
+    cases = (
+        Case(lambda: BatchMatMul(), [(4, 5), (5, 3)]),
+        Case(lambda: BatchMatMul(transpose_b=True), [(2, 4, 5), (2, 3, 5)]),
+    )
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        a, b = inputs
+        return layer([a.values, b.values]), a.scale, b.scale, b.zero_point
+
+    @classmethod
+    def step(cls, node: Any) -> float:
+        a, b = node.inputs
+        return a.scale * b.scale
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        options = {"adjX": False, "adjY": node.layer.transpose_b}
+        builder.add("BATCH_MATMUL", node.inputs, [node.output], options)
+
+
+def contract(
+    a: Any, b: Any, equation: str, layer: Any, tracer: Any, bias: Any = None, **dense: Any
+) -> Any:
+    """The einsum of two operands, as permutations, reshapes and one matrix product.
+
+    Args:
+        a: A tensor of the new graph, or a variable or array.
+        b: Likewise; at most one of the two is not a tensor.
+        equation: As for `keras.ops.einsum`, without an ellipsis.
+        layer: What it stands for, for names and errors.
+        tracer: The tracer.
+        bias: An array that is added along the axes that come from `b`, if `b` is constant.
+        **dense: More arguments of the dense layer that a constant `b` becomes.
+
+    Returns:
+        The output tensor.
+    """
+    ins, out = equation.replace(" ", "").split("->")
+    la, lb = ins.split(",")
+    if not is_symbolic(a):
+        a, b, la, lb = b, a, lb, la
+    if any(len(set(labels)) < len(labels) for labels in (la, lb, out)):
+        tracer.refuse(layer, f"{equation!r} takes a diagonal, which has no kernel")
+    shared = [label for label in la if label in lb]
+    batch = [label for label in shared if label in out]
+    summed = [label for label in shared if label not in out]
+    free_a = [label for label in la if label not in lb]
+    free_b = [label for label in lb if label not in la]
+    lost = [label for label in (*free_a, *free_b) if label not in out]
+    if lost:
+        tracer.refuse(layer, f"{equation!r} sums over {lost} of one operand alone; use `ops.sum`")
+    if out[0] != la[0]:
+        tracer.refuse(layer, f"{equation!r} moves the axis of the batch")
+    sizes: dict[str, int | None] = dict(zip(la, a.shape, strict=True))
+    sizes |= {k: v for k, v in zip(lb, b.shape, strict=True) if v is not None}
+    shaper = _Shaper(layer, tracer, sizes, la[0])
+    if is_symbolic(b):
+        if lb[0] != la[0]:
+            tracer.refuse(layer, f"{equation!r} does not keep the batch of both operands")
+    elif batch:
+        # A matrix of its own for every place: the same for the whole batch.
+        b = tracer.constant(b, f"{layer.name}_constant", b.ndim + 1)
+        lb = la[0] + lb
+        free_a = [label for label in free_a if label != la[0]]
+        batch = [la[0], *batch]
+    else:
+        x = shaper.arrange(a, la, [[label] for label in free_a] + [summed])
+        order = [lb.index(label) for label in (*summed, *free_b)]
+        units = math.prod(b.shape[lb.index(label)] for label in free_b)
+
+        def make() -> layers.Dense:
+            made = layers.Dense(units, use_bias=bias is not None, name=layer.name, **dense)
+            made.build((None, math.prod(b.shape[lb.index(label)] for label in summed)))
+            made.kernel.assign(to_numpy(b).transpose(order).reshape(made.kernel.shape))
+            if bias is not None:
+                made.bias.assign(bias)
+            return made
+
+        y = tracer.emit(tracer.once((b, equation), make), x)
+        return shaper.restore(y, [*free_a, *free_b], out)
+    x = shaper.arrange(a, la, [[label] for label in batch] + [free_a, summed])
+    natural = all(lb.index(s) < lb.index(f) for s in summed for f in free_b)
+    right = [summed, free_b] if natural else [free_b, summed]
+    y = shaper.arrange(b, lb, [[label] for label in batch] + right)
+    made = BatchMatMul(transpose_b=not natural, name=layer.name)
+    return shaper.restore(tracer.emit(made, [x, y]), [*batch, *free_a, *free_b], out)
+
+
+class _Shaper:
+    """Permutes and reshapes tensors whose axes have labels."""
+
+    def __init__(self, layer: Any, tracer: Any, sizes: dict[str, int | None], batch: str) -> None:
+        self.layer, self.tracer, self.sizes, self.batch = layer, tracer, sizes, batch
+
+    def arrange(self, x: Any, labels: Labels, groups: list[list[str]]) -> Any:
+        """Axes in the order of groups; each group becomes one axis, an empty one of size 1."""
+        wanted = [label for group in groups for label in group]
+        if wanted[0] != labels[0] or wanted[0] != self.batch:
+            self.tracer.refuse(self.layer, "it moves the axis of the batch")
+        x = self.permute(x, list(labels), wanted)
+        if any(len(group) != 1 for group in groups):
+            x = self.reshape(x, [self.size(group) for group in groups[1:]])
+        return x
+
+    def restore(self, x: Any, labels: list[str], out: Labels) -> Any:
+        """The product's axes as labelled ones, in the order of the output."""
+        if len(x.shape) != len(labels):
+            x = self.reshape(x, [self.size([label]) for label in labels[1:]])
+        return self.permute(x, labels, list(out))
+
+    def size(self, group: list[str]) -> int:
+        sizes = [self.sizes[label] for label in group]
+        return -1 if None in sizes else math.prod(s for s in sizes if s is not None)
+
+    def permute(self, x: Any, labels: list[str], wanted: list[str]) -> Any:
+        if labels == wanted:
+            return x
+        dims = tuple(labels.index(label) for label in wanted[1:])
+        return self.tracer.emit(layers.Permute(dims, name=f"{self.layer.name}_permute"), x)
+
+    def reshape(self, x: Any, sizes: list[int]) -> Any:
+        return self.tracer.emit(layers.Reshape(sizes, name=f"{self.layer.name}_reshape"), x)
+
+
+def expand_ellipsis(equation: str, ranks: tuple[int, ...]) -> str:
+    """An einsum's equation with letters in the place of an ellipsis.
+
+    Args:
+        equation: With or without an ellipsis.
+        ranks: How many axes each operand has.
+
+    Example:
+
+    >>> expand_ellipsis("...x,xy->...y", (3, 2))
+    'ABx,xy->ABy'
+    """
+    equation = equation.replace(" ", "")
+    ins = equation.split("->")[0].split(",")
+    fill = max(
+        (rank - len(part) + 3 for part, rank in zip(ins, ranks, strict=True) if "..." in part),
+        default=0,
+    )
+    free = [c for c in string.ascii_uppercase if c not in equation]
+    return equation.replace("...", "".join(free[:fill]))
+
+
+@register_op
+class EinsumDense(Op):
+    """An einsum with a weight: a dense layer between reshapes."""
+
+    keras_layers = (layers.EinsumDense,)
+    litert = ("FULLY_CONNECTED",)
+    notes = "The equation keeps the batch first."
+    cases = (
+        Case(lambda: layers.EinsumDense("abc,cd->abd", (None, 6), bias_axes="d"), (4, 5)),
+        Case(
+            lambda: layers.EinsumDense(
+                "abc,cde->abde", (None, 2, 3), bias_axes="de", activation="relu"
+            ),
+            (4, 5),
+        ),
+        Case(lambda: layers.EinsumDense("abde,dec->abc", (None, 6), bias_axes="c"), (4, 2, 3)),
+        Case(lambda: layers.EinsumDense("...x,xy->...y", (2, 4, 3)), (2, 4, 5)),
+        Case(lambda: layers.EinsumDense("abc,bd->adc", (3, None), bias_axes="d"), (4, 5)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        ranks = (len(x.shape), len(layer.kernel.shape))
+        equation = expand_ellipsis(layer.equation, ranks)
+        la, lb, out = equation.replace("->", ",").split(",")
+        bias, rest = None, None
+        if layer.bias is not None:
+            # Its axes are the last ones of the output, with sizes of 1 where it is the same.
+            value = to_numpy(layer.bias)
+            axes = out[len(out) - value.ndim :]
+            size = dict(zip(lb, layer.kernel.shape, strict=True))
+            free = [label for label in out if label in lb and label not in la]
+            if all(label in free or n == 1 for label, n in zip(axes, value.shape, strict=True)):
+                index = [i for i, label in enumerate(axes) if label in free]
+                shape = [value.shape[i] for i in index]
+                full = value.reshape([1] * (len(free) - len(shape)) + shape)
+                full = np.broadcast_to(full, [size[label] for label in free])
+                order = [free.index(label) for label in lb if label in free]
+                bias = full.transpose(order).reshape(-1)
+            else:
+                rest = layer.bias
+        y = contract(
+            x,
+            layer.kernel,
+            equation,
+            layer,
+            tracer,
+            bias,
+            kernel_regularizer=layer.kernel_regularizer,
+            kernel_constraint=layer.kernel_constraint,
+            trainable=layer.trainable,
+        )
+        if rest is not None:
+            other = tracer.constant(rest, f"{layer.name}_bias", len(y.shape))
+            y = tracer.emit(layers.Add(name=f"{layer.name}_add"), [y, other])
+        return tracer.activation(layer.activation, y, layer)
+
+
+def _weight(value: Any) -> dict[str, Any]:
+    return {"trainable": is_trainable(value)}
+
+
+@register_op
+class Einsum(Op):
+    """An einsum of two tensors, or of a tensor and a constant."""
+
+    operations = ("Einsum",)
+    litert = ("BATCH_MATMUL", "FULLY_CONNECTED")
+    notes = "Two operands; the equation keeps the batch first."
+    cases = (
+        Case(
+            lambda: lambda a, b: ops.einsum("btnh,bsnh->bnts", a, b),
+            [(4, 2, 3), (5, 2, 3)],
+        ),
+        Case(
+            lambda: lambda a, b: ops.einsum("bnts,bsnh->btnh", a, b),
+            [(2, 4, 5), (5, 2, 3)],
+        ),
+        Case(lambda: lambda a: ops.einsum("btc,cd->btd", a, np.eye(3, 2, dtype="float32")), (4, 3)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        operands = args[0] if isinstance(args[0], list | tuple) else args
+        operands = [x for x in operands if not isinstance(x, str)]
+        if len(operands) != 2:
+            tracer.refuse(layer, f"an einsum of {len(operands)} operands has no kernel")
+        a, b = operands
+        equation = expand_ellipsis(layer.subscripts, (len(a.shape), len(b.shape)))
+        constant = {} if is_symbolic(a) and is_symbolic(b) else _weight(a if is_symbolic(b) else b)
+        return contract(a, b, equation, layer, tracer, **constant)
+
+
+@register_op
+class MatMul(Op):
+    """A matrix product of two tensors, or of a tensor and a constant."""
+
+    operations = ("Matmul",)
+    litert = ("BATCH_MATMUL", "FULLY_CONNECTED")
+    notes = "Both operands have two axes or more."
+    cases = (
+        Case(lambda: lambda a, b: ops.matmul(a, b), [(4, 5), (5, 3)]),
+        Case(
+            lambda: lambda a, b: a @ ops.transpose(b, (0, 1, 3, 2)),
+            [(2, 4, 5), (2, 3, 5)],
+        ),
+        Case(lambda: lambda a: a @ np.eye(5, 3, dtype="float32"), (4, 5)),
+        Case(lambda: lambda a: ops.matmul(np.eye(4, dtype="float32"), a), (4, 5)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        a, b = (*args, *kwargs.values())
+        ranks = len(a.shape), len(b.shape)
+        if min(ranks) < 2:
+            tracer.refuse(layer, f"shapes {a.shape} and {b.shape} are not both matrices")
+        if is_symbolic(a) and is_symbolic(b):
+            if ranks[0] != ranks[1]:
+                tracer.refuse(layer, f"shapes {a.shape} and {b.shape} differ in rank")
+            return tracer.emit(BatchMatMul(name=layer.name), [a, b])
+        rank = max(ranks)
+        if is_symbolic(a) and ranks[1] == 2:
+            letters = string.ascii_lowercase[: rank - 1]
+            return contract(a, b, f"{letters}x,xy->{letters}y", layer, tracer, **_weight(b))
+        name = f"{layer.name}_constant"
+        a, b = (x if is_symbolic(x) else tracer.constant(x, name, rank) for x in (a, b))
+        return tracer.emit(BatchMatMul(name=layer.name), [a, b])
+
+
+@register_op
+class Dot(Op):
+    """Products of two tensors, summed along one axis of each."""
+
+    keras_layers = (layers.Dot,)
+    litert = ("BATCH_MATMUL",)
+    notes = "Not normalized."
+    cases = (
+        Case(lambda: layers.Dot(axes=(2, 1)), [(3, 5), (5, 4)]),
+        Case(lambda: layers.Dot(axes=1), [(6,), (6,)]),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        a, b = args[0]
+        if layer.normalize:
+            tracer.refuse(layer, "normalize=True; put `UnitNormalization` layers before it")
+        ranks = len(a.shape), len(b.shape)
+        axes = layer.axes if isinstance(layer.axes, list | tuple) else (layer.axes, layer.axes)
+        first, second = (axis % rank for axis, rank in zip(axes, ranks, strict=True))
+        la = "b" + string.ascii_lowercase[2 : 1 + ranks[0]]
+        lb = "b" + string.ascii_uppercase[: ranks[1] - 1]
+        lb = lb[:second] + la[first] + lb[second + 1 :]
+        out = la.replace(la[first], "") + lb[1:].replace(la[first], "")
+        y = contract(a, b, f"{la},{lb}->{out}", layer, tracer)
+        if len(out) == 1:
+            y = tracer.emit(layers.Reshape((1,), name=f"{layer.name}_reshape"), y)
+        return y

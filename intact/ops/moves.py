@@ -1,0 +1,261 @@
+"""Reshapes and permutations on their way through the graph, while a model is traced.
+
+Layers of one or three spatial axes, or with their channels first, are traced into 2D
+layers with a move of the values before and behind. What keeps these moves from piling
+up is here: moves that follow each other become one or none, and ops that do not care
+where values stand are applied before a move rather than after it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.graph import Node, made_by
+from intact.numerics import Tensor, to_numpy
+from intact.ops.base import find_op
+
+if TYPE_CHECKING:
+    from intact.canonicalize import Tracer
+
+Shape = tuple[Any, ...]
+
+
+@keras.saving.register_keras_serializable("intact")
+class BatchReshape(keras.layers.Layer):
+    """A new shape for the values of the whole batch, whose size takes what is over.
+
+    Args:
+        target_shape: The shape without the batch.
+
+    Example:
+
+    >>> BatchReshape((4,))(np.zeros((2, 3, 4))).shape[0]
+    6
+    """
+
+    def __init__(self, target_shape: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.target_shape = tuple(target_shape)
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The same values in the new shape."""
+        return ops.reshape(x, (-1, *self.target_shape))
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        batch = None if None in shape else math.prod(shape) // math.prod(self.target_shape)
+        return (batch, *self.target_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "target_shape": self.target_shape}
+
+
+RESHAPES = (layers.Reshape, layers.Flatten, BatchReshape)
+MOVES = (*RESHAPES, layers.Permute)
+
+
+def reshape(x: keras.KerasTensor, shape: Shape, name: str, tracer: "Tracer") -> Any:
+    """A tensor in another shape.
+
+    Args:
+        x: A tensor of the new graph.
+        shape: The new shape without the batch; the batch takes what is over. One size
+            may be unknown if the batch stays as it is.
+        name: The name of the layer, if one is needed.
+        tracer: Makes the new graph.
+
+    Returns:
+        The tensor.
+    """
+    sizes = (*x.shape[1:], *shape)
+    if None in sizes or math.prod(x.shape[1:]) == math.prod(shape):
+        target = tuple(-1 if size is None else size for size in shape)
+        return tracer.emit(layers.Reshape(target, name=name), x)
+    return tracer.emit(BatchReshape(shape, name=name), x)
+
+
+def permute(x: keras.KerasTensor, dims: tuple[int, ...], name: str, tracer: "Tracer") -> Any:
+    """A tensor with its axes in another order, as `keras.layers.Permute` counts them."""
+    return tracer.emit(layers.Permute(dims, name=name), x)
+
+
+def channel_last(x: keras.KerasTensor, axis: int, name: str, tracer: "Tracer") -> Any:
+    """A tensor with one axis moved to the end.
+
+    Args:
+        x: A tensor of the new graph.
+        axis: The axis; 1 is the first behind the batch.
+        name: The name of the layer, if one is needed.
+        tracer: Makes the new graph.
+
+    Returns:
+        The tensor, and a function that moves the axis of another such tensor back.
+    """
+    rank = len(x.shape)
+    dims = (*(a for a in range(1, rank) if a != axis), axis)
+    back = tuple(int(place) + 1 for place in np.argsort(dims))
+    moved = permute(x, dims, f"{name}_channels_last", tracer)
+    return moved, lambda y: permute(y, back, f"{name}_channels_back", tracer)
+
+
+def emit_moved(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str, Any]) -> Any:
+    """Emit a layer so that no move is in vain; `Tracer.emit` asks here first.
+
+    Args:
+        tracer: Makes the new graph.
+        layer: The layer to emit.
+        inputs: Its inputs.
+        overrides: Changes to its config.
+
+    Returns:
+        The output tensor, or None if there is nothing to be gained.
+    """
+    if isinstance(layer, RESHAPES):
+        return _merge_reshapes(layer, inputs, tracer)
+    if isinstance(layer, layers.Permute):
+        return _merge_permutations(layer, inputs, tracer)
+    # What repeats itself has the same form every time.
+    return None if tracer.in_step else _emit_before(tracer, layer, inputs, overrides)
+
+
+def _merge_reshapes(layer: Any, x: Any, tracer: "Tracer") -> Any:
+    shape = layer.compute_output_shape(x.shape)
+    if shape.count(None) > 2:
+        return None
+    if shape[1:] == x.shape[1:]:
+        return x
+    before = made_by(x)
+    if isinstance(before.layer, RESHAPES):
+        (source,) = before.inputs
+        # As many values of equal shape are equally many samples.
+        return source if source.shape == shape else reshape(source, shape[1:], layer.name, tracer)
+    if isinstance(layer, layers.Flatten):
+        return reshape(x, shape[1:], layer.name, tracer)
+    return None
+
+
+def _merge_permutations(layer: layers.Permute, x: Any, tracer: "Tracer") -> Any:
+    dims = tuple(layer.dims)
+    before = made_by(x)
+    if isinstance(before.layer, layers.Permute):
+        (source,) = before.inputs
+        return permute(source, tuple(before.layer.dims[d - 1] for d in dims), layer.name, tracer)
+    if dims == tuple(sorted(dims)):
+        return x
+    if _moves_ones(x.shape, dims):
+        return reshape(x, tuple(x.shape[d] for d in dims), layer.name, tracer)
+    return None
+
+
+def _moves_ones(shape: Shape, dims: tuple[int, ...]) -> bool:
+    """Whether a permutation only moves axes of size 1, and so is a reshape."""
+    kept = [d for d in dims if shape[d] != 1]
+    return kept == sorted(kept) and shape.count(None) <= 2
+
+
+def _emit_before(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str, Any]) -> Any:
+    """Emit a layer before the move that made its input, if that comes to the same."""
+    tensors = keras.tree.flatten(inputs)
+    moves = [node for node in map(made_by, tensors) if isinstance(node.layer, MOVES)]
+    op, rank = find_op(layer), tracer.built_rank(layer)
+    if moves and op is not None:
+        # Of several moves rather a permutation, for other inputs may be turned for nothing.
+        move = min(moves, key=lambda node: isinstance(node.layer, RESHAPES))
+        earlier = op.before_move(layer, move)
+        origins = [_origin(tensor, move, tracer) for tensor in tensors]
+        if earlier is not None and None not in origins:
+            sources = [origin() for origin in origins if origin]
+            if rank in (None, len(sources[0].shape)):
+                y = tracer.emit(earlier, sources if len(sources) > 1 else sources[0], **overrides)
+                return _repeat(move, y, f"{layer.name}_back", tracer)
+    if rank not in (None, len(tensors[0].shape)):
+        return _emit_in_rank(tracer, layer, tensors[0], rank, overrides)
+    return None
+
+
+def _origin(tensor: Any, move: Node, tracer: "Tracer") -> Callable[[], Any] | None:
+    """What gives the tensor before a move, where that takes no move the other way."""
+    made = made_by(tensor)
+    if isinstance(move.layer, RESHAPES):
+        if not isinstance(made.layer, RESHAPES) or tensor.shape != move.outputs[0].shape:
+            return None
+        (source,) = made.inputs
+        return (lambda: source) if source.shape == move.inputs[0].shape else None
+    if isinstance(made.layer, layers.Permute) and made.layer.dims == move.layer.dims:
+        return lambda: made.inputs[0]
+    back = tuple(int(place) + 1 for place in np.argsort(move.layer.dims))
+    if len(tensor.shape) == len(back) + 1 and _moves_ones(tensor.shape, back):
+        return lambda: permute(tensor, back, f"{made.layer.name}_turned", tracer)
+    return None
+
+
+def _repeat(move: Node, y: Any, name: str, tracer: "Tracer") -> Any:
+    """The same move of another tensor."""
+    if y.shape == move.inputs[0].shape:
+        return move.layer(y)
+    return permute(y, move.layer.dims, name, tracer)
+
+
+def _emit_in_rank(tracer: "Tracer", layer: Any, x: Any, rank: int, overrides: Any) -> Any:
+    """Emit a layer by channel that has been built for tensors of another rank."""
+    *spatial, channels = x.shape[1:]
+    shape = (*(1,) * (rank - 3), math.prod(spatial), channels) if rank > 2 else (channels,)
+    y = tracer.emit(layer, reshape(x, shape, f"{layer.name}_in", tracer), **overrides)
+    return reshape(y, x.shape[1:], f"{layer.name}_out", tracer)
+
+
+def channels_last(layer: Any, x: Any, tracer: "Tracer") -> Any:
+    """A layer whose channels come first: the same with the channels last, between two moves.
+
+    Args:
+        layer: The layer.
+        x: Its input in the new graph.
+        tracer: Makes the new graph.
+
+    Returns:
+        The output tensor.
+    """
+    rank = len(x.shape)
+    moved, back = channel_last(x, 1, layer.name, tracer)
+    y = tracer.trace(twin(layer, type(layer), moved.shape, tracer), (moved,), {})
+    y = back(y) if len(y.shape) == rank else y
+    return tracer.activation(getattr(layer, "activation", None), y, layer)
+
+
+def twin(
+    layer: Any,
+    kind: type[keras.layers.Layer],
+    shape: Shape,
+    tracer: "Tracer",
+    convert: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+    **changes: Any,
+) -> Any:
+    """A layer of another kind, channels last and without activation, with the same weights.
+
+    Args:
+        layer: The user's layer.
+        kind: Class of the other one.
+        shape: The shape that it is built for.
+        tracer: Makes the new graph; a layer that is called twice has one twin.
+        convert: Reorders the values of a weight; they are reshaped in any case.
+        **changes: Changes to the config.
+
+    Returns:
+        The layer.
+    """
+
+    def make() -> Any:
+        config = {**layer.get_config(), "data_format": "channels_last", **changes}
+        if "activation" in config:
+            config["activation"] = "linear"
+        made = kind.from_config(config)
+        made.build(shape)
+        for new, old in zip(made.variables, layer.variables, strict=True):
+            new.assign(convert(to_numpy(old)).reshape(new.shape))
+        return made
+
+    return tracer.once((layer, kind.__name__, changes.get("name", "")), make)

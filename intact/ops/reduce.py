@@ -1,0 +1,369 @@
+"""Means, sums, maxima and minima: of a tensor's axes, and of several tensors."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.graph import made_by
+from intact.numerics import QTensor, Tensor, is_symbolic, round_clip, to_numpy, unfused
+from intact.ops.base import (
+    ALL_SAME,
+    INTEGERS,
+    SAME_AS_INPUT,
+    Case,
+    Op,
+    register_op,
+)
+from intact.ops.elementwise import of_one_rank
+from intact.ops.table import Table
+from intact.quantizers import Arithmetic
+
+
+class Reduction(keras.layers.Layer):
+    """Base of the layers that make one value of all along some axes.
+
+    Args:
+        axes: Which; not the batch.
+        keepdims: Whether the axes stay, with size 1.
+    """
+
+    function: ClassVar[Callable]
+
+    def __init__(self, axes: Iterable[int], keepdims: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axes, self.keepdims = tuple(axes), bool(keepdims)
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The values."""
+        return type(self).function(x, axis=self.axes, keepdims=self.keepdims)
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        sizes = (1 if a in self.axes else n for a, n in enumerate(shape))
+        return tuple(n for a, n in enumerate(sizes) if self.keepdims or a not in self.axes)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "axes": list(self.axes), "keepdims": self.keepdims}
+
+
+@keras.saving.register_keras_serializable("intact")
+class Mean(Reduction):
+    """The mean over axes."""
+
+    function = staticmethod(ops.mean)
+
+
+@keras.saving.register_keras_serializable("intact")
+class Sum(Reduction):
+    """The sum over axes."""
+
+    function = staticmethod(ops.sum)
+
+
+@keras.saving.register_keras_serializable("intact")
+class Max(Reduction):
+    """The largest value over axes."""
+
+    function = staticmethod(ops.max)
+
+
+@keras.saving.register_keras_serializable("intact")
+class Min(Reduction):
+    """The smallest value over axes."""
+
+    function = staticmethod(ops.min)
+
+
+class MeanArithmetic(Arithmetic):
+    """The mean or sum of stored integers, in float32, rounded half to even with the zero point."""
+
+    name = "mean"
+
+    @staticmethod
+    def output_shape(pending: Any) -> tuple[int | None, ...]:
+        return pending[0].shape
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        total, _, share, scale, _ = pending
+        return total * (scale * share)
+
+    @staticmethod
+    def quantize(
+        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
+    ) -> Tensor:
+        total, count, share, scale, zero_point = pending
+        multiplier = (scale / params.scale) * share
+        offset = params.zero_point - unfused(unfused(zero_point * count) * multiplier)
+        stored = unfused((total + zero_point * count) * multiplier) + offset
+        return round_clip(stored, low + params.zero_point, high + params.zero_point) - (
+            params.zero_point
+        )
+
+
+class Reducing(Op):
+    """Base of the reductions; global pooling is one of them."""
+
+    dtypes = INTEGERS
+    layer: ClassVar[type[Reduction]]
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x = args[0]
+        if isinstance(layer, Reduction):
+            return tracer.emit(layer, x)
+        if getattr(layer, "initial", None) is not None or len(args) > 1 or kwargs:
+            tracer.refuse(layer, "an initial value, and weights, have no kernel")
+        axes = cls.axes(layer, x, tracer)
+        keepdims = getattr(layer, "keepdims", False)
+        return tracer.emit(cls.layer(axes, keepdims, name=layer.name), x)
+
+    @classmethod
+    def axes(cls, layer: Any, x: Any, tracer: Any) -> list[int]:
+        """The axes that a layer or operation reduces."""
+        rank = len(x.shape)
+        if isinstance(layer, layers.Layer):
+            first = 2 if layer.data_format == "channels_first" else 1
+            return list(range(first, first + rank - 2))
+        given = range(rank) if layer.axis is None else np.ravel(layer.axis).tolist()
+        axes = sorted(a % rank for a in given)
+        if 0 in axes:
+            tracer.refuse(layer, "the batch axis cannot be reduced; give it other axes")
+        return axes
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        axes = builder.constant(np.array(node.layer.axes, "int32"))
+        options = {"keepDims": node.layer.keepdims}
+        builder.add(cls.litert[0], [node.input, axes], [node.output], options)
+
+
+class Summing(Reducing):
+    """Base of mean and sum."""
+
+    arithmetic = "mean"
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), ()))
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        total = ops.sum(x.values, axis=layer.axes, keepdims=layer.keepdims)
+        sizes = ops.shape(x.values)
+        count = ops.ones((), "float32")
+        for axis in layer.axes:
+            count = count * ops.cast(sizes[axis], "float32")
+        share = 1.0 / count if isinstance(layer, Mean) else ops.ones((), "float32")
+        return total, count, share, x.scale, x.zero_point
+
+
+class Extreme(Reducing):
+    """Base of maximum and minimum."""
+
+    output = SAME_AS_INPUT
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        return x._replace(values=layer(x.values))
+
+
+def reduction_cases(function: Callable) -> tuple[Case, ...]:
+    """Cases that every reduction has."""
+    return (
+        Case(lambda: lambda x: function(x, axis=-1), (7,)),
+        Case(lambda: lambda x: function(x, axis=1, keepdims=True), (5, 6)),
+        Case(lambda: lambda x: function(x, axis=(1, -1)), (3, 4, 6)),
+        Case(lambda: lambda x: layers.Dense(3)(function(x, axis=-2)), (5, 6)),
+        Case(lambda: lambda x: function(x, axis=[2, 3], keepdims=True), (3, 4, 2, 3)),
+    )
+
+
+@register_op
+class ReduceMean(Summing):
+    """The mean over axes, and global average pooling."""
+
+    layer = Mean
+    keras_layers = (Mean, layers.GlobalAveragePooling2D)
+    operations = ("Mean", "Average")
+    litert = ("MEAN",)
+    cases = (
+        *reduction_cases(ops.mean),
+        Case(lambda: lambda x: ops.average(x, axis=1), (5, 6)),
+        Case(lambda: layers.GlobalAveragePooling2D(), (6, 7, 5)),
+        Case(lambda: layers.GlobalAveragePooling2D(keepdims=True), (4, 4, 5)),
+        Case(lambda: layers.GlobalAveragePooling2D("channels_first"), (3, 4, 5)),
+    )
+
+
+@register_op
+class ReduceSum(Summing):
+    """The sum over axes."""
+
+    layer = Sum
+    keras_layers = (Sum,)
+    operations = ("Sum",)
+    litert = ("SUM",)
+    cases = reduction_cases(ops.sum)
+
+
+@register_op
+class ReduceMax(Extreme):
+    """The largest value over axes, and global maximum pooling."""
+
+    layer = Max
+    keras_layers = (Max, layers.GlobalMaxPooling2D)
+    operations = ("Max", "Amax")
+    litert = ("REDUCE_MAX",)
+    cases = (
+        *reduction_cases(ops.max),
+        Case(lambda: lambda x: ops.amax(x, axis=1), (5, 6)),
+        Case(lambda: layers.GlobalMaxPooling2D(), (6, 7, 5)),
+        Case(lambda: layers.GlobalMaxPooling2D(keepdims=True), (4, 4, 5)),
+    )
+
+
+@register_op
+class ReduceMin(Extreme):
+    """The smallest value over axes."""
+
+    layer = Min
+    keras_layers = (Min,)
+    operations = ("Min", "Amin")
+    litert = ("REDUCE_MIN",)
+    cases = (*reduction_cases(ops.min), Case(lambda: lambda x: ops.amin(x, axis=1), (5, 6)))
+
+
+@register_op
+class Variance(Reducing):
+    """The mean of the squared difference from the mean; its root is the standard deviation."""
+
+    operations = ("Var", "Std")
+    litert = ("MEAN", "SUB", "MUL")
+    cases = (
+        Case(lambda: lambda x: ops.var(x, axis=-1), (4, 6)),
+        Case(lambda: lambda x: ops.var(x, axis=(1, 2), keepdims=True), (4, 5, 2)),
+        Case(lambda: lambda x: ops.std(x, axis=-1), (4, 6)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x = args[0]
+        axes = cls.axes(layer, x, tracer)
+        mean = tracer.emit(Mean(axes, True, name=f"{layer.name}_mean"), x)
+        offset = tracer.emit(layers.Subtract(name=f"{layer.name}_offset"), [x, mean])
+        square = tracer.emit(layers.Multiply(name=f"{layer.name}_square"), [offset, offset])
+        variance = tracer.emit(Mean(axes, layer.keepdims, name=layer.name), square)
+        if type(layer).__name__ == "Var":
+            return variance
+        root = made_by(ops.sqrt(keras.KerasTensor(variance.shape))).layer
+        return tracer.trace(root, (variance,), {})
+
+
+class Extremum(Op):
+    """Base of the larger and the smaller of tensors, which share one range."""
+
+    dtypes = INTEGERS
+    output = ALL_SAME
+    layer: ClassVar[type]
+    function: ClassVar[Callable]
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if isinstance(layer, layers.Layer):
+            tensors = of_one_rank(args[0], layer, tracer)
+        else:
+            tensors = [*args, *kwargs.values()]
+        constants = [t for t in tensors if not is_symbolic(t)]
+        if constants:
+            (x,) = (t for t in tensors if is_symbolic(t))
+            limit = to_numpy(constants[0])
+            if limit.size > 1:
+                other = tracer.constant(constants[0], f"{layer.name}_constant", len(x.shape))
+                return tracer.emit(cls.layer(name=layer.name), [x, other])
+            if cls.layer is layers.Maximum and not limit.any():
+                return tracer.emit(layers.ReLU(name=layer.name), x)
+            return Table.trace(layer, args, kwargs, tracer)
+        x, *others = tensors
+        for y in others:
+            x = tracer.emit(cls.layer(name=layer.name), [x, y])
+        return x
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        a, b = inputs
+        # In inference the scales are one and the same, and the ratio is 1.
+        values = cls.function(a.values * (a.scale / b.scale), b.values)
+        return b._replace(values=values)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        builder.add(cls.litert[0], node.inputs, [node.output])
+
+
+def extremum_cases(layer: type, function: Callable) -> tuple[Case, ...]:
+    """Cases that both have."""
+    return (
+        Case(lambda: layer(), [(4, 3), (4, 3)]),
+        Case(lambda: layer(), [(5,), (5,), (5,)]),
+        Case(lambda: layer(), [(4, 5, 3), (5, 3)]),
+        Case(lambda: lambda a, b: function(a, b), [(4, 5, 3), (1, 1, 3)]),
+        Case(
+            lambda: lambda a, b: layers.Dense(2)(layer()([layers.Dense(4)(a), layers.Dense(4)(b)])),
+            [(6,), (5,)],
+        ),
+    )
+
+
+@register_op
+class Maximum(Extremum):
+    """The larger of two tensors; of more, two at a time."""
+
+    layer = layers.Maximum
+    function = staticmethod(ops.maximum)
+    keras_layers = (layers.Maximum,)
+    operations = ("Maximum",)
+    litert = ("MAXIMUM",)
+    notes = "With a number: a ReLU or a table."
+    cases = (
+        *extremum_cases(layers.Maximum, ops.maximum),
+        Case(lambda: lambda x: ops.maximum(x, 0.25), (6,)),
+        Case(lambda: lambda x: ops.maximum(x, np.array([0.25, -0.5], "float32")), (3, 2)),
+        Case(lambda: lambda x: ops.maximum(0.0, layers.Dense(4)(x)), (6,)),
+    )
+
+
+@register_op
+class Minimum(Extremum):
+    """The smaller of two tensors; of more, two at a time."""
+
+    layer = layers.Minimum
+    function = staticmethod(ops.minimum)
+    keras_layers = (layers.Minimum,)
+    operations = ("Minimum",)
+    litert = ("MINIMUM",)
+    notes = "With a number: a table."
+    cases = extremum_cases(layers.Minimum, ops.minimum)
+
+
+@register_op
+class Average(Op):
+    """The mean of several tensors: their sum, rescaled."""
+
+    keras_layers = (layers.Average,)
+    litert = ("ADD", "DEPTHWISE_CONV_2D")
+    cases = (
+        Case(lambda: layers.Average(), [(4, 3), (4, 3)]),
+        Case(lambda: layers.Average(), [(5,), (5,), (5,)]),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        tensors = args[0]
+        total = tracer.trace(layers.Add(name=f"{layer.name}_sum"), (tensors,), {})
+        return tracer.emit(layers.Rescaling(1 / len(tensors), name=layer.name), total)

@@ -1,0 +1,141 @@
+"""Images of another size."""
+
+from typing import Any
+
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics import QTensor, Tensor, is_integer, straight_through
+from intact.ops.base import (
+    BYTES,
+    SAME_AS_INPUT,
+    Case,
+    Op,
+    register_op,
+)
+
+ONE = 2048
+"""A weight of 1 in the kernel: 11 fractional bits."""
+
+
+def _nearest(size: int, new_size: int) -> np.ndarray:
+    """The pixel that each new one takes its value from."""
+    scale = np.float32(size) / np.float32(new_size)
+    centre = (np.arange(new_size, dtype="float32") + np.float32(0.5)) * scale
+    return np.clip(np.floor(centre), 0, size - 1).astype("int32")
+
+
+def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two pixels that each new one lies between, and its place between them in `ONE`s."""
+    scale = np.float32(size) / np.float32(new_size)
+    centre = (np.arange(new_size, dtype="float32") + np.float32(0.5)) * scale - np.float32(0.5)
+    centre = np.clip(centre, np.float32(0), np.float32(size - 1))
+    low = centre.astype("int32")
+    place = np.rint((centre - low.astype("float32")) * np.float32(ONE))
+    return low, np.minimum(low + 1, size - 1), place
+
+
+def _blend(x: Tensor, new_size: int, axis: int, dtype: str) -> Tensor:
+    """Values between neighbours along an axis, times `ONE`."""
+    low, high, place = _neighbours(x.shape[axis], new_size)
+    place = place.reshape([-1 if a == axis else 1 for a in range(4)])
+    x = ops.cast(x, dtype)
+    below = ops.take(x, low, axis=axis)
+    return below * ONE + (ops.take(x, high, axis=axis) - below) * ops.convert_to_tensor(
+        place, dtype
+    )
+
+
+class Resampling(Op):
+    """Base of what gives images another size; pixels count by their centres."""
+
+    dtypes = BYTES
+    litert = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
+    output = SAME_AS_INPUT
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        if layer.interpolation not in ("nearest", "bilinear"):
+            return f"interpolation {layer.interpolation!r} has no kernel"
+        if None in shapes[0][1:]:
+            return f"the input's spatial size must be known, received shape {shapes[0]}"
+        return None
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        _, height, width, _ = layer.compute_output_shape(x.values.shape)
+        if layer.interpolation == "nearest":
+            rows = ops.take(x.values, _nearest(x.values.shape[1], height), axis=1)
+            return x._replace(values=ops.take(rows, _nearest(rows.shape[2], width), axis=2))
+        # Each row is exact in float32; two of them together need all of int32.
+        rows = _blend(x.values, width, 2, "float32")
+        smooth = _blend(rows, height, 1, "float32") * (1.0 / ONE**2)
+        half = ONE**2 // 2
+        whole = ops.right_shift(_blend(rows, height, 1, "int32") + half, 22)
+        exact = ops.where(is_integer(x), ops.cast(whole, "float32"), smooth)
+        return x._replace(values=straight_through(exact, smooth))
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        new = node.output.shape[1:3]
+        size = builder.constant(np.array(new, "int32"))
+        if node.layer.interpolation == "bilinear":
+            name, options = "RESIZE_BILINEAR", {"halfPixelCenters": True}
+        else:
+            name, options = "RESIZE_NEAREST_NEIGHBOR", {}
+            if any(n % old for n, old in zip(new, node.input.shape[1:3], strict=True)):
+                # Where pixels are just repeated, older readers know what to do.
+                options = {"halfPixelCenters": True}
+        builder.add(name, [node.input, size], [node.output], options)
+
+
+@register_op
+class UpSampling2D(Resampling):
+    """Values repeated, or interpolated between their neighbours."""
+
+    keras_layers = (layers.UpSampling2D,)
+    notes = "Interpolation 'nearest' or 'bilinear'; spatial sizes must be known."
+    cases = (
+        Case(lambda: layers.UpSampling2D(), (3, 4, 2)),
+        Case(lambda: layers.UpSampling2D((3, 2)), (3, 4, 2)),
+        Case(lambda: layers.UpSampling2D(interpolation="bilinear"), (3, 4, 2)),
+        Case(lambda: layers.UpSampling2D((2, 3), interpolation="bilinear"), (3, 4, 2)),
+    )
+
+
+@register_op
+class Resizing(Resampling):
+    """Images of a given size, from the nearest pixels or interpolated between neighbours."""
+
+    keras_layers = (layers.Resizing,)
+    operations = ("Resize",)
+    notes = "Interpolation 'nearest' or 'bilinear'; no antialiasing; aspect ratios may change."
+    cases = (
+        Case(lambda: layers.Resizing(7, 5), (5, 6, 3)),
+        Case(lambda: layers.Resizing(3, 12), (7, 6, 2)),
+        Case(lambda: layers.Resizing(7, 4, interpolation="nearest"), (5, 8, 3)),
+        Case(lambda: layers.Resizing(10, 6, interpolation="nearest"), (5, 3, 3)),
+        Case(lambda: lambda x: ops.image.resize(x, (4, 9)), (6, 5, 2)),
+        Case(lambda: lambda x: layers.Resizing(8, 8)(layers.Conv2D(3, 3)(x)), (5, 5, 2)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if len(args[0].shape) != 4:
+            tracer.refuse(layer, f"it takes a batch of images, received shape {args[0].shape}")
+        if layer.antialias:
+            tracer.refuse(layer, "antialias=True has no kernel")
+        if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
+            tracer.refuse(layer, "an aspect ratio that is kept has no kernel")
+        if isinstance(layer, layers.Layer):
+            return tracer.emit(layer, args[0])
+        height, width = layer.size
+        made = layers.Resizing(
+            height,
+            width,
+            interpolation=layer.interpolation,
+            data_format=layer.data_format,
+            name=layer.name,
+        )
+        return tracer.trace(made, args, {})

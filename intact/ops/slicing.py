@@ -1,0 +1,542 @@
+"""Parts of tensors, and their values in another order along an axis."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics import Tensor, to_numpy
+from intact.ops.base import Case, Op, register_op
+from intact.ops.shape import Moving, reshaped
+
+MAX_RUNS = 4
+"""Up to as many slices side by side are quicker than a gather."""
+
+
+@keras.saving.register_keras_serializable("intact")
+class Slice(keras.layers.Layer):
+    """A contiguous part of each axis but the batch.
+
+    Args:
+        begin: The first index of each axis.
+        end: The index behind the last of each axis; None for all to its end.
+    """
+
+    def __init__(self, begin: Iterable[int], end: Iterable[int | None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.begin, self.end = tuple(begin), tuple(end)
+        self.built = True
+
+    @property
+    def key(self) -> tuple[slice, ...]:
+        """The part, as Python writes it."""
+        return tuple(slice(*ends) for ends in zip(self.begin, self.end, strict=True))
+
+    def call(self, x: Tensor) -> Tensor:
+        """The part."""
+        return x[(slice(None), *self.key)]
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        sizes = (
+            None if n is None else len(range(n)[part])
+            for n, part in zip(shape[1:], self.key, strict=True)
+        )
+        return (shape[0], *sizes)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "begin": list(self.begin), "end": list(self.end)}
+
+
+@register_op
+class Slicing(Moving):
+    """A contiguous part of each axis."""
+
+    keras_layers = (Slice,)
+    litert = ("STRIDED_SLICE",)
+    cases = (
+        Case(lambda: Slice([1], [4]), (6,)),
+        Case(lambda: Slice([0, -2], [-1, None]), (6, 5)),
+    )
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        begin, end = (0, *node.layer.begin), (0, *(e or 0 for e in node.layer.end))
+        constants = [
+            builder.constant(np.array(values, "int32")) for values in (begin, end, [1] * len(end))
+        ]
+        # The batch whole, and other axes to their end: by the masks.
+        options = {"beginMask": 1, "endMask": sum(1 << i for i, e in enumerate(end) if e == 0)}
+        builder.add("STRIDED_SLICE", [node.input, *constants], [node.output], options)
+
+
+@keras.saving.register_keras_serializable("intact")
+class Take(keras.layers.Layer):
+    """Values of one axis, picked by their indices.
+
+    Args:
+        indices: What to take, in order.
+        axis: Where.
+    """
+
+    def __init__(self, indices: Iterable[int], axis: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.indices, self.axis = tuple(indices), axis
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The values."""
+        return ops.take(x, np.array(self.indices, "int32"), axis=self.axis)
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        return (*shape[: self.axis], len(self.indices), *shape[self.axis + 1 :])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "indices": list(self.indices), "axis": self.axis}
+
+
+@register_op
+class Gather(Moving):
+    """Values of one axis, picked by constant indices."""
+
+    keras_layers = (Take,)
+    litert = ("GATHER",)
+    cases = (
+        Case(lambda: Take([2, 0, 2], 1), (4, 3)),
+        Case(lambda: Take([4, 2, 0], 3), (3, 2, 5)),
+    )
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        indices = builder.constant(np.array(node.layer.indices, "int32"))
+        builder.add("GATHER", [node.input, indices], [node.output], {"axis": node.layer.axis})
+
+
+def sliced(tracer: Any, layer: Any, x: Any, key: Iterable[Any]) -> Any:
+    """What a Python index selects from a tensor.
+
+    Args:
+        tracer: Makes the new graph.
+        layer: The layer or operation that selects, for names and errors.
+        x: A tensor of the new graph.
+        key: Integers, slices, None (a new axis) and perhaps an ellipsis.
+
+    Returns:
+        The output tensor.
+    """
+    key = list(key)
+    used = sum(k is not None and k is not Ellipsis for k in key)
+    gap = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
+    key[gap : gap + 1] = [slice(None)] * (len(x.shape) - used)
+    if key[0] != slice(None):
+        tracer.refuse(layer, "the batch axis cannot be indexed, and must stay the first")
+    begin: list[int] = []
+    end: list[int | None] = []
+    sizes: list[int | None] = []
+    picked: dict[int, range] = {}
+    for k in key[1:]:
+        if k is None:
+            sizes.append(1)
+            continue
+        axis = len(begin) + 1
+        size = x.shape[axis]
+        part = k if isinstance(k, slice) else slice(k, k + 1 or None)
+        if size is None:
+            if part.step not in (None, 1):
+                tracer.refuse(layer, f"it steps along axis {axis}, whose size is unknown")
+            count = None
+            begin.append(part.start or 0)
+            end.append(part.stop)
+        else:
+            index = range(size)[part]
+            if not index:
+                tracer.refuse(layer, f"it selects nothing from axis {axis} of shape {x.shape}")
+            count = len(index)
+            whole = index.step != 1 and count > 1
+            if whole:
+                picked[axis] = index
+            stop = index[-1] + 1
+            begin.append(0 if whole else index.start)
+            end.append(None if whole or stop == size else stop)
+        if isinstance(k, slice):
+            sizes.append(count)
+    if any(begin) or any(e is not None for e in end):
+        x = tracer.emit(Slice(begin, end, name=layer.name), x)
+    for axis, index in picked.items():
+        x = taken(tracer, layer, x, axis, np.array(index))
+    if all(isinstance(k, slice) for k in key):
+        return x
+    return reshaped(tracer, layer, x, sizes)
+
+
+def taken(tracer: Any, layer: Any, x: Any, axis: int, index: np.ndarray) -> Any:
+    """Values of one axis, by their indices, in the quickest way there is.
+
+    Args:
+        tracer: Makes the new graph.
+        layer: The layer or operation that takes them, for names.
+        x: A tensor of the new graph.
+        axis: Where; not the batch.
+        index: What to take, in order.
+
+    Returns:
+        The output tensor.
+    """
+    runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+    if len(runs) > MAX_RUNS:
+        return tracer.emit(Take(index.tolist(), axis, name=layer.name), x)
+    lead, rest = [slice(None)] * axis, [slice(None)] * (len(x.shape) - axis - 1)
+    parts = [
+        sliced(tracer, layer, x, [*lead, slice(int(run[0]), int(run[-1]) + 1), *rest])
+        for run in runs
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return tracer.emit(layers.Concatenate(axis=axis, name=layer.name), parts)
+
+
+@register_op
+class GetItem(Op):
+    """Python's indexing: `x[:, 1:3, ..., -1]`."""
+
+    operations = ("GetItem",)
+    litert = ("STRIDED_SLICE", "GATHER", "RESHAPE")
+    notes = "The batch axis whole; steps along axes of known size."
+    cases = (
+        Case(lambda: lambda x: x[:, 1:3], (4, 5)),
+        Case(lambda: lambda x: x[:, 0], (6, 3)),
+        Case(lambda: lambda x: x[:, -1], (6, 3)),
+        Case(lambda: lambda x: x[:, 1], (6,)),
+        Case(lambda: lambda x: x[:, 1:3, ..., -1], (4, 5, 3)),
+        Case(lambda: lambda x: x[..., None, 2:], (4, 5)),
+        Case(lambda: lambda x: x[:, ::2, 1::3], (7, 8, 2)),
+        Case(lambda: lambda x: layers.Dense(3)(x[..., :-1, -2:]), (4, 3, 5)),
+        Case(lambda: lambda x: x[:, 1:-1, :, 1:, :2], (4, 2, 3, 3)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x, key = (*args, *kwargs.values())
+        return sliced(tracer, layer, x, key if isinstance(key, list | tuple) else [key])
+
+
+@register_op
+class StaticSlice(Op):
+    """`keras.ops.slice` with constant starts."""
+
+    operations = ("Slice",)
+    litert = ("STRIDED_SLICE",)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x, start = (*args, *kwargs.values())
+        if any(isinstance(s, keras.KerasTensor) for s in keras.tree.flatten(start)):
+            tracer.refuse(layer, "its start is a tensor, not a constant")
+        start = np.asarray(to_numpy(start)).tolist()
+        key = [
+            slice(s or None, None if n in (None, -1, size) else s + n)
+            for s, n, size in zip(start, layer.shape, x.shape, strict=True)
+        ]
+        return sliced(tracer, layer, x, key)
+
+
+@register_op
+class Cropping(Op):
+    """Edges cut off."""
+
+    keras_layers = (layers.Cropping1D, layers.Cropping2D, layers.Cropping3D)
+    litert = ("STRIDED_SLICE",)
+    cases = (
+        Case(lambda: layers.Cropping1D((1, 2)), (6, 2)),
+        Case(lambda: layers.Cropping2D(((1, 2), (0, 1))), (6, 5, 2)),
+        Case(lambda: layers.Cropping2D(1), (6, 5, 2)),
+        Case(lambda: layers.Cropping2D(1, data_format="channels_first"), (2, 6, 5)),
+        Case(lambda: layers.Cropping3D(((1, 0), (1, 1), (0, 2))), (3, 4, 5, 2)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        pairs = layer.cropping
+        if isinstance(layer, layers.Cropping1D):
+            pairs = [pairs]
+        key = [slice(before, -after or None) for before, after in pairs]
+        first = getattr(layer, "data_format", "") == "channels_first"
+        return sliced(tracer, layer, args[0], [slice(None)] * (2 if first else 1) + key)
+
+
+@register_op
+class Split(Op):
+    """`keras.ops.split`, `array_split` and `unstack`: the parts of an axis, each a slice."""
+
+    operations = ("Split", "ArraySplit", "Unstack")
+    litert = ("STRIDED_SLICE", "RESHAPE")
+    cases = (
+        Case(lambda: lambda x: layers.Multiply()(ops.split(x, 2, axis=-1)), (4, 6)),
+        Case(lambda: lambda x: ops.split(x, [1, 4], axis=1)[1], (6, 3, 2)),
+        Case(lambda: lambda x: layers.Dense(2)(ops.array_split(x, 3, axis=-1)[0]), (8,)),
+        Case(lambda: lambda x: layers.Add()(ops.unstack(x, axis=2)), (3, 4, 2)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x = args[0]
+        axis = layer.axis % len(x.shape)
+        if x.shape[axis] is None:
+            tracer.refuse(layer, f"the size of axis {axis} of shape {x.shape} is unknown")
+        sections = getattr(layer, "indices_or_sections", None)
+        indices = np.arange(x.shape[axis])
+        if sections is None:
+            keys = indices.tolist()
+        else:
+            parts = np.array_split(indices, sections)
+            keys = [slice(int(p[0]), int(p[-1]) + 1) if len(p) else slice(0, 0) for p in parts]
+        return [sliced(tracer, layer, x, [*[slice(None)] * axis, key]) for key in keys]
+
+
+class Rearranging(Op):
+    """Base of the operations that pick values of one axis after the other."""
+
+    litert = ("STRIDED_SLICE", "CONCATENATION", "GATHER")
+
+    @classmethod
+    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+        """What becomes of the indices of each axis.
+
+        Args:
+            layer: The operation.
+            x: Its input.
+
+        Returns:
+            Per axis, a function of the axis' indices in order.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x = args[0]
+        for axis, move in cls.moves(layer, x).items():
+            axis %= len(x.shape)
+            if axis == 0:
+                tracer.refuse(layer, "it changes the batch axis; give it other axes")
+            if x.shape[axis] is None:
+                tracer.refuse(layer, f"the size of axis {axis} of shape {x.shape} is unknown")
+            x = taken(tracer, layer, x, axis, move(np.arange(x.shape[axis])))
+        return x
+
+
+def axes_of(axis: Any, rank: int) -> list[int]:
+    """An `axis` argument as a list of axes; None stands for all."""
+    if axis is None:
+        return list(range(rank))
+    return [a % rank for a in (axis if isinstance(axis, list | tuple) else [axis])]
+
+
+@register_op
+class Flip(Rearranging):
+    """The values of axes in reverse."""
+
+    operations = ("Flip",)
+    cases = (
+        Case(lambda: lambda x: ops.flip(x, axis=1), (6, 3)),
+        Case(lambda: lambda x: ops.flip(x, axis=(2, -1)), (3, 5, 6)),
+        Case(lambda: lambda x: layers.Dense(2)(ops.flip(x, axis=-1)), (3,)),
+    )
+
+    @classmethod
+    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+        return dict.fromkeys(axes_of(layer.axis, len(x.shape)), np.flip)
+
+
+@register_op
+class Roll(Rearranging):
+    """The values of axes shifted around."""
+
+    operations = ("Roll",)
+    cases = (
+        Case(lambda: lambda x: ops.roll(x, 2, axis=1), (5, 3)),
+        Case(lambda: lambda x: ops.roll(x, (-1, 3), axis=(1, 2)), (4, 4, 2)),
+    )
+
+    @classmethod
+    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+        axes = axes_of(layer.axis, len(x.shape))
+        shifts = np.broadcast_to(layer.shift, len(axes)).tolist()
+        return {a: partial(np.roll, shift=s) for a, s in zip(axes, shifts, strict=True)}
+
+
+@register_op
+class Repeat(Rearranging):
+    """Each value of an axis several times."""
+
+    keras_layers = (layers.RepeatVector,)
+    operations = ("Repeat",)
+    cases = (
+        Case(lambda: layers.RepeatVector(5), (4,)),
+        Case(lambda: lambda x: ops.repeat(x, 2, axis=1), (3, 4)),
+        Case(lambda: lambda x: ops.repeat(x, 3, axis=-1), (3, 2, 2)),
+        Case(lambda: lambda x: ops.repeat(x, np.array([1, 0, 4]), axis=1), (3, 4)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if isinstance(layer, layers.RepeatVector):
+            x = reshaped(tracer, layer, args[0], [1, args[0].shape[1]])
+            return taken(tracer, layer, x, 1, np.zeros(layer.n, int))
+        return super().trace(layer, args, kwargs, tracer)
+
+    @classmethod
+    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+        repeats = to_numpy(layer.repeats)
+        return {layer.axis or 0: partial(np.repeat, repeats=repeats)}
+
+
+@register_op
+class Tile(Rearranging):
+    """All values of an axis several times."""
+
+    operations = ("Tile",)
+    cases = (
+        Case(lambda: lambda x: ops.tile(x, (1, 2, 3)), (3, 4)),
+        Case(lambda: lambda x: ops.tile(x, 2), (3, 2, 2)),
+        Case(lambda: lambda x: ops.tile(x, (1, 7, 1)), (1, 4)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if np.size(layer.repeats) > len(args[0].shape):
+            tracer.refuse(layer, "new axes would come before the batch")
+        return super().trace(layer, args, kwargs, tracer)
+
+    @classmethod
+    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+        repeats = np.ravel(layer.repeats).tolist()[::-1]
+        return {-1 - a: partial(np.tile, reps=n) for a, n in enumerate(repeats) if n != 1}
+
+
+@register_op
+class BroadcastTo(Rearranging):
+    """Axes of size 1 made larger."""
+
+    operations = ("BroadcastTo",)
+
+    @classmethod
+    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+        new = tuple(layer.shape)
+        if len(new) > len(x.shape):
+            # The batch would be another axis.
+            return {0: np.copy}
+        return {
+            a: partial(np.broadcast_to, shape=n)
+            for a, n in enumerate(new)
+            if n not in (None, x.shape[a])
+        }
+
+
+@register_op
+class TakeConstant(Op):
+    """`keras.ops.take` with constant indices."""
+
+    operations = ("Take",)
+    litert = ("STRIDED_SLICE", "CONCATENATION", "GATHER", "RESHAPE")
+    cases = (
+        Case(lambda: lambda x: ops.take(x, [3, 0, -1, 3, 2], axis=1), (5, 3)),
+        Case(lambda: lambda x: ops.take(x, 2, axis=-1), (4, 3)),
+        Case(lambda: lambda x: ops.take(x, np.array([[0, 2], [1, 1]]), axis=2), (2, 3, 2)),
+        Case(lambda: lambda x: ops.take(x, [1, 2, 3], axis=1), (5, 3)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x, indices = (*args, *kwargs.values())
+        values = keras.tree.flatten([x, indices])
+        if any(isinstance(v, keras.KerasTensor) for v in values[1:]):
+            tracer.refuse(layer, "its indices are a tensor, not constants")
+        if layer.axis is None or layer.axis % len(x.shape) == 0:
+            tracer.refuse(layer, "it takes from the batch axis; give it another axis")
+        axis = layer.axis % len(x.shape)
+        size, indices = x.shape[axis], np.asarray(to_numpy(indices))
+        if size is None:
+            tracer.refuse(layer, f"the size of axis {axis} of shape {x.shape} is unknown")
+        y = taken(tracer, layer, x, axis, np.ravel(indices) % size)
+        if indices.ndim == 1:
+            return y
+        return reshaped(tracer, layer, y, [*x.shape[1:axis], *indices.shape, *x.shape[axis + 1 :]])
+
+
+@keras.saving.register_keras_serializable("intact")
+class Pad(keras.layers.Layer):
+    """Zeros around every axis but the batch.
+
+    Args:
+        padding: How many before and after, per axis.
+    """
+
+    def __init__(self, padding: Iterable[Iterable[int]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.padding = tuple((before, after) for before, after in padding)
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The larger tensor."""
+        return ops.pad(x, ((0, 0), *self.padding))
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        sizes = zip(shape[1:], self.padding, strict=True)
+        return (shape[0], *(n if n is None else n + sum(pads) for n, pads in sizes))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "padding": [list(pair) for pair in self.padding]}
+
+
+@register_op
+class Padding(Moving):
+    """Zeros around the edges; or, as a gather, the values nearby."""
+
+    keras_layers = (Pad,)
+    operations = ("Pad",)
+    litert = ("PAD", "GATHER")
+    notes = "Zeros, or modes 'reflect', 'symmetric', 'edge' and 'wrap' on axes of known size."
+    cases = (
+        Case(lambda: Pad([(2, 0), (1, 1)]), (4, 3)),
+        Case(lambda: lambda x: ops.pad(x, ((0, 0), (1, 2))), (5,)),
+        Case(
+            lambda: lambda x: layers.Conv2D(2, 3)(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))),
+            (4, 4, 2),
+        ),
+        Case(lambda: lambda x: ops.pad(x, ((0, 0), (0, 1), (2, 1), (1, 0))), (4, 4, 2)),
+        Case(lambda: lambda x: ops.pad(x, ((0, 0), (3, 1), (1, 1)), mode="reflect"), (5, 4)),
+        Case(lambda: lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0)), mode="symmetric"), (5, 4)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if isinstance(layer, Pad):
+            return tracer.emit(layer, args[0])
+        x, *value = (*args, *kwargs.values())
+        rank = len(x.shape)
+        pads = [tuple(pair) for pair in np.broadcast_to(layer.pad_width, (rank, 2)).tolist()]
+        if pads[0] != (0, 0):
+            tracer.refuse(layer, "the batch axis cannot be padded")
+        if layer.mode == "constant":
+            if any(value):
+                tracer.refuse(layer, f"it pads with {value[0]}, and only zeros have a kernel")
+            if rank == 4 and pads[3] == (0, 0):
+                # As a layer that a convolution can take over.
+                return tracer.emit(layers.ZeroPadding2D(tuple(pads[1:3]), name=layer.name), x)
+            return tracer.emit(Pad(pads[1:], name=layer.name), x)
+        if layer.mode not in ("reflect", "symmetric", "edge", "wrap"):
+            tracer.refuse(layer, f"the mode {layer.mode!r} is unknown")
+        for axis, pair in enumerate(pads):
+            if pair != (0, 0):
+                if x.shape[axis] is None:
+                    tracer.refuse(layer, f"the size of axis {axis} of shape {x.shape} is unknown")
+                index = np.pad(np.arange(x.shape[axis]), pair, mode=layer.mode)
+                x = taken(tracer, layer, x, axis, index)
+        return x
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        pads = np.array([(0, 0), *node.layer.padding], "int32")
+        builder.add("PAD", [node.input, builder.constant(pads)], [node.output])

@@ -1,0 +1,77 @@
+"""The presets: how a whole model is quantized, by name.
+
+| name | weights | activations | calibration |
+| --- | --- | --- | --- |
+| `int8` | 8 bits, per channel | 8 bits | yes |
+| `int4` | 4 bits, per channel (transposed convolutions 8) | 8 bits | yes |
+| `int16x8` | 8 bits, per channel | 16 bits, zero point 0 | yes |
+| `uint8` | 8 bits unsigned, per tensor, with a zero point | 8 bits unsigned | yes |
+| `dynamic_range` | 8 bits, per channel | float, 8 bits inside the kernels | no |
+| `weight_only_8` | 8 bits, per channel | float | no |
+| `weight_only_4` | 4 bits, per channel | float | no |
+| `float16` | float16 | float | no |
+| `float32` | float | float | no |
+"""
+
+from keras import layers
+
+from intact.errors import IntactError
+from intact.scheme import FLOAT_RULE, Rule, Scheme, TensorSpec
+
+_CHANNELS_8 = TensorSpec(8, symmetric=True, per_axis=True)
+_CHANNELS_4 = TensorSpec(4, symmetric=True, per_axis=True)
+
+int8 = Scheme("int8")
+int4 = Scheme("int4", (Rule(layers.Conv2DTranspose), Rule(weights=_CHANNELS_4)))
+int16x8 = Scheme("int16x8", (Rule(activations=TensorSpec(16, symmetric=True)),))
+uint8 = Scheme(
+    "uint8", (Rule(weights=TensorSpec(kind="uint"), activations=TensorSpec(kind="uint")),)
+)
+dynamic_range = Scheme("dynamic_range", (Rule(activations=TensorSpec(dynamic=True)),))
+weight_only_8 = Scheme("weight_only_8", (Rule(weights=_CHANNELS_8, activations=None),))
+weight_only_4 = Scheme("weight_only_4", (Rule(weights=_CHANNELS_4, activations=None),))
+float16 = Scheme("float16", (Rule(weights=TensorSpec(16, kind="float"), activations=None),))
+float32 = Scheme("float32", (FLOAT_RULE,))
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        int8,
+        int4,
+        int16x8,
+        uint8,
+        dynamic_range,
+        weight_only_8,
+        weight_only_4,
+        float16,
+        float32,
+    )
+}
+"""The presets by name."""
+
+
+def get_scheme(scheme: str | Scheme) -> Scheme:
+    """A scheme by name, or the scheme itself.
+
+    Args:
+        scheme: A name in `SCHEMES` or a `Scheme`.
+
+    Returns:
+        The scheme.
+
+    Raises:
+        IntactError: There is no preset of that name.
+
+    Example:
+
+    >>> get_scheme("int8").name
+    'int8'
+    """
+    if isinstance(scheme, Scheme):
+        return scheme
+    if scheme not in SCHEMES:
+        raise IntactError(
+            f"There is no scheme {scheme!r}. Known schemes: {', '.join(sorted(SCHEMES))}. "
+            "Pass one of these, or an `intact.Scheme` of your own."
+        )
+    return SCHEMES[scheme]

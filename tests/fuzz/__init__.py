@@ -1,0 +1,1 @@
+"""Random models, the whole way through."""

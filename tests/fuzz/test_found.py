@@ -1,0 +1,160 @@
+"""What random models have found, one small model each."""
+
+import keras
+import pytest
+from battery import randomize
+from keras import layers, ops
+from small import mlp, quantizers, ready
+
+import intact
+from fuzz.checks import check
+from fuzz.models import Sample
+
+
+def image(*shape):
+    return keras.Input(shape or (6, 6, 3))
+
+
+def batch_norm_that_folds_in_one_place_only():
+    x, norm = image(), layers.BatchNormalization()
+    return x, [norm(layers.Conv2D(3, 3)(x)), norm(x)]
+
+
+def batch_norm_that_folds_in_the_second_place():
+    x, norm = image(), layers.BatchNormalization()
+    return x, norm(layers.Conv2D(3, 3)(layers.ReLU()(norm(x))))
+
+
+def layers_on_two_shapes():
+    x, y, conv, pool = image(), image(9, 8, 3), layers.Conv2D(3, 3), layers.MaxPooling2D()
+    return [x, y], [pool(conv(x)), pool(pool(conv(y)))]
+
+
+def merges_of_several_ranks():
+    x, y = image(), image(6, 3)
+    merges = (layers.Add, layers.Subtract, layers.Multiply, layers.Maximum, layers.Average)
+    return [x, y], [merge()([x, y]) for merge in merges]
+
+
+def sizes_that_are_open_and_too_small_at_first():
+    x = image(None, None, 3)
+    return x, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 5, strides=2)(x))
+
+
+def an_output_that_is_an_input_of_open_sizes():
+    x = image(None, None, 3)
+    return x, [x, layers.ReLU()(x), x]
+
+
+def two_outputs_of_one_reshape():
+    x = image(20)
+    y = layers.Reshape((4, 5))(layers.Dense(20)(x))
+    return x, [layers.ReLU()(y), y]
+
+
+def a_concatenation_of_fixed_ranges():
+    x = image(6)
+    return x, layers.Concatenate()([layers.Activation("tanh")(x), layers.ReLU(0.3)(x)])
+
+
+def a_difference_of_five_axes():
+    x, y = image(2, 3, 4, 2), image(1, 3, 1, 2)
+    return [x, y], layers.Subtract()([x, y])
+
+
+def an_operand_beside_which_the_other_is_nothing():
+    x = image(60)
+    y = layers.ReLU()(x * 1e-5)
+    return x, [x + y, y - x, layers.LeakyReLU(0.001)(x)]
+
+
+def sums_of_astronomical_numbers():
+    x = image(20)
+    return x, layers.Add()([ops.exp(x * 20.0), x])
+
+
+MODELS = [
+    sums_of_astronomical_numbers,
+    batch_norm_that_folds_in_one_place_only,
+    batch_norm_that_folds_in_the_second_place,
+    layers_on_two_shapes,
+    merges_of_several_ranks,
+    sizes_that_are_open_and_too_small_at_first,
+    an_output_that_is_an_input_of_open_sizes,
+    two_outputs_of_one_reshape,
+    a_concatenation_of_fixed_ranges,
+    a_difference_of_five_axes,
+    an_operand_beside_which_the_other_is_nothing,
+]
+
+
+def sample(make, rng):
+    inputs, outputs = make()
+    model = keras.Model(inputs, outputs)
+    randomize(model, rng)
+    shapes = [(16, *(7 if n is None else n for n in x.shape[1:])) for x in model.inputs]
+    return Sample(model, [rng.normal(size=shape).astype("float32") for shape in shapes])
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_is_quantized(make, rng):
+    assert check(sample(make, rng)) == "quantized"
+
+
+def a_difference_of_what_is_nearly_the_same(x):
+    return layers.Subtract()([x * 1.0, x * 1.0000001])
+
+
+def a_sum_that_is_nearly_nothing(x):
+    return layers.Add()([x * 1.0, x * -1.0000001])
+
+
+def a_clip_of_astronomical_numbers(x):
+    return layers.Activation("hard_tanh")(x * 1e12)
+
+
+NOTHING_BESIDE = [
+    a_clip_of_astronomical_numbers,
+    a_difference_of_what_is_nearly_the_same,
+    a_sum_that_is_nearly_nothing,
+]
+
+
+@pytest.mark.parametrize("make", NOTHING_BESIDE, ids=lambda make: make.__name__)
+def test_outputs_that_are_nothing_beside_inputs_are_refused(make, rng):
+    # LiteRT's kernels overflow there, or end the process.
+    x = keras.Input((20,))
+    data = rng.normal(size=(16, 20)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(keras.Model(x, make(x))), data, verbose=0)
+    with pytest.raises(intact.ExportError, match=r"'(activation|add|subtract)' cannot be written"):
+        intact.export(q)
+
+
+def test_a_range_that_is_nothing_beside_the_sums_is_refused():
+    q = ready(intact.quantize_model(mlp()))
+    quantizers(q)["hidden_relu"].set_range(0.0, 1e-7)
+    with pytest.raises(intact.ExportError, match="Dense 'hidden' cannot be written: its output"):
+        intact.export(q)
+
+
+def test_an_image_without_a_batch_is_refused():
+    x = keras.Input((4, 2))
+    model = keras.Model(x, layers.Resizing(2, 1, interpolation="nearest", name="resize")(x))
+    with pytest.raises(intact.UnsupportedLayerError, match="'resize' is not supported: it takes"):
+        intact.quantize_model(model)
+
+
+def test_scores_of_a_negative_scale_are_refused():
+    x = keras.Input((3, 4))
+    model = keras.Model(x, layers.Attention(use_scale=True, name="attention")([x, x]))
+    model.get_layer("attention").scale.assign(-0.5)
+    with pytest.raises(intact.UnsupportedLayerError, match="'attention' is not supported: its sc"):
+        intact.export(model)
+
+
+def test_weights_along_an_axis_in_the_middle_are_refused():
+    # They would be taken for those of the last axis, where that has as many values.
+    x = keras.Input((4, 4))
+    model = keras.Model(x, layers.LayerNormalization(axis=1, name="norm")(x))
+    with pytest.raises(intact.UnsupportedLayerError, match="'norm' is not supported: its weights"):
+        intact.export(model)

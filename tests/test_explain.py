@@ -1,0 +1,63 @@
+"""What is said about a model before anything is done."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from small import cnn
+
+import intact
+
+
+def test_an_integer_model_is_said_to_be_one():
+    seen = intact.explain(cnn())
+    assert seen.integer
+    assert seen.supported
+    by_name = {entry.name: entry for entry in seen.layers}
+    assert by_name["conv"].kernels == ("CONV_2D",)
+    assert by_name["bn"].kernels == ("folded",)
+    assert by_name["act"].kernels == ("fused",)
+    assert "8 of 8 layers run on integers" in str(seen)
+
+
+def mixed():
+    inputs = keras.Input((5, 3))
+    x = layers.Dense(4, name="first")(inputs)
+    x = ops.cumsum(x, axis=1)
+    x = layers.Dense(4, name="second")(x)
+    return keras.Model(inputs, x, name="mixed")
+
+
+def test_what_stays_float_is_named_before_training(rng):
+    model = mixed()
+    seen = intact.explain(model)
+    assert seen.supported
+    assert not seen.integer
+    assert "CUMSUM has no integer kernel" in str(seen)
+    with pytest.raises(intact.IntactError, match=r"CUMSUM has no integer kernel.*allow_float=True"):
+        intact.quantize_model(model)
+
+
+def test_float_that_is_allowed_stays_float_in_the_file(rng):
+    model = mixed()
+    x = rng.normal(size=(32, 5, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model, allow_float=True), x, verbose=0)
+    with pytest.raises(intact.NotIntegerError, match="cum"):
+        intact.export(q, integer_only=True)
+    found = intact.load_litert(intact.export(q)).predict(x)
+    np.testing.assert_allclose(found, q.predict(x, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=0.3)
+
+
+def test_unknown_layers_are_all_named_at_once():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="known")(inputs)
+    x = ops.erfinv(x)
+    x = layers.Lambda(lambda t: ops.sort(t), name="odd", output_shape=(4,))(x)
+    seen = intact.explain(keras.Model(inputs, x))
+    assert not seen.supported
+    unknown = [entry.reason for entry in seen.layers if not entry.known]
+    assert len(unknown) == 2
+    assert "Erfinv" in unknown[0]
+    assert "Sort" in unknown[1]
+    assert "cannot be exported" in str(seen)

@@ -1,0 +1,135 @@
+"""Recurrent layers: which layers they become, and what is refused."""
+
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import intact
+from intact.canonicalize import canonicalize
+from intact.graph import view
+from intact.quantizers import FakeQuantize
+
+
+def model_of(function, *shape):
+    x = keras.Input(shape)
+    return keras.Model(x, function(x))
+
+
+def calls(model):
+    """How often each layer of a model is called."""
+    return Counter(node.layer.name for node in view(model).nodes if not node.is_input)
+
+
+def test_steps_share_layers_weights_and_ranges(rng):
+    model = model_of(layers.LSTM(4, name="lstm"), 6, 3)
+    counts = calls(canonicalize(model))
+    assert counts["lstm_lstm_cell_kernel"] == 1
+    assert counts["lstm_lstm_cell_recurrent"] == 5
+    assert counts["lstm_lstm_cell_h"] == 6
+    q = intact.quantize_model(model)
+    assert len([layer for layer in q.layers if isinstance(layer, FakeQuantize)]) == 13
+    assert sum(np.prod(v.shape) for v in q.trainable_variables) == model.count_params()
+    x = rng.normal(size=(16, 6, 3)).astype("float32")
+    content = intact.export(intact.calibrate(q, x, verbose=0))
+    operators = Counter(
+        op["op_name"] for op in intact.load_litert(content).interpreter._get_ops_details()
+    )
+    assert operators["FULLY_CONNECTED"] == 1 + 5
+    assert len(content) < 20_000
+
+
+def test_the_first_step_has_no_state(rng):
+    model = model_of(layers.GRU(4, reset_after=False, name="gru"), 1, 3)
+    names = calls(canonicalize(model))
+    assert not [name for name in names if "recurrent" in name or "reset" in name]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Leaky(layers.Layer):
+    """A cell of one's own."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.state_size = units
+        self.inner = layers.Dense(units)
+        self.outer = layers.Dense(units, "relu")
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.outer.build((None, self.state_size))
+
+    def call(self, x, states):
+        state = 0.5 * states[0] + keras.ops.tanh(self.inner(x))
+        return self.outer(state), [state]
+
+
+def test_a_cell_of_ones_own(rng):
+    model = model_of(layers.RNN(Leaky(4), return_sequences=True), 4, 3)
+    x = rng.uniform(-1, 1, size=(32, 4, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    expected = model.predict(x, verbose=0)
+    assert np.abs(q.predict(x, verbose=0) - expected).max() < 0.05 * np.ptp(expected)
+    assert all(t.max_lsb < 1.001 for t in intact.compare(q, intact.export(q), x).outputs)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_states_in_and_out(stacked, rng):
+    x, h, c = keras.Input((3, 2)), keras.Input((4,)), keras.Input((4,))
+    if stacked:
+        layer = layers.RNN([layers.LSTMCell(4), layers.SimpleRNNCell(4)], return_state=True)
+        initial = [[h, c], [c]]
+    else:
+        layer = layers.Bidirectional(layers.LSTM(4, return_state=True))
+        initial = [h, c, c, h]
+    outputs = keras.tree.flatten(layer(x, initial_state=initial))
+    model = keras.Model([x, h, c], outputs)
+    data = [rng.uniform(-1, 1, size=(16, *t.shape[1:])).astype("float32") for t in model.inputs]
+    flat = canonicalize(model)
+    for ours, theirs in zip(
+        flat.predict(data, verbose=0), model.predict(data, verbose=0), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_dropout_is_at_work_while_training(rng):
+    q = intact.quantize_model(model_of(layers.GRU(4, dropout=0.5, recurrent_dropout=0.5), 3, 2))
+    x = rng.uniform(-1, 1, size=(32, 3, 2)).astype("float32")
+    intact.calibrate(q, x, verbose=0)
+    still = keras.ops.convert_to_numpy(q(x, training=False))
+    np.testing.assert_allclose(q.predict(x, verbose=0), still, atol=1e-6)
+    intact.freeze_ranges(q)
+    assert np.abs(keras.ops.convert_to_numpy(q(x, training=True)) - still).max() > 0.05
+
+
+REFUSED = {
+    "steps": (lambda x: layers.LSTM(2)(x), (None, 3), "number of steps must be known"),
+    "time": (
+        lambda x: layers.TimeDistributed(layers.Conv1D(2, 1))(x),
+        (None, 3, 2),
+        "all sizes but the batch must be known",
+    ),
+    "constant state": (
+        lambda x: layers.GRU(2)(x, initial_state=[np.ones((1, 2), "float32")]),
+        (4, 3),
+        "initial state is a constant",
+    ),
+    "mask": (lambda x: layers.LSTM(2)(x, mask=x[:, :, 0]), (4, 3), "masks"),
+    "positional mask": (lambda x: layers.LSTM(2)(x, None, x[:, :, 0]), (4, 3), "masks"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_form_is_refused(name):
+    function, shape, message = REFUSED[name]
+    with pytest.raises(intact.UnsupportedLayerError, match=message):
+        intact.quantize_model(model_of(function, *shape))
+
+
+def test_stateful_layers_are_refused():
+    x = keras.Input((4, 3), batch_size=2)
+    model = keras.Model(x, layers.LSTM(2, stateful=True)(x))
+    with pytest.raises(intact.UnsupportedLayerError, match="stateful"):
+        intact.quantize_model(model)
