@@ -6,7 +6,6 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.errors import ExportError
 from intact.fixed_point import multiplier, multiply
 from intact.legacy import hard_sigmoid_keras_2
 from intact.numerics import (
@@ -30,7 +29,7 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
-from intact.ops.table import Table
+from intact.ops.table import Table, all_values, look_up
 from intact.ops.wide import SigmoidArithmetic, TanhArithmetic
 from intact.quantizers import Arithmetic
 
@@ -96,7 +95,7 @@ class RequantizeArithmetic(Arithmetic):
 class Requantizing(Op):
     """Base of the activations that work on the input's integers."""
 
-    max_step = 2**22
+    max_step: ClassVar[float] = 2**22
 
     @classmethod
     def step(cls, node: Any) -> float:
@@ -444,10 +443,12 @@ def _doubling_high_multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _saturating_shift(x: Tensor, by: Tensor) -> Tensor:
-    return ops.clip(ops.left_shift(x, by), -32768, 32767)
+    # By more than 15 bits, nothing but zeros would stay.
+    return ops.clip(ops.left_shift(x, ops.minimum(by, 15)), -32768, 32767)
 
 
 def _rounding_shift(x: Tensor, by: Tensor) -> Tensor:
+    by = ops.minimum(by, 30)
     mask = ops.left_shift(ops.ones_like(by), by) - 1
     beyond = ops.right_shift(mask, 1) + ops.cast(x < 0, "int32")
     return ops.right_shift(x, by) + ops.cast(ops.bitwise_and(x, mask) > beyond, "int32")
@@ -463,6 +464,8 @@ class HardSilu(Requantizing):
     litert = ("HARD_SWISH",)
     arithmetic = "hard_swish"
     pointwise = True
+    max_step = float("inf")
+    notes = "A table instead, where the kernel would overflow: inputs beyond about 100,000."
     cases = (
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-5.0, high=5.0),
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-1.0, high=0.5),
@@ -474,13 +477,18 @@ class HardSilu(Requantizing):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        if node.input.quantized and node.input.scale > 256.0:
-            raise ExportError(
-                f"{type(node.layer).__name__} {node.layer.name!r} cannot be written: its input's "
-                f"scale is {node.input.scale:.3g}, beyond what HARD_SWISH computes in 16 bits. "
-                "Calibrate on data of the model's own range, or normalize before the layer."
-            )
-        builder.add("HARD_SWISH", [node.input], [node.output])
+        x, y = node.input, node.output
+        if not y.quantized:
+            builder.add("HARD_SWISH", [x], [y])
+            return
+        scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (y.scale, y.zero_point))
+        limits = np.iinfo(y.dtype)
+        low, high = limits.min - zero_point, limits.max - zero_point
+        params = QTensor(zero_point, scale, zero_point)
+        values = HardSwishArithmetic.quantize(all_values(x), params, low, high, False)
+        table = (to_numpy(values) + y.zero_point).astype(y.dtype)
+        # The kernel overflows where the input's scale is in the hundreds, or beyond the output's.
+        look_up(x, y, table, builder, "HARD_SWISH")
 
 
 @keras.saving.register_keras_serializable("intact")
