@@ -11,6 +11,7 @@ from intact.errors import (
     IntactError,
     InvalidDataError,
     InvalidModelError,
+    MaskedOutputWarning,
     NotCalibratedError,
     NotIntegerError,
     UnsupportedLayerError,

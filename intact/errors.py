@@ -31,3 +31,7 @@ class ExportError(IntactError):
 
 class UnusedRuleWarning(UserWarning):
     """A rule of a scheme counts for no layer: mostly a misspelt name."""
+
+
+class MaskedOutputWarning(UserWarning):
+    """An output of the float model has a mask, which that of the quantized one has not."""

@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.graph import mask_reader
-from intact.numerics import QTensor
+from intact.numerics import QTensor, Tensor
 from intact.ops.base import (
     ALL_SAME,
     INTEGERS,
@@ -293,7 +292,7 @@ class Identity(Op):
     """Nothing at all: traced away."""
 
     keras_layers = (layers.Identity, layers.ActivityRegularization)
-    operations = ("Identity",)
+    operations = ("Identity", "ConvertToTensor")
     activations = ("linear",)
     cases = (Case(lambda: lambda x: layers.Identity()(layers.Dense(3, "linear")(x)), (6,)),)
 
@@ -304,17 +303,23 @@ class Identity(Op):
 
 @register_op
 class Masking(Op):
-    """Nothing at all where nobody reads the mask."""
+    """Nothing at all, or zeros for what is masked; the mask is a comparison."""
 
     keras_layers = (layers.Masking,)
-    notes = "Mask value 0, and nothing that reads the mask."
-    cases = (Case(lambda: lambda x: layers.Masking()(x) * 2.0, (3, 4)),)
+    notes = "Those who read the mask say whether they can."
+    cases = (
+        Case(lambda: lambda x: layers.Masking()(x) * 2.0, (3, 4)),
+        Case(lambda: lambda x: layers.Masking(-1.0)(ops.maximum(x, -1.0)) * 2.0, (3, 1), low=-2.0),
+    )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        if layer.mask_value != 0:
-            tracer.refuse(layer, f"it makes values of {layer.mask_value} zeros")
-        reader = mask_reader(layer)
-        if reader is not None:
-            tracer.refuse(layer, f"masks have no integer form, and {reader.name!r} may read it")
-        return args[0]
+        (x,) = args
+        if layer.mask_value == 0:
+            return x
+
+        def zeroed(x: Tensor) -> Tensor:
+            seen = ops.any(ops.not_equal(x, layer.mask_value), axis=-1, keepdims=True)
+            return ops.where(seen, x, 0.0)
+
+        return tracer.expand(layer, zeroed, x)
