@@ -401,7 +401,7 @@ class Tracer:
         """Raise the error for a layer that cannot be handled."""
         raise UnsupportedLayerError(
             f"{type(layer).__name__} {self.where(layer)!r} is not supported: {reason}. "
-            "Replace it by supported layers (see the list in README.md), or register an op of "
+            "Replace it by supported layers (docs/supported.md lists them), or register an op of "
             "your own with `intact.register_op`."
         )
 

@@ -1,5 +1,6 @@
 """Activation functions."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -29,6 +30,7 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
+from intact.ops.moves import channel_last
 from intact.ops.table import Table, all_values, look_up
 from intact.ops.wide import SigmoidArithmetic, TanhArithmetic
 from intact.quantizers import Arithmetic
@@ -258,6 +260,17 @@ def _as_activation(layer: Any, x: Any, tracer: Any, function: str) -> Any:
     return tracer.emit(layers.Activation(function, name=layer.name), x)
 
 
+def _along_last(layer: Any, x: Any, tracer: Any, emit: Callable[[Any], Any]) -> Any:
+    """Emit what runs along the last axis for a layer that may run along another."""
+    axis, rank = getattr(layer, "axis", -1), len(x.shape)
+    if not isinstance(axis, int) or axis % rank == 0:
+        tracer.refuse(layer, f"its axis is {axis}, and it runs along one axis but the batch's")
+    if axis % rank == rank - 1:
+        return emit(x)
+    moved, back = channel_last(x, axis % rank, layer.name, tracer)
+    return back(emit(moved))
+
+
 @register_op
 class Sigmoid(OfIntegers):
     """The logistic function."""
@@ -304,8 +317,9 @@ class Softmax(Curve):
     activations = ("softmax",)
     litert = ("SOFTMAX",)
     output = Fixed(1 / 256, -128)
-    notes = "The last axis only; no mask."
+    notes = "One axis; no mask."
     cases = (
+        Case(lambda: layers.Softmax(axis=1), (3, 5), False),
         Case(lambda: layers.Softmax(), (10,), False, low=-9.0, high=9.0),
         Case(lambda: layers.Activation("softmax"), (3, 5), False),
         Case(lambda: layers.Dense(5, activation="softmax"), (6,), False),
@@ -313,12 +327,8 @@ class Softmax(Curve):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        axis = getattr(layer, "axis", -1)
-        if axis not in (-1, len(args[0].shape) - 1):
-            tracer.refuse(layer, f"its axis is {axis}, and only the last axis has a kernel")
-        if isinstance(layer, layers.Softmax):
-            return tracer.emit(layer, args[0])
-        return tracer.emit(layers.Softmax(name=layer.name), args[0])
+        made = layers.Softmax(name=layer.name)
+        return _along_last(layer, args[0], tracer, lambda x: tracer.emit(made, x))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -334,7 +344,7 @@ class LogSoftmax(Curve):
     activations = ("log_softmax",)
     litert = ("LOG_SOFTMAX",)
     output = Fixed(16 / 256, 127)
-    notes = "The last axis only; it saturates at -16, in steps of 1/16."
+    notes = "One axis; it saturates at -16, in steps of 1/16."
     cases = (
         Case(lambda: layers.Activation("log_softmax"), (10,), False, low=-4.0, high=4.0),
         Case(lambda: ops.log_softmax, (3, 5), False, low=-7.0, high=7.0),
@@ -342,10 +352,8 @@ class LogSoftmax(Curve):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        axis = getattr(layer, "axis", -1)
-        if axis not in (-1, len(args[0].shape) - 1):
-            tracer.refuse(layer, f"its axis is {axis}, and only the last axis has a kernel")
-        return _as_activation(layer, args[0], tracer, "log_softmax")
+        made = layers.Activation("log_softmax", name=layer.name)
+        return _along_last(layer, args[0], tracer, lambda x: tracer.emit(made, x))
 
 
 @register_op

@@ -508,9 +508,9 @@ class Cast(Op):
     keras_layers = (ToReal,)
     operations = ("Cast",)
     litert = ("CAST", "QUANTIZE")
-    notes = "In float only; not from real values to whole ones."
+    notes = "Of whole numbers: in float only. Not from real values to whole ones."
+    cases = (Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),)
     float_cases = (
-        Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),
         Case(lambda: lambda x: layers.Dense(3)(ops.cast(ops.argmax(x, 1), "float32")), (4, 5)),
     )
 
@@ -522,6 +522,8 @@ class Cast(Op):
             if not real:
                 tracer.refuse(layer, f"there is no kernel from real values to {layer.dtype}")
             return x
+        if real and x.dtype == "bool":
+            return tracer.expand(layer, lambda x: ops.where(x, 1.0, 0.0), x)
         return tracer.emit(ToReal(name=layer.name), x) if real else x
 
     @classmethod

@@ -287,6 +287,35 @@ class Dropout(Op):
         node.alias(node.input)
 
 
+AUGMENTATIONS = tuple(
+    getattr(layers, name)
+    for name in dir(layers)
+    if name.startswith("Random") and name != "RandomCrop"
+)
+"""Layers that change images while training, and leave their sizes."""
+
+
+@register_op
+class Augmentation(Op):
+    """At work on the real values while training; nothing in inference and in the file."""
+
+    dtypes = INTEGERS
+    keras_layers = AUGMENTATIONS
+    output = SAME_AS_INPUT
+    cases = (Case(lambda: layers.RandomFlip(), (4, 4, 3)),)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        if not training:
+            return x
+        return x._replace(values=layer(x.values * x.scale, training=True) / x.scale)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        node.alias(node.input)
+
+
 @register_op
 class Identity(Op):
     """Nothing at all: traced away."""
