@@ -6,6 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
+TORCH = keras.backend.backend() == "torch"
+
+if TORCH:
+    from intact import torch_kernels
+
 
 def exact_convolution() -> contextlib.AbstractContextManager:
     """A context in which convolutions of whole numbers are exact.
@@ -13,7 +18,7 @@ def exact_convolution() -> contextlib.AbstractContextManager:
     Torch computes small batches with NNPACK's Winograd transform, whose intermediate
     values are not whole numbers; it is switched off inside.
     """
-    if keras.backend.backend() == "torch":
+    if TORCH:
         import torch
 
         return torch.backends.nnpack.flags(enabled=False)
@@ -37,6 +42,26 @@ def sqrt(x: Any) -> Any:
     Torch's own for float32 on CPUs is off by one unit in the last place in one of six
     cases, which is enough to make a scale differ from that of the file.
     """
-    if keras.backend.backend() == "torch":
+    if TORCH:
         return ops.cast(ops.sqrt(ops.cast(x, "float64")), "float32")
     return ops.sqrt(x)
+
+
+def moments(x: Any, centre: Any) -> tuple[Any, Any]:
+    """Mean and variance over all axes but the last.
+
+    Args:
+        x: Values.
+        centre: About the mean, per channel: near enough for a difference of squares to be
+            precise, so that one pass over the data does.
+
+    Returns:
+        `(mean, variance)`, per channel.
+    """
+    if TORCH:
+        return torch_kernels.Moments.apply(x)
+    axes = tuple(range(len(x.shape) - 1))
+    centre = ops.stop_gradient(centre)
+    offset = x - centre
+    shift = ops.mean(offset, axes)
+    return centre + shift, ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)

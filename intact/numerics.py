@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import KerasTensor, Variable, ops
 
-from intact.kernels import inverse
+from intact.kernels import TORCH, inverse
+
+if TORCH:
+    from intact import torch_kernels
 
 Tensor = Any
 """A tensor of the active Keras backend."""
@@ -215,19 +218,24 @@ def _round_clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return ops.clip(ops.round(x), low, high), grad
 
 
-def round_clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Round half to even and saturate; the gradient passes inside the bounds.
+def round_clip(
+    x: Tensor, low: Tensor | float, high: Tensor | float, factor: Tensor | float = 1.0
+) -> Tensor:
+    """Scale, round half to even and saturate; the gradient passes inside the bounds.
 
     Args:
-        x: Values in units of the output's scale.
-        low: Smallest value, scalar.
-        high: Largest value, scalar.
+        x: Values.
+        low: Smallest result, scalar.
+        high: Largest result, scalar.
+        factor: What the values are multiplied by, a positive scalar without a gradient.
 
     Returns:
         Whole numbers between `low` and `high`.
     """
-    low = ops.convert_to_tensor(low, "float32")
-    return _round_clip(x, low, ops.convert_to_tensor(high, "float32"))
+    x, low, high, factor = (ops.convert_to_tensor(v, "float32") for v in (x, low, high, factor))
+    if TORCH:
+        return torch_kernels.RoundClip.apply(x, factor, low, high)
+    return _round_clip(x * factor, low, high)
 
 
 @ops.custom_gradient

@@ -92,9 +92,7 @@ class MeanArithmetic(Arithmetic):
         return total * (scale * share)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         total, count, share, scale, zero_point = pending
         multiplier = (scale / params.scale) * share
         offset = params.zero_point - unfused(unfused(zero_point * count) * multiplier)

@@ -63,10 +63,8 @@ class SigmoidArithmetic(RealArithmetic):
         return cls.function(x.values * x.scale)
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
-        return RealArithmetic.quantize(cls.real(pending), params, low, high, training)
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return RealArithmetic.quantize(cls.real(pending), params, low, high)
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
