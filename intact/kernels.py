@@ -7,9 +7,12 @@ import keras
 from keras import ops
 
 TORCH = keras.backend.backend() == "torch"
+TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 if TORCH:
     from intact import torch_kernels
+if TENSORFLOW:
+    from intact import tensorflow_kernels
 
 
 def exact_convolution() -> contextlib.AbstractContextManager:
@@ -31,7 +34,7 @@ def inverse(x: Any) -> Any:
     TensorFlow turns a division of 1 into an approximate reciprocal, off by one unit in the
     last place in a third of all cases; of this numerator it does not know that it is 1.
     """
-    if keras.backend.backend() == "tensorflow":
+    if TENSORFLOW:
         return ops.minimum(ops.abs(x) + 1.0, 1.0) / x
     return 1.0 / x
 
@@ -47,6 +50,55 @@ def sqrt(x: Any) -> Any:
     return ops.sqrt(x)
 
 
+@ops.custom_gradient
+def _round_clip(x: Any, factor: Any, low: Any, high: Any) -> Any:
+    y = x * factor
+
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any, Any, Any]:
+        g = args[0] if upstream is None else upstream
+        inside = ops.where(ops.logical_and(y > low, y < high), g * factor, 0.0)
+        return inside, *(ops.zeros_like(scalar) for scalar in (factor, low, high))
+
+    return ops.clip(ops.round(y), low, high), grad
+
+
+def round_clip(x: Any, low: Any, high: Any, factor: Any = 1.0) -> Any:
+    """Scale, round half to even and saturate; the gradient passes inside the bounds.
+
+    Args:
+        x: Values.
+        low: Smallest result, scalar.
+        high: Largest result, scalar.
+        factor: What the values are multiplied by, a positive scalar without a gradient.
+
+    Returns:
+        Whole numbers between `low` and `high`.
+    """
+    given = [ops.convert_to_tensor(v, "float32") for v in (x, factor, low, high)]
+    if TORCH:
+        return torch_kernels.round_clip(*given)
+    if TENSORFLOW:
+        return tensorflow_kernels.round_clip(*given)
+    return _round_clip(*given)
+
+
+@ops.custom_gradient
+def _moments(x: Any, centre: Any) -> Any:
+    axes = tuple(range(len(x.shape) - 1))
+    offset = x - centre
+    shift = ops.mean(offset, axes)
+    variance = ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
+
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any]:
+        g = args[0] if upstream is None else upstream
+        of_mean, of_variance = g[0], g[1]
+        share = x.shape[-1] / ops.cast(ops.size(x), "float32")
+        slope = of_variance * (2.0 * share)
+        return offset * slope + (of_mean * share - slope * shift), ops.zeros_like(centre)
+
+    return ops.stack([centre + shift, variance]), grad
+
+
 def moments(x: Any, centre: Any) -> tuple[Any, Any]:
     """Mean and variance over all axes but the last.
 
@@ -58,10 +110,8 @@ def moments(x: Any, centre: Any) -> tuple[Any, Any]:
     Returns:
         `(mean, variance)`, per channel.
     """
+    x = ops.convert_to_tensor(x)
     if TORCH:
-        return torch_kernels.Moments.apply(x)
-    axes = tuple(range(len(x.shape) - 1))
-    centre = ops.stop_gradient(centre)
-    offset = x - centre
-    shift = ops.mean(offset, axes)
-    return centre + shift, ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
+        return torch_kernels.moments(x)
+    found = _moments(x, centre)
+    return found[0], found[1]

@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import KerasTensor, Variable, ops
 
-from intact.kernels import TORCH, inverse
-
-if TORCH:
-    from intact import torch_kernels
+from intact.kernels import inverse
 
 Tensor = Any
 """A tensor of the active Keras backend."""
@@ -206,36 +203,6 @@ def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
         return ops.zeros_like(g), g
 
     return exact, grad
-
-
-@ops.custom_gradient
-def _round_clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        g = _upstream(args, upstream)
-        inside = ops.logical_and(x > low, x < high)
-        return ops.where(inside, g, ops.zeros_like(g)), ops.zeros_like(low), ops.zeros_like(high)
-
-    return ops.clip(ops.round(x), low, high), grad
-
-
-def round_clip(
-    x: Tensor, low: Tensor | float, high: Tensor | float, factor: Tensor | float = 1.0
-) -> Tensor:
-    """Scale, round half to even and saturate; the gradient passes inside the bounds.
-
-    Args:
-        x: Values.
-        low: Smallest result, scalar.
-        high: Largest result, scalar.
-        factor: What the values are multiplied by, a positive scalar without a gradient.
-
-    Returns:
-        Whole numbers between `low` and `high`.
-    """
-    x, low, high, factor = (ops.convert_to_tensor(v, "float32") for v in (x, low, high, factor))
-    if TORCH:
-        return torch_kernels.RoundClip.apply(x, factor, low, high)
-    return _round_clip(x * factor, low, high)
 
 
 @ops.custom_gradient

@@ -9,7 +9,7 @@ from keras import ops
 
 from intact.errors import NotCalibratedError
 from intact.fixed_point import multiplier, multiply
-from intact.kernels import inverse
+from intact.kernels import inverse, round_clip
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -19,7 +19,6 @@ from intact.numerics import (
     divide,
     integer_range,
     power_of_two,
-    round_clip,
     straight_through,
     to_numpy,
     unquantized,

@@ -66,3 +66,7 @@ class Moments(torch.autograd.Function):
         count = x.numel() // x.shape[-1]
         slope = of_variance * (2.0 / count)
         return (x * slope).add_(of_mean / count - slope * mean)
+
+
+round_clip = RoundClip.apply
+moments = Moments.apply

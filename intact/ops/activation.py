@@ -8,6 +8,7 @@ from keras import layers, ops
 
 from intact.errors import ExportError
 from intact.fixed_point import multiplier, multiply
+from intact.kernels import round_clip
 from intact.legacy import hard_sigmoid_keras_2
 from intact.numerics import (
     QTensor,
@@ -17,7 +18,6 @@ from intact.numerics import (
     host,
     power_of_two,
     quantize_weight,
-    round_clip,
     straight_through,
     to_numpy,
 )

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.fixed_point import multiplier, multiply
+from intact.kernels import round_clip
 from intact.numerics import (
     QTensor,
     Tensor,
@@ -14,7 +15,6 @@ from intact.numerics import (
     binary_exponent,
     is_symbolic,
     power_of_two,
-    round_clip,
     straight_through,
     to_numpy,
 )

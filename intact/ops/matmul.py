@@ -9,13 +9,13 @@ import numpy as np
 from keras import layers, ops
 
 from intact.fixed_point import multiplier, multiply
+from intact.kernels import round_clip
 from intact.numerics import (
     QTensor,
     Tensor,
     divide,
     is_symbolic,
     is_trainable,
-    round_clip,
     straight_through,
     to_numpy,
 )

@@ -8,7 +8,8 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph import made_by
-from intact.numerics import QTensor, Tensor, is_symbolic, round_clip, to_numpy, unfused
+from intact.kernels import round_clip
+from intact.numerics import QTensor, Tensor, is_symbolic, to_numpy, unfused
 from intact.ops.base import (
     ALL_SAME,
     INTEGERS,

@@ -11,7 +11,8 @@ import numpy as np
 from keras import ops
 
 from intact.fixed_point import mantissa
-from intact.numerics import QTensor, Tensor, round_clip, straight_through
+from intact.kernels import round_clip
+from intact.numerics import QTensor, Tensor, straight_through
 from intact.quantizers import RealArithmetic
 
 # Entries that are not the nearest integers, but the ones above.
