@@ -7,10 +7,11 @@ from typing import Any
 import keras
 
 from intact.canonicalize import canonicalize
-from intact.errors import IntactError, UnusedRuleWarning
+from intact.errors import IntactError, ScheduleWarning, UnusedRuleWarning
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
+from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
 from intact.training import Quantized, build
@@ -19,7 +20,10 @@ IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
 
 def quantize_model(
-    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+    model: keras.Model,
+    scheme: str | Scheme = "int8",
+    allow_float: bool = False,
+    schedule: Schedule | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -32,6 +36,8 @@ def quantize_model(
         scheme: The name of a preset, or a `Scheme`.
         allow_float: Keep in float what has no integer form, in training and in the file,
             rather than refuse it. `explain` says beforehand what that is.
+        schedule: From which training step on it computes on integers, and ranges and batch
+            norms freeze. Needed, with whatever steps, to change these later.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -63,7 +69,7 @@ def quantize_model(
             UnusedRuleWarning,
             stacklevel=2,
         )
-    return build(canonical, plan)
+    return build(canonical, plan, schedule)
 
 
 def plan_model(
@@ -123,6 +129,9 @@ def export(
     Returns:
         The bytes of the file.
 
+    Warns:
+        ScheduleWarning: The model's `quant_delay` is not over.
+
     Raises:
         NotCalibratedError: The quantized model has seen no data.
         NotIntegerError: `integer_only`, and ops stay in float.
@@ -140,6 +149,16 @@ def export(
     if not is_quantized(model):
         canonical = canonicalize(model)
         model = build(canonical, make_plan(canonical, get_scheme("float32")))
+    left = delay_left(model)
+    if left > 0:
+        steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"
+        warnings.warn(
+            f"Model {model.name!r} trains in float still, {steps}. The file is quantized "
+            "nonetheless, with the ranges seen so far and weights that have not felt it; "
+            "`q.predict` says how good it is, for predictions are quantized, too.",
+            ScheduleWarning,
+            stacklevel=2,
+        )
     content = lower(model, input_dtype, output_dtype, integer_only)
     if path is not None:
         write_whole(content, path)

@@ -27,6 +27,7 @@ from intact.numerics import (
     unquantized,
 )
 from intact.observers import MovingAverage, Observer, Range
+from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Grid, Quantizer, Seen, Setting
 
@@ -219,6 +220,7 @@ class FakeQuantize(keras.layers.Layer):
         spec: How the tensors are quantized.
         slots: How many tensors share the range.
         fixed: `(scale, zero_point)` of a range that is fixed, or None.
+        schedule: When it begins to quantize, and stops to observe, in training.
 
     Example:
 
@@ -233,6 +235,7 @@ class FakeQuantize(keras.layers.Layer):
         spec: TensorSpec | None = None,
         slots: int = 1,
         fixed: tuple[float, float] | None = None,
+        schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -241,7 +244,7 @@ class FakeQuantize(keras.layers.Layer):
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.observer: Observer | None = None
-        low, high = stored_range(self.spec.bits)
+        low, high = stored_range(self.spec.bits, self.spec.symmetric)
         self.low, self.high = float(low), float(high)
         self.rule: Quantizer = self.spec.rule
         self.learns = bool(self.rule.trained) and fixed is None
@@ -263,6 +266,8 @@ class FakeQuantize(keras.layers.Layer):
                 name: self.add_weight(name=f"learned_{name}", shape=(), initializer="zeros")
                 for name in self.rule.trained
             }
+        self.schedule = schedule
+        self.clock = make_clock(schedule)
         if self.spec.stochastic:
             self.seeds = keras.random.SeedGenerator()
         self.built = True
@@ -272,11 +277,12 @@ class FakeQuantize(keras.layers.Layer):
         """Whether every slot has a range."""
         return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
 
-    def grid(self, count: Any = 1) -> Grid:
+    def grid(self, count: Any = 1, step: Any = None) -> Grid:
         """Scale, zero point and bounds, as they are now.
 
         Args:
             count: How many values a sample has, for the scale of gradients.
+            step: The training step, if there is a schedule.
         """
         if not self.learns:
             zero_point = self._value("zero_point")
@@ -286,7 +292,11 @@ class FakeQuantize(keras.layers.Layer):
         seen = Seen(*(self._value(name) for name in ("minimum", "maximum", "size")))
         seen = Seen(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
         at = Setting(
-            spec.bits, symmetric=spec.symmetric, power_of_two=spec.power_of_two, count=count
+            spec.bits,
+            symmetric=spec.symmetric,
+            power_of_two=spec.power_of_two,
+            step=step,
+            count=count,
         )
         learned = {name: variable * 1.0 for name, variable in self.learned.items()}
         return self.rule.grid(seen, learned, at)
@@ -356,15 +366,20 @@ class FakeQuantize(keras.layers.Layer):
         if arithmetic == RealArithmetic.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
+        # Clocks are read once, before ranges and counters move.
+        now = on = None
+        if self.clock is not None:
+            now = self.clock.tick(again=slot > 0) if training else self.clock.now()
+            on = self.clock.reached("quant_delay", now) if training else None
         if self.fixed is None and (self.observer is not None or (training and self.trainable)):
             real = _bounded(rule.real(pending), lower, upper)
-            self._observe(slot, ops.stop_gradient(real))
+            self._observe(slot, ops.stop_gradient(real), now)
             if self.observer is not None:
                 # Calibration looks at what float activations would be.
                 return unquantized(real)
         if final and training:
             return unquantized(_bounded(rule.real(pending), lower, upper))
-        grid = self.grid(self._count(rule, pending))
+        grid = self.grid(self._count(rule, pending), now)
         scale, params = grid.scale, QTensor(None, grid.scale, grid.zero_point)
         low, high = self.bounds(grid, lower, upper)
         if self.spec.stochastic and training:
@@ -378,6 +393,11 @@ class FakeQuantize(keras.layers.Layer):
         if training and self.learns and (self.rule.trains_bounds or upper is not None):
             values = _moving_bounds(values, rule.real(pending) * inverse(scale), low, high)
         quantized = params._replace(values=values)
+        if on is not None:
+            # In units so small that biases are as in float, and fit in 32 bits nonetheless.
+            unit = ops.stop_gradient(scale) * ((self.high - self.low) * 2.0**-16)
+            real = unquantized(_bounded(rule.real(pending), lower, upper), unit)
+            return QTensor(*(ops.where(on, a, b) for a, b in zip(quantized, real, strict=True)))
         if self.fixed is not None or training:
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
@@ -415,19 +435,27 @@ class FakeQuantize(keras.layers.Layer):
         # A copy: torch and TensorFlow would give the variable, which later calls change.
         return getattr(self, name) * 1.0
 
-    def _observe(self, slot: int, real: Tensor) -> None:
+    def _observe(self, slot: int, real: Tensor, now: Tensor | None) -> None:
         observer = self.observer or MovingAverage(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         new = observer.update(state, ops.min(real), ops.max(real))
         if self.learns:
             size = self.size[slot] + (ops.mean(ops.abs(real)) - self.size[slot]) / new.count
             if self.observer is None:
-                # The optimizer moves what the first data gave.
+                # The optimizer moves what the first data gave, or those before it began.
                 first = state.count == 0
+                if self.clock is not None:
+                    begun = self.clock.reached("quant_delay", now)
+                    first = ops.logical_or(first, ops.logical_not(begun))
                 new = Range(*(ops.where(first, n, o) for n, o in zip(new, state, strict=True)))
                 size = ops.where(first, size, self.size[slot])
             here = np.arange(self.slots) == slot
             self.size.assign(ops.where(here, size, self._value("size")))
+        if self.clock is not None and self.observer is None:
+            # A range that has seen nothing has nothing to keep.
+            frozen = self.clock.reached("freeze_ranges", now)
+            frozen = ops.logical_and(frozen, state.count > 0)
+            new = Range(*(ops.where(frozen, o, n) for n, o in zip(new, state, strict=True)))
         if self.slots == 1:
             self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
         else:
@@ -461,12 +489,15 @@ class FakeQuantize(keras.layers.Layer):
             spec=self.spec.get_config(),
             slots=self.slots,
             fixed=self.fixed,
+            schedule=schedule_config(self.schedule),
         )
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FakeQuantize":
-        return cls(TensorSpec.from_config(config.pop("spec")), **config)
+        spec = TensorSpec.from_config(config.pop("spec"))
+        schedule = schedule_from_config(config.pop("schedule", None))
+        return cls(spec, schedule=schedule, **config)
 
 
 def _moving_bounds(values: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> Tensor:
