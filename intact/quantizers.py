@@ -9,7 +9,7 @@ from keras import ops
 
 from intact.errors import NotCalibratedError
 from intact.fixed_point import multiplier, multiply
-from intact.kernels import inverse
+from intact.kernels import inverse, round_clip
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -19,7 +19,6 @@ from intact.numerics import (
     divide,
     integer_range,
     power_of_two,
-    round_clip,
     round_through,
     stored_range,
     straight_through,
@@ -56,9 +55,7 @@ class Arithmetic:
         raise NotImplementedError
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         """The results as whole numbers `q - zero_point`, saturated.
 
         Args:
@@ -66,7 +63,6 @@ class Arithmetic:
             params: The output's `scale` and `zero_point` (`values` is unused).
             low: Smallest value, scalar.
             high: Largest value, scalar.
-            training: Whether the model trains; a rare difference in rounding is allowed.
 
         Returns:
             Whole numbers, with straight-through gradients.
@@ -96,10 +92,8 @@ class RealArithmetic(Arithmetic):
         return pending
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
-        return round_clip(pending * inverse(params.scale), low, high)
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return round_clip(pending, low, high, inverse(params.scale))
 
 
 class AccumulatorArithmetic(Arithmetic):
@@ -117,9 +111,7 @@ class AccumulatorArithmetic(Arithmetic):
         return (acc.values + acc.bias) * (acc.input_scale * acc.weight_scale)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         acc = Accumulator(*pending)
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         return round_clip((acc.values + acc.bias) * factor, low, high)
@@ -147,15 +139,10 @@ class FixedPointArithmetic(AccumulatorArithmetic):
         return False
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         acc = Accumulator(*pending)
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         smooth = (acc.values + acc.bias) * factor
-        if training:
-            # In one rounding: the same but for about one value in 300.
-            return round_clip(smooth, low, high)
         # The file has the signs of the scales in the weights.
         sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
         by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
@@ -198,9 +185,7 @@ class ConvertArithmetic(RealArithmetic):
         return x.values * x.scale
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         return round_clip(cls.real(pending) * inverse(params.scale), low, high)
 
 
@@ -371,33 +356,33 @@ class FakeQuantize(keras.layers.Layer):
         if self.clock is not None:
             now = self.clock.tick(again=slot > 0) if training else self.clock.now()
             on = self.clock.reached("quant_delay", now) if training else None
+        real = rule.real(pending) if training or self.observer is not None else None
         if self.fixed is None and (self.observer is not None or (training and self.trainable)):
-            real = _bounded(rule.real(pending), lower, upper)
-            self._observe(slot, ops.stop_gradient(real), now)
+            self._observe(slot, ops.stop_gradient(real), lower, upper, now)
             if self.observer is not None:
                 # Calibration looks at what float activations would be.
-                return unquantized(real)
+                return unquantized(_bounded(real, lower, upper))
         if final and training:
-            return unquantized(_bounded(rule.real(pending), lower, upper))
+            return unquantized(_bounded(real, lower, upper))
         grid = self.grid(self._count(rule, pending), now)
-        scale, params = grid.scale, QTensor(None, grid.scale, grid.zero_point)
+        params = QTensor(None, grid.scale, grid.zero_point)
         low, high = self.bounds(grid, lower, upper)
-        if self.spec.stochastic and training:
-            real = rule.real(pending) * inverse(scale)
-            noise = keras.random.uniform(ops.shape(real), -0.5, 0.5, seed=self.seeds)
-            values = round_clip(straight_through(real + noise, real), low, high)
+        if training and (self.learns or self.spec.stochastic):
+            moves = self.learns and (self.rule.trains_bounds or upper is not None)
+            values = self._trained(real * inverse(grid.scale), low, high, moves)
+        elif training:
+            # Rounded once; few values differ from those of the kernels, by 1.
+            values = RealArithmetic.quantize(real, params, low, high)
         elif self.spec.bits > 8:
             values = rule.quantize_wide(pending, params, low, high)
         else:
-            values = rule.quantize(pending, params, low, high, bool(training))
-        if training and self.learns and (self.rule.trains_bounds or upper is not None):
-            values = _moving_bounds(values, rule.real(pending) * inverse(scale), low, high)
+            values = rule.quantize(pending, params, low, high)
         quantized = params._replace(values=values)
         if on is not None:
             # In units so small that biases are as in float, and fit in 32 bits nonetheless.
-            unit = ops.stop_gradient(scale) * ((self.high - self.low) * 2.0**-16)
-            real = unquantized(_bounded(rule.real(pending), lower, upper), unit)
-            return QTensor(*(ops.where(on, a, b) for a, b in zip(quantized, real, strict=True)))
+            unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)
+            plain = unquantized(_bounded(real, lower, upper), unit)
+            return QTensor(*(ops.where(on, a, b) for a, b in zip(quantized, plain, strict=True)))
         if self.fixed is not None or training:
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
@@ -435,12 +420,30 @@ class FakeQuantize(keras.layers.Layer):
         # A copy: torch and TensorFlow would give the variable, which later calls change.
         return getattr(self, name) * 1.0
 
-    def _observe(self, slot: int, real: Tensor, now: Tensor | None) -> None:
+    def _trained(self, steps: Tensor, low: Tensor, high: Tensor, moves: bool) -> Tensor:
+        """Whole numbers with gradients for scale and, if it moves them, bounds."""
+        noisy = steps
+        if self.spec.stochastic:
+            noise = keras.random.uniform(ops.shape(steps), -0.5, 0.5, seed=self.seeds)
+            noisy = straight_through(steps + noise, steps)
+        values = round_clip(noisy, low, high)
+        return _moving_bounds(values, steps, low, high) if moves else values
+
+    def _observe(
+        self,
+        slot: int,
+        real: Tensor,
+        lower: float | None,
+        upper: float | None,
+        now: Tensor | None,
+    ) -> None:
         observer = self.observer or MovingAverage(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
-        new = observer.update(state, ops.min(real), ops.max(real))
+        minimum, maximum = (_bounded(end, lower, upper) for end in (ops.min(real), ops.max(real)))
+        new = observer.update(state, minimum, maximum)
         if self.learns:
-            size = self.size[slot] + (ops.mean(ops.abs(real)) - self.size[slot]) / new.count
+            mean = ops.mean(ops.abs(_bounded(real, lower, upper)))
+            size = self.size[slot] + (mean - self.size[slot]) / new.count
             if self.observer is None:
                 # The optimizer moves what the first data gave, or those before it began.
                 first = state.count == 0

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
+from intact.kernels import round_clip
 from intact.numerics import (
     MIN_SCALE,
     Tensor,
@@ -27,7 +28,6 @@ from intact.numerics import (
     moved,
     power_of_two_above,
     quantize_weight,
-    round_clip,
     round_through,
     scale_gradient,
     stored_range,
