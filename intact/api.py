@@ -7,11 +7,12 @@ from typing import Any
 import keras
 
 from intact.canonicalize import canonicalize
-from intact.errors import IntactError, MaskedOutputWarning, UnusedRuleWarning
+from intact.errors import IntactError, MaskedOutputWarning, ScheduleWarning, UnusedRuleWarning
 from intact.graph import is_graph, mask_of
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
+from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
 from intact.training import Quantized, build
@@ -20,7 +21,10 @@ IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
 
 def quantize_model(
-    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+    model: keras.Model,
+    scheme: str | Scheme = "int8",
+    allow_float: bool = False,
+    schedule: Schedule | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -33,6 +37,8 @@ def quantize_model(
         scheme: The name of a preset, or a `Scheme`.
         allow_float: Keep in float what has no integer form, in training and in the file,
             rather than refuse it. `explain` says beforehand what that is.
+        schedule: From which training step on it computes on integers, and ranges and batch
+            norms freeze. Needed, with whatever steps, to change these later.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -71,7 +77,7 @@ def quantize_model(
             MaskedOutputWarning,
             stacklevel=2,
         )
-    return build(canonical, plan)
+    return build(canonical, plan, schedule)
 
 
 def plan_model(
@@ -131,6 +137,9 @@ def export(
     Returns:
         The bytes of the file.
 
+    Warns:
+        ScheduleWarning: The model's `quant_delay` is not over.
+
     Raises:
         NotCalibratedError: The quantized model has seen no data.
         NotIntegerError: `integer_only`, and ops stay in float.
@@ -148,6 +157,16 @@ def export(
     if not is_quantized(model):
         canonical = canonicalize(model)
         model = build(canonical, make_plan(canonical, get_scheme("float32")))
+    left = delay_left(model)
+    if left > 0:
+        steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"
+        warnings.warn(
+            f"Model {model.name!r} trains in float still, {steps}. The file is quantized "
+            "nonetheless, with the ranges seen so far and weights that have not felt it; "
+            "`q.predict` says how good it is, for predictions are quantized, too.",
+            ScheduleWarning,
+            stacklevel=2,
+        )
     content = lower(model, input_dtype, output_dtype, integer_only)
     if path is not None:
         write_whole(content, path)

@@ -35,3 +35,7 @@ class UnusedRuleWarning(UserWarning):
 
 class MaskedOutputWarning(UserWarning):
     """An output of the float model has a mask, which that of the quantized one has not."""
+
+
+class ScheduleWarning(UserWarning):
+    """A model is exported before its schedule has let quantization begin."""
