@@ -487,7 +487,7 @@ class HardSilu(Requantizing):
         limits = np.iinfo(y.dtype)
         low, high = limits.min - zero_point, limits.max - zero_point
         params = QTensor(zero_point, scale, zero_point)
-        values = HardSwishArithmetic.quantize(all_values(x), params, low, high, False)
+        values = HardSwishArithmetic.quantize(all_values(x), params, low, high)
         table = (to_numpy(values) + y.zero_point).astype(y.dtype)
         # The kernel overflows where the input's scale is in the hundreds, or beyond the output's.
         look_up(x, y, table, builder, "HARD_SWISH")
