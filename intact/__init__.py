@@ -4,21 +4,25 @@ from intact import (
     backend,  # first: it chooses, and Keras reads the choice
     schemes,
 )
-from intact.api import export, freeze_ranges, plan_model, quantize_model
+from intact.api import export, freeze_ranges, plan_model, quantize_model, write_c_array
 from intact.calibration import calibrate
+from intact.check import check
 from intact.errors import (
     ExportError,
     IntactError,
     InvalidDataError,
     InvalidModelError,
+    MissingToolError,
     NotCalibratedError,
     NotIntegerError,
+    TargetError,
     UnsupportedLayerError,
     UnusedRuleWarning,
 )
 from intact.explain import Explained, Explanation, explain
 from intact.legacy import load_keras
 from intact.litert.inspection import Inspection, inspect
+from intact.litert.placement import PlacedOp, Placement
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op

@@ -32,6 +32,7 @@ RANKS = {
     "lowering": 8,
     "report": 9,
     "api": 10,
+    "check": 11,
     "legacy": 3,
     "demo": 11,
     "cli": 12,

@@ -390,7 +390,8 @@ class Table(Op):
             table = quantize(real, y.scale, y.zero_point)
         name, _, config = node.layer.steps[0]
         alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS
-        if alone and _has_table(KERNELS[name], _options(config), x, y, table):
+        kernel = alone and builder.has(KERNELS[name])
+        if kernel and _has_table(KERNELS[name], _options(config), x, y, table):
             builder.add(KERNELS[name], [x], [y], _options(config))
             return
         # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
