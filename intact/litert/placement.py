@@ -244,27 +244,40 @@ def keep_to(file: bytes, target: str) -> bytes:
         except IntactError as error:
             raise ExportError(f"{found.title} takes fixed sizes alone. {error}") from error
     ops = read(file).graphs[0].ops
-    left = [f"{op.outputs[0].name} ({op.name}, {_kind(op)})" for op in ops if not _runs(op, target)]
+    left = [
+        f"{op.outputs[0].name} ({op.name}, {working_type(op)})"
+        for op in ops
+        if not _runs(op, target)
+    ]
     if left:
         raise TargetError(
             f"{found.title} has no kernel for these ops:\n  " + "\n  ".join(left) + "\nReplace the "
             "layers that they are named after, or quantize them in another way. `intact.check` "
             "shows all ops."
         )
-    if not any(runs(op.name, _kind(op), target, host=False) for op in ops):
+    if not any(runs(op.name, working_type(op), target, host=False) for op in ops):
         raise TargetError(
             f"{found.title} would take none of the {len(ops)} ops of this file, of which the first "
-            f"is {ops[0].name} of {_kind(ops[0])}. Quantize the model with the scheme 'int8'."
+            f"is {ops[0].name} of {working_type(ops[0])}. Quantize the model with the scheme 'int8'."
         )
     return file
 
 
 def _runs(op: FileOp, target: str) -> bool:
-    return runs(op.name, _kind(op), target)
+    return runs(op.name, working_type(op), target)
 
 
-def _kind(op: FileOp) -> str:
-    """The type that an op computes with: that of its first input that is no constant."""
-    moving = (t for t in op.inputs if t is not None and t.data is None)
-    first = next(moving, op.outputs[0])
-    return first.dtype
+def working_type(op: FileOp) -> str:
+    """What an op works on, as `intact.litert.targets.RUNS_ON` names it.
+
+    Args:
+        op: The op.
+    """
+    inputs = [t for t in op.inputs if t is not None]
+    first = next((t for t in inputs if t.data is None), inputs[0] if inputs else op.outputs[0])
+    weights = [t.dtype for t in inputs if t.data is not None and t is not first and t.quantized]
+    if "int4" in weights:
+        return "int4"
+    if first.dtype == "float32" and weights:
+        return "hybrid"
+    return f"{first.dtype}_per_channel" if len(first.scales) > 1 else first.dtype

@@ -19,19 +19,21 @@ class Target:
         fixed_sizes: Whether it takes files of fixed sizes alone.
         host: The target that runs what this one does not take: "litert" runs everything, and
             none nothing.
+        never: What its compiler takes no file with.
     """
 
     title: str
     fixed_sizes: bool
     host: str
+    never: tuple[str, ...] = ()
 
 
 TARGETS: dict[str, Target] = {
     "xnnpack": Target("XNNPACK", fixed_sizes=False, host="litert"),
     "tflite-micro": Target("TFLite Micro", fixed_sizes=True, host=""),
-    "ethos-u55": Target("Ethos-U55", fixed_sizes=True, host="tflite-micro"),
-    "ethos-u65": Target("Ethos-U65", fixed_sizes=True, host="tflite-micro"),
-    "ethos-u85": Target("Ethos-U85", fixed_sizes=True, host="tflite-micro"),
+    "ethos-u55": Target("Ethos-U55", True, host="tflite-micro", never=("int4",)),
+    "ethos-u65": Target("Ethos-U65", True, host="tflite-micro", never=("int4",)),
+    "ethos-u85": Target("Ethos-U85", True, host="tflite-micro", never=("int4",)),
     "edgetpu": Target("Edge TPU", fixed_sizes=True, host="litert"),
 }
 """The targets; LiteRT itself runs every op that intact writes."""
@@ -51,60 +53,87 @@ def _on(**letters: str) -> dict[str, frozenset[str]]:
 
 
 RUNS_ON: dict[str, dict[str, frozenset[str]]] = {
-    "ABS": _on(int8="M568", int16="M568"),
-    "ADD": _on(int8="XM568", int16="M568", int32="M568"),
-    "ARG_MAX": _on(int8="M568"),
-    "AVERAGE_POOL_2D": _on(int8="M568", int16="M568"),
-    "BATCH_MATMUL": _on(int8="XM568", int16="M8"),
+    "ABS": _on(int8="M568", int16="M568", float32="XM"),
+    "ADD": _on(int8="XM568", int16="M568", uint8="X568", int32="M568", float32="XM"),
+    "ARG_MAX": _on(int8="M568", uint8="568", float32="M"),
+    "AVERAGE_POOL_2D": _on(int8="M568", int16="M568", uint8="568", float32="XM"),
+    "BATCH_MATMUL": _on(int8="XM568", int16="M8", float32="XM"),
     "BROADCAST_TO": _on(int8="M", int16="M"),
-    "CAST": _on(int8="M8", int32="M8"),
-    "CONCATENATION": _on(int8="XM568", int16="M568"),
-    "CONV_2D": _on(int8="XM568", int16="M568"),
-    "DEPTHWISE_CONV_2D": _on(int8="XM568", int16="M568"),
-    "ELU": _on(int8="XM568"),
-    "EXP": _on(int8="568"),
+    "CAST": _on(int8="M8", int32="M", bool="M", float32="M"),
+    "CEIL": _on(float32="XM"),
+    "CONCATENATION": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "CONV_2D": _on(int8="XM568", int16="M568", uint8="X568", int4="M", float32="XM", hybrid="X"),
+    "COS": _on(float32="XM"),
+    "CUMSUM": _on(float32="M"),
+    "DEPTHWISE_CONV_2D": _on(int8="XM568", int16="M568", uint8="568", int4="M", float32="XM"),
+    "DEQUANTIZE": _on(int8="XM", int16="M", uint8="XM", float16="X", int8_per_channel="X"),
+    "DIV": _on(float32="XM"),
+    "ELU": _on(int8="XM568", float32="XM"),
+    "EQUAL": _on(int32="M8", float32="M"),
+    "EXP": _on(int8="568", float32="XM"),
     "EXPAND_DIMS": _on(int8="M568", int16="M568"),
-    "FULLY_CONNECTED": _on(int8="XM568", int16="M568"),
-    "GATHER": _on(int8="M8", int16="8", int32="M8"),
-    "GELU": _on(int8="568"),
-    "GREATER_EQUAL": _on(int8="M8", int32="M8"),
-    "HARD_SWISH": _on(int8="M568"),
-    "LEAKY_RELU": _on(int8="XM568", int16="M568"),
-    "LESS": _on(int8="M8", int32="M8"),
-    "LOG": _on(int8="568"),
-    "LOGISTIC": _on(int8="XM568", int16="M568"),
-    "LOG_SOFTMAX": _on(int8="M"),
-    "MAXIMUM": _on(int8="M568", int16="M568"),
-    "MAX_POOL_2D": _on(int8="XM568", int16="M568"),
-    "MEAN": _on(int8="XM568", int16="M568"),
-    "MINIMUM": _on(int8="M568", int16="M568"),
+    "FLOOR": _on(float32="XM"),
+    "FULLY_CONNECTED": _on(
+        int8="XM568", int16="M568", uint8="X568", int4="X", float32="XM", hybrid="X"
+    ),
+    "GATHER": _on(int8="M8", int16="8", uint8="8", int32="M8", float32="M"),
+    "GELU": _on(int8="568", float32="X"),
+    "GREATER": _on(int32="M8", float32="M"),
+    "GREATER_EQUAL": _on(int8="M8", int32="M8", float32="M"),
+    "HARD_SWISH": _on(int8="M568", uint8="568", float32="XM"),
+    "LEAKY_RELU": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "LESS": _on(int8="M8", int32="M8", float32="M"),
+    "LESS_EQUAL": _on(int32="M8", float32="M"),
+    "LOG": _on(int8="568", float32="XM"),
+    "LOGICAL_AND": _on(bool="M8"),
+    "LOGICAL_NOT": _on(bool="M8"),
+    "LOGICAL_OR": _on(bool="M8"),
+    "LOGISTIC": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "LOG_SOFTMAX": _on(int8="M", float32="M"),
+    "MAXIMUM": _on(int8="M568", int16="M568", uint8="568", float32="XM"),
+    "MAX_POOL_2D": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "MEAN": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "MINIMUM": _on(int8="M568", int16="M568", uint8="568", float32="XM"),
     "MIRROR_PAD": _on(int8="M568", int16="568"),
-    "MUL": _on(int8="XM568", int16="M568"),
-    "PAD": _on(int8="XM568", int16="M568"),
+    "MUL": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "NEG": _on(float32="XM"),
+    "NOT_EQUAL": _on(int32="M8", float32="M"),
+    "PAD": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
     "PRELU": _on(int8="M568", int16="568"),
-    "QUANTIZE": _on(int8="XM568", int16="M568", float32="XM"),
-    "REDUCE_MAX": _on(int8="XM568", int16="568"),
-    "REDUCE_MIN": _on(int8="XM568", int16="568"),
-    "RELU": _on(int8="M568", int16="M568"),
-    "RESHAPE": _on(int8="XM568", int16="M568", int32="M568"),
-    "RESIZE_BILINEAR": _on(int8="XM568", int16="568"),
-    "RESIZE_NEAREST_NEIGHBOR": _on(int8="M568", int16="M568"),
+    "QUANTIZE": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "REDUCE_MAX": _on(int8="XM568", int16="568", uint8="X568", float32="XM"),
+    "REDUCE_MIN": _on(int8="XM568", int16="568", uint8="X568", float32="XM"),
+    "RELU": _on(int8="M568", int16="M568", float32="XM"),
+    "RELU6": _on(int8="M568", int16="M568", float32="XM"),
+    "RESHAPE": _on(int8="XM568", int16="M568", uint8="XM568", int32="M568", float32="XM"),
+    "RESIZE_BILINEAR": _on(int8="XM568", int16="568", uint8="X568", float32="XM"),
+    "RESIZE_NEAREST_NEIGHBOR": _on(int8="M568", int16="M568", uint8="568", float32="M"),
     "REVERSE_V2": _on(int8="M8", int16="M8"),
+    "ROUND": _on(float32="XM"),
+    "RSQRT": _on(float32="XM"),
     "SELECT_V2": _on(int8="M8", int16="M8", bool="M8"),
+    "SIN": _on(float32="XM"),
     "SLICE": _on(int8="XM568", int16="M568"),
-    "SOFTMAX": _on(int8="M568", int16="M568"),
+    "SOFTMAX": _on(int8="M568", int16="M568", uint8="568", float32="XM"),
     "SPLIT": _on(int8="XM568", int16="M568"),
+    "SQRT": _on(float32="XM"),
+    "SQUARE": _on(float32="XM"),
     "SQUEEZE": _on(int8="M568", int16="M568"),
-    "STRIDED_SLICE": _on(int8="XM568", int16="M568"),
-    "SUB": _on(int8="XM568", int16="M568"),
-    "SUM": _on(int8="XM568", int16="M568"),
-    "TANH": _on(int8="XM568", int16="M568"),
+    "STRIDED_SLICE": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "SUB": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "SUM": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "TANH": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
     "TILE": _on(int8="568", int16="568"),
-    "TRANSPOSE": _on(int8="XM568", int16="M568"),
-    "TRANSPOSE_CONV": _on(int8="XM568", int16="M568"),
+    "TRANSPOSE": _on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
+    "TRANSPOSE_CONV": _on(int8="XM568", int16="M568", uint8="X568", float32="XM", hybrid="X"),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": _on(int8="M568", int16="M568"),
 }
-"""Per op of LiteRT and type of its data, the targets that take it; some with limits on shapes."""
+"""Per op of LiteRT and what it works on, the targets that take it; some with limits on shapes.
+
+That is the type of its data, but "int4" for weights of 4 bits, "hybrid" for float data and integer
+weights, and "int8_per_channel" for constants with many scales (which TFLite Micro takes, and gets
+wrong).
+"""
 
 
 def get_target(name: str) -> str:
@@ -138,7 +167,7 @@ def runs(kernel: str, dtype: str, target: str, host: bool = True) -> bool:
 
     Args:
         kernel: The op's name in the schema.
-        dtype: The type of its data.
+        dtype: What it works on, as in `RUNS_ON`.
         target: The target, as for `get_target`.
         host: Whether the processor beside it counts, too.
 
@@ -151,6 +180,8 @@ def runs(kernel: str, dtype: str, target: str, host: bool = True) -> bool:
     (True, False)
     """
     base = get_target(target)
+    if dtype in TARGETS[base].never:
+        return False
     if base == "edgetpu":
         taken = kernel in edge_tpu.OPS and dtype in edge_tpu.TYPES
     else:

@@ -32,6 +32,7 @@ FIGURES = {
 }
 """Of the columns of its summary, the name here and the unit there."""
 
+_NOISE = re.compile(r"^Warning: No |has a dynamic signature")
 _REASON = re.compile(
     r"^Warning \(supported operators\) operator: \S+, ofm: '(.*)'\n"
     r"(?:Reason: )?(.*(?:\n(?!\n|Warning).+)*)",
@@ -105,8 +106,12 @@ def compile_file(file: bytes, accelerator: str) -> Compiled:
         made = Path(folder) / "model_vela.tflite"
         summaries = list(Path(folder).glob("*_summary_*.csv"))
         if done.returncode or not made.exists() or not summaries:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            raise IntactError(f"Vela cannot compile this file: {' '.join(said[-3:])}")
+            lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+            said = [line for line in lines if line.strip() and not _NOISE.search(line)]
+            raise IntactError(
+                f"Vela cannot compile this file (it ends with code {done.returncode}): "
+                + " ".join(said[-3:])
+            )
         with summaries[0].open(newline="") as opened:
             summary = next(csv.DictReader(opened))
         remaining = read(made).graphs[0].ops
