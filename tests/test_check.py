@@ -115,7 +115,7 @@ def test_float_files_have_targets_too(rng):
 
 
 def test_bad_input():
-    with pytest.raises(IntactError, match="no file 'missing.tflite'"):
+    with pytest.raises(IntactError, match=r"no file 'missing\.tflite'"):
         intact.check("missing.tflite", "xnnpack")
     with pytest.raises(IntactError, match="not a LiteRT file"):
         intact.check(b"nonsense" * 9, "edgetpu")

@@ -244,10 +244,11 @@ def keep_to(file: bytes, target: str) -> bytes:
         except IntactError as error:
             raise ExportError(f"{found.title} takes fixed sizes alone. {error}") from error
     ops = read(file).graphs[0].ops
+    kinds = [(op.name, working_type(op)) for op in ops]
     left = [
-        f"{op.outputs[0].name} ({op.name}, {working_type(op)})"
-        for op in ops
-        if not _runs(op, target)
+        f"{op.outputs[0].name} ({', '.join(kind)})"
+        for op, kind in zip(ops, kinds, strict=True)
+        if not runs(*kind, target)
     ]
     if left:
         raise TargetError(
@@ -255,16 +256,13 @@ def keep_to(file: bytes, target: str) -> bytes:
             "layers that they are named after, or quantize them in another way. `intact.check` "
             "shows all ops."
         )
-    if not any(runs(op.name, working_type(op), target, host=False) for op in ops):
+    if not any(runs(*kind, target, host=False) for kind in kinds):
         raise TargetError(
-            f"{found.title} would take none of the {len(ops)} ops of this file, of which the first "
-            f"is {ops[0].name} of {working_type(ops[0])}. Quantize the model with the scheme 'int8'."
+            f"{found.title} would take none of the {len(ops)} ops of this file"
+            + (f", such as {' of '.join(kinds[0])}" if kinds else "")
+            + ". Quantize the model with the scheme 'int8'."
         )
     return file
-
-
-def _runs(op: FileOp, target: str) -> bool:
-    return runs(op.name, working_type(op), target)
 
 
 def working_type(op: FileOp) -> str:

@@ -119,10 +119,8 @@ def test_edge_tpu_limits_axes():
 def test_edge_tpu_makes_one_part():
     builder = Builder("a test")
     tensors = [builder.tensor(SHAPE, "int8", f"t{i}", scale=np.float32(0.1)) for i in range(5)]
-    for op, (a, b) in zip(
-        ("HARD_SWISH", "RELU", "GELU", "RELU"), zip(tensors, tensors[1:], strict=False), strict=True
-    ):
-        builder.add(op, [a], [b])
+    for i, op in enumerate(("HARD_SWISH", "RELU", "GELU", "RELU")):
+        builder.add(op, [tensors[i]], [tensors[i + 1]])
     reasons = refused(builder.finish([("x", tensors[0])], [("y", tensors[-1])]))
     assert list(reasons) == [0, 2, 3]
     assert "behind an op" in reasons[3]
