@@ -8,6 +8,7 @@ import keras
 
 from intact.canonicalize import canonicalize
 from intact.errors import IntactError, UnusedRuleWarning
+from intact.filters import Chosen, Filters
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
@@ -19,7 +20,10 @@ IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
 
 def quantize_model(
-    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+    model: keras.Model,
+    scheme: str | Scheme = "int8",
+    allow_float: bool = False,
+    filters: Filters | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -32,6 +36,11 @@ def quantize_model(
         scheme: The name of a preset, or a `Scheme`.
         allow_float: Keep in float what has no integer form, in training and in the file,
             rather than refuse it. `explain` says beforehand what that is.
+        filters: Which layers are quantized: a regular expression that is searched for in
+            their names, a list of them, or a function that takes a layer and returns a bool,
+            as in Keras' `model.quantize`. The others stay in float, in training and in the
+            file. Nested models and custom layers are looked into; a layer that intact knows
+            as one, such as attention, is asked about as a whole. None: all layers.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -39,6 +48,7 @@ def quantize_model(
     Raises:
         InvalidModelError: The model is not built, or has weights that are not finite.
         UnsupportedLayerError: A layer has no integer form.
+        IntactError: `filters` are malformed, or choose no layer.
 
     Example:
 
@@ -51,8 +61,16 @@ def quantize_model(
         raise IntactError(
             f"Model {model.name!r} is quantized already. Pass the float model it was made from."
         )
-    canonical = canonicalize(model)
+    chosen = Chosen(filters)
+    canonical = canonicalize(model, chosen.rule)
     scheme = get_scheme(scheme)
+    idle = chosen.check()
+    if idle:
+        warnings.warn(
+            f"These filters are found in no layer's name: {', '.join(map(repr, idle))}.",
+            UnusedRuleWarning,
+            stacklevel=2,
+        )
     plan = make_plan(canonical, scheme, allow_float)
     if plan.unused:
         warnings.warn(
@@ -67,7 +85,10 @@ def quantize_model(
 
 
 def plan_model(
-    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+    model: keras.Model,
+    scheme: str | Scheme = "int8",
+    allow_float: bool = False,
+    filters: Filters | None = None,
 ) -> Plan:
     """Say how a model would be quantized, without doing it.
 
@@ -75,6 +96,7 @@ def plan_model(
         model: A built Keras model.
         scheme: The name of a preset, or a `Scheme`.
         allow_float: As for `quantize_model`.
+        filters: As for `quantize_model`.
 
     Returns:
         The plan; print it.
@@ -90,7 +112,8 @@ def plan_model(
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return make_plan(canonicalize(model), get_scheme(scheme), allow_float)
+    canonical = canonicalize(model, Chosen(filters).rule)
+    return make_plan(canonical, get_scheme(scheme), allow_float)
 
 
 def is_quantized(model: keras.Model) -> bool:

@@ -23,6 +23,7 @@ RANKS = {
     "litert": 2,
     "quantizers": 3,
     "schemes": 3,
+    "filters": 3,
     "ops": 4,
     "canonicalize": 5,
     "plan": 6,
