@@ -3,6 +3,7 @@
 from intact import (
     backend,  # first: it chooses, and Keras reads the choice
     schemes,
+    tfmot,
 )
 from intact.api import export, freeze_ranges, plan_model, quantize_model
 from intact.calibration import calibrate

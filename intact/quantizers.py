@@ -24,7 +24,7 @@ from intact.numerics import (
     to_numpy,
     unquantized,
 )
-from intact.observers import MovingAverage, Observer, Range
+from intact.observers import Observer, Range, following
 from intact.scheme import TensorSpec
 
 
@@ -279,8 +279,9 @@ class FakeQuantize(keras.layers.Layer):
         self._assign(Range(minimum, to_numpy(self.maximum), self._settled()))
 
     def _settled(self) -> np.ndarray:
-        """The count of a moving average in its long run."""
-        return np.full(self.slots, round(1 / (1 - self.spec.momentum)), "float32")
+        """The count of a moving average in its long run; any, where ranges only grow."""
+        rest = 1 - self.spec.momentum
+        return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
 
     def call(
         self,
@@ -343,7 +344,7 @@ class FakeQuantize(keras.layers.Layer):
         return getattr(self, name) * 1.0
 
     def _observe(self, slot: int, real: Tensor) -> None:
-        observer = self.observer or MovingAverage(self.spec.momentum)
+        observer = self.observer or following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         new = observer.update(state, ops.min(real), ops.max(real))
         if self.slots == 1:

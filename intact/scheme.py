@@ -22,7 +22,8 @@ class TensorSpec:
         dynamic: The range is that of each row or sample, found at run time (activations
             only): the tensor stays in float, and sums of products are computed on integers.
         observer: How `calibrate` finds the range, if it is not told (activations only).
-        momentum: Share of the old range that a training step keeps (activations only).
+        momentum: Share of the old range that a training step keeps (activations only): with 0
+            it is the last batch's, with 1 it only grows.
 
     Raises:
         IntactError: A width or kind that there is not.

@@ -35,6 +35,7 @@ RANKS = {
     "api": 10,
     "legacy": 3,
     "demo": 11,
+    "tfmot": 11,
     "cli": 12,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
