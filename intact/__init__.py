@@ -25,5 +25,6 @@ from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op
 from intact.report import Agreement, Comparison, compare
 from intact.scheme import Rule, Scheme, TensorSpec
+from intact.widths import Quantizer
 
 __version__ = "0.1.0"

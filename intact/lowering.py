@@ -17,7 +17,7 @@ import numpy as np
 from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import DTYPES, Builder, Shape, Tensor
-from intact.numerics import along, host, quantize_weight, to_numpy, weight_params
+from intact.numerics import along, host, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
 from intact.quantizers import FakeQuantize, check_calibrated
@@ -293,18 +293,19 @@ class _Lowering:
         quantizer, kwargs = node.layer, node.kwargs
         waiting = self.pending.get(id(node.inputs[0]))
         out = node.outputs[0]
+        fused = "NONE"
         if isinstance(waiting, LoweringNode) and waiting.integer:
             bounds = (kwargs.get("lower"), kwargs.get("upper"))
             if not waiting.op.clamps_by_range:
                 # Other limits are where the integers of the range end.
-                waiting.activation = _FUSED.get(bounds, "RELU")
+                waiting.activation = fused = _FUSED.get(bounds, "RELU")
             tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
             tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
             scale, zero_point = _params(quantizer)
             same = (source.scale, source.zero_point, source.dtype)
-            if source.quantized and same == (scale, zero_point, quantizer.spec.dtype):
+            if source.quantized and same == (scale, zero_point, quantizer.spec.activation_dtype):
                 tensor = source
             else:
                 tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
@@ -313,7 +314,30 @@ class _Lowering:
                     self.builder.add("CAST", [source], [number])
                     source = number
                 self.builder.add("QUANTIZE", [source], [tensor])
-        self.tensors[id(out)] = tensor
+        self.tensors[id(out)] = self._clamped(tensor, quantizer, kwargs, fused)
+
+    def _clamped(self, tensor: Tensor, quantizer: FakeQuantize, kwargs: dict, fused: str) -> Tensor:
+        """A tensor within the bounds of its quantizer, if its kernel leaves them."""
+        scale, zero_point = _params(quantizer)
+        bounds = quantizer.bounds(quantizer.grid(), kwargs.get("lower"), kwargs.get("upper"))
+        low, high = (int(to_numpy(bound)) + zero_point for bound in bounds)
+        limits = np.iinfo(tensor.dtype)
+        lowest = limits.min if fused == "NONE" else max(limits.min, zero_point)
+        highest = limits.max
+        if fused == "RELU6":
+            highest = min(highest, zero_point + round(6 / float(scale)))
+        for name, bound, needed in (
+            ("MAXIMUM", low, low > lowest),
+            ("MINIMUM", high, high < highest),
+        ):
+            if needed:
+                clamped = self._quantized(tensor.shape, tensor.name, quantizer)
+                tensor.name = f"{tensor.name}/{name.lower()}"
+                fields = {"scale": tensor.scale, "zero_point": tensor.zero_point}
+                limit = self.builder.constant(np.array([bound]), dtype=tensor.dtype, **fields)
+                self.builder.add(name, [tensor, limit], [clamped])
+                tensor = clamped
+        return tensor
 
     def _integer(self, node: Node) -> None:
         quantized: Quantized = node.layer
@@ -389,7 +413,7 @@ class _Lowering:
 
     def _quantized(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
         scale, zero_point = _params(quantizer)
-        dtype = quantizer.spec.dtype
+        dtype = quantizer.spec.activation_dtype
         return self.builder.tensor(shape, dtype, name, scale=scale, zero_point=zero_point)
 
 
@@ -407,10 +431,10 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
 
 
 def _params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
-    scale = np.float32(to_numpy(quantizer.scale.value))
+    grid = quantizer.grid()
     # Keras has the integers signed.
     shift = 128 if quantizer.spec.kind == "uint" else 0
-    return scale, int(to_numpy(quantizer.zero_point.value)) + shift
+    return np.float32(to_numpy(grid.scale)), int(to_numpy(grid.zero_point)) + shift
 
 
 def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
@@ -430,14 +454,22 @@ def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an op as its spec says."""
     spec = quantized.spec
     assert spec is not None
+    if spec.wide:
+        raise ExportError(
+            f"{type(node.layer).__name__} {node.layer.name!r} has weights of {spec.bits} bits "
+            f"that are stored as {spec.dtype}, and LiteRT has no kernel for these, but for int4 "
+            "and int8. The model trains and predicts in Keras; to export it, give the layer "
+            "weights of 8 bits or less."
+        )
+    made = {} if spec.kind == "float" else quantized.quantized_weights(host)
     for name, axis in quantized.weight_axes().items():
         value = host.convert_to_tensor(getattr(node.layer, name))
         if spec.kind == "float":
             node.weights[name] = Stored(value, spec.dtype)
             continue
-        values, scale = quantize_weight(value, spec.bits, axis, host, spec.symmetric)
+        values, scale = made[name]
         stored = Stored(values, spec.dtype, scale)
-        if not spec.symmetric:
+        if spec.quantizer == "range" and not spec.symmetric:
             _, zero_point = weight_params(value, spec.bits, axis, host, False)
             shift = 128 if spec.kind == "uint" else 0
             stored.zero_point = zero_point.reshape(np.shape(scale)) + shift

@@ -1,6 +1,6 @@
 """The layer that quantizes activations, and the arithmetics by which kernels round."""
 
-from dataclasses import asdict
+import math
 from typing import Any, ClassVar
 
 import keras
@@ -20,12 +20,15 @@ from intact.numerics import (
     integer_range,
     power_of_two,
     round_clip,
+    round_through,
+    stored_range,
     straight_through,
     to_numpy,
     unquantized,
 )
 from intact.observers import Observer, Range, following
 from intact.scheme import TensorSpec
+from intact.widths import Grid, Quantizer, Seen, Setting
 
 
 class Arithmetic:
@@ -209,10 +212,11 @@ class FakeQuantize(keras.layers.Layer):
     range is the union of the slots'.
 
     While training, ranges follow the data by a moving average, unless the layer is
-    frozen (`trainable = False`); in inference they are fixed.
+    frozen (`trainable = False`); in inference they are fixed. Where the spec's quantizer has
+    trained numbers, these start from the first data seen, and the optimizer moves them.
 
     Args:
-        spec: How the tensors are quantized: width, kind, symmetry, observer, momentum.
+        spec: How the tensors are quantized.
         slots: How many tensors share the range.
         fixed: `(scale, zero_point)` of a range that is fixed, or None.
 
@@ -237,8 +241,10 @@ class FakeQuantize(keras.layers.Layer):
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.observer: Observer | None = None
-        low, high = integer_range(self.spec.bits)
+        low, high = stored_range(self.spec.bits)
         self.low, self.high = float(low), float(high)
+        self.rule: Quantizer = self.spec.rule
+        self.learns = bool(self.rule.trained) and fixed is None
 
         def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
             init = keras.initializers.Constant(value)
@@ -251,12 +257,39 @@ class FakeQuantize(keras.layers.Layer):
             self.minimum = variable("minimum", (slots,), 0.0)
             self.maximum = variable("maximum", (slots,), 0.0)
             self.count = variable("count", (slots,), 0.0)
+        if self.learns:
+            self.size = variable("size", (slots,), 0.0)
+            self.learned = {
+                name: self.add_weight(name=f"learned_{name}", shape=(), initializer="zeros")
+                for name in self.rule.trained
+            }
+        if self.spec.stochastic:
+            self.seeds = keras.random.SeedGenerator()
         self.built = True
 
     @property
     def calibrated(self) -> bool:
         """Whether every slot has a range."""
         return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
+
+    def grid(self, count: Any = 1) -> Grid:
+        """Scale, zero point and bounds, as they are now.
+
+        Args:
+            count: How many values a sample has, for the scale of gradients.
+        """
+        if not self.learns:
+            zero_point = self._value("zero_point")
+            low, high = self.low - zero_point, self.high - zero_point
+            return Grid(self._value("scale"), zero_point, low, high)
+        spec = self.spec
+        seen = Seen(*(self._value(name) for name in ("minimum", "maximum", "size")))
+        seen = Seen(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
+        at = Setting(
+            spec.bits, symmetric=spec.symmetric, power_of_two=spec.power_of_two, count=count
+        )
+        learned = {name: variable * 1.0 for name, variable in self.learned.items()}
+        return self.rule.grid(seen, learned, at)
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Set the range by hand, for all tensors that share it.
@@ -267,16 +300,27 @@ class FakeQuantize(keras.layers.Layer):
         """
         ones = np.ones(self.slots, "float32")
         self._assign(Range(ones * minimum, ones * maximum, self._settled()))
+        if self.learns:
+            # As if the values were spread evenly.
+            self._start(ones * (max(abs(minimum), abs(maximum)) / 2))
 
     def reset(self) -> None:
         """Forget the range."""
         zeros = np.zeros(self.slots, "float32")
         self._assign(Range(zeros, zeros, zeros))
+        if self.learns:
+            self._start(zeros)
 
     def finish_calibration(self) -> None:
         """Let training continue from the range at its own slow pace."""
         minimum = to_numpy(self.minimum)
         self._assign(Range(minimum, to_numpy(self.maximum), self._settled()))
+
+    def _start(self, size: np.ndarray) -> None:
+        """Let the trained numbers start anew."""
+        self.size.assign(size)
+        for variable in self.learned.values():
+            variable.assign(0.0)
 
     def _settled(self) -> np.ndarray:
         """The count of a moving average in its long run; any, where ranges only grow."""
@@ -321,16 +365,19 @@ class FakeQuantize(keras.layers.Layer):
                 return unquantized(real)
         if final and training:
             return unquantized(_bounded(rule.real(pending), lower, upper))
-        params = QTensor(None, self._value("scale"), self._value("zero_point"))
-        low, high = self.low - params.zero_point, self.high - params.zero_point
-        if lower is not None:
-            low = ops.maximum(low, ops.round(lower / params.scale))
-        if upper is not None:
-            high = ops.minimum(high, ops.round(upper / params.scale))
-        if self.spec.bits > 8:
+        grid = self.grid(self._count(rule, pending))
+        scale, params = grid.scale, QTensor(None, grid.scale, grid.zero_point)
+        low, high = self.bounds(grid, lower, upper)
+        if self.spec.stochastic and training:
+            real = rule.real(pending) * inverse(scale)
+            noise = keras.random.uniform(ops.shape(real), -0.5, 0.5, seed=self.seeds)
+            values = round_clip(straight_through(real + noise, real), low, high)
+        elif self.spec.bits > 8:
             values = rule.quantize_wide(pending, params, low, high)
         else:
             values = rule.quantize(pending, params, low, high, bool(training))
+        if training and self.learns and (self.rule.trains_bounds or upper is not None):
+            values = _moving_bounds(values, rule.real(pending) * inverse(scale), low, high)
         quantized = params._replace(values=values)
         if self.fixed is not None or training:
             return quantized
@@ -338,6 +385,32 @@ class FakeQuantize(keras.layers.Layer):
         ready = self.count[slot] > 0
         pairs = zip(quantized, unquantized(_bounded(rule.real(pending), lower, upper)), strict=True)
         return QTensor(*(ops.where(ready, a, b) for a, b in pairs))
+
+    def _count(self, rule: type[Arithmetic], pending: Any) -> Any:
+        """How many values a sample has."""
+        if not self.learns:
+            return 1
+        shape = rule.output_shape(pending)[1:]
+        if None in shape:
+            return ops.prod(ops.shape(rule.real(pending))[1:])
+        return math.prod(size or 1 for size in shape)
+
+    def bounds(self, grid: Grid, lower: float | None, upper: float | None) -> tuple[Any, Any]:
+        """The smallest and largest whole number of a call.
+
+        Args:
+            grid: What `grid` returned.
+            lower: As for `call`.
+            upper: As for `call`.
+        """
+        # Where the scale is trained, the bounds have a gradient.
+        whole = round_through if self.learns else ops.round
+        low, high = grid.low, grid.high
+        if lower is not None:
+            low = ops.maximum(low, whole(lower / grid.scale))
+        if upper is not None:
+            high = ops.minimum(high, whole(upper / grid.scale))
+        return low, high
 
     def _value(self, name: str) -> Tensor:
         # A copy: torch and TensorFlow would give the variable, which later calls change.
@@ -347,6 +420,15 @@ class FakeQuantize(keras.layers.Layer):
         observer = self.observer or following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         new = observer.update(state, ops.min(real), ops.max(real))
+        if self.learns:
+            size = self.size[slot] + (ops.mean(ops.abs(real)) - self.size[slot]) / new.count
+            if self.observer is None:
+                # The optimizer moves what the first data gave.
+                first = state.count == 0
+                new = Range(*(ops.where(first, n, o) for n, o in zip(new, state, strict=True)))
+                size = ops.where(first, size, self.size[slot])
+            here = np.arange(self.slots) == slot
+            self.size.assign(ops.where(here, size, self._value("size")))
         if self.slots == 1:
             self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
         else:
@@ -364,9 +446,10 @@ class FakeQuantize(keras.layers.Layer):
             ops.max(self._value("maximum")),
             self.spec.bits,
             self.spec.symmetric,
+            self.spec.power_of_two,
         )
         self.scale.assign(scale)
-        self.zero_point.assign(zero_point)
+        self.zero_point.assign(zero_point + (self.high - integer_range(self.spec.bits)[1]))
 
     def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
         rule = Arithmetic.registry[kwargs.get("arithmetic", "real")]
@@ -376,7 +459,7 @@ class FakeQuantize(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
-            spec=asdict(self.spec),
+            spec=self.spec.get_config(),
             slots=self.slots,
             fixed=self.fixed,
         )
@@ -384,7 +467,15 @@ class FakeQuantize(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FakeQuantize":
-        return cls(TensorSpec(**config.pop("spec")), **config)
+        return cls(TensorSpec.from_config(config.pop("spec")), **config)
+
+
+def _moving_bounds(values: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The values themselves; the gradient of those outside of the bounds moves the bounds."""
+    steps = ops.stop_gradient(steps)
+    above = ops.where(steps >= high, high - ops.stop_gradient(high), 0.0)
+    below = ops.where(steps <= low, low - ops.stop_gradient(low), 0.0)
+    return values + above + below
 
 
 def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:

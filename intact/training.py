@@ -5,10 +5,10 @@ an op and its quantizer run the op's 32-bit sums. Everything else is an ordinary
 functional Keras model.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 import keras
+from keras import ops
 
 from intact.graph import deep_graphs, structure, view
 from intact.kernels import exact_convolution
@@ -19,14 +19,15 @@ from intact.numerics import (
     along,
     half_precision,
     host,
+    moved,
     quantize_rows,
-    quantize_weight,
     to_numpy,
 )
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
 from intact.plan import Plan, Site, Step
 from intact.quantizers import FakeQuantize
 from intact.scheme import TensorSpec
+from intact.widths import Setting
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -58,17 +59,68 @@ class Quantized(keras.layers.Layer):
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
             layer.build(self.shapes[0] if len(self.shapes) == 1 else self.shapes)
+        # Per name of a quantized weight, the trained numbers that go with it: what they were
+        # first, and how far training has moved them.
+        self.learned: dict[str, dict[str, list[Any]]] = {}
+        if spec is not None and spec.kind != "float":
+            self._add_learned(spec)
         self.built = True
 
-    def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per name of a quantized weight, its whole numbers and scales."""
+    def _add_learned(self, spec: TensorSpec) -> None:
+        for weight, axis in self.weight_axes().items():
+            value = to_numpy(getattr(self.layer, weight)).astype("float32")
+            first = spec.rule.weight_state(value, self._setting(axis))
+            self.learned[weight] = {
+                name: [
+                    self.add_weight(
+                        name=f"{weight}_{name}_first",
+                        shape=start.shape,
+                        initializer=keras.initializers.Constant(start),
+                        trainable=False,
+                    ),
+                    self.add_weight(
+                        name=f"{weight}_{name}", shape=start.shape, initializer="zeros"
+                    ),
+                ]
+                for name, start in first.items()
+            }
+        if spec.stochastic:
+            self.seeds = keras.random.SeedGenerator()
+
+    def _setting(self, axis: Any, xp: Any = ops, training: bool = False) -> Setting:
+        """What a quantizer needs to know of a weight with scales along some axes."""
+        spec = self.spec
+        assert spec is not None
+        noise = None
+        if spec.stochastic and training:
+
+            def noise(w: Tensor) -> Tensor:
+                return keras.random.uniform(ops.shape(w), -0.5, 0.5, seed=self.seeds)
+
+        return Setting(spec.bits, axis, spec.symmetric, spec.power_of_two, xp, training, noise)
+
+    def quantized_weights(
+        self, xp: Any = ops, training: bool = False
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per name of a quantized weight, its whole numbers and scales.
+
+        Args:
+            xp: `keras.ops`, or `intact.numerics.host`.
+            training: Whether the model trains.
+        """
         if self.spec is None:
             return {}
-        bits, symmetric = self.spec.bits, self.spec.symmetric
-        return {
-            name: quantize_weight(getattr(self.layer, name), bits, axis, symmetric=symmetric)
-            for name, axis in self.weight_axes().items()
-        }
+        found = {}
+        for name, axis in self.weight_axes().items():
+            w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+            learned = self.learned.get(name, {})
+            state = {
+                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta), xp)
+                for key, (first, delta) in learned.items()
+            }
+            n, scale = self.spec.rule.weights(w, state, self._setting(axis, xp, training))
+            found[name] = n, xp.reshape(scale, () if axis is None else (-1,))
+        return found
 
     def weight_axes(self) -> dict[str, tuple[int, ...] | None]:
         """Per name of a quantized weight, the axes that keep a scale of their own, if any."""
@@ -95,7 +147,7 @@ class Quantized(keras.layers.Layer):
             return op.fold(self.layer, Accumulator(*inputs), training)
         operands = [inputs] if len(self.shapes) == 1 else inputs
         taken = [x if index in op.plain else QTensor(*x) for index, x in enumerate(operands)]
-        return op.call(self.layer, taken, self.quantized_weights(), training)
+        return op.call(self.layer, taken, self.quantized_weights(training=training), training)
 
     def compute_output_spec(
         self, inputs: Any, folds: bool = False, training: bool | None = None
@@ -117,7 +169,7 @@ class Quantized(keras.layers.Layer):
         config = super().get_config()
         config.update(
             layer=keras.saving.serialize_keras_object(self.layer),
-            spec=None if self.spec is None else asdict(self.spec),
+            spec=None if self.spec is None else self.spec.get_config(),
             input_shapes=[list(shape) for shape in self.shapes],
         )
         return config
@@ -126,7 +178,7 @@ class Quantized(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> "Quantized":
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         spec = config.pop("spec")
-        return cls(layer, spec=None if spec is None else TensorSpec(**spec), **config)
+        return cls(layer, spec=None if spec is None else TensorSpec.from_config(spec), **config)
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -147,15 +199,19 @@ class QuantizedWeights(Quantized):
         super().__init__(layer, spec, **kwargs)
         self.dynamic = dynamic
 
-    def real_weights(self) -> dict[str, Tensor]:
-        """Per name of a quantized weight, its rounded values."""
+    def real_weights(self, training: bool = False) -> dict[str, Tensor]:
+        """Per name of a quantized weight, its rounded values.
+
+        Args:
+            training: Whether the model trains.
+        """
         assert self.spec is not None
         if self.spec.kind == "float":
             return {name: half_precision(getattr(self.layer, name)) for name in self.weight_axes()}
         axes = self.weight_axes()
         return {
             name: values * along(scale, axes[name], values.shape)
-            for name, (values, scale) in self.quantized_weights().items()
+            for name, (values, scale) in self.quantized_weights(training=training).items()
         }
 
     def call(self, inputs: Any, folds: bool = False, training: bool | None = None) -> Tensor:
@@ -163,9 +219,9 @@ class QuantizedWeights(Quantized):
         op: Any = get_op(self.layer)
         if not self.dynamic:
             operands = [inputs] if len(self.shapes) == 1 else inputs
-            return op.real(self.layer, operands, self.real_weights())
+            return op.real(self.layer, operands, self.real_weights(bool(training)))
         n, scale = quantize_rows(inputs, op.rows(self.layer, len(inputs.shape)))
-        kernel, weight_scale = self.quantized_weights()["kernel"]
+        kernel, weight_scale = self.quantized_weights(training=bool(training))["kernel"]
         with exact_convolution():
             sums = op.products(self.layer, n, kernel)
         y = sums * scale * weight_scale

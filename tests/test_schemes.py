@@ -329,7 +329,6 @@ def test_specs_that_cannot_be(fields):
         (Rule(weights=TensorSpec()), "symmetric=True"),
         (Rule(weights=TensorSpec(kind="uint")), "unsigned"),
         (Rule(weights=TensorSpec(16, kind="float")), "float16"),
-        (Rule(activations=TensorSpec(5)), "8 or 16 bits"),
         (Rule(weights=TensorSpec(9), activations=None), "2 to 8 bits"),
     ],
 )

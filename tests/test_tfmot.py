@@ -435,6 +435,82 @@ def test_ranges_that_kernels_prescribe_stay():
     assert after[0] == (pytest.approx(1 / 255), -128.0)
 
 
+class Fixed(DenseConfig):
+    """A fixed range of the output, of any width."""
+
+    def get_activations_and_quantizers(self, layer):
+        bits = self.bits
+        return [(layer.activation, api.quantizers.FixedQuantizer(bits, 0.0, 3.0))]
+
+    def get_weights_and_quantizers(self, layer):
+        return [(layer.kernel, api.quantizers.FixedQuantizer(8, -0.5, 0.25))]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_fixed_quantizer_has_its_width(bits, rng):
+    model = enliven(mlp(), rng)
+    q = api.quantize_apply(
+        api.quantize_annotate_model(parts("hidden", config=Fixed(bits), model=model))
+    )
+    data = rng.normal(size=(64, 6)).astype("float32")
+    intact.calibrate(q, data, verbose=0)
+    fakes = quantizers(q)
+    assert fakes["hidden_relu"].fixed[0] == pytest.approx(3 / (2**bits - 1))
+    # What the layer reads has a range of its own.
+    assert fakes["features"].fixed is None
+    content = intact.export(q, integer_only=True)
+    assert intact.compare(q, content, data).different == 0
+    kernel = tensors(content)["hidden/kernel"]
+    np.testing.assert_allclose(kernel.quantization.scale, [0.5 / 127])
+    again = keras.models.clone_model(q)
+    assert quantizers(again)["hidden_relu"].fixed == fakes["hidden_relu"].fixed
+    assert again.get_layer("hidden").spec == q.get_layer("hidden").spec
+
+
+def test_a_fixed_range_of_16_bits_is_symmetric():
+    spec = api.quantizers.FixedQuantizer(16, -1.0, 3.0).spec(activation=True)
+    assert spec.symmetric
+    assert spec.rule.fixed(16) == (pytest.approx(3 / 32767), 0.0)
+
+
+class Scaled(api.quantizers.Quantizer):
+    """Three levels of a trained size."""
+
+    def build(self, tensor_shape, name, layer):
+        start = keras.initializers.Constant(0.5)
+        return {"size": layer.add_weight(f"{name}_size", shape=(), initializer=start)}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        sign = keras.ops.sign(inputs) * keras.ops.cast(keras.ops.abs(inputs) > 0.1, "float32")
+        return sign * weights["size"]
+
+
+def test_an_algorithm_of_ones_own_has_trained_numbers(rng, tmp_path):
+    q = api.quantize_apply(
+        api.quantize_annotate_model(
+            parts("hidden", config=Quantizes(("kernel", Scaled()), output=LAST))
+        )
+    )
+    held = q.get_layer("hidden")
+    ((_, scale),) = held.quantized_weights().values()
+    assert 127 * host(scale).max() == pytest.approx(0.5)
+    x = rng.normal(size=(32, 6)).astype("float32")
+    q.compile("sgd", "mse")
+    q.fit(x, rng.normal(size=(32, 3)), epochs=2, verbose=0)
+    ((values, scale),) = held.quantized_weights().values()
+    # What is trained is the change.
+    (change,) = (float(host(w)) for w in held.trainable_weights if "size" in w.path)
+    assert change != 0
+    assert set(np.unique(host(values))) <= {-127, 0, 127}
+    assert 127 * host(scale).max() != pytest.approx(0.5, abs=1e-4)
+    content = intact.export(q, integer_only=True)
+    assert intact.compare(q, content, x).different == 0
+    q.save(tmp_path / "q.keras")
+    with api.quantize_scope({"Scaled": Scaled}):
+        loaded = keras.models.load_model(tmp_path / "q.keras")
+    assert intact.export(loaded) == content
+
+
 # Schemes ----------------------------------------------------------------------------------
 
 
@@ -455,11 +531,13 @@ def test_the_toolkits_schemes(rng):
 
 def test_4_bits_where_a_transposed_convolution_stands(rng):
     model = keras.Sequential(
-        [keras.Input((4, 4, 2)), layers.Conv2D(3, 1), layers.Conv2DTranspose(2, 3)]
+        [keras.Input((4, 4, 2)), layers.Conv2D(3, 1), layers.Conv2DTranspose(2, 3, name="up")]
     )
     scheme = api.experimental.default_n_bit.DefaultNBitQuantizeScheme(num_bits_weight=4)
-    q = api.quantize_apply(api.quantize_annotate_model(model), scheme)
-    assert [layer.spec.bits for layer in q.layers if isinstance(layer, Quantized)] == [4, 8]
+    q = api.quantize_apply(api.quantize_annotate_model(enliven(model, rng)), scheme)
+    kernel = tensors(intact.export(ready(q)))["up/kernel"]
+    # There is no kernel of 4 bits: they are stored in 8.
+    assert kernel.type == INT8
 
 
 # Errors -----------------------------------------------------------------------------------
@@ -478,13 +556,16 @@ def subclassed():
 
 
 class Quantizes(api.QuantizeConfig):
-    """Returns what it is given as the quantizers of the weights."""
+    """Returns the quantizers that it is given, of weights by name and of the output."""
 
-    def __init__(self, *pairs):
-        self.pairs = pairs
+    def __init__(self, *pairs, output=None):
+        self.pairs, self.output = pairs, output
 
     def get_weights_and_quantizers(self, layer):
         return [(getattr(layer, name), quantizer) for name, quantizer in self.pairs]
+
+    def get_output_quantizers(self, layer):
+        return [self.output] if self.output else []
 
 
 LAST = api.quantizers.LastValueQuantizer(8, False, True, False)
@@ -492,9 +573,16 @@ OTHER = api.quantizers.LastValueQuantizer(4, False, True, False)
 CHANNELS = api.quantizers.LastValueQuantizer(8, True, True, False)
 
 
-class PerAxisOutput(api.QuantizeConfig):
-    def get_output_quantizers(self, layer):
-        return [CHANNELS]
+class Remembers(api.quantizers.Quantizer):
+    def build(self, tensor_shape, name, layer):
+        return {"low": layer.add_weight(name="low", shape=(), trainable=False)}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        return inputs
+
+
+class Neither(api.quantizers.Quantizer):
+    pass
 
 
 ERRORS = {
@@ -552,8 +640,22 @@ ERRORS = {
         "different quantizers",
     ),
     "channels of an activation": (
-        lambda: api.quantize_apply(parts("head", config=PerAxisOutput())),
+        lambda: api.quantize_apply(parts("head", config=Quantizes(output=CHANNELS))),
         "per_axis=False",
+    ),
+    "an algorithm for activations": (
+        lambda: api.quantize_apply(parts("head", config=Quantizes(output=Scaled()))),
+        "`intact.Quantizer` with a `grid`",
+    ),
+    "an algorithm with a memory": (
+        lambda: api.quantize_apply(
+            parts("head", config=Quantizes(("kernel", Remembers()), output=LAST))
+        ),
+        "Remembers keeps 'low', which does not train",
+    ),
+    "no algorithm": (
+        lambda: api.quantize_apply(parts("head", config=Quantizes(("kernel", Neither())))),
+        "neither a range nor a `__call__`",
     ),
     "fixed ranges of a float model": (
         lambda: api.fix_input_output_range(mlp()),

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import op_names, parse, quantizers
+from small import host, op_names, parse, quantizers
 
 import intact
 from intact import tfmot
@@ -27,11 +27,14 @@ INT4, INT8 = 17, 9
 
 @pytest.fixture(scope="module")
 def fashion(data_dir):
-    """Images between 0 and 1, and labels: (train, test)."""
+    """Images between 0 and 1, and labels: 6,400 to train on, 2,000 to test."""
     with np.load(data_dir / "fashion_mnist.npz") as held:
         return tuple(
-            ((held[f"x_{part}"] / 255.0).astype("float32"), held[f"y_{part}"].astype("int32"))
-            for part in ("train", "test")
+            (
+                (held[f"x_{part}"][:count] / 255.0).astype("float32"),
+                held[f"y_{part}"][:count].astype("int32"),
+            )
+            for part, count in (("train", 6400), ("test", 2000))
         )
 
 
@@ -57,7 +60,7 @@ def test_training_example(fashion, tmp_path):
             keras.layers.Dense(10),
         ]
     )
-    compiled(model).fit(train_images[:19200], train_labels[:19200], batch_size=64, verbose=0)
+    compiled(model).fit(train_images, train_labels, batch_size=32, verbose=0)
 
     # Fine-tune with quantization, on a part of the training data.
     q_aware_model = compiled(quantize_model(model))
@@ -70,7 +73,7 @@ def test_training_example(fashion, tmp_path):
     )
     _, baseline = model.evaluate(test_images, test_labels, batch_size=500, verbose=0)
     _, aware = q_aware_model.evaluate(test_images, test_labels, batch_size=500, verbose=0)
-    assert baseline > 0.8
+    assert baseline > 0.75
     assert aware > baseline - 0.02
 
     # The file takes the place of TFLiteConverter's, and has the accuracy seen in Keras.
@@ -106,11 +109,11 @@ def vectors(fashion):
 
 @pytest.fixture(scope="module")
 def pretrained(vectors, tmp_path_factory):
-    """Weights of a model that was trained for 150 steps, in a file."""
+    """Weights of a model that was trained for 200 steps, in a file."""
     keras.utils.set_random_seed(7)
     (x, y), _ = vectors
     model = compiled(setup_model())
-    model.fit(x[:19200], y[:19200], batch_size=128, verbose=0)
+    model.fit(x, y, batch_size=32, verbose=0)
     path = tmp_path_factory.mktemp("guide") / "pretrained.weights.h5"
     model.save_weights(path)
     return path
@@ -118,7 +121,7 @@ def pretrained(vectors, tmp_path_factory):
 
 @pytest.fixture
 def base_model(pretrained):
-    model = compiled(setup_model())
+    model = setup_model()
     model.load_weights(pretrained)
     return model
 
@@ -126,15 +129,16 @@ def base_model(pretrained):
 def finetuned(q, vectors):
     """Train for ten steps, export and compare: accuracy, and the file."""
     (x, y), (test_x, test_y) = vectors
-    compiled(q).fit(x[:1000], y[:1000], batch_size=100, verbose=0)
+    compiled(q).fit(x[:1000], y[:1000], batch_size=100, shuffle=False, verbose=0)
     content = intact.export(q)
-    found = intact.load_litert(content).predict(test_x[:2000])
-    seen = q.predict(test_x[:2000], batch_size=500, verbose=0)
+    found = intact.load_litert(content).predict(test_x)
+    seen = q.predict(test_x, batch_size=500, verbose=0)
     if intact.inspect(content).float_ops:
-        np.testing.assert_allclose(found, seen, atol=1e-4)
+        # Float kernels add up in another order, which may move a value to the next integer.
+        assert (np.abs(found - seen) > 1e-4).mean() < 1e-3
     else:
         np.testing.assert_array_equal(found, seen)
-    return accuracy(found, test_y[:2000]), content
+    return accuracy(found, test_y), content
 
 
 def tensor_types(content):
@@ -143,9 +147,12 @@ def tensor_types(content):
 
 
 def test_quantize_whole_model(base_model, vectors):
-    _, (x, y) = vectors
-    baseline = accuracy(base_model.predict(x[:2000], batch_size=500, verbose=0), y[:2000])
+    (x, y), (test_x, test_y) = vectors
     found, content = finetuned(quantize_model(base_model), vectors)
+    # The same steps in float.
+    compiled(base_model).fit(x[:1000], y[:1000], batch_size=100, shuffle=False, verbose=0)
+    baseline = accuracy(base_model.predict(test_x, batch_size=500, verbose=0), test_y)
+    assert baseline > 0.7
     assert found > baseline - 0.02
     assert op_names(content) == ["QUANTIZE", "FULLY_CONNECTED", "FULLY_CONNECTED", "DEQUANTIZE"]
 
@@ -163,7 +170,7 @@ def test_quantize_some_layers(base_model, vectors):
     quantized = [layer.name for layer in quant_aware_model.layers if isinstance(layer, Quantized)]
     assert quantized == ["head"]
     found, content = finetuned(quant_aware_model, vectors)
-    assert found > 0.75
+    assert found > 0.7
     types = tensor_types(content)
     assert types["head/kernel"] == INT8
     assert types["hidden/kernel"] == 0  # float32
@@ -297,3 +304,37 @@ def test_modify_parts_of_a_layer(vectors):
     assert found > 0.3
     assert tensor_types(content)["hidden/kernel"] == INT8
     assert intact.inspect(content).float_ops == ("FULLY_CONNECTED",)
+
+
+class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+    """Forces the weights to be between -1 and 1."""
+
+    def build(self, tensor_shape, name, layer):
+        return {}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        return keras.ops.clip(inputs, -1.0, 1.0)
+
+    def get_config(self):
+        return {}
+
+
+def test_use_a_custom_quantization_algorithm(vectors, tmp_path):
+    class ModifiedDenseQuantizeConfig(DefaultDenseQuantizeConfig):
+        def get_weights_and_quantizers(self, layer):
+            return [(layer.kernel, FixedRangeQuantizer())]
+
+    model = with_config(layers.Dense(20, name="hidden"), ModifiedDenseQuantizeConfig())
+    model.layers[0].layer.kernel.assign(20 * model.layers[0].layer.kernel)
+    quant_aware_model = quantize_apply(model)
+    _, content = finetuned(quant_aware_model, vectors)
+    held = quant_aware_model.get_layer("hidden")
+    ((values, scale),) = held.quantized_weights().values()
+    assert np.abs(host(held.layer.kernel)).max() > 1.2
+    assert np.abs(host(values) * host(scale)).max() == pytest.approx(1.0)
+    # It goes into the file, and the model is saved with it.
+    assert intact.inspect(content).float_ops == ()
+    quant_aware_model.save(tmp_path / "model.keras")
+    with quantize_scope({"FixedRangeQuantizer": FixedRangeQuantizer}):
+        loaded_model = keras.models.load_model(tmp_path / "model.keras")
+    assert intact.export(loaded_model) == content

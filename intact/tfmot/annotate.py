@@ -207,7 +207,11 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
         raise IntactError(f"Model {model.name!r} is quantized already.")
     operations = _between_annotated(model)
     canonical = canonicalize(model, lambda layer: None if layer in operations else FLOAT_RULE)
-    plan = make_plan(canonical, get_scheme(scheme))
+    scheme = get_scheme(scheme)
+    # What comes in is quantized as the scheme says, whatever the config of its reader.
+    rule = scheme.rules[-1]
+    inputs = scheme.inputs or (rule.activations if rule.integer else None)
+    plan = make_plan(canonical, Scheme(scheme.name, scheme.rules, inputs))
     if all(step.why_float for step in plan.steps):
         raise InvalidModelError(
             f"No layer of model {model.name!r} is annotated, so there is nothing to quantize. Use "

@@ -3,13 +3,12 @@
 from typing import Any
 
 import keras
-import numpy as np
 
 from intact.errors import IntactError
 from intact.graph import Graph, deep_graphs, view
-from intact.numerics import integer_range
 from intact.ops.base import AllSame, SameAsInput, get_op
 from intact.quantizers import FakeQuantize
+from intact.tfmot.quantizers import fixed_params
 from intact.training import Dequantize, Quantized
 
 
@@ -80,48 +79,6 @@ def fix_input_output_range(
         if new.name not in chosen:
             new.set_weights(old.get_weights())
     return made
-
-
-def fixed_params(
-    minimum: float,
-    maximum: float,
-    num_bits: int,
-    narrow_range: bool = False,
-    symmetric: bool = False,
-) -> tuple[float, float]:
-    """Scale and zero point of a range that is known.
-
-    Args:
-        minimum: Smallest real value, at most 0.
-        maximum: Largest real value, at least 0.
-        num_bits: Width in bits.
-        narrow_range: Leave out the smallest integer.
-        symmetric: Widen the range to have 0 in its middle.
-
-    Returns:
-        `(scale, zero_point)`.
-
-    Raises:
-        IntactError: The range lacks 0, or holds nothing else.
-
-    Example:
-
-    >>> fixed_params(0.0, 255.0, 8)
-    (1.0, -128.0)
-    >>> fixed_params(-127.0, 127.0, 8, narrow_range=True)
-    (1.0, 0.0)
-    """
-    if not minimum <= 0 <= maximum or minimum == maximum:
-        raise IntactError(
-            "A range has to hold 0, which integers represent exactly, and more than that. "
-            f"Received: {minimum} to {maximum}."
-        )
-    low, high = integer_range(num_bits, narrow=narrow_range or symmetric)
-    if symmetric:
-        maximum = max(-minimum, maximum)
-        minimum = -maximum
-    scale = float(np.float32((maximum - minimum) / (high - low)))
-    return scale, float(np.clip(np.rint(low - minimum / scale), low, high))
 
 
 def _at_inputs(graph: Graph) -> list[FakeQuantize]:

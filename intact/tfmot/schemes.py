@@ -1,7 +1,5 @@
 """The toolkit's schemes, as intact's."""
 
-from keras import layers
-
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import int8
 
@@ -22,8 +20,7 @@ class Default8BitQuantizeScheme(Scheme):
 class DefaultNBitQuantizeScheme(Scheme):
     """Weights and activations of other widths than 8 bits.
 
-    Activations of more than 8 bits have the zero point 0, as their kernels demand. Kernels
-    of transposed convolutions keep 8 bits where fewer are asked for: there are no others.
+    Activations of more than 8 bits have the zero point 0, as their kernels demand.
 
     Args:
         disable_per_axis: One scale for each weight tensor, instead of one per output channel.
@@ -48,10 +45,6 @@ class DefaultNBitQuantizeScheme(Scheme):
     ) -> None:
         per_axis = not disable_per_axis
         weights = TensorSpec(num_bits_weight, symmetric=True, per_axis=per_axis)
-        wide = TensorSpec(max(num_bits_weight, 8), symmetric=True, per_axis=per_axis)
         activations = TensorSpec(num_bits_activation, symmetric=num_bits_activation > 8)
-        rules = (
-            Rule(layers.Conv2DTranspose, wide, activations),
-            Rule(None, weights, activations),
-        )
-        super().__init__(f"w{num_bits_weight} a{num_bits_activation}", rules)
+        name = f"w{num_bits_weight} a{num_bits_activation}"
+        super().__init__(name, (Rule(None, weights, activations),))

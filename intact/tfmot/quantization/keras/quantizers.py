@@ -2,6 +2,7 @@
 
 from intact.tfmot.quantizers import (
     AllValuesQuantizer,
+    FixedQuantizer,
     LastValueQuantizer,
     MovingAverageQuantizer,
     Quantizer,
