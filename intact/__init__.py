@@ -2,6 +2,7 @@
 
 from intact import (
     backend,  # first: it chooses, and Keras reads the choice
+    callbacks,
     schemes,
     tfmot,
 )
@@ -14,16 +15,19 @@ from intact.errors import (
     InvalidModelError,
     NotCalibratedError,
     NotIntegerError,
+    ScheduleWarning,
     UnsupportedLayerError,
     UnusedRuleWarning,
 )
 from intact.explain import Explained, Explanation, explain
+from intact.freezing import freeze
 from intact.legacy import load_keras
 from intact.litert.inspection import Inspection, inspect
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op
 from intact.report import Agreement, Comparison, compare
+from intact.schedule import Schedule, set_schedule, switch, training_step
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.widths import Quantizer
 

@@ -7,11 +7,12 @@ from typing import Any
 import keras
 
 from intact.canonicalize import canonicalize
-from intact.errors import IntactError, UnusedRuleWarning
+from intact.errors import IntactError, ScheduleWarning, UnusedRuleWarning
 from intact.filters import Chosen, Filters
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
+from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
 from intact.training import Quantized, build
@@ -24,6 +25,7 @@ def quantize_model(
     scheme: str | Scheme = "int8",
     allow_float: bool = False,
     filters: Filters | None = None,
+    schedule: Schedule | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -41,6 +43,8 @@ def quantize_model(
             as in Keras' `model.quantize`. The others stay in float, in training and in the
             file. Nested models and custom layers are looked into; a layer that intact knows
             as one, such as attention, is asked about as a whole. None: all layers.
+        schedule: From which training step on it computes on integers, and ranges and batch
+            norms freeze. Needed, with whatever steps, to change these later.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -81,7 +85,7 @@ def quantize_model(
             UnusedRuleWarning,
             stacklevel=2,
         )
-    return build(canonical, plan)
+    return build(canonical, plan, schedule)
 
 
 def plan_model(
@@ -146,6 +150,9 @@ def export(
     Returns:
         The bytes of the file.
 
+    Warns:
+        ScheduleWarning: The model's `quant_delay` is not over.
+
     Raises:
         NotCalibratedError: The quantized model has seen no data.
         NotIntegerError: `integer_only`, and ops stay in float.
@@ -163,6 +170,16 @@ def export(
     if not is_quantized(model):
         canonical = canonicalize(model)
         model = build(canonical, make_plan(canonical, get_scheme("float32")))
+    left = delay_left(model)
+    if left > 0:
+        steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"
+        warnings.warn(
+            f"Model {model.name!r} trains in float still, {steps}. The file is quantized "
+            "nonetheless, with the ranges seen so far and weights that have not felt it; "
+            "`q.predict` says how good it is, for predictions are quantized, too.",
+            ScheduleWarning,
+            stacklevel=2,
+        )
     content = lower(model, input_dtype, output_dtype, integer_only)
     if path is not None:
         write_whole(content, path)

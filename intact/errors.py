@@ -31,3 +31,7 @@ class ExportError(IntactError):
 
 class UnusedRuleWarning(UserWarning):
     """A rule of a scheme counts for no layer: mostly a misspelt name."""
+
+
+class ScheduleWarning(UserWarning):
+    """A model is exported before its schedule has let quantization begin."""

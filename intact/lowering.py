@@ -21,7 +21,7 @@ from intact.numerics import along, host, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
 from intact.quantizers import FakeQuantize, check_calibrated
-from intact.training import Dequantize, Quantized, QuantizedWeights
+from intact.training import Dequantize, Frozen, Quantized, QuantizedWeights
 
 _FUSED = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
 
@@ -76,7 +76,7 @@ class LoweringNode:
         activation: The fused activation, by the schema's name.
     """
 
-    lowering: "_Lowering"
+    lowering: "Lowering"
     layer: Any
     op: type[Op]
     inputs: list[Tensor]
@@ -177,21 +177,27 @@ def lower(
         NotCalibratedError: Ranges are missing.
         NotIntegerError: `integer_only`, and ops stay in float.
     """
-    return _Lowering(model, input_dtype, output_dtype).run(integer_only)
+    return Lowering(model, input_dtype, output_dtype).run(integer_only)
 
 
-class _Lowering:
-    def __init__(self, model: keras.Model, input_dtype: str, output_dtype: str) -> None:
+class Lowering:
+    """A model on its way into a file; `written` has each node's op, by the node's id."""
+
+    def __init__(
+        self, model: keras.Model, input_dtype: str = "float32", output_dtype: str = "float32"
+    ) -> None:
         self.model = model
         self.graph: Graph = view(model)
         self.dtypes = (input_dtype, output_dtype)
         self.builder = Builder("intact")
         self.tensors: dict[int, Tensor] = {}
         self.pending: dict[int, Any] = {}
+        self.written: dict[int, LoweringNode] = {}
         self.float_ops: list[str] = []
         self.quantized = any(isinstance(layer, FakeQuantize) for layer in model.layers)
 
     def run(self, integer_only: bool) -> bytes:
+        """The bytes of the file."""
         check_calibrated(self.model, "exporting")
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
         for node in self.graph.nodes:
@@ -354,6 +360,7 @@ class _Lowering:
         ]
         made = LoweringNode(self, quantized.layer, op, tensors, out.shape, quantized.name)
         made.integer = True
+        self.written[id(node)] = made
         if isinstance(op.output, Plain):
             tensor = self.builder.tensor(out.shape, _dtype(out), quantized.name)
             self.tensors[id(out)] = self._emit(made, tensor)
@@ -441,6 +448,13 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
     op, layer = node.op, node.layer
     if not issubclass(op, Weighted):
+        return
+    if isinstance(quantized, Frozen):
+        scale, zero_point = quantized.kernel_scale, to_numpy(quantized.kernel_zero_point)
+        values = to_numpy(quantized.kernel).astype("float32")
+        stored = Stored(values, quantized.stored, to_numpy(scale), zero_point)
+        node.weights["kernel"] = stored
+        node.sums = quantized.sums(None, node.input.scale, host)
         return
     if op.weights:
         _stored_weights(node, quantized)

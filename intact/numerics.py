@@ -48,10 +48,17 @@ class Accumulator(NamedTuple):
     weight_scale: Tensor
 
 
-def unquantized(real: Tensor) -> QTensor:
-    """Real values where integers are expected: the zero point 0.5 tells them apart."""
+def unquantized(real: Tensor, unit: Tensor | None = None) -> QTensor:
+    """Real values where integers are expected: the zero point 0.5 tells them apart.
+
+    Args:
+        real: The values.
+        unit: A scalar in whose units they shall be: biases are rounded to it. By default 1.
+    """
     one = ops.ones((), "float32")
-    return QTensor(real, one, one * 0.5)
+    if unit is None:
+        return QTensor(real, one, one * 0.5)
+    return QTensor(real * inverse(unit), unit, one * 0.5)
 
 
 def is_integer(x: QTensor) -> Tensor:
@@ -80,7 +87,7 @@ def integer_range(bits: int, narrow: bool = False) -> tuple[int, int]:
     return (-high if narrow else -high - 1), high
 
 
-def stored_range(bits: int) -> tuple[int, int]:
+def stored_range(bits: int, symmetric: bool = False) -> tuple[int, int]:
     """Smallest and largest integer that files store for an activation of a width.
 
     Fewer than 8 bits are the topmost integers of int8, where kernels saturate by
@@ -88,6 +95,7 @@ def stored_range(bits: int) -> tuple[int, int]:
 
     Args:
         bits: Width in bits, 1 to 16.
+        symmetric: Leave out the smallest of fewer than 8 bits: as many above 0 as below.
 
     Returns:
         `(low, high)`.
@@ -97,7 +105,7 @@ def stored_range(bits: int) -> tuple[int, int]:
     >>> stored_range(4)
     (112, 127)
     """
-    low, high = integer_range(bits)
+    low, high = integer_range(bits, narrow=symmetric and bits < 8)
     shift = integer_range(8)[1] - high if bits < 8 else 0
     return low + shift, high + shift
 
@@ -232,31 +240,6 @@ def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
         return ops.zeros_like(g), g
 
     return exact, grad
-
-
-@ops.custom_gradient
-def _round_clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        g = _upstream(args, upstream)
-        inside = ops.logical_and(x > low, x < high)
-        return ops.where(inside, g, ops.zeros_like(g)), ops.zeros_like(low), ops.zeros_like(high)
-
-    return ops.clip(ops.round(x), low, high), grad
-
-
-def round_clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Round half to even and saturate; the gradient passes inside the bounds.
-
-    Args:
-        x: Values in units of the output's scale.
-        low: Smallest value, scalar.
-        high: Largest value, scalar.
-
-    Returns:
-        Whole numbers between `low` and `high`.
-    """
-    low = ops.convert_to_tensor(low, "float32")
-    return _round_clip(x, low, ops.convert_to_tensor(high, "float32"))
 
 
 @ops.custom_gradient

@@ -11,7 +11,7 @@ import keras
 from intact.errors import IntactError
 from intact.graph import Graph, Node, view
 from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, get_op
+from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
 
@@ -390,7 +390,12 @@ def _as_kernels_have_it(op: type[Op], rule: Rule) -> TensorSpec:
     """A rule's spec of weights; stored in 8 bits where there is no kernel for less."""
     spec, activations = rule.weights, rule.activations
     assert spec is not None
-    if activations is None or spec.dtype != "int4":
+    if activations is None or spec.kind != "int":
+        return spec
+    if not issubclass(op, Weighted):
+        # Slopes of a PReLU: part of an activation.
+        return TensorSpec(symmetric=True, per_axis=True)
+    if spec.dtype != "int4":
         return spec
     found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
     if activations.activation_dtype == "int16" or not all("int4" in known for known in found):

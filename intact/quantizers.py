@@ -9,7 +9,7 @@ from keras import ops
 
 from intact.errors import NotCalibratedError
 from intact.fixed_point import multiplier, multiply
-from intact.kernels import inverse
+from intact.kernels import inverse, round_clip
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -19,7 +19,6 @@ from intact.numerics import (
     divide,
     integer_range,
     power_of_two,
-    round_clip,
     round_through,
     stored_range,
     straight_through,
@@ -27,6 +26,7 @@ from intact.numerics import (
     unquantized,
 )
 from intact.observers import Observer, Range, following
+from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Grid, Quantizer, Seen, Setting
 
@@ -55,9 +55,7 @@ class Arithmetic:
         raise NotImplementedError
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         """The results as whole numbers `q - zero_point`, saturated.
 
         Args:
@@ -65,7 +63,6 @@ class Arithmetic:
             params: The output's `scale` and `zero_point` (`values` is unused).
             low: Smallest value, scalar.
             high: Largest value, scalar.
-            training: Whether the model trains; a rare difference in rounding is allowed.
 
         Returns:
             Whole numbers, with straight-through gradients.
@@ -95,10 +92,8 @@ class RealArithmetic(Arithmetic):
         return pending
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
-        return round_clip(pending * inverse(params.scale), low, high)
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return round_clip(pending, low, high, inverse(params.scale))
 
 
 class AccumulatorArithmetic(Arithmetic):
@@ -116,9 +111,7 @@ class AccumulatorArithmetic(Arithmetic):
         return (acc.values + acc.bias) * (acc.input_scale * acc.weight_scale)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         acc = Accumulator(*pending)
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         return round_clip((acc.values + acc.bias) * factor, low, high)
@@ -146,15 +139,10 @@ class FixedPointArithmetic(AccumulatorArithmetic):
         return False
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         acc = Accumulator(*pending)
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         smooth = (acc.values + acc.bias) * factor
-        if training:
-            # In one rounding: the same but for about one value in 300.
-            return round_clip(smooth, low, high)
         # The file has the signs of the scales in the weights.
         sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
         by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
@@ -197,9 +185,7 @@ class ConvertArithmetic(RealArithmetic):
         return x.values * x.scale
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         return round_clip(cls.real(pending) * inverse(params.scale), low, high)
 
 
@@ -219,6 +205,7 @@ class FakeQuantize(keras.layers.Layer):
         spec: How the tensors are quantized.
         slots: How many tensors share the range.
         fixed: `(scale, zero_point)` of a range that is fixed, or None.
+        schedule: When it begins to quantize, and stops to observe, in training.
 
     Example:
 
@@ -233,6 +220,7 @@ class FakeQuantize(keras.layers.Layer):
         spec: TensorSpec | None = None,
         slots: int = 1,
         fixed: tuple[float, float] | None = None,
+        schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -241,7 +229,7 @@ class FakeQuantize(keras.layers.Layer):
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.observer: Observer | None = None
-        low, high = stored_range(self.spec.bits)
+        low, high = stored_range(self.spec.bits, self.spec.symmetric)
         self.low, self.high = float(low), float(high)
         self.rule: Quantizer = self.spec.rule
         self.learns = bool(self.rule.trained) and fixed is None
@@ -263,6 +251,8 @@ class FakeQuantize(keras.layers.Layer):
                 name: self.add_weight(name=f"learned_{name}", shape=(), initializer="zeros")
                 for name in self.rule.trained
             }
+        self.schedule = schedule
+        self.clock = make_clock(schedule)
         if self.spec.stochastic:
             self.seeds = keras.random.SeedGenerator()
         self.built = True
@@ -272,11 +262,12 @@ class FakeQuantize(keras.layers.Layer):
         """Whether every slot has a range."""
         return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
 
-    def grid(self, count: Any = 1) -> Grid:
+    def grid(self, count: Any = 1, step: Any = None) -> Grid:
         """Scale, zero point and bounds, as they are now.
 
         Args:
             count: How many values a sample has, for the scale of gradients.
+            step: The training step, if there is a schedule.
         """
         if not self.learns:
             zero_point = self._value("zero_point")
@@ -286,7 +277,11 @@ class FakeQuantize(keras.layers.Layer):
         seen = Seen(*(self._value(name) for name in ("minimum", "maximum", "size")))
         seen = Seen(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
         at = Setting(
-            spec.bits, symmetric=spec.symmetric, power_of_two=spec.power_of_two, count=count
+            spec.bits,
+            symmetric=spec.symmetric,
+            power_of_two=spec.power_of_two,
+            step=step,
+            count=count,
         )
         learned = {name: variable * 1.0 for name, variable in self.learned.items()}
         return self.rule.grid(seen, learned, at)
@@ -357,28 +352,38 @@ class FakeQuantize(keras.layers.Layer):
         if arithmetic == RealArithmetic.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
+        # Clocks are read once, before ranges and counters move.
+        now = on = None
+        if self.clock is not None:
+            now = self.clock.tick(again=slot > 0) if training else self.clock.now()
+            on = self.clock.reached("quant_delay", now) if training else None
+        real = rule.real(pending) if training or self.observer is not None else None
         if self.fixed is None and (self.observer is not None or (training and self.trainable)):
-            real = _bounded(rule.real(pending), lower, upper)
-            self._observe(slot, ops.stop_gradient(real))
+            self._observe(slot, ops.stop_gradient(real), lower, upper, now)
             if self.observer is not None:
                 # Calibration looks at what float activations would be.
-                return unquantized(real)
+                return unquantized(_bounded(real, lower, upper))
         if final and training:
-            return unquantized(_bounded(rule.real(pending), lower, upper))
-        grid = self.grid(self._count(rule, pending))
-        scale, params = grid.scale, QTensor(None, grid.scale, grid.zero_point)
+            return unquantized(_bounded(real, lower, upper))
+        grid = self.grid(self._count(rule, pending), now)
+        params = QTensor(None, grid.scale, grid.zero_point)
         low, high = self.bounds(grid, lower, upper)
-        if self.spec.stochastic and training:
-            real = rule.real(pending) * inverse(scale)
-            noise = keras.random.uniform(ops.shape(real), -0.5, 0.5, seed=self.seeds)
-            values = round_clip(straight_through(real + noise, real), low, high)
+        if training and (self.learns or self.spec.stochastic):
+            moves = self.learns and (self.rule.trains_bounds or upper is not None)
+            values = self._trained(real * inverse(grid.scale), low, high, moves)
+        elif training:
+            # Rounded once; few values differ from those of the kernels, by 1.
+            values = RealArithmetic.quantize(real, params, low, high)
         elif self.spec.bits > 8:
             values = rule.quantize_wide(pending, params, low, high)
         else:
-            values = rule.quantize(pending, params, low, high, bool(training))
-        if training and self.learns and (self.rule.trains_bounds or upper is not None):
-            values = _moving_bounds(values, rule.real(pending) * inverse(scale), low, high)
+            values = rule.quantize(pending, params, low, high)
         quantized = params._replace(values=values)
+        if on is not None:
+            # In units so small that biases are as in float, and fit in 32 bits nonetheless.
+            unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)
+            plain = unquantized(_bounded(real, lower, upper), unit)
+            return QTensor(*(ops.where(on, a, b) for a, b in zip(quantized, plain, strict=True)))
         if self.fixed is not None or training:
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
@@ -416,19 +421,45 @@ class FakeQuantize(keras.layers.Layer):
         # A copy: torch and TensorFlow would give the variable, which later calls change.
         return getattr(self, name) * 1.0
 
-    def _observe(self, slot: int, real: Tensor) -> None:
+    def _trained(self, steps: Tensor, low: Tensor, high: Tensor, moves: bool) -> Tensor:
+        """Whole numbers with gradients for scale and, if it moves them, bounds."""
+        noisy = steps
+        if self.spec.stochastic:
+            noise = keras.random.uniform(ops.shape(steps), -0.5, 0.5, seed=self.seeds)
+            noisy = straight_through(steps + noise, steps)
+        values = round_clip(noisy, low, high)
+        return _moving_bounds(values, steps, low, high) if moves else values
+
+    def _observe(
+        self,
+        slot: int,
+        real: Tensor,
+        lower: float | None,
+        upper: float | None,
+        now: Tensor | None,
+    ) -> None:
         observer = self.observer or following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
-        new = observer.update(state, ops.min(real), ops.max(real))
+        minimum, maximum = (_bounded(end, lower, upper) for end in (ops.min(real), ops.max(real)))
+        new = observer.update(state, minimum, maximum)
         if self.learns:
-            size = self.size[slot] + (ops.mean(ops.abs(real)) - self.size[slot]) / new.count
+            mean = ops.mean(ops.abs(_bounded(real, lower, upper)))
+            size = self.size[slot] + (mean - self.size[slot]) / new.count
             if self.observer is None:
-                # The optimizer moves what the first data gave.
+                # The optimizer moves what the first data gave, or those before it began.
                 first = state.count == 0
+                if self.clock is not None:
+                    begun = self.clock.reached("quant_delay", now)
+                    first = ops.logical_or(first, ops.logical_not(begun))
                 new = Range(*(ops.where(first, n, o) for n, o in zip(new, state, strict=True)))
                 size = ops.where(first, size, self.size[slot])
             here = np.arange(self.slots) == slot
             self.size.assign(ops.where(here, size, self._value("size")))
+        if self.clock is not None and self.observer is None:
+            # A range that has seen nothing has nothing to keep.
+            frozen = self.clock.reached("freeze_ranges", now)
+            frozen = ops.logical_and(frozen, state.count > 0)
+            new = Range(*(ops.where(frozen, o, n) for n, o in zip(new, state, strict=True)))
         if self.slots == 1:
             self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
         else:
@@ -462,12 +493,15 @@ class FakeQuantize(keras.layers.Layer):
             spec=self.spec.get_config(),
             slots=self.slots,
             fixed=self.fixed,
+            schedule=schedule_config(self.schedule),
         )
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FakeQuantize":
-        return cls(TensorSpec.from_config(config.pop("spec")), **config)
+        spec = TensorSpec.from_config(config.pop("spec"))
+        schedule = schedule_from_config(config.pop("schedule", None))
+        return cls(spec, schedule=schedule, **config)
 
 
 def _moving_bounds(values: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
+from intact.kernels import round_clip
 from intact.numerics import (
     MIN_SCALE,
     Tensor,
@@ -27,7 +28,6 @@ from intact.numerics import (
     moved,
     power_of_two_above,
     quantize_weight,
-    round_clip,
     round_through,
     scale_gradient,
     stored_range,
@@ -276,7 +276,7 @@ class LSQ(Quantizer):
         return at.round_clip(w * inverse_of(scale, at.xp), low, high), scale
 
     def grid(self, seen: Seen, learned: dict[str, Tensor], at: Setting) -> Grid:
-        low, high = stored_range(at.bits)
+        low, high = stored_range(at.bits, at.symmetric)
         positive = integer_range(at.bits)[1]
         signed = float(high - positive)
         if at.bits > 8 or at.symmetric:
@@ -286,8 +286,7 @@ class LSQ(Quantizer):
             steps = high - zero_point
         first = seen.size * (2.0 / ops.sqrt(steps))
         scale = at.scale(_scaled(moved(first, learned["scale"]), at.count, steps))
-        bottom = signed - positive if at.symmetric else float(low)
-        return Grid(scale, zero_point, bottom - zero_point, high - zero_point)
+        return Grid(scale, zero_point, low - zero_point, high - zero_point)
 
 
 def _scaled(scale: Any, count: Any, steps: Any) -> Any:

@@ -11,6 +11,8 @@ PACKAGE = Path(intact.__file__).parent
 
 # From the bottom up; a module may import those of lower rank, and its own folder.
 RANKS = {
+    "torch_kernels": -1,
+    "tensorflow_kernels": -1,
     "errors": 0,
     "backend": 0,
     "kernels": 0,
@@ -19,6 +21,8 @@ RANKS = {
     "fixed_point": 2,
     "observers": 2,
     "widths": 2,
+    "schedule": 2,
+    "callbacks": 3,
     "scheme": 2.5,
     "graph": 2,
     "litert": 2,
@@ -32,6 +36,7 @@ RANKS = {
     "training": 7,
     "calibration": 8,
     "lowering": 8,
+    "freezing": 9,
     "report": 9,
     "api": 10,
     "legacy": 3,

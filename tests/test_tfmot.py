@@ -426,6 +426,17 @@ def test_fixed_ranges_of_16_bits_have_their_middle_at_0():
     assert quantizers(q)["features"].fixed == (pytest.approx(2 / 32767), 0.0)
 
 
+def test_a_schedule_goes_on_with_fixed_ranges(rng):
+    q = intact.quantize_model(mlp(), schedule=intact.Schedule(quant_delay=5))
+    q.compile("sgd", "mse")
+    q.fit(rng.normal(size=(8, 6)), rng.normal(size=(8, 3)), batch_size=4, verbose=0)
+    assert intact.training_step(q) == 2
+    fixed = api.fix_input_output_range(q)
+    steps = [fake.clock.get_weights()[0] for fake in quantizers(fixed).values()]
+    assert steps == [fake.clock.get_weights()[0] for fake in quantizers(q).values()]
+    assert max(steps) == 2
+
+
 def test_ranges_that_kernels_prescribe_stay():
     model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activation="softmax")])
     q = intact.quantize_model(model)

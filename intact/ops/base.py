@@ -208,7 +208,8 @@ class Op:
         Args:
             layer: The canonical layer.
             acc: The sums; their values are only looked at while training.
-            training: Whether the model trains.
+            training: Whether the model trains; a truth value of the graph where a schedule
+                freezes batch norms.
             xp: `keras.ops`, or `intact.numerics.host`.
 
         Returns:

@@ -78,6 +78,8 @@ def fix_input_output_range(
     for new, old in zip(made.layers, model.layers, strict=True):
         if new.name not in chosen:
             new.set_weights(old.get_weights())
+        elif new.clock:
+            new.clock.set_weights(old.clock.get_weights())
     return made
 
 
