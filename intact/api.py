@@ -13,7 +13,7 @@ from intact.plan import Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
-from intact.training import Quantized, build
+from intact.training import build, is_quantized
 
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
@@ -91,13 +91,6 @@ def plan_model(
     a_relu  ReLU   int8  fused a_relu
     """
     return make_plan(canonicalize(model), get_scheme(scheme), allow_float)
-
-
-def is_quantized(model: keras.Model) -> bool:
-    """Whether a model came from `quantize_model`."""
-    return isinstance(model, keras.Model) and any(
-        isinstance(layer, FakeQuantize | Quantized) for layer in model.layers
-    )
 
 
 def export(

@@ -76,6 +76,16 @@ class Quantized(keras.layers.Layer):
         weights = get_op(self.layer).weights
         return {name: weight.axis if per_axis else None for name, weight in weights.items()}
 
+    def real_weights(self) -> dict[str, Tensor]:
+        """Per name of a quantized weight, its rounded values."""
+        if self.spec is not None and self.spec.kind == "float":
+            return {name: half_precision(getattr(self.layer, name)) for name in self.weight_axes()}
+        axes = self.weight_axes()
+        return {
+            name: values * along(scale, axes[name], values.shape)
+            for name, (values, scale) in self.quantized_weights().items()
+        }
+
     def call(self, inputs: Any, folds: bool = False, training: bool | None = None) -> Any:
         """Compute on integer values.
 
@@ -147,17 +157,6 @@ class QuantizedWeights(Quantized):
         super().__init__(layer, spec, **kwargs)
         self.dynamic = dynamic
 
-    def real_weights(self) -> dict[str, Tensor]:
-        """Per name of a quantized weight, its rounded values."""
-        assert self.spec is not None
-        if self.spec.kind == "float":
-            return {name: half_precision(getattr(self.layer, name)) for name in self.weight_axes()}
-        axes = self.weight_axes()
-        return {
-            name: values * along(scale, axes[name], values.shape)
-            for name, (values, scale) in self.quantized_weights().items()
-        }
-
     def call(self, inputs: Any, folds: bool = False, training: bool | None = None) -> Tensor:
         """The float output of float inputs."""
         op: Any = get_op(self.layer)
@@ -205,6 +204,13 @@ class Dequantize(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor(inputs[0].shape, "float32")
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """Whether a model came from `quantize_model`."""
+    return isinstance(model, keras.Model) and any(
+        isinstance(layer, FakeQuantize | Quantized) for layer in model.layers
+    )
 
 
 def build(model: keras.Model, plan: Plan) -> keras.Model:

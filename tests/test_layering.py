@@ -30,10 +30,14 @@ RANKS = {
     "training": 7,
     "calibration": 8,
     "lowering": 8,
-    "report": 9,
+    "page": 0,
+    "points": 9,
+    "report": 10,
+    "bisection": 11,
     "api": 10,
     "legacy": 3,
     "demo": 11,
+    "data_files": 9,
     "cli": 12,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
