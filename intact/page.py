@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from intact.report import Agreement, Comparison, Distribution, FileNode
 
-WORST = 6
+WORST = 5
 """How many of the worst layers are shown with advice."""
 GOOD, FAIR = 30.0, 20.0
 """Signal-to-noise ratios in dB from which on a layer is called good, or fair."""
@@ -42,7 +42,8 @@ margin:10px 0;padding:14px}
 align-items:baseline}
 .card h3 small,.kind{color:var(--soft);font-weight:400;font-size:13px}
 .card ul{margin:8px 0 4px;padding-left:18px}.card li{margin:3px 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:16px;margin-top:12px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:16px;margin-top:12px}
+p.note{font-size:12.5px;margin:8px 0 0}
 figure{margin:0}figcaption{font-size:12.5px;color:var(--soft);line-height:1.4}
 figcaption b{color:var(--ink);font-weight:600}
 svg{display:block}figure svg{width:100%;height:72px;margin:4px 0}
@@ -196,7 +197,7 @@ def _layers(entries: list["Agreement"]) -> Iterable[str]:
             number = f"{a.snr:.1f} dB"
         yield (
             f'<details class="{_tone(a.snr)}"><summary><span class="name">{escape(a.name)} '
-            f'<span class="kind">{escape(_what(a))}</span></span>'
+            f'<span class="kind">{escape(a.kind)}</span></span>'
             f'<span class="number">{number}</span>{bar}</summary>'
             f'<div class="inside">{_charts(a)}</div></details>'
         )
@@ -219,12 +220,13 @@ def _graph(nodes: tuple["FileNode", ...]) -> Iterable[str]:
     yield f'<details class="list"{" open" if len(nodes) <= 150 else ""}>'
     yield f'<summary><span class="name">{_count(len(nodes), "row")}</span></summary>'
     for node, drawing in zip(nodes, rails(nodes), strict=True):
+        before = {nodes[place].dtype for place in node.reads}
+        dtype = "" if node.dtype in before else f", {escape(node.dtype)}"
         float_class = " float" if node.float else ""
         yield (
             f'<div class="rail{float_class}">{drawing}'
             f'<span class="name">{escape(node.name)}</span>'
-            f'<span class="kind">{escape(node.kind.lower().replace("_", " "))}, '
-            f"{escape(node.dtype)}</span></div>"
+            f'<span class="kind">{escape(node.kind.lower().replace("_", " "))}{dtype}</span></div>'
         )
     yield "</details>"
 
@@ -337,6 +339,14 @@ def _count(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
+def _percent(share: float) -> str:
+    if 0 < share < 1e-4:
+        return "&lt; 0.01 %"
+    if 0 < 1 - share < 1e-4:
+        return "&gt; 99.99 %"
+    return f"{100 * share:.4g} %"
+
+
 def _size(size: int) -> str:
     return f"{size / 1024:.1f} KiB" if size < 1024**2 else f"{size / 1024**2:.2f} MiB"
 
@@ -350,13 +360,16 @@ def _charts(a: "Agreement") -> str:
         figures.append(_figure("Activations", _spread(a.activations), _bars(a.activations, "a")))
     if a.weights is not None:
         figures.append(_figure("Weights", _rounding(a.weights), _bars(a.weights, "w")))
-    if a.lsb:
-        equal = f"{100 * a.share_equal:.4g} % equal, at most {a.max_lsb:.3g} LSB"
-        figures.append(_figure("Keras less LiteRT, in LSB", equal, _lsb(a.lsb)))
-    else:
-        text = f"at most {a.max_lsb:.2g}" if a.max_lsb else "all equal"
-        figures.append(_figure("Keras less LiteRT", text, ""))
-    return f'<div class="charts">{"".join(figures)}</div>'
+    note = f'<p class="note">All {a.values:,} values are equal in Keras and on LiteRT.</p>'
+    if a.different:
+        gap = f"{a.max_lsb:.3g} LSB" if a.lsb else f"{a.max_lsb:.2g}"
+        note = f"{_percent(a.share_equal)} equal, at most {gap} apart"
+        if a.lsb:
+            figures.append(_figure("Keras less LiteRT", f"{note}; &minus;4 to +4", _lsb(a.lsb)))
+            note = ""
+        else:
+            note = f'<p class="note">Keras and LiteRT: {note}.</p>'
+    return f'<div class="charts">{"".join(figures)}</div>{note}'
 
 
 def _figure(title: str, text: str, drawing: str) -> str:
@@ -370,7 +383,7 @@ def _spread(d: "Distribution") -> str:
     if d.range is None:
         return f"{d.low:.3g} to {d.high:.3g}"
     text = f"range {d.range[0]:.3g} to {d.range[1]:.3g}"
-    return text if d.clipped is None else f"{text}, {100 * d.clipped:.2g} % clipped"
+    return text if d.clipped is None else f"{text}, {_percent(d.clipped)} clipped"
 
 
 def _rounding(d: "Distribution") -> str:

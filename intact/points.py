@@ -27,12 +27,14 @@ class Point:
         name: What reports call it.
         tensor: What the file calls it.
         node: The call that makes it.
+        kind: The class of the layer whose result it is.
         held: The layer whose rounded weights it is made with, if there is one.
     """
 
     name: str
     tensor: str
     node: Node
+    kind: str
     held: Quantized | None = None
 
     @property
@@ -84,7 +86,9 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
             if tensor is None:
                 missing.append(name)
             else:
-                found.append(Point(name, tensor, node, _held(graph, before)))
+                made_by = _made_by(graph, before)
+                held = made_by if isinstance(made_by, Quantized) and made_by.weight_axes() else None
+                found.append(Point(name, tensor, node, _kind(made_by), held))
         elif _is_float(node):
             held = next((fused[id(t)] for t in node.inputs if id(t) in fused), None)
             if isinstance(layer, QuantizedWeights):
@@ -93,7 +97,7 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
             # A float layer called twice has tensors of one name, which cannot be told apart.
             tensor = next((n for n in known if counts is None or counts[n] == 1), None)
             if tensor is not None and (held or counts is not None):
-                found.append(Point(layer.name, tensor, node, held))
+                found.append(Point(layer.name, tensor, node, _kind(layer), held))
             elif held:
                 fused[id(out)] = held
     if missing:
@@ -101,6 +105,10 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
             f"The file has no tensors {missing}: it was not exported from this model."
         )
     return found
+
+
+def _kind(layer: Any) -> str:
+    return type(layer.layer if isinstance(layer, Quantized) else layer).__name__
 
 
 def _is_float(node: Node) -> bool:
@@ -143,12 +151,11 @@ def range_of(graph: Graph, tensor: keras.KerasTensor) -> FakeQuantize | None:
     return node.layer
 
 
-def _held(graph: Graph, node: Node) -> Quantized | None:
-    """The layer with weights whose sums a node makes, perhaps with a batch norm folded in."""
+def _made_by(graph: Graph, node: Node) -> Any:
+    """The layer whose result a node has, perhaps with a batch norm folded in."""
     while node.kwargs.get("folds"):
         node = graph.producer(node.inputs[0])
-    layer = node.layer
-    return layer if isinstance(layer, Quantized) and layer.weight_axes() else None
+    return node.layer
 
 
 class Reference:

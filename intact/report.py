@@ -508,8 +508,6 @@ class _Tally:
         """What was counted."""
         point = self.point
         held = None if point is None else point.held
-        made_by = held or (point.node.layer if point and not point.quantizer else None)
-        kind = getattr(made_by, "layer", made_by)
         clips = self.sums is not None
         return Agreement(
             name=self.name,
@@ -519,7 +517,7 @@ class _Tally:
             top1=self.same / self.rows if self.rows else None,
             tensor=self.tensor,
             dtype=self.dtype,
-            kind="" if kind is None else type(kind).__name__,
+            kind="" if point is None else point.kind,
             lsb=tuple(self.lsb.tolist()) if self.lsb.any() else (),
             snr=_ratio(self.sums),
             local_snr=_ratio(self.own_sums),
