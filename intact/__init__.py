@@ -5,6 +5,7 @@ from intact import (
     schemes,
 )
 from intact.api import export, freeze_ranges, plan_model, quantize_model
+from intact.bisection import Bisection, bisect
 from intact.calibration import calibrate
 from intact.errors import (
     ExportError,
@@ -20,9 +21,10 @@ from intact.explain import Explained, Explanation, explain
 from intact.legacy import load_keras
 from intact.litert.inspection import Inspection, inspect
 from intact.litert.runtime import LiteRTModel, load_litert
+from intact.litert.timing import Timing, benchmark
 from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op
-from intact.report import Agreement, Comparison, compare
+from intact.report import Agreement, Comparison, Distribution, FileNode, compare
 from intact.scheme import Rule, Scheme, TensorSpec
 
 __version__ = "0.1.0"

@@ -160,7 +160,7 @@ def bisect(
         bar.update(runs, finalize=True)
         return Bisection(None, name, whole, scores[last], whole, scores[last], None, steps)
     point = points[high]
-    alone = reference.local(points)[high]
+    _, alone = reference.alone(points)[high]
     own = score(outputs({point: alone}))
     bar.update(runs, finalize=True)
     return Bisection(point.name, name, whole, scores[last], scores[low], scores[high], own, steps)

@@ -79,8 +79,8 @@ def _prepare(
                     f"Expected one {what}, or one for each of the {values.shape[-1]} channels. "
                     f"Received: {len(numbers)}."
                 )
-        values = values.astype("float32") - np.float32(mean or 0.0)
-        values = (values / np.float32(std or 1.0)).astype("float32")
+        by = np.array(std or 1.0, "float32")
+        values = (values.astype("float32") - np.array(mean or 0.0, "float32")) / by
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InvalidDataError(f"The data in {name!r} has values that are NaN or infinite.")
     return values
@@ -95,16 +95,16 @@ def _chosen(count: int, samples: int | None) -> np.ndarray:
 
 def _read_arrays(path: Path, inputs: dict[str, Shape], array: str | None) -> Any:
     try:
-        content = np.load(path)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
+        with path.open("rb") as file:
+            content = np.load(file)
+            if isinstance(content, np.ndarray):
+                return content
             names = list(content)
             if array is None and set(inputs) <= set(names):
                 wanted = list(inputs)
             else:
                 wanted = [array] if array is not None else names
-            if len(wanted) != 1 and wanted != list(inputs):
+            if len(wanted) != len(inputs) or (len(wanted) > 1 and wanted != list(inputs)):
                 raise InvalidDataError(
                     f"{str(path)!r} has the arrays {', '.join(names) or 'none'}, and the model "
                     f"the inputs {', '.join(inputs)}. Say which to take with `--array NAME`, or "

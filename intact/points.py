@@ -70,6 +70,7 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
     """
     graph = view(model)
     counts = None if names is None else Counter(names)
+    quantized = any(isinstance(node.layer, FakeQuantize) for node in graph.nodes)
     found: list[Point] = []
     missing: list[str] = []
     fused: dict[int, Quantized] = {}
@@ -94,6 +95,8 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
             if isinstance(layer, QuantizedWeights):
                 held = layer
             known = (layer.name, f"{layer.name}_float")
+            # Beside a quantized tensor of that name, the float one has the longer.
+            known = known[::-1] if quantized else known
             # A float layer called twice has tensors of one name, which cannot be told apart.
             tensor = next((n for n in known if counts is None or counts[n] == 1), None)
             if tensor is not None and (held or counts is not None):
@@ -219,27 +222,41 @@ class Reference:
 
     def of(self, point: Point) -> keras.KerasTensor:
         """What the float model has at a point."""
-        return self.values[id(self.tensors[id(point.node.outputs[0])])]
+        return self.values[id(self._twin(point))]
 
-    def local(self, points: list[Point]) -> list[keras.KerasTensor]:
-        """What each point alone makes of the float model's tensors, rounded where it reads them.
+    def alone(self, points: list[Point]) -> list[tuple[keras.KerasTensor, keras.KerasTensor]]:
+        """What each point by itself makes of the float model's tensors.
+
+        What it reads has been rounded already; so the float model's own result is that of the
+        same rounded tensors.
 
         Args:
             points: All points of the quantized model.
 
         Returns:
-            Real tensors.
+            Per point what the float model makes, and what the point does; real tensors.
         """
-        values = dict(zip(map(id, self.graph.inputs), self.graph.inputs, strict=True))
+        ours = dict(zip(map(id, self.graph.inputs), self.graph.inputs, strict=True))
+        floats = dict(zip(map(id, self.float_graph.inputs), self.graph.inputs, strict=True))
         for point in points:
-            real = self.of(point)
-            if point.quantizer is None:
-                values[id(point.node.outputs[0])] = real
-                continue
-            triple = point.quantizer(real, slot=point.node.kwargs.get("slot", 0))
-            values.update(zip(map(id, point.node.outputs), triple, strict=True))
-        values = recompute(self.graph, values)
-        return [as_real(call_again(point.node, values)) for point in points]
+            made = self.of(point)
+            if point.quantizer is not None:
+                made = point.quantizer(made, slot=point.node.kwargs.get("slot", 0))
+            ours.update(zip(map(id, point.node.outputs), keras.tree.flatten(made), strict=True))
+            floats.setdefault(id(self._twin(point)), as_real(made))
+        ours, floats = recompute(self.graph, ours), recompute(self.float_graph, floats)
+        return [
+            (self._expected(point, floats), as_real(call_again(point.node, ours)))
+            for point in points
+        ]
+
+    def _twin(self, point: Point) -> keras.KerasTensor:
+        return self.tensors[id(point.node.outputs[0])]
+
+    def _expected(self, point: Point, floats: dict[int, keras.KerasTensor]) -> keras.KerasTensor:
+        """What the float model makes at a point, of other tensors before it."""
+        producer = self.float_graph.producer(self._twin(point))
+        return self.of(point) if producer.is_input else call_again(producer, floats)
 
     def mixed(self, replaced: dict[Point, keras.KerasTensor]) -> list[keras.KerasTensor]:
         """The float model's outputs, with other tensors at some points.
@@ -252,7 +269,7 @@ class Reference:
         """
         values = dict(zip(map(id, self.float_graph.inputs), self.graph.inputs, strict=True))
         for point, tensor in replaced.items():
-            values.setdefault(id(self.tensors[id(point.node.outputs[0])]), tensor)
+            values.setdefault(id(self._twin(point)), tensor)
         values = recompute(self.float_graph, values)
         return [values[id(tensor)] for tensor in self.float_graph.outputs]
 

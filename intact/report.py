@@ -85,8 +85,8 @@ class Agreement:
         lsb: How many values differ by -4 or less, -3, ..., 3, and 4 or more LSB: Keras less
             LiteRT.
         snr: Signal-to-noise ratio of the file's values, against the float model, in dB.
-        local_snr: The same of what the layer alone makes of the float model's tensors, in
-            Keras.
+        local_snr: The same of the layer alone: what it makes of the float model's tensors (as
+            rounded where it reads them), against what the float layer makes of the same.
         float_top1: As `top1`, against the float model.
         activations: How the values are spread, in the float model where it is given.
         weights: How the weights of its layer are.
@@ -333,15 +333,16 @@ def compare(
     """
     plain = load_litert(file)
     content = read(plain.content)
+    rounded = any(t.quantized or t.dtype == "float16" for g in content.graphs for t in g.tensors)
     if not is_quantized(model):
-        float_model, model = model, canonicalize(model)
+        model = canonicalize(model)
+        float_model = model if rounded else None
     arrays = check_batch(x, model.inputs)
     if len(plain.output_names) != len(model.outputs):
         raise IntactError(
             f"The file has {len(plain.output_names)} outputs, the model {len(model.outputs)}. "
             "Compare a model with the file that was exported from it."
         )
-    rounded = any(t.quantized or t.dtype == "float16" for g in content.graphs for t in g.tensors)
     names = [tensor.name for tensor in content.graphs[0].tensors]
     points = find_points(model, names) if per_layer and rounded else []
     runner, parts = _runner(model, points, float_model)
@@ -404,8 +405,7 @@ def _runner(
         return with_outputs(model, ours), list(zip(here, here, nothing, strict=True))
     reference = Reference(model, float_model)
     floats = [*reference.mixed({}), *map(reference.of, points)]
-    pairs = zip(map(reference.of, points), reference.local(points), strict=True)
-    noise = [Noise()(pair) for pair in pairs]
+    noise = [Noise()(pair) for pair in reference.alone(points)]
     own = [2 * count + i if p.rounds else None for i, p in enumerate(points)]
     places = zip(here, range(count, 2 * count), nothing[: -len(own) or None] + own, strict=True)
     return with_outputs(model, [*ours, *floats, *noise]), list(places)
