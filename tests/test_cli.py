@@ -237,7 +237,7 @@ def test_from_file_to_file(run, models):
     process = run("run", "model.tflite", *PIXELS, "-o", "y.npy")
     assert process.returncode == 0, process.stderr
     assert process.stdout.split()[:2] == ["output", "shape"]
-    x = np.load(models / "x.npy").astype("float32") / 127.5 - 1
+    x = (np.load(models / "x.npy").astype("float32") - 127.5) / np.float32(127.5)
     expected = intact.load_litert(content).predict(x)
     np.testing.assert_array_equal(np.load(models / "y.npy"), expected)
 
