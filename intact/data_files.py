@@ -110,7 +110,7 @@ def _read_arrays(path: Path, inputs: dict[str, Shape], array: str | None) -> Any
                 wanted = [array] if array is not None else names
             if len(wanted) != len(inputs) or (len(wanted) > 1 and wanted != list(inputs)):
                 raise InvalidDataError(
-                    f"{str(path)!r} has the arrays {', '.join(names) or 'none'}, and the model "
+                    f"{str(path)!r} has the arrays {', '.join(names)}, and the model "
                     f"the inputs {', '.join(inputs)}. Say which to take with `--array NAME`, or "
                     "name the arrays after the inputs."
                 )
@@ -129,7 +129,7 @@ def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> n
         from PIL import Image, ImageOps
     except ImportError as error:
         raise InvalidDataError(
-            "Images are read by Pillow, which is not installed. Run `pip install pillow`."
+            "Images are read by Pillow, which is not installed. Run `pip install intact[images]`."
         ) from error
     shapes = list(inputs.values())
     if len(shapes) != 1 or len(shapes[0]) != 4:
