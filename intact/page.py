@@ -44,7 +44,7 @@ align-items:baseline}
 .card ul{margin:8px 0 4px;padding-left:18px}.card li{margin:3px 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:16px;margin-top:12px}
 p.note{font-size:12.5px;margin:8px 0 0}
-figure{margin:0}figcaption{font-size:12.5px;color:var(--soft);line-height:1.4}
+figure{margin:0;max-width:340px}figcaption{font-size:12.5px;color:var(--soft);line-height:1.4}
 figcaption b{color:var(--ink);font-weight:600}
 svg{display:block}figure svg{width:100%;height:72px;margin:4px 0}
 .list{background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden}
@@ -90,7 +90,8 @@ def page(comparison: "Comparison") -> str:
         A whole HTML document, without links to anything outside.
     """
     c = comparison
-    entries = [*c.layers, *c.floats]
+    order = {node.name: place for place, node in enumerate(c.nodes)}
+    entries = sorted((*c.layers, *c.floats), key=lambda a: order.get(a.tensor, -1))
     title = escape(c.model or "model")
     parts = [
         "<!doctype html>",
@@ -187,8 +188,10 @@ def _layers(entries: list["Agreement"]) -> Iterable[str]:
         )
     else:
         yield "<p>The number is how many values differ from Keras. Open one to look inside.</p>"
+    mixed = len({a.dtype for a in entries}) > 1
     yield '<div class="list">'
     for a in entries:
+        kind = f"{a.kind}, {a.dtype}" if mixed else a.kind
         if a.snr is None:
             number, bar = f"{a.different}", ""
         else:
@@ -197,7 +200,7 @@ def _layers(entries: list["Agreement"]) -> Iterable[str]:
             number = f"{a.snr:.1f} dB"
         yield (
             f'<details class="{_tone(a.snr)}"><summary><span class="name">{escape(a.name)} '
-            f'<span class="kind">{escape(a.kind)}</span></span>'
+            f'<span class="kind">{escape(kind)}</span></span>'
             f'<span class="number">{number}</span>{bar}</summary>'
             f'<div class="inside">{_charts(a)}</div></details>'
         )
@@ -312,11 +315,12 @@ REMEDIES: tuple[tuple[Callable[["Agreement"], bool], Callable[["Agreement"], str
 
 
 def _rule(a: "Agreement", spec: str) -> str:
-    return f"Rule({escape(repr(a.name))}, {escape(spec)})"
+    return f"Rule({escape(repr(a.layer or a.name))}, {escape(spec)})"
 
 
 def _what(a: "Agreement") -> str:
-    return ", ".join(part for part in (a.kind, a.dtype) if part)
+    made_by = f"{a.kind} {a.layer}" if a.layer not in ("", a.name) else a.kind
+    return ", ".join(part for part in (made_by, a.dtype) if part)
 
 
 def _score(a: "Agreement") -> str:

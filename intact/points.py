@@ -27,14 +27,14 @@ class Point:
         name: What reports call it.
         tensor: What the file calls it.
         node: The call that makes it.
-        kind: The class of the layer whose result it is.
+        made_by: The user's layer whose result it is, less what is fused into it.
         held: The layer whose rounded weights it is made with, if there is one.
     """
 
     name: str
     tensor: str
     node: Node
-    kind: str
+    made_by: keras.layers.Layer
     held: Quantized | None = None
 
     @property
@@ -89,7 +89,7 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
             else:
                 made_by = _made_by(graph, before)
                 held = made_by if isinstance(made_by, Quantized) and made_by.weight_axes() else None
-                found.append(Point(name, tensor, node, _kind(made_by), held))
+                found.append(Point(name, tensor, node, _own(made_by), held))
         elif _is_float(node):
             held = next((fused[id(t)] for t in node.inputs if id(t) in fused), None)
             if isinstance(layer, QuantizedWeights):
@@ -100,7 +100,7 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
             # A float layer called twice has tensors of one name, which cannot be told apart.
             tensor = next((n for n in known if counts is None or counts[n] == 1), None)
             if tensor is not None and (held or counts is not None):
-                found.append(Point(layer.name, tensor, node, _kind(layer), held))
+                found.append(Point(layer.name, tensor, node, _own(held or layer), held))
             elif held:
                 fused[id(out)] = held
     if missing:
@@ -110,8 +110,8 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
     return found
 
 
-def _kind(layer: Any) -> str:
-    return type(layer.layer if isinstance(layer, Quantized) else layer).__name__
+def _own(layer: Any) -> keras.layers.Layer:
+    return layer.layer if isinstance(layer, Quantized) else layer
 
 
 def _is_float(node: Node) -> bool:

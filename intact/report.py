@@ -81,7 +81,8 @@ class Agreement:
             rank 2 only).
         tensor: What the file calls it.
         dtype: Its type in the file.
-        kind: The layer that makes it.
+        layer: The layer that makes it, with others fused into it; rules match this name.
+        kind: The class of that layer.
         lsb: How many values differ by -4 or less, -3, ..., 3, and 4 or more LSB: Keras less
             LiteRT.
         snr: Signal-to-noise ratio of the file's values, against the float model, in dB.
@@ -104,6 +105,7 @@ class Agreement:
     top1: float | None = None
     tensor: str = ""
     dtype: str = ""
+    layer: str = ""
     kind: str = ""
     lsb: tuple[int, ...] = ()
     snr: float | None = None
@@ -336,7 +338,7 @@ def compare(
     rounded = any(t.quantized or t.dtype == "float16" for g in content.graphs for t in g.tensors)
     if not is_quantized(model):
         model = canonicalize(model)
-        float_model = model if rounded else None
+        float_model = model if rounded or float_model is not None else None
     arrays = check_batch(x, model.inputs)
     if len(plain.output_names) != len(model.outputs):
         raise IntactError(
@@ -517,7 +519,8 @@ class _Tally:
             top1=self.same / self.rows if self.rows else None,
             tensor=self.tensor,
             dtype=self.dtype,
-            kind="" if point is None else point.kind,
+            layer="" if point is None else point.made_by.name,
+            kind="" if point is None else type(point.made_by).__name__,
             lsb=tuple(self.lsb.tolist()) if self.lsb.any() else (),
             snr=_ratio(self.sums),
             local_snr=_ratio(self.own_sums),

@@ -100,7 +100,10 @@ def test_float_islands_are_shaded(rng, data):
     found = compared(enliven(cnn("tanh"), rng), data, scheme)
     made = page(found)
     assert made.count('class="rail float"') == 1
-    assert "Shaded ops compute in float" in read(made)
+    text = read(made)
+    assert "Shaded ops compute in float" in text
+    order = text.split("All layers in order")[1].split("The graph of the file")[0]
+    assert order.index("float32") < order.index("head")
 
 
 def test_names_are_escaped():
@@ -182,7 +185,10 @@ SPREAD = Distribution(-1.0, 1.0, (5,) * 10, range=(-1.0, 1.0), clipped=0.0)
             },
             "within 12 % of the range",
         ),
-        ({"weights": dataclasses.replace(SPREAD, snr=15.0)}, "weights=TensorSpec(8"),
+        (
+            {"weights": dataclasses.replace(SPREAD, snr=15.0), "layer": "conv"},
+            "Rule(&#x27;conv&#x27;, weights=TensorSpec(8",
+        ),
         ({"local_snr": 25.0, "snr": 24.0}, "activations=TensorSpec(16"),
         ({"snr": 20.0}, "comes from the layers before"),
     ],

@@ -243,7 +243,8 @@ def test_schemes_of_float_activations(rng, scheme):
     assert found.layers == ()
     # Fused layers have the weights of the one that they are fused into.
     assert [a.name for a in found.floats] == ["act", "act_2", "pool", "head"]
-    assert [found.floats[i].kind for i in (0, 1, 3)] == ["ReLU", "ReLU", "Dense"]
+    assert [found.floats[i].layer for i in (0, 1, 3)] == ["conv", "depthwise", "head"]
+    assert [found.floats[i].kind for i in (0, 3)] == ["Conv2D", "Dense"]
     assert [a.weights is None for a in found.floats] == [False, False, True, False]
     assert [a.local_snr is None for a in found.floats] == [False, False, True, False]
     limit = {"float16": 55, "weight_only_4": 12, "dynamic_range": 25}[scheme]
