@@ -7,6 +7,7 @@ from intact import (
     tfmot,
 )
 from intact.api import export, freeze_ranges, plan_model, quantize_model, write_c_array
+from intact.bisection import Bisection, bisect
 from intact.calibration import calibrate
 from intact.check import check
 from intact.errors import (
@@ -29,9 +30,10 @@ from intact.legacy import load_keras
 from intact.litert.inspection import Inspection, inspect
 from intact.litert.placement import PlacedOp, Placement
 from intact.litert.runtime import LiteRTModel, load_litert
+from intact.litert.timing import Timing, benchmark
 from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op
-from intact.report import Agreement, Comparison, compare
+from intact.report import Agreement, Comparison, Distribution, FileNode, compare
 from intact.schedule import Schedule, set_schedule, switch, training_step
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.widths import Quantizer

@@ -584,15 +584,27 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        if path.is_dir():
-            raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
-        if not path.parent.is_dir():
-            raise ExportError(
-                f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
-            )
+        check_path(path)
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
         raise ExportError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+
+
+def check_path(path: Path) -> None:
+    """Make sure that a path can be that of a file, before long work for it.
+
+    Args:
+        path: The file to be.
+
+    Raises:
+        ExportError: The path is a folder, or its folder is missing.
+    """
+    if path.is_dir():
+        raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise ExportError(
+            f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
+        )

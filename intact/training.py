@@ -149,6 +149,26 @@ class Quantized(keras.layers.Layer):
         """Count a training step; those before it, if there is a schedule."""
         return self.clock.tick(again) if self.clock is not None and training else None
 
+    def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
+        """Per name of a quantized weight, its rounded values.
+
+        Args:
+            training: Whether the model trains.
+            now: The training step, where there is a schedule.
+        """
+        if self.spec is not None and self.spec.kind == "float":
+            names = self.weight_axes()
+            halves = {name: half_precision(getattr(self.layer, name)) for name in names}
+            if self.clock is None or not training:
+                return halves
+            on = self.clock.reached("quant_delay", now)
+            return {k: ops.where(on, half, getattr(self.layer, k)) for k, half in halves.items()}
+        axes = self.weight_axes()
+        return {
+            name: values * along(scale, axes[name], values.shape)
+            for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
+        }
+
     def call(
         self,
         inputs: Any,
@@ -233,27 +253,6 @@ class QuantizedWeights(Quantized):
     ) -> None:
         super().__init__(layer, spec, **kwargs)
         self.dynamic = dynamic
-
-    def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
-        """Per name of a quantized weight, its rounded values.
-
-        Args:
-            training: Whether the model trains.
-            now: The training step, where there is a schedule.
-        """
-        assert self.spec is not None
-        if self.spec.kind == "float":
-            names = self.weight_axes()
-            halves = {name: half_precision(getattr(self.layer, name)) for name in names}
-            if self.clock is None or not training:
-                return halves
-            on = self.clock.reached("quant_delay", now)
-            return {k: ops.where(on, half, getattr(self.layer, k)) for k, half in halves.items()}
-        axes = self.weight_axes()
-        return {
-            name: values * along(scale, axes[name], values.shape)
-            for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
-        }
 
     def call(
         self,
@@ -413,6 +412,13 @@ class Dequantize(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor(inputs[0].shape, "float32")
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """Whether a model came from `quantize_model`."""
+    return isinstance(model, keras.Model) and any(
+        isinstance(layer, FakeQuantize | Quantized) for layer in model.layers
+    )
 
 
 def build(model: keras.Model, plan: Plan, schedule: Schedule | None = None) -> keras.Model:

@@ -37,12 +37,16 @@ RANKS = {
     "calibration": 8,
     "lowering": 8,
     "freezing": 9,
-    "report": 9,
+    "page": 0,
+    "points": 9,
+    "report": 10,
+    "bisection": 11,
     "api": 10,
     "check": 11,
     "legacy": 3,
     "demo": 11,
     "tfmot": 11,
+    "data_files": 9,
     "cli": 12,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
