@@ -13,6 +13,7 @@ from intact.errors import (
     IntactError,
     InvalidDataError,
     InvalidModelError,
+    MaskedOutputWarning,
     NotCalibratedError,
     NotIntegerError,
     ScheduleWarning,

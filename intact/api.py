@@ -7,8 +7,9 @@ from typing import Any
 import keras
 
 from intact.canonicalize import canonicalize
-from intact.errors import IntactError, ScheduleWarning, UnusedRuleWarning
+from intact.errors import IntactError, MaskedOutputWarning, ScheduleWarning, UnusedRuleWarning
 from intact.filters import Chosen, Filters
+from intact.graph import is_graph, mask_of
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
@@ -83,6 +84,13 @@ def quantize_model(
             "types that `print(intact.plan_model(model))` shows, and the first rule that "
             "matches counts.",
             UnusedRuleWarning,
+            stacklevel=2,
+        )
+    if is_graph(model) and any(mask_of(t) is not None for t in model.outputs):
+        warnings.warn(
+            f"An output of model {model.name!r} has a mask, which losses read. That of the "
+            "quantized model has none: where it trains, pass `sample_weight` instead.",
+            MaskedOutputWarning,
             stacklevel=2,
         )
     return build(canonical, plan, schedule)

@@ -33,5 +33,9 @@ class UnusedRuleWarning(UserWarning):
     """A rule of a scheme counts for no layer: mostly a misspelt name."""
 
 
+class MaskedOutputWarning(UserWarning):
+    """An output of the float model has a mask, which that of the quantized one has not."""
+
+
 class ScheduleWarning(UserWarning):
     """A model is exported before its schedule has let quantization begin."""

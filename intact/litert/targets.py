@@ -60,5 +60,13 @@ RUNS_ON: dict[str, frozenset[str]] = {
     "TRANSPOSE": _ALL,
     "TRANSPOSE_CONV": _ALL,
     "UNIDIRECTIONAL_SEQUENCE_LSTM": _MICRO | _ETHOS,
+    # Of whole numbers and truth values: not measured.
+    "EQUAL": frozenset(),
+    "LOGICAL_AND": frozenset(),
+    "LOGICAL_NOT": frozenset(),
+    "LOGICAL_OR": frozenset(),
+    "NOT_EQUAL": frozenset(),
+    "REDUCE_ALL": frozenset(),
+    "REDUCE_ANY": frozenset(),
 }
 """Per op of LiteRT, the targets that take its int8 form; some with limits on shapes."""
