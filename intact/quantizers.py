@@ -1,6 +1,8 @@
 """The layer that quantizes activations, and the arithmetics by which kernels round."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import keras
@@ -518,6 +520,24 @@ def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
     if upper is not None:
         real = ops.minimum(real, upper)
     return real
+
+
+@contextlib.contextmanager
+def stand_in_ranges(model: keras.Model) -> Iterator[None]:
+    """Give ranges that have seen no data some, to see what file would come of the model.
+
+    Args:
+        model: A quantized model.
+    """
+    layers = (layer for layer in model.layers if isinstance(layer, FakeQuantize))
+    empty = [layer for layer in layers if not layer.calibrated]
+    try:
+        for layer in empty:
+            layer.set_range(-1.0, 1.0)
+        yield
+    finally:
+        for layer in empty:
+            layer.reset()
 
 
 def check_calibrated(model: keras.Model, before: str) -> None:

@@ -39,6 +39,7 @@ RANKS = {
     "freezing": 9,
     "report": 9,
     "api": 10,
+    "check": 11,
     "legacy": 3,
     "demo": 11,
     "tfmot": 11,

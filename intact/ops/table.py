@@ -390,7 +390,7 @@ class Table(Op):
             table = quantize(to_numpy(real), y.scale, y.zero_point, y.dtype)
         name, _, config = node.layer.steps[0]
         alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS
-        kernel = KERNELS[name] if alone else None
+        kernel = KERNELS[name] if alone and builder.has(KERNELS[name]) else None
         look_up(x, y, table, builder, kernel, _options(config))
 
 
