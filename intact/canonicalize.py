@@ -191,6 +191,8 @@ class Tracer:
         self._step: tuple[int, Counter] | None = None
         self._anchor: Any = None
         self.integer_inputs: set[str] = set()
+        # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
+        self.masks: Masks = {}
 
     def new_input(self, tensor: keras.KerasTensor, dtype: str | None = None) -> keras.KerasTensor:
         """An input of the new model, like one of the old."""
@@ -302,18 +304,17 @@ class Tracer:
         kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
         op = find_op(layer)
         if op is not None:
+            first = getattr(layer, "data_format", None) == "channels_first"
+            if op.masks and masks:
+                kwargs |= _handed(layer, args, kwargs, masks)
+            args, mask = _without_mask(layer, args, kwargs)
+            if _is_any(mask):
+                truths = all(t is None or t.dtype == "bool" for t in keras.tree.flatten(mask))
+                if not op.masks or first or not truths:
+                    self.refuse(layer, "it is called with a mask that it has no integer form for")
+                kwargs["mask"] = mask
+            self.masks = masks
             with self._asking(layer, known=True):
-                first = getattr(layer, "data_format", None) == "channels_first"
-                if op.masks and masks:
-                    kwargs |= _handed(layer, args, kwargs, masks)
-                args, mask = _without_mask(layer, args, kwargs)
-                if _is_any(mask):
-                    truths = all(t is None or t.dtype == "bool" for t in keras.tree.flatten(mask))
-                    if not op.masks or first or not truths:
-                        self.refuse(
-                            layer, "it is called with a mask that it has no integer form for"
-                        )
-                    kwargs["mask"] = mask
                 if first and isinstance(layer, keras.layers.Layer):
                     return channels_last(layer, args[0], self)
                 return op.trace(layer, args, kwargs, self)

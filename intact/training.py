@@ -128,7 +128,8 @@ class Quantized(keras.layers.Layer):
             w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
             learned = self.learned.get(name, {})
             state = {
-                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta), xp)
+                # A copy, for TensorFlow would give the variable.
+                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta) * 1.0, xp)
                 for key, (first, delta) in learned.items()
             }
             setting = self._setting(axis, xp, training, now)

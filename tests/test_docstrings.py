@@ -29,11 +29,13 @@ def test_examples_run(name, monkeypatch, tmp_path):
     module = importlib.import_module(name)
     # What an example may take for granted.
     names = {"keras": keras, "layers": keras.layers, "np": np, "intact": intact}
-    registry = list(intact.ops.REGISTRY)
+    registry, rounding = list(intact.ops.REGISTRY), dict(intact.Quantizer.registry)
     try:
         failed, _ = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     finally:
         intact.ops.REGISTRY[:] = registry
+        intact.Quantizer.registry.clear()
+        intact.Quantizer.registry.update(rounding)
     assert not failed
 
 

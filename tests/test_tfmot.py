@@ -170,9 +170,29 @@ def test_a_lambda_is_quantized_like_any_code(rng):
 def test_several_inputs_and_keyword_arguments():
     a, b = keras.Input((4, 6)), keras.Input((4, 6))
     x = annotate(layers.Add(name="sum"))([a, b])
-    x = annotate(layers.MultiHeadAttention(2, 3, name="attention"))(x, value=x)
+    x = annotate(layers.MultiHeadAttention(2, 3, name="attention"))(query=x, value=x)
     q = api.quantize_apply(keras.Model([a, b], layers.Flatten()(x)))
     assert {"sum", "attention_query"} <= types(q)
+
+
+def test_masks_pass_through_annotations(rng):
+    def make(wrap):
+        inputs = keras.Input((5,), dtype="int32")
+        x = wrap(layers.Embedding(9, 4, mask_zero=True, name="table"))(inputs)
+        x = wrap(layers.GlobalAveragePooling1D(name="mean"))(x)
+        return keras.Model(inputs, wrap(layers.Dense(2, name="head"))(x))
+
+    model = make(lambda layer: layer)
+    annotated = make(annotate)
+    annotated.set_weights(model.get_weights())
+    x = rng.integers(0, 3, size=(16, 5)).astype("int32")
+    np.testing.assert_array_equal(annotated.predict(x, verbose=0), model.predict(x, verbose=0))
+    found, expected = (
+        intact.calibrate(q, x, verbose=0)
+        for q in (api.quantize_apply(annotated), intact.quantize_model(model))
+    )
+    np.testing.assert_array_equal(found.predict(x, verbose=0), expected.predict(x, verbose=0))
+    assert op_names(intact.export(found)) == op_names(intact.export(expected))
 
 
 def test_a_shared_layer_that_is_annotated(rng):

@@ -41,6 +41,7 @@ class QuantizeAnnotate(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
         self.quantize_config = quantize_config
+        self.supports_masking = layer.supports_masking
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the layer, and build it first: only it knows the names of its arguments."""
@@ -51,9 +52,15 @@ class QuantizeAnnotate(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Nothing: the layer inside is built by a call of its own."""
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """What the layer inside returns."""
-        return self.layer(*args, **kwargs)
+        # Keras looks for masks beside the first argument, so that it needs a name.
+        first = () if inputs is None else (inputs,)
+        return self.layer(*first, *args, **kwargs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """The mask that the layer inside makes, or hands on."""
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:
         """The layer and its `QuantizeConfig`, serialized."""
@@ -75,14 +82,15 @@ class Annotated(Op):
     """Whatever the layer inside becomes, under the rule that its annotation says."""
 
     keras_layers = (QuantizeAnnotate,)
+    masks = True
     cases = (Case(lambda: QuantizeAnnotate(keras.layers.Dense(3, activation="relu")), (6,)),)
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         """The layer inside."""
-        config = layer.quantize_config
+        config, masks = layer.quantize_config, tracer.masks
         with tracer.ruled(None if config is None else rule_of_config(config, layer.layer)):
-            return tracer.trace(layer.layer, args, kwargs)
+            return tracer.trace(layer.layer, args, kwargs, masks)
 
 
 def quantize_model(to_quantize: keras.Model) -> keras.Model:
