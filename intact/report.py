@@ -438,7 +438,7 @@ class _Stored(keras.layers.Layer):
 def _step(model: keras.Model, output: keras.KerasTensor) -> float:
     """The scale of an output's integers; 1 if it is float through and through."""
     found = range_of(view(model), output)
-    return 1.0 if found is None else float(to_numpy(found.scale))
+    return 1.0 if found is None else float(to_numpy(found.grid().scale))
 
 
 class _Tally:
