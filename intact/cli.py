@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from intact import __version__
-from intact.api import IO_DTYPES, quantize_model
+from intact.api import IO_DTYPES, quantize_model, write_c_array
 from intact.api import export as export_model
 from intact.bisection import bisect as bisect_model
 from intact.calibration import calibrate
@@ -182,6 +182,11 @@ _io_dtypes = _with_options(
         help="Type of its outputs.",
     ),
     click.option("--integer-only", is_flag=True, help="Refuse to leave any op in float."),
+    click.option(
+        "--target",
+        type=click.Choice(list(TARGETS)),
+        help="Write only kernels that are there; fixed sizes, where it takes no others.",
+    ),
 )
 
 
@@ -252,6 +257,7 @@ def quantize(
     input_dtype: str,
     output_dtype: str,
     integer_only: bool,
+    target: str | None,
     allow_float: bool,
     save: Path | None,
     html: Path | None,
@@ -276,7 +282,7 @@ def quantize(
     if save is not None and save.suffix != ".keras":
         raise IntactError(f"Expected a .keras file to save to. Received: {str(save)!r}.")
     loaded = load_keras(model)
-    q = quantize_model(loaded, scheme, allow_float)
+    q = quantize_model(loaded, scheme, allow_float, target=target)
     observed = [layer for layer in q.layers if isinstance(layer, FakeQuantize)]
     x = None
     if data is not None:
@@ -288,7 +294,7 @@ def quantize(
     with _quiet_stdout():
         if observed:
             calibrate(q, x, observer=observer, verbose=_progress())
-        content = export_model(q, None, input_dtype, output_dtype, integer_only)
+        content = export_model(q, None, input_dtype, output_dtype, integer_only, target)
         if html is not None:
             compare_model(q, content, x, float_model=loaded).to_html(html)
     if save is not None:
@@ -315,10 +321,10 @@ def _save(model: keras.Model, path: Path) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["tflite"]),
+    type=click.Choice(["tflite", "c-array"]),
     default="tflite",
     show_default=True,
-    help="What to write.",
+    help="What to write; c-array is C source, with a header beside it.",
 )
 @_io_dtypes
 @_as_json
@@ -329,17 +335,22 @@ def export(
     input_dtype: str,
     output_dtype: str,
     integer_only: bool,
+    target: str | None,
     as_json: bool,
 ) -> None:
-    """Write a saved Keras model as a LiteRT file, as it is.
+    """Write a saved Keras model as a LiteRT file or as C source, as it is.
 
     MODEL is a .keras or .h5 file. A quantized model, trained or calibrated and saved, becomes
     a file of integer kernels; a float model a float32 file. To quantize a float model, use
     `intact quantize`.
     """
     check_path(output)
-    content = export_model(load_keras(model), None, input_dtype, output_dtype, integer_only)
-    write_whole(content, output)
+    loaded = load_keras(model)
+    content = export_model(loaded, None, input_dtype, output_dtype, integer_only, target)
+    if kind == "c-array":
+        write_c_array(content, output)
+    else:
+        write_whole(content, output)
     _echo(as_json, _written_dict(output, content), _written(output, content))
 
 
@@ -639,13 +650,13 @@ def verify(file: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@_file
 @click.option(
     "--target",
     required=True,
     help=f"One of {', '.join(TARGETS)}; an Ethos-U also with its MACs, as in ethos-u55-256.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@_as_json
 def check(file: Path, target: str, as_json: bool) -> None:
     """Say whether a file runs on a target, and where its ops run there.
 
@@ -659,7 +670,7 @@ def check(file: Path, target: str, as_json: bool) -> None:
     """
     is_keras = file.suffix in (".keras", ".h5", ".hdf5")
     found = check_target(load_keras(file) if is_keras else file, target)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    _echo(as_json, found.to_dict(), found)
     if not found.runs:
         sys.exit(1)
 

@@ -11,8 +11,8 @@ from keras import ops
 from intact.canonicalize import canonicalize
 from intact.errors import IntactError
 from intact.graph import Graph, Node, call_again, recompute, view
-from intact.lowering import tensor_name
-from intact.numerics import Tensor, to_numpy
+from intact.lowering import stored_params, tensor_name
+from intact.numerics import Tensor
 from intact.ops.base import AllSame, SameAsInput, get_op
 from intact.ops.constant import Constant
 from intact.quantizers import FakeQuantize
@@ -88,7 +88,7 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
                 missing.append(name)
             else:
                 made_by = _made_by(graph, before)
-                held = made_by if isinstance(made_by, Quantized) and made_by.weight_axes() else None
+                held = made_by if isinstance(made_by, Quantized) and made_by.spec else None
                 found.append(Point(name, tensor, node, _own(made_by), held))
         elif _is_float(node):
             held = next((fused[id(t)] for t in node.inputs if id(t) in fused), None)
@@ -126,13 +126,11 @@ def _is_float(node: Node) -> bool:
 def _vanishes(graph: Graph, node: Node) -> bool:
     """Whether a quantizer changes nothing, for its input has the same scale: no op is written."""
     source, own = range_of(graph, node.inputs[0]), node.layer
-    return source is not None and _params(source) == _params(own)
-
-
-def _params(quantizer: FakeQuantize) -> tuple[float, float, str]:
-    grid = quantizer.grid()
-    scale, zero_point = (float(to_numpy(part)) for part in (grid.scale, grid.zero_point))
-    return scale, zero_point, quantizer.spec.activation_dtype
+    return (
+        source is not None
+        and source.spec.activation_dtype == own.spec.activation_dtype
+        and stored_params(source) == stored_params(own)
+    )
 
 
 def range_of(graph: Graph, tensor: keras.KerasTensor) -> FakeQuantize | None:

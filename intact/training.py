@@ -128,8 +128,7 @@ class Quantized(keras.layers.Layer):
             w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
             learned = self.learned.get(name, {})
             state = {
-                # A copy, for TensorFlow would give the variable.
-                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta) * 1.0, xp)
+                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta), xp)
                 for key, (first, delta) in learned.items()
             }
             setting = self._setting(axis, xp, training, now)
@@ -145,10 +144,6 @@ class Quantized(keras.layers.Layer):
         per_axis = self.spec is not None and self.spec.per_axis
         weights = get_op(self.layer).weights
         return {name: weight.axis if per_axis else None for name, weight in weights.items()}
-
-    def _tick(self, again: bool, training: bool | None) -> Tensor | None:
-        """Count a training step; those before it, if there is a schedule."""
-        return self.clock.tick(again) if self.clock is not None and training else None
 
     def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
         """Per name of a quantized weight, its rounded values.
@@ -169,6 +164,10 @@ class Quantized(keras.layers.Layer):
             name: values * along(scale, axes[name], values.shape)
             for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
         }
+
+    def _tick(self, again: bool, training: bool | None) -> Tensor | None:
+        """Count a training step; those before it, if there is a schedule."""
+        return self.clock.tick(again) if self.clock is not None and training else None
 
     def call(
         self,

@@ -207,7 +207,7 @@ def test_signal_to_noise_is_against_the_float_model(model, x):
     alone = np.rint((rounded @ (kernel * scale) + bias) / out) * out
     expected = noise(rounded @ kernel_float + bias, alone)
     assert by_name["head"].local_snr == pytest.approx(expected, abs=0.5)
-    assert by_name["features"].local_snr == pytest.approx(by_name["features"].snr, abs=1e-6)
+    assert by_name["features"].local_snr == pytest.approx(by_name["features"].snr, abs=1e-3)
 
 
 def test_the_layer_that_is_at_fault_has_the_noise(model, x):

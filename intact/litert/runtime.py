@@ -276,6 +276,11 @@ class LiteRTModel:
         return {n: self.interpreter.get_tensor(d["index"]) for n, d in self._outputs.items()}
 
 
+def _shape(detail: dict) -> tuple[int | None, ...]:
+    shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
+    return tuple(None if size == -1 else int(size) for size in shape)
+
+
 def delegated(content: bytes) -> list[bool]:
     """Which ops of a file's first graph XNNPACK takes over, as the runtime does it.
 
@@ -334,11 +339,6 @@ def fix_sizes(content: bytes) -> bytes:
             tensor.shape = details[index]["shape"].tolist()
             tensor.shapeSignature = None
     return pack(model)
-
-
-def _shape(detail: dict) -> tuple[int | None, ...]:
-    shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
-    return tuple(None if size == -1 else int(size) for size in shape)
 
 
 def expose(content: bytes, names: list[str]) -> bytes:
