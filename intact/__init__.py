@@ -6,6 +6,9 @@ from intact import (
 )
 from intact.api import export, freeze_ranges, plan_model, quantize_model
 from intact.calibration import calibrate
+from intact.choosing.advice import Advice, Option, advise
+from intact.choosing.mixing import mixed
+from intact.choosing.sensitivity import Damage, Sensitivity, sensitivity
 from intact.errors import (
     ExportError,
     IntactError,
@@ -22,6 +25,7 @@ from intact.litert.inspection import Inspection, inspect
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op
+from intact.recovery.recover import recover
 from intact.report import Agreement, Comparison, compare
 from intact.scheme import Rule, Scheme, TensorSpec
 

@@ -48,10 +48,14 @@ class Accumulator(NamedTuple):
     weight_scale: Tensor
 
 
+FINE = 2.0**-16
+"""The scale of real values where integers are expected: biases are rounded to its units."""
+
+
 def unquantized(real: Tensor) -> QTensor:
     """Real values where integers are expected: the zero point 0.5 tells them apart."""
     one = ops.ones((), "float32")
-    return QTensor(real, one, one * 0.5)
+    return QTensor(real * (1 / FINE), one * FINE, one * 0.5)
 
 
 def is_integer(x: QTensor) -> Tensor:

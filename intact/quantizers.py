@@ -319,7 +319,7 @@ class FakeQuantize(keras.layers.Layer):
                 # Calibration looks at what float activations would be.
                 return unquantized(real)
         if final and training:
-            return unquantized(_bounded(rule.real(pending), lower, upper))
+            return self.real(pending, arithmetic, lower=lower, upper=upper)
         params = QTensor(None, self._value("scale"), self._value("zero_point"))
         low, high = self.low - params.zero_point, self.high - params.zero_point
         if lower is not None:
@@ -335,8 +335,22 @@ class FakeQuantize(keras.layers.Layer):
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
         ready = self.count[slot] > 0
-        pairs = zip(quantized, unquantized(_bounded(rule.real(pending), lower, upper)), strict=True)
-        return QTensor(*(ops.where(ready, a, b) for a, b in pairs))
+        real = self.real(pending, arithmetic, lower=lower, upper=upper)
+        return QTensor(*(ops.where(ready, a, b) for a, b in zip(quantized, real, strict=True)))
+
+    def real(
+        self,
+        pending: Any,
+        arithmetic: str = "real",
+        lower: float | None = None,
+        upper: float | None = None,
+        **_: Any,
+    ) -> QTensor:
+        """The same without rounding; the arguments are those of a call."""
+        rule = Arithmetic.registry[arithmetic]
+        if arithmetic == RealArithmetic.name:
+            pending = ops.cast(pending, "float32")
+        return unquantized(_bounded(rule.real(pending), lower, upper))
 
     def _value(self, name: str) -> Tensor:
         # A copy: torch and TensorFlow would give the variable, which later calls change.

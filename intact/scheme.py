@@ -118,6 +118,15 @@ class Scheme:
                 return rule
         return FLOAT_RULE
 
+    def __str__(self) -> str:
+        lines = [self.name]
+        for rule in self.rules:
+            what = rule.match.__name__ if callable(rule.match) else rule.match
+            pair = (("weights", rule.weights), ("activations", rule.activations))
+            types = ", ".join(f"{name} {spec.dtype if spec else 'float'}" for name, spec in pair)
+            lines.append(f"  {what or 'all layers'}: {types}")
+        return "\n".join(lines)
+
     def unused_rules(self, layers: Iterable[keras.layers.Layer]) -> list[Rule]:
         """The rules with a `match` that count for none of some layers.
 

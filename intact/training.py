@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import keras
+import numpy as np
 
 from intact.graph import deep_graphs, structure, view
 from intact.kernels import exact_convolution
@@ -40,6 +41,7 @@ class Quantized(keras.layers.Layer):
         layer: The Keras layer.
         spec: How its weights are quantized, if it has any.
         input_shapes: The shapes of the inputs that the layer is built with.
+        corrected: What bias correction has added to its sums, per channel.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Quantized(keras.layers.Layer):
         layer: keras.layers.Layer,
         spec: TensorSpec | None = None,
         input_shapes: Any = None,
+        corrected: Any = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -54,6 +57,7 @@ class Quantized(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
         self.spec = spec
+        self.corrected = None if corrected is None else np.asarray(corrected, "float32")
         # A list, for Keras would track and wrap a nested attribute.
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
@@ -89,13 +93,23 @@ class Quantized(keras.layers.Layer):
         Returns:
             What the op's `call` returns.
         """
-        op = get_op(self.layer)
         training = bool(training) and self.trainable
         if folds:
-            return op.fold(self.layer, Accumulator(*inputs), training)
+            return get_op(self.layer).fold(self.layer, Accumulator(*inputs), training)
+        return self.compute(inputs, self.quantized_weights(), training)
+
+    def compute(self, inputs: Any, weights: dict[str, Any], training: bool = False) -> Any:
+        """The same with given weights.
+
+        Args:
+            inputs: As for a call.
+            weights: As `quantized_weights` returns them.
+            training: Whether batch norm uses the batch's statistics.
+        """
+        op = get_op(self.layer)
         operands = [inputs] if len(self.shapes) == 1 else inputs
         taken = [x if index in op.plain else QTensor(*x) for index, x in enumerate(operands)]
-        return op.call(self.layer, taken, self.quantized_weights(), training)
+        return op.call(self.layer, taken, weights, training)
 
     def compute_output_spec(
         self, inputs: Any, folds: bool = False, training: bool | None = None
@@ -119,6 +133,7 @@ class Quantized(keras.layers.Layer):
             layer=keras.saving.serialize_keras_object(self.layer),
             spec=None if self.spec is None else asdict(self.spec),
             input_shapes=[list(shape) for shape in self.shapes],
+            corrected=None if self.corrected is None else self.corrected.tolist(),
         )
         return config
 

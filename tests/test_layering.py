@@ -30,11 +30,13 @@ RANKS = {
     "training": 7,
     "calibration": 8,
     "lowering": 8,
+    "recovery": 9,
     "report": 9,
     "api": 10,
+    "choosing": 11,
     "legacy": 3,
-    "demo": 11,
-    "cli": 12,
+    "demo": 12,
+    "cli": 13,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
