@@ -130,7 +130,7 @@ def sensitivity(
     found: list[list[list[np.ndarray]]] = [[] for _ in alone]
     expected = []
     for batch in batches:
-        walk = Walk(q, [batch], [t for node in graph.nodes for t in node.outputs])
+        walk = Walk(graph, [batch], [t for node in graph.nodes for t in node.outputs])
         for node in graph.nodes:
             if not node.is_input:
                 walk.step(node, in_float)

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from intact.graph import Graph, Node
+from intact.graph import Graph, Node, view
 from intact.numerics import to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import get_op
@@ -115,9 +115,10 @@ def equalize(model: keras.Model, batches: list[list[Any]], bar: Any) -> int:
     Returns:
         Between how many pairs of layers.
     """
-    walk = Walk(model, batches)
-    found = {id(pair.second): pair for pair in pairs(walk.graph)}
-    for node in walk.graph.nodes:
+    graph = view(model)
+    walk = Walk(graph, batches)
+    found = {id(pair.second): pair for pair in pairs(graph)}
+    for node in graph.nodes:
         if node.is_input:
             continue
         if id(node) in found:

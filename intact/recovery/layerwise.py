@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.graph import Node
+from intact.graph import Node, view
 from intact.numerics import to_numpy
 from intact.ops.base import Weighted, get_op
 from intact.recovery.rounding import (
@@ -49,11 +49,12 @@ def adjust(
         seed: Of the choice of windows.
         bar: Counts the calls made.
     """
-    real, rounded = Walk(model, batches), Walk(model, batches)
+    graph = view(model)
+    real, rounded = Walk(graph, batches), Walk(graph, batches)
     rng = np.random.default_rng(seed)
-    calls = Counter(id(node.layer) for node in rounded.graph.nodes)
+    calls = Counter(id(node.layer) for node in graph.nodes)
     shifts: dict[int, np.ndarray] = {}
-    for node in rounded.graph.nodes:
+    for node in graph.nodes:
         if node.is_input:
             continue
         held = getattr(node.layer, "layer", node.layer)
@@ -63,7 +64,7 @@ def adjust(
         # The float model first: its weights are those that are about to change.
         real.step(node, in_float)
         if moments:
-            norm = folded_norm(node, rounded.graph)
+            norm = folded_norm(node, graph)
             shift = _adjust(node.layer, moments, norm, weight_scales, learned)
             if bias_correction:
                 shifts[id(norm or held)] = node.layer.corrected = shift

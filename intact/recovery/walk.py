@@ -72,13 +72,13 @@ class Walk:
     """The tensors of a model's graph on some batches, as far as they are still needed.
 
     Args:
-        model: A quantized model.
+        graph: The view of a quantized model.
         batches: Per batch, the arrays of the inputs.
         keep: Tensors that are kept to the end.
     """
 
-    def __init__(self, model: keras.Model, batches: list[list[Any]], keep: Any = ()) -> None:
-        self.graph = view(model)
+    def __init__(self, graph: Graph, batches: list[list[Any]], keep: Any = ()) -> None:
+        self.graph = graph
         self.values: list[dict[int, Any]] = [
             {id(t): ops.convert_to_tensor(a) for t, a in zip(self.graph.inputs, batch, strict=True)}
             for batch in batches
@@ -137,10 +137,10 @@ def run(model: keras.Model, batches: list[list[Any]], call: Call, wanted: list[A
     Returns:
         Per batch, a list of arrays: the real values of what is wanted.
     """
-    found = []
+    graph, found = view(model), []
     for batch in batches:
-        walk = Walk(model, [batch], [t for part in wanted for t in keras.tree.flatten(part)])
-        for node in walk.graph.nodes:
+        walk = Walk(graph, [batch], [t for part in wanted for t in keras.tree.flatten(part)])
+        for node in graph.nodes:
             if not node.is_input:
                 walk.step(node, call)
         found.append([to_numpy(walk.real(part)[0]) for part in wanted])
