@@ -93,9 +93,9 @@ def recover(
             "quantized model first: `q = intact.quantize_model(model)`."
         )
     options = {
+        "round": round,
         "bias_correction": bias_correction,
         "weight_scales": weight_scales,
-        "round": round,
         "equalize": equalize,
     }
     if weight_scales is None and all(layer.spec.bits >= 8 for layer in held):
@@ -153,56 +153,50 @@ class _Recovery:
 
     def run(self, options: dict[str, bool | None]) -> None:
         """Try the options that are open one after the other, and keep what helps."""
-        open_options = [name for name, value in options.items() if value is None]
         chosen = {name: value is True for name, value in options.items()}
-        calls = sum(not node.is_input for node in view(self.model).nodes)
+        trials = [name for name, value in options.items() if value is None]
         equalizing = options["equalize"] is not False
-        total = (1 + len(open_options) + equalizing) * calls
+        self.calls = sum(not node.is_input for node in view(self.model).nodes)
+        total = (1 + len(trials) + equalizing) * self.calls
         self.bar = keras.utils.Progbar(total, verbose=self.verbose)
 
-        best, error = State(self.model), np.inf
+        best = State(self.model)
         fresh = any(chosen.values()) or not _calibrated(self.model)
-        if not fresh:
-            # As it is, before what calibration corrected is taken back.
-            as_given = self._outputs(as_filed)
+        # As it is, before what calibration corrected is taken back.
+        as_given = None if fresh else self._outputs(as_filed)
         take_back_corrections(self.model)
-        self.real = State(self.model)
         self.expected = self._outputs(in_float)
-        if fresh:
-            best, error = self._attempt(chosen)
+        self._calibrate()
+        self.real = State(self.model)
+        if as_given is None:
+            best, error = self._attempt(chosen, options["bias_correction"] is not False)
         else:
             error = self._error(as_given)
-            self.bar.add(calls)
-        for name in open_options:
+        for name in trials:
             trial = {**chosen, name: True}
-            state, found = self._attempt(trial)
-            if found < error:
-                best, error, chosen = state, found, trial
+            if name == "round" and options["bias_correction"] is None:
+                trial["bias_correction"] = True
+            if trial != chosen:
+                state, found = self._attempt(trial)
+                if found < error:
+                    best, error, chosen = state, found, trial
+        self.bar.update(total)
         best.restore()
 
-    def _attempt(self, chosen: dict[str, bool]) -> tuple[State, float]:
+    def _attempt(self, chosen: dict[str, bool], corrects: bool = False) -> tuple[State, float]:
         """Quantize the float model in some way; its state then, and its error."""
         self._float_weights(chosen["equalize"])
-        corrects = chosen["bias_correction"]
-        if chosen["weight_scales"] or chosen["round"] or corrects:
-            # Ranges first, for layers are to see the inputs that they will have.
-            self._calibrate(bias_correction=False)
-            adjust(
-                self.model,
-                self.seen,
-                chosen["weight_scales"],
-                chosen["round"],
-                corrects,
-                self.seed,
-                self.bar,
-            )
-            self._calibrate(bias_correction=False)
+        options = (chosen["weight_scales"], chosen["round"], chosen["bias_correction"])
+        if any(options):
+            adjust(self.model, self.seen, *options, self.seed, self.bar)
+            self._calibrate()
         else:
-            self._calibrate(bias_correction=None)
-            self.bar.add(sum(not node.is_input for node in view(self.model).nodes))
+            self._calibrate(bias_correction=corrects)
+            self.bar.add(self.calls)
         return State(self.model), self._error(self._outputs(as_filed))
 
     def _float_weights(self, equalized: bool) -> None:
+        """Put the float weights back, and the ranges that they have."""
         if not equalized:
             self.real.restore()
         elif self.equalized:
@@ -210,9 +204,10 @@ class _Recovery:
         else:
             self.real.restore()
             equalize_layers(self.model, self.seen, self.bar)
+            self._calibrate()
             self.equalized = State(self.model)
 
-    def _calibrate(self, bias_correction: bool | None) -> None:
+    def _calibrate(self, bias_correction: bool = False) -> None:
         data = self.arrays if len(self.arrays) > 1 else self.arrays[0]
         calibrate(
             self.model,
