@@ -58,8 +58,8 @@ class Sensitivity:
 
     >>> print(Sensitivity((Damage("head", "Dense", 31.5, 0.99),), "int8", samples=100))
     Each layer alone in int8, 100 samples
-          op     SNR  top-1 same
-    head  Dense  31.5 dB     99.00 %
+    layer     op      SNR  top-1 same
+    head   Dense  31.5 dB     99.00 %
     """
 
     layers: tuple[Damage, ...]
