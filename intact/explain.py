@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from intact.canonicalize import Tracer, trace_whole
+from intact.canonicalize import Masks, Tracer, trace_whole
 from intact.errors import UnsupportedLayerError
 from intact.ops.base import Op, get_op, register_op
 from intact.plan import make_plan
@@ -47,9 +47,9 @@ class UnknownOp(Op):
 class _Explainer(Tracer):
     """A tracer that notes what it cannot handle, and goes on."""
 
-    def trace(self, layer: Any, args: tuple, kwargs: dict) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
         try:
-            return super().trace(layer, args, kwargs)
+            return super().trace(layer, args, kwargs, masks)
         except UnsupportedLayerError as error:
             outputs = layer.compute_output_spec(*args, **kwargs)
             single = [t for t in keras.tree.flatten((args, kwargs)) if hasattr(t, "shape")]

@@ -11,6 +11,8 @@ PACKAGE = Path(intact.__file__).parent
 
 # From the bottom up; a module may import those of lower rank, and its own folder.
 RANKS = {
+    "torch_kernels": -1,
+    "tensorflow_kernels": -1,
     "errors": 0,
     "backend": 0,
     "kernels": 0,
@@ -18,7 +20,10 @@ RANKS = {
     "numerics": 1,
     "fixed_point": 2,
     "observers": 2,
-    "scheme": 2,
+    "widths": 2,
+    "schedule": 2,
+    "callbacks": 3,
+    "scheme": 2.5,
     "graph": 2,
     "litert": 2,
     "quantizers": 3,
@@ -30,9 +35,11 @@ RANKS = {
     "training": 7,
     "calibration": 8,
     "lowering": 8,
+    "freezing": 9,
     "recovery": 9,
     "report": 9,
     "api": 10,
+    "check": 11,
     "choosing": 11,
     "legacy": 3,
     "demo": 12,

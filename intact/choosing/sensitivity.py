@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.api import quantize_model
 from intact.calibration import calibrate, collect
 from intact.graph import Graph, Node, view
-from intact.numerics import QTensor, integer_range, round_clip, to_numpy, unquantized
+from intact.kernels import round_clip
+from intact.numerics import QTensor, to_numpy, unquantized
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
 from intact.quantizers import FakeQuantize
 from intact.recovery.walk import Walk, as_filed, before_shares, cut, in_float, relative_error
@@ -204,11 +204,9 @@ def _to_range(graph: Graph, triple: Any, x: QTensor) -> QTensor:
     node = graph.producer(triple[0])
     while not isinstance(node.layer, FakeQuantize):
         node = graph.producer(node.inputs[0])
-    fake = node.layer
-    scale, zero_point = (ops.convert_to_tensor(v) * 1.0 for v in (fake.scale, fake.zero_point))
-    low, high = integer_range(fake.spec.bits)
-    values = round_clip(x.values * x.scale / scale, low - zero_point, high - zero_point)
-    return QTensor(values, scale, zero_point)
+    grid = node.layer.grid()
+    values = round_clip(x.values * x.scale / grid.scale, grid.low, grid.high)
+    return QTensor(values, grid.scale, grid.zero_point)
 
 
 def _outputs(walk: Walk, wanted: list[Any]) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.fixed_point import multiplier, multiply
+from intact.kernels import round_clip
 from intact.numerics import (
     QTensor,
     Tensor,
@@ -14,7 +15,6 @@ from intact.numerics import (
     binary_exponent,
     is_symbolic,
     power_of_two,
-    round_clip,
     straight_through,
     to_numpy,
 )
@@ -75,15 +75,10 @@ class AddArithmetic(Arithmetic):
         return a.values * a.scale + b.values * (b.scale * float(cls.sign))
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         a, b = (QTensor(*triple) for triple in pending)
         ratio_a, ratio_b = a.scale / params.scale, b.scale / params.scale
         smooth = a.values * ratio_a + b.values * (ratio_b * float(cls.sign))
-        if training:
-            # In one float rounding: the same but for about one value in 100,000.
-            return round_clip(smooth, low, high)
         shift = 20 - binary_exponent(ops.maximum(ratio_a, ratio_b))
         power = power_of_two(shift)
         factor_a = ops.cast(ops.round(ratio_a * power), "int32")
@@ -304,11 +299,13 @@ class Multiply(Binary):
 
 @register_op
 class Divide(Op):
-    """Division by a constant; of a constant, a table."""
+    """Division by a constant, or of one; else a product with a table of inverses."""
 
     operations = ("TrueDivide", "Divide")
-    notes = "One side is a constant."
-    cases = (Case(lambda: lambda x: x / 4.0, (6,)),)
+    cases = (
+        Case(lambda: lambda x: x / 4.0, (6,)),
+        Case(lambda: lambda a, b: a / b, [(4, 6), (4, 6)], low=0.5),
+    )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -316,7 +313,7 @@ class Divide(Op):
         if not is_symbolic(a):
             return Table.trace(layer, args, kwargs, tracer)
         if is_symbolic(b):
-            tracer.refuse(layer, "a division of tensors has no supported integer form")
+            return tracer.expand(layer, lambda a, b: a * (1.0 / b), a, b)
         inverse = 1.0 / np.asarray(to_numpy(b), "float32")
         return Multiply.trace(layer, (a, inverse), {}, tracer)
 

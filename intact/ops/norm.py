@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.kernels import sqrt
+from intact.kernels import moments, sqrt
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -121,12 +121,19 @@ class BatchNormalization(ByChannel):
         mean, variance = (
             xp.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)
         )
-        if training and layer.trainable:
+        if training is not False and layer.trainable:
             unit = acc.input_scale * acc.weight_scale
+            kept = mean, variance
             mean, variance = _batch_moments(layer, acc, mean / unit, unit)
+            rest = 1.0 - layer.momentum
+            if training is not True:
+                # A schedule says in the graph whether the statistics still move.
+                mean = ops.where(training, mean, kept[0])
+                variance = ops.where(training, variance, kept[1])
+                rest = ops.where(training, rest, 0.0)
             for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
                 batch = ops.stop_gradient(batch)
-                moving.assign(moving * layer.momentum + batch * (1.0 - layer.momentum))
+                moving.assign(moving * (1.0 - rest) + batch * rest)
         variance = variance + np.float32(layer.epsilon)
         # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
         root = np.sqrt(variance) if xp is host else sqrt(variance)
@@ -160,20 +167,14 @@ class BatchNormalization(ByChannel):
 
 
 def _batch_moments(layer: Any, acc: Accumulator, guess: Any, unit: Any) -> tuple[Any, Any]:
-    """Mean and variance of the sums over all axes but the last, as real values.
-
-    In one pass over the data: the moving mean is near enough to the batch's for the
-    difference of squares to be precise.
-    """
-    axes = tuple(range(len(acc.values.shape) - 1))
+    """Mean and variance of the sums over all axes but the last, as real values."""
     if layer.synchronized:
+        axes = tuple(range(len(acc.values.shape) - 1))
         mean, variance = ops.moments(acc.values, axes, synchronized=True)
-        return (mean + acc.bias) * unit, variance * unit * unit
-    centre = ops.stop_gradient(guess - acc.bias)
-    offset = acc.values - centre
-    shift = ops.mean(offset, axes)
-    variance = ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
-    return (centre + shift + acc.bias) * unit, variance * unit * unit
+    else:
+        # The moving mean is near the batch's.
+        mean, variance = moments(acc.values, guess - acc.bias)
+    return (mean + acc.bias) * unit, variance * unit * unit
 
 
 @keras.saving.register_keras_serializable("intact")

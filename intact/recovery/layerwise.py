@@ -75,8 +75,9 @@ def adjust(
 
 
 def adjustable(layer: Any) -> bool:
-    """Whether a layer has a kernel that is quantized, and that `adjust` may know."""
-    if not isinstance(layer, Quantized) or layer.spec is None:
+    """Whether a layer has a kernel that is quantized by its range, and that `adjust` may know."""
+    spec = layer.spec if isinstance(layer, Quantized) else None
+    if spec is None or spec.rule.name != "range" or spec.power_of_two:
         return False
     op = get_op(layer.layer)
     return issubclass(op, Weighted) and "kernel" in op.weights

@@ -28,10 +28,10 @@ def in_float(graph: Graph, node: Node, args: tuple[Any, ...]) -> Any:
         weights = {name: getattr(layer.layer, name) for name in layer.weight_axes()}
         return get_op(layer.layer).real(layer.layer, operands, weights)
     if isinstance(layer, Quantized) and not node.kwargs.get("folds"):
-        weights = {
-            name: (ops.convert_to_tensor(getattr(layer.layer, name)), ops.ones_like(scale))
-            for name, (_, scale) in layer.quantized_weights().items()
-        }
+        axes, weights = layer.weight_axes(), {}
+        for name, (_, scale) in layer.quantized_weights().items():
+            w = ops.convert_to_tensor(getattr(layer.layer, name))
+            weights[name] = (w / along(scale, axes[name], w.shape), scale)
         return layer.compute(args[0], weights)
     return layer(*args, **node.kwargs)
 
