@@ -4,6 +4,7 @@ from intact import (
     backend,  # first: it chooses, and Keras reads the choice
     callbacks,
     schemes,
+    tfmot,
 )
 from intact.api import export, freeze_ranges, plan_model, quantize_model, write_c_array
 from intact.calibration import calibrate

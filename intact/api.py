@@ -9,6 +9,7 @@ import keras
 
 from intact.canonicalize import canonicalize
 from intact.errors import IntactError, MaskedOutputWarning, ScheduleWarning, UnusedRuleWarning
+from intact.filters import Chosen, Filters
 from intact.graph import is_graph, mask_of
 from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
@@ -27,6 +28,7 @@ def quantize_model(
     model: keras.Model,
     scheme: str | Scheme = "int8",
     allow_float: bool = False,
+    filters: Filters | None = None,
     schedule: Schedule | None = None,
     target: str | None = None,
 ) -> keras.Model:
@@ -41,6 +43,11 @@ def quantize_model(
         scheme: The name of a preset, or a `Scheme`.
         allow_float: Keep in float what has no integer form, in training and in the file,
             rather than refuse it. `explain` says beforehand what that is.
+        filters: Which layers are quantized: a regular expression that is searched for in
+            their names, a list of them, or a function that takes a layer and returns a bool,
+            as in Keras' `model.quantize`. The others stay in float, in training and in the
+            file. Nested models and custom layers are looked into; a layer that intact knows
+            as one, such as attention, is asked about as a whole. None: all layers.
         schedule: From which training step on it computes on integers, and ranges and batch
             norms freeze. Needed, with whatever steps, to change these later.
         target: Where the file will run, as for `export`: what cannot run there is refused now.
@@ -52,6 +59,7 @@ def quantize_model(
         InvalidModelError: The model is not built, or has weights that are not finite.
         UnsupportedLayerError: A layer has no integer form.
         TargetError: The target cannot run a layer.
+        IntactError: `filters` are malformed, or choose no layer.
 
     Example:
 
@@ -64,8 +72,16 @@ def quantize_model(
         raise IntactError(
             f"Model {model.name!r} is quantized already. Pass the float model it was made from."
         )
-    canonical = canonicalize(model)
+    chosen = Chosen(filters)
+    canonical = canonicalize(model, chosen.rule)
     scheme = get_scheme(scheme)
+    idle = chosen.check()
+    if idle:
+        warnings.warn(
+            f"These filters are found in no layer's name: {', '.join(map(repr, idle))}.",
+            UnusedRuleWarning,
+            stacklevel=2,
+        )
     plan = make_plan(canonical, scheme, allow_float)
     if plan.unused:
         warnings.warn(
@@ -91,7 +107,10 @@ def quantize_model(
 
 
 def plan_model(
-    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+    model: keras.Model,
+    scheme: str | Scheme = "int8",
+    allow_float: bool = False,
+    filters: Filters | None = None,
 ) -> Plan:
     """Say how a model would be quantized, without doing it.
 
@@ -99,6 +118,7 @@ def plan_model(
         model: A built Keras model.
         scheme: The name of a preset, or a `Scheme`.
         allow_float: As for `quantize_model`.
+        filters: As for `quantize_model`.
 
     Returns:
         The plan; print it.
@@ -114,7 +134,8 @@ def plan_model(
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return make_plan(canonicalize(model), get_scheme(scheme), allow_float)
+    canonical = canonicalize(model, Chosen(filters).rule)
+    return make_plan(canonical, get_scheme(scheme), allow_float)
 
 
 def is_quantized(model: keras.Model) -> bool:

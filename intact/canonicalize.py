@@ -21,13 +21,20 @@ from intact.ops.base import find_op
 from intact.ops.constant import Constant
 from intact.ops.moves import channels_last, emit_moved
 from intact.ops.table import Elementwise, make_steps
+from intact.scheme import Rule
+
+RuleOf = Callable[[Any], Rule | None]
+"""The rule that a layer or operation of the user's is given, or None: by the scheme."""
 
 
-def canonicalize(model: keras.Model) -> keras.Model:
+def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Model:
     """Rewrite a model into a flat functional model of known layers.
 
     Args:
         model: A built Functional, Sequential or subclassed model.
+        rule_of: Asked about each layer of the user's that intact knows as one, and about
+            the operations between them; what stands inside a custom layer's `call` is asked
+            about as that layer. All that a layer becomes has its rule, as `own_rule`.
 
     Returns:
         A functional model that computes the same; weights are copied, names kept.
@@ -47,7 +54,7 @@ def canonicalize(model: keras.Model) -> keras.Model:
         raise InvalidModelError(
             f"Expected a keras.Model. Received: {model!r} of type {type(model).__name__}."
         )
-    return trace_whole(model, Tracer)
+    return trace_whole(model, lambda: Tracer(rule_of))
 
 
 def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> keras.Model:
@@ -163,9 +170,17 @@ def _is_any(mask: Any) -> bool:
 
 
 class Tracer:
-    """Builds the canonical graph; ops' `trace` methods get it as an argument."""
+    """Builds the canonical graph; ops' `trace` methods get it as an argument.
 
-    def __init__(self) -> None:
+    Args:
+        rule_of: As for `canonicalize`.
+    """
+
+    def __init__(self, rule_of: RuleOf | None = None) -> None:
+        self._rule_of = rule_of
+        self._rule: Rule | None = None
+        self._inside: keras.layers.Layer | None = None
+        self._settled = rule_of is None
         self._copies: dict[Any, keras.layers.Layer] = {}
         self._names: set[str] = set()
         self._path: list[str] = []
@@ -287,18 +302,21 @@ class Tracer:
         kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
         op = find_op(layer)
         if op is not None:
-            first = getattr(layer, "data_format", None) == "channels_first"
-            if op.masks and masks:
-                kwargs |= _handed(layer, args, kwargs, masks)
-            args, mask = _without_mask(layer, args, kwargs)
-            if _is_any(mask):
-                truths = all(t is None or t.dtype == "bool" for t in keras.tree.flatten(mask))
-                if not op.masks or first or not truths:
-                    self.refuse(layer, "it is called with a mask that it has no integer form for")
-                kwargs["mask"] = mask
-            if first and isinstance(layer, keras.layers.Layer):
-                return channels_last(layer, args[0], self)
-            return op.trace(layer, args, kwargs, self)
+            with self._asking(layer, known=True):
+                first = getattr(layer, "data_format", None) == "channels_first"
+                if op.masks and masks:
+                    kwargs |= _handed(layer, args, kwargs, masks)
+                args, mask = _without_mask(layer, args, kwargs)
+                if _is_any(mask):
+                    truths = all(t is None or t.dtype == "bool" for t in keras.tree.flatten(mask))
+                    if not op.masks or first or not truths:
+                        self.refuse(
+                            layer, "it is called with a mask that it has no integer form for"
+                        )
+                    kwargs["mask"] = mask
+                if first and isinstance(layer, keras.layers.Layer):
+                    return channels_last(layer, args[0], self)
+                return op.trace(layer, args, kwargs, self)
         if not _is_any(kwargs.get("mask")):
             kwargs.pop("mask", None)
         if isinstance(layer, keras.Model) and not masks:
@@ -307,8 +325,42 @@ class Tracer:
             self._path.pop()
             return outputs
         if isinstance(layer, keras.layers.Layer):
-            return self.trace_into(layer, args, kwargs, masks)
+            with self._asking(layer, known=False):
+                return self.trace_into(layer, args, kwargs, masks)
         self.refuse(layer, "there is no integer form of this operation")
+
+    @contextlib.contextmanager
+    def _asking(self, layer: Any, known: bool) -> Iterator[None]:
+        """Give what is emitted inside the rule of a layer of the user's.
+
+        Args:
+            layer: The layer or operation.
+            known: Whether it is one to intact, so that nobody asks about its parts.
+        """
+        outer = self._rule, self._inside, self._settled
+        if not self._settled:
+            if isinstance(layer, keras.layers.Layer):
+                self._inside = layer
+            assert self._rule_of is not None
+            self._rule, self._settled = self._rule_of(self._inside or layer), known
+        try:
+            yield
+        finally:
+            self._rule, self._inside, self._settled = outer
+
+    @contextlib.contextmanager
+    def ruled(self, rule: Rule | None) -> Iterator[None]:
+        """Give what is emitted inside a rule, whatever else it would be given.
+
+        Args:
+            rule: The rule; None is what the scheme says.
+        """
+        outer = self._rule, self._settled
+        self._rule, self._settled = rule, True
+        try:
+            yield
+        finally:
+            self._rule, self._settled = outer
 
     def trace_into(
         self, layer: keras.layers.Layer, args: tuple, kwargs: dict, masks: Masks | None = None
@@ -437,7 +489,7 @@ class Tracer:
                 for new, old in zip(copy.variables, layer.variables, strict=True):
                     # By value: backends may give away the memory of a model that trains.
                     new.assign(to_numpy(old))
-            copy.one_range = self.in_step
+            copy.one_range, copy.own_rule = self.in_step, self._rule
             self._copies[key] = copy
             self._kept.append(layer)
         else:

@@ -27,7 +27,7 @@ from intact.numerics import (
     to_numpy,
     unquantized,
 )
-from intact.observers import MovingAverage, Observer, Range
+from intact.observers import Observer, Range, following
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Grid, Quantizer, Seen, Setting
@@ -320,8 +320,9 @@ class FakeQuantize(keras.layers.Layer):
             variable.assign(0.0)
 
     def _settled(self) -> np.ndarray:
-        """The count of a moving average in its long run."""
-        return np.full(self.slots, round(1 / (1 - self.spec.momentum)), "float32")
+        """The count of a moving average in its long run; any, where ranges only grow."""
+        rest = 1 - self.spec.momentum
+        return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
 
     def call(
         self,
@@ -453,7 +454,7 @@ class FakeQuantize(keras.layers.Layer):
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        observer = self.observer or MovingAverage(self.spec.momentum)
+        observer = self.observer or following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         minimum, maximum = (_bounded(end, lower, upper) for end in (ops.min(real), ops.max(real)))
         new = observer.update(state, minimum, maximum)

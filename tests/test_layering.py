@@ -28,6 +28,7 @@ RANKS = {
     "litert": 2,
     "quantizers": 3,
     "schemes": 3,
+    "filters": 3,
     "ops": 4,
     "canonicalize": 5,
     "plan": 6,
@@ -42,8 +43,9 @@ RANKS = {
     "check": 11,
     "choosing": 11,
     "legacy": 3,
-    "demo": 12,
-    "cli": 13,
+    "demo": 11,
+    "tfmot": 11,
+    "cli": 12,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
