@@ -10,6 +10,9 @@ from intact.api import export, freeze_ranges, plan_model, quantize_model, write_
 from intact.bisection import Bisection, bisect
 from intact.calibration import calibrate
 from intact.check import check
+from intact.choosing.advice import Advice, Option, advise
+from intact.choosing.mixing import mixed
+from intact.choosing.sensitivity import Damage, Sensitivity, sensitivity
 from intact.errors import (
     ExportError,
     IntactError,
@@ -33,6 +36,7 @@ from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.timing import Timing, benchmark
 from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op
+from intact.recovery.recover import recover
 from intact.report import Agreement, Comparison, Distribution, FileNode, compare
 from intact.schedule import Schedule, set_schedule, switch, training_step
 from intact.scheme import Rule, Scheme, TensorSpec

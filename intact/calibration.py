@@ -132,6 +132,7 @@ def _correct_biases(nodes: list[Node], shifts: list[np.ndarray], graph: Graph) -
         if following and following.kwargs.get("folds"):
             layer = following.layer.layer
         get_op(layer).shift(layer, shift)
+        node.layer.corrected = shift
 
 
 class _Shift(keras.layers.Layer):
@@ -256,6 +257,30 @@ def batches(data: Any, batch_size: int, inputs: int) -> Any:
             f"Received: {data!r} of type {type(data).__name__}."
         )
     return data
+
+
+def collect(
+    data: Any, steps: int | None, batch_size: int, inputs: list[keras.KerasTensor]
+) -> list[np.ndarray]:
+    """All samples of any kind of data at once.
+
+    Args:
+        data: As for `calibrate`.
+        steps: How many batches to take at most.
+        batch_size: Samples per batch, for arrays.
+        inputs: The model's inputs.
+
+    Returns:
+        One array per input.
+
+    Raises:
+        InvalidDataError: The data is empty, not finite, or wrongly shaped.
+    """
+    parts = [
+        batch if isinstance(batch, list) else [batch]
+        for batch in _Source(data, steps, batch_size, inputs)
+    ]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def _is_array(value: Any) -> bool:

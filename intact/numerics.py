@@ -48,16 +48,23 @@ class Accumulator(NamedTuple):
     weight_scale: Tensor
 
 
+FINE = 2.0**-8
+"""The unit of real values where integers are expected.
+
+Biases are rounded to it, times the scale of the weights: so fine that it does not count, and so
+coarse that they fit in 32 bits, as they will beside integers.
+"""
+
+
 def unquantized(real: Tensor, unit: Tensor | None = None) -> QTensor:
     """Real values where integers are expected: the zero point 0.5 tells them apart.
 
     Args:
         real: The values.
-        unit: A scalar in whose units they shall be: biases are rounded to it. By default 1.
+        unit: A scalar in whose units they shall be; by default, `FINE`.
     """
     one = ops.ones((), "float32")
-    if unit is None:
-        return QTensor(real, one, one * 0.5)
+    unit = one * FINE if unit is None else unit
     return QTensor(real * inverse(unit), unit, one * 0.5)
 
 

@@ -43,6 +43,7 @@ class Quantized(keras.layers.Layer):
         layer: The Keras layer.
         spec: How its weights are quantized, if it has any.
         input_shapes: The shapes of the inputs that the layer is built with.
+        corrected: What bias correction has added to its sums, per channel.
         schedule: When rounding of weights begins in training, and when a batch norm freezes.
     """
 
@@ -51,6 +52,7 @@ class Quantized(keras.layers.Layer):
         layer: keras.layers.Layer,
         spec: TensorSpec | None = None,
         input_shapes: Any = None,
+        corrected: Any = None,
         schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
@@ -59,6 +61,7 @@ class Quantized(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
         self.spec = spec
+        self.corrected = None if corrected is None else np.asarray(corrected, "float32")
         # A list, for Keras would track and wrap a nested attribute.
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
@@ -189,7 +192,6 @@ class Quantized(keras.layers.Layer):
         Returns:
             What the op's `call` returns.
         """
-        op = get_op(self.layer)
         now = self._tick(again, training)
         training = bool(training) and self.trainable
         moves: Any = training
@@ -197,10 +199,21 @@ class Quantized(keras.layers.Layer):
             assert self.clock is not None
             moves = ops.logical_not(self.clock.reached("freeze_batch_norm", now))
         if folds:
-            return op.fold(self.layer, Accumulator(*inputs), moves)
+            return get_op(self.layer).fold(self.layer, Accumulator(*inputs), moves)
+        weights = self.quantized_weights(training=training, now=now)
+        return self.compute(inputs, weights, moves)
+
+    def compute(self, inputs: Any, weights: dict[str, Any], moves: Any = False) -> Any:
+        """The same with given weights.
+
+        Args:
+            inputs: As for a call.
+            weights: As `quantized_weights` returns them.
+            moves: Whether batch norm uses the batch's statistics.
+        """
+        op = get_op(self.layer)
         operands = [inputs] if len(self.shapes) == 1 else inputs
         taken = [x if index in op.plain else QTensor(*x) for index, x in enumerate(operands)]
-        weights = self.quantized_weights(training=training, now=now)
         return op.call(self.layer, taken, weights, moves)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -223,6 +236,7 @@ class Quantized(keras.layers.Layer):
             layer=keras.saving.serialize_keras_object(self.layer),
             spec=None if self.spec is None else self.spec.get_config(),
             input_shapes=[list(shape) for shape in self.shapes],
+            corrected=None if self.corrected is None else self.corrected.tolist(),
             schedule=schedule_config(self.schedule),
         )
         return config
