@@ -431,7 +431,7 @@ def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
     spec = quantized.spec
     assert spec is not None
     for name, axis in quantized.weight_axes().items():
-        value = host.convert_to_tensor(getattr(node.layer, name))
+        value = quantized.weight(name, host)
         if spec.kind == "float":
             node.weights[name] = Stored(value, spec.dtype)
             continue

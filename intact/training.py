@@ -5,10 +5,14 @@ an op and its quantizer run the op's 32-bit sums. Everything else is an ordinary
 functional Keras model.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from intact.graph import deep_graphs, structure, view
 from intact.kernels import exact_convolution
@@ -21,6 +25,7 @@ from intact.numerics import (
     host,
     quantize_rows,
     quantize_weight,
+    tied,
     to_numpy,
 )
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
@@ -40,6 +45,8 @@ class Quantized(keras.layers.Layer):
         layer: The Keras layer.
         spec: How its weights are quantized, if it has any.
         input_shapes: The shapes of the inputs that the layer is built with.
+        keep_zeros: Weights that are 0 stay 0.
+        tied_weights: Names of the weights whose equal values stay equal.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class Quantized(keras.layers.Layer):
         layer: keras.layers.Layer,
         spec: TensorSpec | None = None,
         input_shapes: Any = None,
+        keep_zeros: bool = False,
+        tied_weights: Iterable[str] = (),
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -58,7 +67,49 @@ class Quantized(keras.layers.Layer):
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
             layer.build(self.shapes[0] if len(self.shapes) == 1 else self.shapes)
+        self.keep_zeros = keep_zeros
+        # Per name of a weight, where the first weight of each one's value stands.
+        self.firsts: dict[str, Any] = {}
+        for name in tied_weights:
+            self._add_firsts(name)
         self.built = True
+
+    def _add_firsts(self, name: str) -> None:
+        size = getattr(self.layer, name).shape
+        self.firsts[name] = self.add_weight(
+            name=f"{name}_firsts",
+            shape=(math.prod(size),),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+        )
+
+    def tie(self) -> None:
+        """Keep weights equal that are equal now."""
+        for name in self.weight_axes():
+            w = to_numpy(getattr(self.layer, name)).reshape(-1)
+            _, first, place = np.unique(w, return_index=True, return_inverse=True)
+            if len(first) < len(w):
+                if name not in self.firsts:
+                    self._add_firsts(name)
+                self.firsts[name].assign(first[place])
+
+    def weight(self, name: str, xp: Any = ops) -> Tensor:
+        """A float weight as it is quantized: equal where tied, and 0 without a gradient.
+
+        Args:
+            name: The weight's name.
+            xp: `keras.ops`, or `host`.
+        """
+        w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+        if name in self.firsts and xp is host:
+            w = np.reshape(w.reshape(-1)[to_numpy(self.firsts[name])], w.shape)
+        elif name in self.firsts:
+            w = tied(w, self.firsts[name])
+        if self.keep_zeros and xp is not host:
+            # No gradient, no step, whatever the optimizer: no mask has to be stored.
+            w = w * ops.cast(ops.stop_gradient(w) != 0, "float32")
+        return w
 
     def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Per name of a quantized weight, its whole numbers and scales."""
@@ -66,7 +117,7 @@ class Quantized(keras.layers.Layer):
             return {}
         bits, symmetric = self.spec.bits, self.spec.symmetric
         return {
-            name: quantize_weight(getattr(self.layer, name), bits, axis, symmetric=symmetric)
+            name: quantize_weight(self.weight(name), bits, axis, symmetric=symmetric)
             for name, axis in self.weight_axes().items()
         }
 
@@ -119,6 +170,8 @@ class Quantized(keras.layers.Layer):
             layer=keras.saving.serialize_keras_object(self.layer),
             spec=None if self.spec is None else asdict(self.spec),
             input_shapes=[list(shape) for shape in self.shapes],
+            keep_zeros=self.keep_zeros,
+            tied_weights=list(self.firsts),
         )
         return config
 
@@ -151,7 +204,7 @@ class QuantizedWeights(Quantized):
         """Per name of a quantized weight, its rounded values."""
         assert self.spec is not None
         if self.spec.kind == "float":
-            return {name: half_precision(getattr(self.layer, name)) for name in self.weight_axes()}
+            return {name: half_precision(self.weight(name)) for name in self.weight_axes()}
         axes = self.weight_axes()
         return {
             name: values * along(scale, axes[name], values.shape)
