@@ -6,6 +6,7 @@ from intact import (
 )
 from intact.api import export, freeze_ranges, plan_model, quantize_model
 from intact.calibration import calibrate
+from intact.distillation import distill
 from intact.errors import (
     ExportError,
     IntactError,
@@ -17,6 +18,7 @@ from intact.errors import (
     UnusedRuleWarning,
 )
 from intact.explain import Explained, Explanation, explain
+from intact.keeping import keep_clusters, keep_sparsity
 from intact.legacy import load_keras
 from intact.litert.inspection import Inspection, inspect
 from intact.litert.runtime import LiteRTModel, load_litert
