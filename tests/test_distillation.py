@@ -50,6 +50,7 @@ def test_the_student_comes_near_and_the_teacher_stays(activation, loss, x, rng):
     model = classifier(rng, activation)
     q = student(model, x)
     before, was = gap(q, model, x), weights(model)
+    mean = host(q.get_layer("bn").layer.moving_mean)
     seen = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))
     epochs = []
     history = intact.distill(
