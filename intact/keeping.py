@@ -49,7 +49,7 @@ def keep_clusters(model: keras.Model) -> None:
 
     >>> import intact
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> model.layers[0].kernel.assign([[1, 2], [2, 1], [1, 1], [2, 2]])
+    >>> _ = model.layers[0].kernel.assign([[1, 2], [2, 1], [1, 1], [2, 2]])
     >>> q = intact.quantize_model(model)
     >>> keep_clusters(q)  # from here on, `q.fit(...)` finds two better values
     """
