@@ -17,11 +17,12 @@ import numpy as np
 from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import DTYPES, Builder, Shape, Tensor
-from intact.numerics import along, host, quantize_weight, to_numpy, weight_params
+from intact.litert.placement import keep_to
+from intact.numerics import along, host, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
 from intact.quantizers import FakeQuantize, check_calibrated
-from intact.training import Dequantize, Quantized, QuantizedWeights
+from intact.training import Dequantize, Frozen, Quantized, QuantizedWeights
 
 _FUSED = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
 
@@ -76,7 +77,7 @@ class LoweringNode:
         activation: The fused activation, by the schema's name.
     """
 
-    lowering: "_Lowering"
+    lowering: "Lowering"
     layer: Any
     op: type[Op]
     inputs: list[Tensor]
@@ -161,6 +162,7 @@ def lower(
     input_dtype: str = "float32",
     output_dtype: str = "float32",
     integer_only: bool = False,
+    target: str | None = None,
 ) -> bytes:
     """Write a built model as a LiteRT file.
 
@@ -169,6 +171,7 @@ def lower(
         input_dtype: "float32", "int8", "uint8" or "int16".
         output_dtype: The same for the outputs.
         integer_only: Refuse ops that stay in float.
+        target: Where the file is to run; None for LiteRT on any processor.
 
     Returns:
         The bytes of the file.
@@ -176,22 +179,34 @@ def lower(
     Raises:
         NotCalibratedError: Ranges are missing.
         NotIntegerError: `integer_only`, and ops stay in float.
+        TargetError: The target cannot run an op.
     """
-    return _Lowering(model, input_dtype, output_dtype).run(integer_only)
+    content = Lowering(model, input_dtype, output_dtype, target).run(integer_only)
+    return content if target is None else keep_to(content, target)
 
 
-class _Lowering:
-    def __init__(self, model: keras.Model, input_dtype: str, output_dtype: str) -> None:
+class Lowering:
+    """A model on its way into a file; `written` has each node's op, by the node's id."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        input_dtype: str = "float32",
+        output_dtype: str = "float32",
+        target: str | None = None,
+    ) -> None:
         self.model = model
         self.graph: Graph = view(model)
         self.dtypes = (input_dtype, output_dtype)
-        self.builder = Builder("intact")
+        self.builder = Builder("intact", target)
         self.tensors: dict[int, Tensor] = {}
         self.pending: dict[int, Any] = {}
+        self.written: dict[int, LoweringNode] = {}
         self.float_ops: list[str] = []
         self.quantized = any(isinstance(layer, FakeQuantize) for layer in model.layers)
 
     def run(self, integer_only: bool) -> bytes:
+        """The bytes of the file."""
         check_calibrated(self.model, "exporting")
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
         for node in self.graph.nodes:
@@ -293,18 +308,19 @@ class _Lowering:
         quantizer, kwargs = node.layer, node.kwargs
         waiting = self.pending.get(id(node.inputs[0]))
         out = node.outputs[0]
+        fused = "NONE"
         if isinstance(waiting, LoweringNode) and waiting.integer:
             bounds = (kwargs.get("lower"), kwargs.get("upper"))
             if not waiting.op.clamps_by_range:
                 # Other limits are where the integers of the range end.
-                waiting.activation = _FUSED.get(bounds, "RELU")
+                waiting.activation = fused = _FUSED.get(bounds, "RELU")
             tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
             tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
             scale, zero_point = _params(quantizer)
             same = (source.scale, source.zero_point, source.dtype)
-            if source.quantized and same == (scale, zero_point, quantizer.spec.dtype):
+            if source.quantized and same == (scale, zero_point, quantizer.spec.activation_dtype):
                 tensor = source
             else:
                 tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
@@ -313,7 +329,30 @@ class _Lowering:
                     self.builder.add("CAST", [source], [number])
                     source = number
                 self.builder.add("QUANTIZE", [source], [tensor])
-        self.tensors[id(out)] = tensor
+        self.tensors[id(out)] = self._clamped(tensor, quantizer, kwargs, fused)
+
+    def _clamped(self, tensor: Tensor, quantizer: FakeQuantize, kwargs: dict, fused: str) -> Tensor:
+        """A tensor within the bounds of its quantizer, if its kernel leaves them."""
+        scale, zero_point = _params(quantizer)
+        bounds = quantizer.bounds(quantizer.grid(), kwargs.get("lower"), kwargs.get("upper"))
+        low, high = (int(to_numpy(bound)) + zero_point for bound in bounds)
+        limits = np.iinfo(tensor.dtype)
+        lowest = limits.min if fused == "NONE" else max(limits.min, zero_point)
+        highest = limits.max
+        if fused == "RELU6":
+            highest = min(highest, zero_point + round(6 / float(scale)))
+        for name, bound, needed in (
+            ("MAXIMUM", low, low > lowest),
+            ("MINIMUM", high, high < highest),
+        ):
+            if needed:
+                clamped = self._quantized(tensor.shape, tensor.name, quantizer)
+                tensor.name = f"{tensor.name}/{name.lower()}"
+                fields = {"scale": tensor.scale, "zero_point": tensor.zero_point}
+                limit = self.builder.constant(np.array([bound]), dtype=tensor.dtype, **fields)
+                self.builder.add(name, [tensor, limit], [clamped])
+                tensor = clamped
+        return tensor
 
     def _integer(self, node: Node) -> None:
         quantized: Quantized = node.layer
@@ -330,6 +369,7 @@ class _Lowering:
         ]
         made = LoweringNode(self, quantized.layer, op, tensors, out.shape, quantized.name)
         made.integer = True
+        self.written[id(node)] = made
         if isinstance(op.output, Plain):
             tensor = self.builder.tensor(out.shape, _dtype(out), quantized.name)
             self.tensors[id(out)] = self._emit(made, tensor)
@@ -389,7 +429,7 @@ class _Lowering:
 
     def _quantized(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
         scale, zero_point = _params(quantizer)
-        dtype = quantizer.spec.dtype
+        dtype = quantizer.spec.activation_dtype
         return self.builder.tensor(shape, dtype, name, scale=scale, zero_point=zero_point)
 
 
@@ -407,16 +447,23 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
 
 
 def _params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
-    scale = np.float32(to_numpy(quantizer.scale.value))
+    grid = quantizer.grid()
     # Keras has the integers signed.
     shift = 128 if quantizer.spec.kind == "uint" else 0
-    return scale, int(to_numpy(quantizer.zero_point.value)) + shift
+    return np.float32(to_numpy(grid.scale)), int(to_numpy(grid.zero_point)) + shift
 
 
 def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
     op, layer = node.op, node.layer
     if not issubclass(op, Weighted):
+        return
+    if isinstance(quantized, Frozen):
+        scale, zero_point = quantized.kernel_scale, to_numpy(quantized.kernel_zero_point)
+        values = to_numpy(quantized.kernel).astype("float32")
+        stored = Stored(values, quantized.stored, to_numpy(scale), zero_point)
+        node.weights["kernel"] = stored
+        node.sums = quantized.sums(None, node.input.scale, host)
         return
     if op.weights:
         _stored_weights(node, quantized)
@@ -430,14 +477,22 @@ def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an op as its spec says."""
     spec = quantized.spec
     assert spec is not None
+    if spec.wide:
+        raise ExportError(
+            f"{type(node.layer).__name__} {node.layer.name!r} has weights of {spec.bits} bits "
+            f"that are stored as {spec.dtype}, and LiteRT has no kernel for these, but for int4 "
+            "and int8. The model trains and predicts in Keras; to export it, give the layer "
+            "weights of 8 bits or less."
+        )
+    made = {} if spec.kind == "float" else quantized.quantized_weights(host)
     for name, axis in quantized.weight_axes().items():
         value = quantized.weight(name, host)
         if spec.kind == "float":
             node.weights[name] = Stored(value, spec.dtype)
             continue
-        values, scale = quantize_weight(value, spec.bits, axis, host, spec.symmetric)
+        values, scale = made[name]
         stored = Stored(values, spec.dtype, scale)
-        if not spec.symmetric:
+        if spec.quantizer == "range" and not spec.symmetric:
             _, zero_point = weight_params(value, spec.bits, axis, host, False)
             shift = 128 if spec.kind == "uint" else 0
             stored.zero_point = zero_point.reshape(np.shape(scale)) + shift

@@ -49,10 +49,17 @@ class Accumulator(NamedTuple):
     weight_scale: Tensor
 
 
-def unquantized(real: Tensor) -> QTensor:
-    """Real values where integers are expected: the zero point 0.5 tells them apart."""
+def unquantized(real: Tensor, unit: Tensor | None = None) -> QTensor:
+    """Real values where integers are expected: the zero point 0.5 tells them apart.
+
+    Args:
+        real: The values.
+        unit: A scalar in whose units they shall be: biases are rounded to it. By default 1.
+    """
     one = ops.ones((), "float32")
-    return QTensor(real, one, one * 0.5)
+    if unit is None:
+        return QTensor(real, one, one * 0.5)
+    return QTensor(real * inverse(unit), unit, one * 0.5)
 
 
 def is_integer(x: QTensor) -> Tensor:
@@ -64,7 +71,7 @@ def integer_range(bits: int, narrow: bool = False) -> tuple[int, int]:
     """Smallest and largest signed integer of a width.
 
     Args:
-        bits: Width in bits, 2 to 16.
+        bits: Width in bits, 1 to 16.
         narrow: Leave out the smallest value, so that the range is symmetric.
 
     Returns:
@@ -81,8 +88,35 @@ def integer_range(bits: int, narrow: bool = False) -> tuple[int, int]:
     return (-high if narrow else -high - 1), high
 
 
+def stored_range(bits: int, symmetric: bool = False) -> tuple[int, int]:
+    """Smallest and largest integer that files store for an activation of a width.
+
+    Fewer than 8 bits are the topmost integers of int8, where kernels saturate by
+    themselves; the bottom is the clamp of a fused ReLU, or an op of its own.
+
+    Args:
+        bits: Width in bits, 1 to 16.
+        symmetric: Leave out the smallest of fewer than 8 bits: as many above 0 as below.
+
+    Returns:
+        `(low, high)`.
+
+    Example:
+
+    >>> stored_range(4)
+    (112, 127)
+    """
+    low, high = integer_range(bits, narrow=symmetric and bits < 8)
+    shift = integer_range(8)[1] - high if bits < 8 else 0
+    return low + shift, high + shift
+
+
 def affine_params(
-    minimum: Tensor, maximum: Tensor, bits: int = 8, symmetric: bool = False
+    minimum: Tensor,
+    maximum: Tensor,
+    bits: int = 8,
+    symmetric: bool = False,
+    power_of_two: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover a range of real values.
 
@@ -94,6 +128,7 @@ def affine_params(
         maximum: Largest real value, same shape.
         bits: Width in bits.
         symmetric: Force the zero point to 0.
+        power_of_two: Make the scale a power of two.
 
     Returns:
         `(scale, zero_point)`, float32 tensors of the range's shape.
@@ -114,6 +149,8 @@ def affine_params(
         span = maximum - minimum
         steps = high - low
     scale = ops.where(span > 0, ops.maximum(span * np.float32(1 / steps), MIN_SCALE), 1.0)
+    if power_of_two:
+        scale = power_of_two_above(scale)
     if symmetric:
         return scale, ops.zeros_like(scale)
     zero_point = ops.clip(ops.round(low - minimum / scale), low, high)
@@ -207,6 +244,36 @@ def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
 
 
 @ops.custom_gradient
+def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
+    """The value itself; its gradient is multiplied by a factor.
+
+    Args:
+        x: Values.
+        factor: A scalar tensor.
+
+    Returns:
+        `x`.
+
+    Source: LSQ, section 2.2 (arXiv:1902.08153).
+    """
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        return g * factor, ops.zeros_like(factor)
+
+    return x, grad
+
+
+@ops.custom_gradient
+def _moved(first: Tensor, delta: Tensor, unit: Tensor) -> Tensor:
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        return ops.zeros_like(first), g / unit, ops.zeros_like(unit)
+
+    return first + unfused(unit * delta), grad
+
+
+@ops.custom_gradient
 def finite_gradient(x: Tensor) -> Tensor:
     """The value itself; a gradient that is infinite or not a number becomes 0."""
 
@@ -247,6 +314,10 @@ host = SimpleNamespace(
     ones=np.ones,
     reshape=np.reshape,
     round=np.rint,
+    sign=np.sign,
+    sqrt=np.sqrt,
+    sum=np.sum,
+    tanh=np.tanh,
     stop_gradient=lambda x: x,
     where=np.where,
     zeros_like=np.zeros_like,
@@ -257,12 +328,110 @@ Passed as `xp` when a file is written: fast, and to the same bits on every backe
 """
 
 
-def _round(x: Any, xp: Any) -> Any:
-    return xp.round(x) if xp is host else straight_through(xp.round(x), x)
+def through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
+    """`straight_through`; on the host just the value.
+
+    Args:
+        exact: The value.
+        smooth: What has its gradient.
+        xp: `keras.ops`, or `host`.
+    """
+    return exact if xp is host else straight_through(exact, smooth)
 
 
-def _inverse(x: Any, xp: Any) -> Any:
+def round_through(x: Any, xp: Any = ops) -> Any:
+    """Rounded half to even, with the gradient of `x`."""
+    return through(xp.round(x), x, xp)
+
+
+def inverse_of(x: Any, xp: Any = ops) -> Any:
+    """`1 / x`, rounded as IEEE 754 says; on the host, too."""
     return np.float32(1) / x if xp is host else inverse(x)
+
+
+def exact_mean(x: Any, axes: tuple[int, ...], xp: Any = ops) -> Any:
+    """The mean of values that are not negative, to the same bits everywhere.
+
+    Float sums depend on their order; these are sums of whole numbers of 31 bits.
+
+    Args:
+        x: Values, not negative.
+        axes: The axes to take it over, which stay with size 1.
+        xp: `keras.ops`, or `host`.
+
+    Returns:
+        The mean, to a 2^-31 / count of the largest value.
+
+    Example:
+
+    >>> exact_mean(np.array([1.0, 2.0, 6.0], "float32"), (0,), host).tolist()
+    [3.0]
+    """
+    count = int(np.prod([x.shape[a] for a in axes], dtype="int64"))
+    # A power of two, so that the units of a single value lose nothing.
+    steps = np.float32(2.0 ** min(24, 30 - (count - 1).bit_length()))
+    top = xp.maximum(xp.max(x, axis=axes, keepdims=True), np.float32(MIN_SCALE))
+    whole = xp.cast(xp.round(x * inverse_of(top, xp) * steps), "int32")
+    total = xp.cast(xp.sum(whole, axis=axes, keepdims=True), "float32")
+    return total * (top * (np.float32(1 / count) / steps))
+
+
+def moved(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
+    """A trained number: what it was first, and how far training has moved it.
+
+    The distance counts in units of the first value, so that the steps of an optimizer such
+    as Adam fit numbers of any size; its gradient is such that plain gradient descent moves
+    the number by the learning rate times the number's own gradient. A number keeps its sign.
+
+    Args:
+        first: The first values.
+        delta: The distances, which train; as many.
+        xp: `keras.ops`, or `host`.
+        unit: Their units; by default, the size of the first values.
+
+    Returns:
+        `first + unit * delta`.
+
+    Example:
+
+    >>> moved(np.float32([2.0, 4.0]), np.float32([0.5, -3.0]), host).tolist()
+    [3.0, 0.03125]
+    """
+    if unit is None:
+        unit = xp.where(first == 0, np.float32(1), xp.abs(first))
+    value = first + unit * delta if xp is host else _moved(first, delta, unit)
+    floor = xp.abs(first) * np.float32(2.0**-7)
+    kept = xp.where(
+        first > 0, xp.maximum(value, floor), xp.where(first < 0, xp.minimum(value, -floor), value)
+    )
+    return through(kept, value, xp)
+
+
+def power_of_two_above(x: Any, xp: Any = ops) -> Any:
+    """The smallest power of two that is not smaller, with the gradient of its logarithm.
+
+    Args:
+        x: Positive values.
+        xp: `keras.ops`, or `host`.
+
+    Returns:
+        Powers of two; `d y / d x` is `y / x`.
+
+    Source: TQT (arXiv:1903.08066), section 3.
+
+    Example:
+
+    >>> power_of_two_above(np.array([0.75, 1.0, 1.5], "float32"), host).tolist()
+    [1.0, 1.0, 2.0]
+    """
+    if xp is host:
+        mantissa, exponent = np.frexp(x)
+        return np.ldexp(np.float32(1), exponent - (mantissa == 0.5))
+    x = ops.convert_to_tensor(x)
+    fixed = ops.stop_gradient(x)
+    below = power_of_two(binary_exponent(fixed))
+    above = ops.where(below < fixed, below * 2.0, below)
+    return straight_through(above, x * (above / fixed))
 
 
 def weight_params(
@@ -298,7 +467,7 @@ def weight_params(
     )
     if symmetric:
         return scale, xp.zeros_like(scale)
-    return scale, xp.clip(xp.round(low - minimum * _inverse(scale, xp)), low, high)
+    return scale, xp.clip(xp.round(low - minimum * inverse_of(scale, xp)), low, high)
 
 
 def quantize_weight(
@@ -320,19 +489,18 @@ def quantize_weight(
     w = xp.cast(xp.convert_to_tensor(w), "float32")
     scale, zero_point = weight_params(w, bits, axis, xp, symmetric)
     # Times the inverse, as some compilers divide by a scale anyway.
-    n = w * _inverse(scale, xp)
+    n = w * inverse_of(scale, xp)
     if not symmetric:
         # A rounded zero point may leave an end of the range just outside.
         low, high = integer_range(bits)
         n = xp.minimum(xp.maximum(n, low - zero_point), high - zero_point)
-    return _round(n, xp), xp.reshape(scale, () if axis is None else (-1,))
+    return round_through(n, xp), xp.reshape(scale, () if axis is None else (-1,))
 
 
 def half_precision(w: Any, xp: Any = ops) -> Any:
     """Values as float16 has them, with a straight-through gradient."""
     w = xp.cast(xp.convert_to_tensor(w), "float32")
-    half = xp.cast(xp.cast(w, "float16"), "float32")
-    return half if xp is host else straight_through(half, w)
+    return through(xp.cast(xp.cast(w, "float16"), "float32"), w, xp)
 
 
 def quantize_rows(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -404,7 +572,7 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
         acc.weight_scale,
         xp.where(acc.weight_scale < 0, -floor, floor),
     )
-    units = _round(bias * _inverse(acc.input_scale * weight_scale, xp), xp)
+    units = round_through(bias * inverse_of(acc.input_scale * weight_scale, xp), xp)
     return acc._replace(bias=acc.bias + units, weight_scale=weight_scale)
 
 

@@ -4,16 +4,19 @@
 from it and lowering follows what was built; neither decides anything again.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import keras
 
 from intact.errors import IntactError
 from intact.graph import Graph, Node, view
 from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, get_op
+from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
+
+BY_CHOICE = ("by rule", "left out")
+"""Why a layer stays in float that need not: by the scheme, or by `filters` and annotations."""
 
 
 @dataclass
@@ -81,8 +84,9 @@ class Step:
         """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
         weights, activations = self.weights, self.activations
         if self.integer and activations:
-            if weights is None or weights.dtype == activations.dtype:
-                return activations.dtype
+            widths = {activations.bits, (weights or activations).bits}
+            if widths in ({8}, {16}) or weights is None:
+                return activations.activation_dtype if max(widths) >= 8 else f"a{max(widths)}"
             return f"w{weights.bits} a{activations.bits}"
         if weights is None:
             return f"float ({self.why_float})" if self.why_float else "float"
@@ -189,7 +193,7 @@ class _Planner:
             for slot, site in enumerate(members):
                 site.slot = slot
         steps = [self.steps[id(node)] for node in self.nodes]
-        layers = [node.layer for node in self.nodes]
+        layers = [node.layer for node in self.nodes if not getattr(node.layer, "own_rule", None)]
         # Presets have rules for layers that most models lack.
         unused = [] if self.scheme in SCHEMES.values() else self.scheme.unused_rules(layers)
         return Plan(self.scheme.name, steps, ranges, self.entries, unused)
@@ -197,15 +201,16 @@ class _Planner:
     def _step(self, node: Node) -> Step:
         layer = node.layer
         op = get_op(layer)
-        rule: Rule = self.scheme.rule_for(layer)
+        rule = self._rule(layer)
         step = Step(layer.name, op.__name__, rule.integer, activations=rule.activations)
         if rule.weights is None:
-            step.integer, step.why_float = False, "by rule"
+            given = getattr(layer, "own_rule", None) is not None
+            step.integer, step.why_float = False, BY_CHOICE[given]
             return step
         if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
             step.activations = None
         if any(weight.kernels or not step.activations for weight in op.weights.values()):
-            step.weights = rule.weights
+            step.weights = _as_kernels_have_it(op, rule)
         if rule.integer and not (isinstance(op.output, Plain) or "float" in node.outputs[0].dtype):
             step.integer, step.why_float = False, "it computes whole numbers"
             return step
@@ -214,6 +219,10 @@ class _Planner:
             reason = op.refuse(layer, [tensor.shape for tensor in node.inputs])
         self._refuse(layer, step, reason or _without_kernel(op, step))
         return step
+
+    def _rule(self, layer: keras.layers.Layer) -> Rule:
+        """A canonical layer's own rule, if it was given one, or else the scheme's."""
+        return getattr(layer, "own_rule", None) or self.scheme.rule_for(layer)
 
     def _refuse(self, layer: keras.layers.Layer, step: Step, reason: str | None) -> None:
         """Keep a layer in float for a reason, if there is one and if that is allowed."""
@@ -228,7 +237,7 @@ class _Planner:
 
     def _spec(self, node: Node) -> TensorSpec:
         """How the output of an integer node is quantized."""
-        spec = self.scheme.rule_for(node.layer).activations
+        spec = self._rule(node.layer).activations
         assert spec is not None
         return spec
 
@@ -240,9 +249,12 @@ class _Planner:
         return found
 
     def _new_range(self, name: str, spec: TensorSpec, fixed: Fixed | None = None) -> RangePlan:
-        pair = None if fixed is None else (fixed.scale, float(fixed.zero_point))
-        if fixed and spec.dtype == "int16":
-            pair = (2.0**-15, 0.0)
+        pair = spec.rule.fixed(spec.bits)
+        if fixed:
+            # Kernels have it so, whatever the rule says.
+            wide = spec.activation_dtype == "int16"
+            pair = (2.0**-15, 0.0) if wide else (fixed.scale, float(fixed.zero_point))
+            spec = TensorSpec(16 if wide else 8, kind=spec.kind)
         made = RangePlan(name, spec, pair)
         self.ranges.append(made)
         return made
@@ -273,8 +285,7 @@ class _Planner:
         if id(tensor) not in self.tensor_range:
             # A model input, or the output of a float node: quantized on the way in.
             source = self.graph.producer(tensor).layer.name
-            spec = self._spec(reader)
-            found = self._new_range(source, spec)
+            found = self._new_range(source, self.scheme.inputs or self._spec(reader))
             self.entries[id(tensor)] = self._site(source, found, "real")
             self.tensor_range[id(tensor)] = found
         return self._root(self.tensor_range[id(tensor)])
@@ -290,7 +301,7 @@ class _Planner:
             if index not in op.plain
         }
         for index, found in inputs.items():
-            if found.spec.dtype != spec.dtype:
+            if found.spec.activation_dtype != spec.activation_dtype:
                 # From one width to another, for kernels take one alone.
                 name = f"{node.layer.name}_input_{index}"
                 inputs[index] = self._new_range(name, spec)
@@ -375,12 +386,27 @@ class _Planner:
         return following
 
 
+def _as_kernels_have_it(op: type[Op], rule: Rule) -> TensorSpec:
+    """A rule's spec of weights; stored in 8 bits where there is no kernel for less."""
+    spec, activations = rule.weights, rule.activations
+    assert spec is not None
+    if activations is None or spec.kind != "int":
+        return spec
+    if not issubclass(op, Weighted):
+        # Slopes of a PReLU: part of an activation.
+        return TensorSpec(symmetric=True, per_axis=True)
+    if spec.dtype != "int4":
+        return spec
+    found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
+    if activations.activation_dtype == "int16" or not all("int4" in known for known in found):
+        return replace(spec, stored="int8")
+    return spec
+
+
 def _without_type(op: type[Op], step: Step) -> str | None:
     """Why there is no kernel for an op's activations, if there is none."""
     assert step.activations is not None
-    dtype = step.activations.dtype
-    if step.activations.bits not in (8, 16):
-        return f"activations have 8 or 16 bits, and the rule says {step.activations.bits}"
+    dtype = step.activations.activation_dtype
     known = dtype in op.dtypes or isinstance(op.output, Plain)
     return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
 
@@ -391,17 +417,17 @@ def _without_kernel(op: type[Op], step: Step) -> str | None:
     if weights is None:
         return None
     if activations is None:
-        wide = weights.kind == "int" and weights.bits > 8
+        wide = weights.kind == "int" and weights.dtype not in ("int4", "int8")
         return f"weights have 2 to 8 bits, and the rule says {weights.bits}" if wide else None
     for name, weight in op.weights.items():
         known = weight.dynamic if activations.dynamic else weight.kernels
-        if weights.dtype not in known:
+        if weights.dtype not in known and not (weights.wide and "int8" in weight.kernels):
             return (
                 f"its {name} cannot have {weights.bits}-bit weights of type {weights.dtype}, "
                 f"but of {', '.join(known)}"
             )
         if (weights.kind == "uint") != (activations.kind == "uint" and not activations.dynamic):
             return "unsigned weights go with unsigned activations, and no others"
-        if not weights.symmetric and weights.kind == "int":
+        if weights.quantizer == "range" and not weights.symmetric and weights.kind == "int":
             return f"its {name} cannot have a zero point: the rule needs `symmetric=True`"
     return None

@@ -1,6 +1,8 @@
 """The layer that quantizes activations, and the arithmetics by which kernels round."""
 
-from dataclasses import asdict
+import contextlib
+import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import keras
@@ -19,12 +21,16 @@ from intact.numerics import (
     divide,
     integer_range,
     power_of_two,
+    round_through,
+    stored_range,
     straight_through,
     to_numpy,
     unquantized,
 )
-from intact.observers import MovingAverage, Observer, Range
+from intact.observers import Observer, Range, following
+from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
+from intact.widths import Grid, Quantizer, Seen, Setting
 
 
 class Arithmetic:
@@ -194,12 +200,14 @@ class FakeQuantize(keras.layers.Layer):
     range is the union of the slots'.
 
     While training, ranges follow the data by a moving average, unless the layer is
-    frozen (`trainable = False`); in inference they are fixed.
+    frozen (`trainable = False`); in inference they are fixed. Where the spec's quantizer has
+    trained numbers, these start from the first data seen, and the optimizer moves them.
 
     Args:
-        spec: How the tensors are quantized: width, kind, symmetry, observer, momentum.
+        spec: How the tensors are quantized.
         slots: How many tensors share the range.
         fixed: `(scale, zero_point)` of a range that is fixed, or None.
+        schedule: When it begins to quantize, and stops to observe, in training.
 
     Example:
 
@@ -214,6 +222,7 @@ class FakeQuantize(keras.layers.Layer):
         spec: TensorSpec | None = None,
         slots: int = 1,
         fixed: tuple[float, float] | None = None,
+        schedule: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -222,8 +231,10 @@ class FakeQuantize(keras.layers.Layer):
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.observer: Observer | None = None
-        low, high = integer_range(self.spec.bits)
+        low, high = stored_range(self.spec.bits, self.spec.symmetric)
         self.low, self.high = float(low), float(high)
+        self.rule: Quantizer = self.spec.rule
+        self.learns = bool(self.rule.trained) and fixed is None
 
         def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
             init = keras.initializers.Constant(value)
@@ -236,12 +247,46 @@ class FakeQuantize(keras.layers.Layer):
             self.minimum = variable("minimum", (slots,), 0.0)
             self.maximum = variable("maximum", (slots,), 0.0)
             self.count = variable("count", (slots,), 0.0)
+        if self.learns:
+            self.size = variable("size", (slots,), 0.0)
+            self.learned = {
+                name: self.add_weight(name=f"learned_{name}", shape=(), initializer="zeros")
+                for name in self.rule.trained
+            }
+        self.schedule = schedule
+        self.clock = make_clock(schedule)
+        if self.spec.stochastic:
+            self.seeds = keras.random.SeedGenerator()
         self.built = True
 
     @property
     def calibrated(self) -> bool:
         """Whether every slot has a range."""
         return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
+
+    def grid(self, count: Any = 1, step: Any = None) -> Grid:
+        """Scale, zero point and bounds, as they are now.
+
+        Args:
+            count: How many values a sample has, for the scale of gradients.
+            step: The training step, if there is a schedule.
+        """
+        if not self.learns:
+            zero_point = self._value("zero_point")
+            low, high = self.low - zero_point, self.high - zero_point
+            return Grid(self._value("scale"), zero_point, low, high)
+        spec = self.spec
+        seen = Seen(*(self._value(name) for name in ("minimum", "maximum", "size")))
+        seen = Seen(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
+        at = Setting(
+            spec.bits,
+            symmetric=spec.symmetric,
+            power_of_two=spec.power_of_two,
+            step=step,
+            count=count,
+        )
+        learned = {name: variable * 1.0 for name, variable in self.learned.items()}
+        return self.rule.grid(seen, learned, at)
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Set the range by hand, for all tensors that share it.
@@ -252,20 +297,32 @@ class FakeQuantize(keras.layers.Layer):
         """
         ones = np.ones(self.slots, "float32")
         self._assign(Range(ones * minimum, ones * maximum, self._settled()))
+        if self.learns:
+            # As if the values were spread evenly.
+            self._start(ones * (max(abs(minimum), abs(maximum)) / 2))
 
     def reset(self) -> None:
         """Forget the range."""
         zeros = np.zeros(self.slots, "float32")
         self._assign(Range(zeros, zeros, zeros))
+        if self.learns:
+            self._start(zeros)
 
     def finish_calibration(self) -> None:
         """Let training continue from the range at its own slow pace."""
         minimum = to_numpy(self.minimum)
         self._assign(Range(minimum, to_numpy(self.maximum), self._settled()))
 
+    def _start(self, size: np.ndarray) -> None:
+        """Let the trained numbers start anew."""
+        self.size.assign(size)
+        for variable in self.learned.values():
+            variable.assign(0.0)
+
     def _settled(self) -> np.ndarray:
-        """The count of a moving average in its long run."""
-        return np.full(self.slots, round(1 / (1 - self.spec.momentum)), "float32")
+        """The count of a moving average in its long run; any, where ranges only grow."""
+        rest = 1 - self.spec.momentum
+        return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
 
     def call(
         self,
@@ -297,21 +354,26 @@ class FakeQuantize(keras.layers.Layer):
         if arithmetic == RealArithmetic.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
+        # Clocks are read once, before ranges and counters move.
+        now = on = None
+        if self.clock is not None:
+            now = self.clock.tick(again=slot > 0) if training else self.clock.now()
+            on = self.clock.reached("quant_delay", now) if training else None
         real = rule.real(pending) if training or self.observer is not None else None
         if self.fixed is None and (self.observer is not None or (training and self.trainable)):
-            self._observe(slot, ops.stop_gradient(real), lower, upper)
+            self._observe(slot, ops.stop_gradient(real), lower, upper, now)
             if self.observer is not None:
                 # Calibration looks at what float activations would be.
                 return unquantized(_bounded(real, lower, upper))
         if final and training:
             return unquantized(_bounded(real, lower, upper))
-        params = QTensor(None, self._value("scale"), self._value("zero_point"))
-        low, high = self.low - params.zero_point, self.high - params.zero_point
-        if lower is not None:
-            low = ops.maximum(low, ops.round(lower / params.scale))
-        if upper is not None:
-            high = ops.minimum(high, ops.round(upper / params.scale))
-        if training:
+        grid = self.grid(self._count(rule, pending), now)
+        params = QTensor(None, grid.scale, grid.zero_point)
+        low, high = self.bounds(grid, lower, upper)
+        if training and (self.learns or self.spec.stochastic):
+            moves = self.learns and (self.rule.trains_bounds or upper is not None)
+            values = self._trained(real * inverse(grid.scale), low, high, moves)
+        elif training:
             # Rounded once; few values differ from those of the kernels, by 1.
             values = RealArithmetic.quantize(real, params, low, high)
         elif self.spec.bits > 8:
@@ -319,6 +381,11 @@ class FakeQuantize(keras.layers.Layer):
         else:
             values = rule.quantize(pending, params, low, high)
         quantized = params._replace(values=values)
+        if on is not None:
+            # In units so small that biases are as in float, and fit in 32 bits nonetheless.
+            unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)
+            plain = unquantized(_bounded(real, lower, upper), unit)
+            return QTensor(*(ops.where(on, a, b) for a, b in zip(quantized, plain, strict=True)))
         if self.fixed is not None or training:
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
@@ -326,15 +393,75 @@ class FakeQuantize(keras.layers.Layer):
         pairs = zip(quantized, unquantized(_bounded(rule.real(pending), lower, upper)), strict=True)
         return QTensor(*(ops.where(ready, a, b) for a, b in pairs))
 
+    def _count(self, rule: type[Arithmetic], pending: Any) -> Any:
+        """How many values a sample has."""
+        if not self.learns:
+            return 1
+        shape = rule.output_shape(pending)[1:]
+        if None in shape:
+            return ops.prod(ops.shape(rule.real(pending))[1:])
+        return math.prod(size or 1 for size in shape)
+
+    def bounds(self, grid: Grid, lower: float | None, upper: float | None) -> tuple[Any, Any]:
+        """The smallest and largest whole number of a call.
+
+        Args:
+            grid: What `grid` returned.
+            lower: As for `call`.
+            upper: As for `call`.
+        """
+        # Where the scale is trained, the bounds have a gradient.
+        whole = round_through if self.learns else ops.round
+        low, high = grid.low, grid.high
+        if lower is not None:
+            low = ops.maximum(low, whole(lower / grid.scale))
+        if upper is not None:
+            high = ops.minimum(high, whole(upper / grid.scale))
+        return low, high
+
     def _value(self, name: str) -> Tensor:
         # A copy: torch and TensorFlow would give the variable, which later calls change.
         return getattr(self, name) * 1.0
 
-    def _observe(self, slot: int, real: Tensor, lower: float | None, upper: float | None) -> None:
-        observer = self.observer or MovingAverage(self.spec.momentum)
+    def _trained(self, steps: Tensor, low: Tensor, high: Tensor, moves: bool) -> Tensor:
+        """Whole numbers with gradients for scale and, if it moves them, bounds."""
+        noisy = steps
+        if self.spec.stochastic:
+            noise = keras.random.uniform(ops.shape(steps), -0.5, 0.5, seed=self.seeds)
+            noisy = straight_through(steps + noise, steps)
+        values = round_clip(noisy, low, high)
+        return _moving_bounds(values, steps, low, high) if moves else values
+
+    def _observe(
+        self,
+        slot: int,
+        real: Tensor,
+        lower: float | None,
+        upper: float | None,
+        now: Tensor | None,
+    ) -> None:
+        observer = self.observer or following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         minimum, maximum = (_bounded(end, lower, upper) for end in (ops.min(real), ops.max(real)))
         new = observer.update(state, minimum, maximum)
+        if self.learns:
+            mean = ops.mean(ops.abs(_bounded(real, lower, upper)))
+            size = self.size[slot] + (mean - self.size[slot]) / new.count
+            if self.observer is None:
+                # The optimizer moves what the first data gave, or those before it began.
+                first = state.count == 0
+                if self.clock is not None:
+                    begun = self.clock.reached("quant_delay", now)
+                    first = ops.logical_or(first, ops.logical_not(begun))
+                new = Range(*(ops.where(first, n, o) for n, o in zip(new, state, strict=True)))
+                size = ops.where(first, size, self.size[slot])
+            here = np.arange(self.slots) == slot
+            self.size.assign(ops.where(here, size, self._value("size")))
+        if self.clock is not None and self.observer is None:
+            # A range that has seen nothing has nothing to keep.
+            frozen = self.clock.reached("freeze_ranges", now)
+            frozen = ops.logical_and(frozen, state.count > 0)
+            new = Range(*(ops.where(frozen, o, n) for n, o in zip(new, state, strict=True)))
         if self.slots == 1:
             self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
         else:
@@ -352,9 +479,10 @@ class FakeQuantize(keras.layers.Layer):
             ops.max(self._value("maximum")),
             self.spec.bits,
             self.spec.symmetric,
+            self.spec.power_of_two,
         )
         self.scale.assign(scale)
-        self.zero_point.assign(zero_point)
+        self.zero_point.assign(zero_point + (self.high - integer_range(self.spec.bits)[1]))
 
     def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
         rule = Arithmetic.registry[kwargs.get("arithmetic", "real")]
@@ -364,15 +492,26 @@ class FakeQuantize(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
-            spec=asdict(self.spec),
+            spec=self.spec.get_config(),
             slots=self.slots,
             fixed=self.fixed,
+            schedule=schedule_config(self.schedule),
         )
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FakeQuantize":
-        return cls(TensorSpec(**config.pop("spec")), **config)
+        spec = TensorSpec.from_config(config.pop("spec"))
+        schedule = schedule_from_config(config.pop("schedule", None))
+        return cls(spec, schedule=schedule, **config)
+
+
+def _moving_bounds(values: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The values themselves; the gradient of those outside of the bounds moves the bounds."""
+    steps = ops.stop_gradient(steps)
+    above = ops.where(steps >= high, high - ops.stop_gradient(high), 0.0)
+    below = ops.where(steps <= low, low - ops.stop_gradient(low), 0.0)
+    return values + above + below
 
 
 def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
@@ -381,6 +520,24 @@ def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
     if upper is not None:
         real = ops.minimum(real, upper)
     return real
+
+
+@contextlib.contextmanager
+def stand_in_ranges(model: keras.Model) -> Iterator[None]:
+    """Give ranges that have seen no data some, to see what file would come of the model.
+
+    Args:
+        model: A quantized model.
+    """
+    layers = (layer for layer in model.layers if isinstance(layer, FakeQuantize))
+    empty = [layer for layer in layers if not layer.calibrated]
+    try:
+        for layer in empty:
+            layer.set_range(-1.0, 1.0)
+        yield
+    finally:
+        for layer in empty:
+            layer.reset()
 
 
 def check_calibrated(model: keras.Model, before: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from intact.calibration import check_batch
 from intact.errors import IntactError, InvalidDataError
-from intact.graph import view, with_outputs
+from intact.graph import Graph, Node, view, with_outputs
 from intact.litert.runtime import expose, load_litert
 from intact.lowering import tensor_name
 from intact.numerics import dequantize, to_numpy
@@ -192,12 +192,25 @@ def _quantized_tensors(model: keras.Model) -> tuple[list[str], list[Any]]:
     for node in graph.nodes:
         if isinstance(node.layer, FakeQuantize):
             source = graph.producer(node.inputs[0]).layer
-            if isinstance(getattr(source, "layer", None), Constant):
+            if isinstance(getattr(source, "layer", None), Constant) or _changes_nothing(
+                node, graph
+            ):
                 continue
             names.append(tensor_name(node.layer, node.kwargs))
             shift = 128 if node.layer.spec.kind == "uint" else 0
             tensors.append(_Stored(shift)(node.outputs))
     return names, tensors
+
+
+def _changes_nothing(node: Node, graph: Graph) -> bool:
+    """Whether a requantization is to the range that the tensor has: the file has none there."""
+    if node.kwargs.get("arithmetic") not in ("requantize", "convert"):
+        return False
+    mine, theirs = node.layer, _quantizer(graph.producer(node.inputs[0]), graph)
+    same = [
+        to_numpy(a) == to_numpy(b) for a, b in zip(mine.grid()[:2], theirs.grid()[:2], strict=True)
+    ]
+    return all(same) and mine.spec.activation_dtype == theirs.spec.activation_dtype
 
 
 class _Stored(keras.layers.Layer):
@@ -221,9 +234,14 @@ def _step(model: keras.Model, output: keras.KerasTensor) -> float:
     node = graph.producer(output)
     if not isinstance(node.layer, Dequantize):
         return 1.0
+    return float(to_numpy(_quantizer(node, graph).grid().scale))
+
+
+def _quantizer(node: Node, graph: Graph) -> FakeQuantize:
+    """The quantizer whose range the integers have that a node passes on."""
     while not isinstance(node.layer, FakeQuantize):
         node = graph.producer(node.inputs[0])
-    return float(to_numpy(node.layer.scale))
+    return node.layer
 
 
 def _count(

@@ -2,11 +2,13 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import keras
 
 from intact.errors import IntactError
+from intact.widths import Quantizer, get_quantizer, quantizer_config, quantizer_from_config
 
 
 @dataclass(frozen=True)
@@ -14,18 +16,28 @@ class TensorSpec:
     """How one tensor is quantized.
 
     Args:
-        bits: Width in bits. Files store 2 to 4 bits as int4, more as int8, activations of
-            9 to 16 bits as int16.
-        symmetric: Zero point 0.
+        bits: Width in bits, 1 to 16. Files store weights of up to 4 bits as int4, where there
+            is a kernel for it; else, and up to 8 bits, as int8; activations of up to 8 bits as
+            int8, and of 9 to 16 bits as int16.
+        symmetric: Zero point 0; of activations of less than 8 bits, in the middle.
         per_axis: A scale per output channel (weights only).
         kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
         dynamic: The range is that of each row or sample, found at run time (activations
             only): the tensor stays in float, and sums of products are computed on integers.
         observer: How `calibrate` finds the range, if it is not told (activations only).
-        momentum: Share of the old range that a training step keeps (activations only).
+        momentum: Share of the old range that a training step keeps (activations only): with 0
+            it is the last batch's, with 1 it only grows.
+        quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
+            "lsq_plus", "pact", "dorefa", "sign", "xnor", "twn" or "ttq", or a `Quantizer`;
+            `intact/widths.py` says what each of them is.
+        power_of_two: Scales are powers of two.
+        stochastic: Training rounds at random, up with the probability that is the distance
+            from below (arXiv:1502.02551); inference and files round to the nearest.
+        stored: The type in the file, "int8" for weights of up to 4 bits; by default, the
+            narrowest that holds them.
 
     Raises:
-        IntactError: A width or kind that there is not.
+        IntactError: A width, kind or quantizer that there is not.
 
     Example:
 
@@ -40,9 +52,27 @@ class TensorSpec:
     dynamic: bool = False
     observer: str = "min_max"
     momentum: float = 0.99
+    quantizer: str | Quantizer = "range"
+    power_of_two: bool = False
+    stochastic: bool = False
+    stored: str | None = None
 
     def __post_init__(self) -> None:
-        widths: dict[str, Iterable[int]] = {"int": range(2, 17), "uint": (8,), "float": (16,)}
+        rule = self.rule
+        known = {*rule.weight_bits, *rule.activation_bits}
+        if self.kind == "int" and rule.name != "range" and self.bits not in known:
+            raise IntactError(
+                f"Quantizer {rule.name!r} has {_listed(known)} bits. Received: bits={self.bits!r}."
+            )
+        if self.kind != "int" and (rule.name != "range" or self.power_of_two or self.stochastic):
+            raise IntactError(
+                f"Kind {self.kind!r} is rounded by its range, to the nearest. Received: {self!r}."
+            )
+        widths: dict[str, Iterable[int]] = {
+            "int": range(1 if rule.name != "range" else 2, 17),
+            "uint": (8,),
+            "float": (16,),
+        }
         if self.bits not in widths.get(self.kind, ()):
             raise IntactError(
                 "Expected kind 'int' with 2 to 16 bits, 'uint' with 8 or 'float' with 16. "
@@ -50,9 +80,40 @@ class TensorSpec:
             )
 
     @property
+    def rule(self) -> Quantizer:
+        """The quantizer, as an object."""
+        return get_quantizer(self.quantizer)
+
+    @property
     def dtype(self) -> str:
-        """The type that stores it: "int4", "int8", "uint8", "int16" or "float16"."""
-        return f"{self.kind}{next(n for n in (4, 8, 16) if n >= self.bits)}"
+        """The type that stores weights: "int4", "int8", "uint8", "int16" or "float16"."""
+        bits = self.rule.stored_bits(self.bits)
+        return self.stored or f"{self.kind}{next(n for n in (4, 8, 16, 32) if n >= bits)}"
+
+    @property
+    def wide(self) -> bool:
+        """Whether weights have more bits than any integer kernel takes: they only train."""
+        return self.kind == "int" and self.dtype not in ("int4", "int8")
+
+    @property
+    def activation_dtype(self) -> str:
+        """The type that stores activations: "int8", "uint8" or "int16"."""
+        return f"{self.kind}{8 if self.bits <= 8 else 16}"
+
+    def get_config(self) -> dict[str, Any]:
+        """The spec as plain data."""
+        return {**asdict(self), "quantizer": quantizer_config(self.quantizer)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TensorSpec":
+        """What `get_config` was called on."""
+        quantizer = quantizer_from_config(config.get("quantizer", "range"))
+        return cls(**{**config, "quantizer": quantizer})
+
+
+def _listed(bits: set[int]) -> str:
+    low, high = min(bits), max(bits)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +127,9 @@ class Rule:
         activations: How the layer's output is quantized; None keeps it in float, and
             quantizes the weights alone.
 
+    Raises:
+        IntactError: A quantizer is not for weights, or not for activations, of that width.
+
     Example:
 
     >>> Rule("head_*", weights=None, activations=None).matches(keras.layers.Add(name="head_1"))
@@ -75,6 +139,18 @@ class Rule:
     match: type | str | Callable[[keras.layers.Layer], bool] | None = None
     weights: TensorSpec | None = TensorSpec(symmetric=True, per_axis=True)
     activations: TensorSpec | None = TensorSpec()
+
+    def __post_init__(self) -> None:
+        for name, spec in (("weights", self.weights), ("activations", self.activations)):
+            if spec is None or spec.kind == "float":
+                continue
+            rule = spec.rule
+            known = rule.weight_bits if name == "weights" else rule.activation_bits
+            if spec.bits not in known:
+                for_them = f"for {name} of {_listed({*known})} bits" if known else f"not for {name}"
+                raise IntactError(
+                    f"Quantizer {rule.name!r} is {for_them}. Received: {name}={spec!r}."
+                )
 
     @property
     def integer(self) -> bool:
@@ -100,6 +176,8 @@ class Scheme:
     Args:
         name: What tables and errors call it.
         rules: The rules.
+        inputs: How tensors that come in float are quantized: the model's inputs, and what
+            float layers compute. None: as the outputs of the layer that reads them.
 
     Example:
 
@@ -110,6 +188,7 @@ class Scheme:
 
     name: str
     rules: tuple[Rule, ...] = field(default=(Rule(),))
+    inputs: TensorSpec | None = None
 
     def rule_for(self, layer: keras.layers.Layer) -> Rule:
         """The first rule that matches a layer; layers without one stay in float."""

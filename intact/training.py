@@ -7,7 +7,6 @@ functional Keras model.
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -15,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from intact.graph import deep_graphs, structure, view
-from intact.kernels import exact_convolution
+from intact.kernels import exact_convolution, inverse
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -23,15 +22,17 @@ from intact.numerics import (
     along,
     half_precision,
     host,
+    moved,
     quantize_rows,
-    quantize_weight,
     tied,
     to_numpy,
 )
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
 from intact.plan import Plan, Site, Step
 from intact.quantizers import FakeQuantize
+from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
+from intact.widths import Setting
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -47,6 +48,7 @@ class Quantized(keras.layers.Layer):
         input_shapes: The shapes of the inputs that the layer is built with.
         keep_zeros: Weights that are 0 stay 0.
         tied_weights: Names of the weights whose equal values stay equal.
+        schedule: When rounding of weights begins in training, and when a batch norm freezes.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Quantized(keras.layers.Layer):
         layer: keras.layers.Layer,
         spec: TensorSpec | None = None,
         input_shapes: Any = None,
+        schedule: Schedule | None = None,
         keep_zeros: bool = False,
         tied_weights: Iterable[str] = (),
         **kwargs: Any,
@@ -67,12 +70,56 @@ class Quantized(keras.layers.Layer):
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
             layer.build(self.shapes[0] if len(self.shapes) == 1 else self.shapes)
+        # Per name of a quantized weight, the trained numbers that go with it: what they were
+        # first, and how far training has moved them.
+        self.learned: dict[str, dict[str, list[Any]]] = {}
+        if spec is not None and spec.kind != "float":
+            self._add_learned(spec)
+        self.schedule = schedule
+        timed = spec is not None or isinstance(layer, keras.layers.BatchNormalization)
+        self.clock = make_clock(schedule) if timed else None
         self.keep_zeros = keep_zeros
         # Per name of a weight, where the first weight of each one's value stands.
         self.firsts: dict[str, Any] = {}
         for name in tied_weights:
             self._add_firsts(name)
         self.built = True
+
+    def _add_learned(self, spec: TensorSpec) -> None:
+        for weight, axis in self.weight_axes().items():
+            value = to_numpy(getattr(self.layer, weight)).astype("float32")
+            first = spec.rule.weight_state(value, self._setting(axis))
+            self.learned[weight] = {
+                name: [
+                    self.add_weight(
+                        name=f"{weight}_{name}_first",
+                        shape=start.shape,
+                        initializer=keras.initializers.Constant(start),
+                        trainable=False,
+                    ),
+                    self.add_weight(
+                        name=f"{weight}_{name}", shape=start.shape, initializer="zeros"
+                    ),
+                ]
+                for name, start in first.items()
+            }
+        if spec.stochastic:
+            self.seeds = keras.random.SeedGenerator()
+
+    def _setting(
+        self, axis: Any, xp: Any = ops, training: bool = False, step: Any = None
+    ) -> Setting:
+        """What a quantizer needs to know of a weight with scales along some axes."""
+        spec = self.spec
+        assert spec is not None
+        noise = None
+        if spec.stochastic and training:
+
+            def noise(w: Tensor) -> Tensor:
+                return keras.random.uniform(ops.shape(w), -0.5, 0.5, seed=self.seeds)
+
+        power = spec.power_of_two
+        return Setting(spec.bits, axis, spec.symmetric, power, xp, training, noise, step)
 
     def _add_firsts(self, name: str) -> None:
         size = getattr(self.layer, name).shape
@@ -111,15 +158,35 @@ class Quantized(keras.layers.Layer):
             w = w * ops.cast(ops.stop_gradient(w) != 0, "float32")
         return w
 
-    def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per name of a quantized weight, its whole numbers and scales."""
+    def quantized_weights(
+        self, xp: Any = ops, training: bool = False, now: Tensor | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per name of a quantized weight, its whole numbers and scales.
+
+        Args:
+            xp: `keras.ops`, or `intact.numerics.host`.
+            training: Whether the model trains.
+            now: The training step, where there is a schedule; by default, that of its clock.
+        """
         if self.spec is None:
             return {}
-        bits, symmetric = self.spec.bits, self.spec.symmetric
-        return {
-            name: quantize_weight(self.weight(name), bits, axis, symmetric=symmetric)
-            for name, axis in self.weight_axes().items()
-        }
+        found = {}
+        if now is None and self.clock is not None:
+            now = xp.convert_to_tensor(self.clock.step)
+        for name, axis in self.weight_axes().items():
+            w = self.weight(name, xp)
+            learned = self.learned.get(name, {})
+            state = {
+                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta), xp)
+                for key, (first, delta) in learned.items()
+            }
+            setting = self._setting(axis, xp, training, now)
+            n, scale = self.spec.rule.weights(w, state, setting)
+            if self.clock is not None and training:
+                on = self.clock.reached("quant_delay", now)
+                n = ops.where(on, n, w * inverse(scale))
+            found[name] = n, xp.reshape(scale, () if axis is None else (-1,))
+        return found
 
     def weight_axes(self) -> dict[str, tuple[int, ...] | None]:
         """Per name of a quantized weight, the axes that keep a scale of their own, if any."""
@@ -127,7 +194,17 @@ class Quantized(keras.layers.Layer):
         weights = get_op(self.layer).weights
         return {name: weight.axis if per_axis else None for name, weight in weights.items()}
 
-    def call(self, inputs: Any, folds: bool = False, training: bool | None = None) -> Any:
+    def _tick(self, again: bool, training: bool | None) -> Tensor | None:
+        """Count a training step; those before it, if there is a schedule."""
+        return self.clock.tick(again) if self.clock is not None and training else None
+
+    def call(
+        self,
+        inputs: Any,
+        folds: bool = False,
+        again: bool = False,
+        training: bool | None = None,
+    ) -> Any:
         """Compute on integer values.
 
         Args:
@@ -135,22 +212,27 @@ class Quantized(keras.layers.Layer):
                 folded layer.
             folds: The layer is a batch norm that follows into the weights before it; where
                 it is called elsewhere too, it need not there.
+            again: The layer is called elsewhere, too, and counts its steps there.
             training: Whether batch norm uses the batch's statistics.
 
         Returns:
             What the op's `call` returns.
         """
         op = get_op(self.layer)
+        now = self._tick(again, training)
         training = bool(training) and self.trainable
+        moves: Any = training
+        if training and now is not None and self.spec is None:
+            assert self.clock is not None
+            moves = ops.logical_not(self.clock.reached("freeze_batch_norm", now))
         if folds:
-            return op.fold(self.layer, Accumulator(*inputs), training)
+            return op.fold(self.layer, Accumulator(*inputs), moves)
         operands = [inputs] if len(self.shapes) == 1 else inputs
         taken = [x if index in op.plain else QTensor(*x) for index, x in enumerate(operands)]
-        return op.call(self.layer, taken, self.quantized_weights(), training)
+        weights = self.quantized_weights(training=training, now=now)
+        return op.call(self.layer, taken, weights, moves)
 
-    def compute_output_spec(
-        self, inputs: Any, folds: bool = False, training: bool | None = None
-    ) -> Any:
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         op = get_op(self.layer)
         operands = [inputs] if len(self.shapes) == 1 else inputs
         # Of this call: a layer may be called on several shapes.
@@ -168,10 +250,11 @@ class Quantized(keras.layers.Layer):
         config = super().get_config()
         config.update(
             layer=keras.saving.serialize_keras_object(self.layer),
-            spec=None if self.spec is None else asdict(self.spec),
+            spec=None if self.spec is None else self.spec.get_config(),
             input_shapes=[list(shape) for shape in self.shapes],
             keep_zeros=self.keep_zeros,
             tied_weights=list(self.firsts),
+            schedule=schedule_config(self.schedule),
         )
         return config
 
@@ -179,7 +262,9 @@ class Quantized(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> "Quantized":
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         spec = config.pop("spec")
-        return cls(layer, spec=None if spec is None else TensorSpec(**spec), **config)
+        spec = None if spec is None else TensorSpec.from_config(spec)
+        schedule = schedule_from_config(config.pop("schedule", None))
+        return cls(layer, spec=spec, schedule=schedule, **config)
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -200,38 +285,159 @@ class QuantizedWeights(Quantized):
         super().__init__(layer, spec, **kwargs)
         self.dynamic = dynamic
 
-    def real_weights(self) -> dict[str, Tensor]:
-        """Per name of a quantized weight, its rounded values."""
+    def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
+        """Per name of a quantized weight, its rounded values.
+
+        Args:
+            training: Whether the model trains.
+            now: The training step, where there is a schedule.
+        """
         assert self.spec is not None
         if self.spec.kind == "float":
-            return {name: half_precision(self.weight(name)) for name in self.weight_axes()}
+            exact = {name: self.weight(name) for name in self.weight_axes()}
+            halves = {name: half_precision(w) for name, w in exact.items()}
+            if self.clock is None or not training:
+                return halves
+            on = self.clock.reached("quant_delay", now)
+            return {k: ops.where(on, half, exact[k]) for k, half in halves.items()}
         axes = self.weight_axes()
         return {
             name: values * along(scale, axes[name], values.shape)
-            for name, (values, scale) in self.quantized_weights().items()
+            for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
         }
 
-    def call(self, inputs: Any, folds: bool = False, training: bool | None = None) -> Tensor:
+    def call(
+        self,
+        inputs: Any,
+        folds: bool = False,
+        again: bool = False,
+        training: bool | None = None,
+    ) -> Tensor:
         """The float output of float inputs."""
         op: Any = get_op(self.layer)
+        now = self._tick(again, training)
         if not self.dynamic:
             operands = [inputs] if len(self.shapes) == 1 else inputs
-            return op.real(self.layer, operands, self.real_weights())
+            return op.real(self.layer, operands, self.real_weights(bool(training), now))
         n, scale = quantize_rows(inputs, op.rows(self.layer, len(inputs.shape)))
-        kernel, weight_scale = self.quantized_weights()["kernel"]
+        if self.clock is not None and training:
+            n = ops.where(self.clock.reached("quant_delay", now), n, inputs * inverse(scale))
+        kernel, weight_scale = self.quantized_weights(training=bool(training), now=now)["kernel"]
         with exact_convolution():
             sums = op.products(self.layer, n, kernel)
         y = sums * scale * weight_scale
         return y if self.layer.bias is None else y + self.layer.bias
 
-    def compute_output_spec(
-        self, inputs: Any, folds: bool = False, training: bool | None = None
-    ) -> Any:
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         shapes = self.shapes[0] if len(self.shapes) == 1 else self.shapes
         return keras.KerasTensor(self.layer.compute_output_shape(shapes), "float32")
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "dynamic": self.dynamic}
+
+
+@keras.saving.register_keras_serializable("intact")
+class Frozen(Quantized):
+    """A layer with the integers of the file: what `intact.freeze` puts in place of another.
+
+    Args:
+        layer: The Keras layer; its own weights are not used.
+        stored: The type that the file stores the weights in.
+        shapes: The shapes of the kernel, of its scale and of the bias.
+        input_shapes: The shapes of the layer's inputs.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        stored: str,
+        shapes: Any,
+        input_shapes: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("dtype", "float32")
+        kwargs["trainable"] = False
+        keras.layers.Layer.__init__(self, autocast=False, **kwargs)
+        # In a tuple, for Keras would track the layer and its weights.
+        self._held = (layer,)
+        self.spec = self.schedule = self.clock = None
+        self.stored = stored
+        self.own_shapes = [tuple(shape) for shape in shapes]
+        self.shapes = [tuple(shape) for shape in input_shapes]
+
+        def weight(name: str, shape: Any, dtype: str = "float32") -> Any:
+            return self.add_weight(
+                name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False
+            )
+
+        kernel, scale, zero_point, bias = self.own_shapes
+        self.kernel = weight("kernel", kernel, "int16" if stored == "uint8" else "int8")
+        self.kernel_scale = weight("kernel_scale", scale)
+        self.kernel_zero_point = weight("kernel_zero_point", zero_point)
+        self.bias = weight("bias", bias)
+        self.built = True
+
+    @classmethod
+    def of(cls, written: Any, input_shapes: Any, name: str) -> "Frozen":
+        """The layer that computes what was written.
+
+        Args:
+            written: The `LoweringNode`, after it was written.
+            input_shapes: The shapes of the layer's inputs.
+            name: Its name.
+        """
+        kernel, sums = written.weights["kernel"], written.sums
+        values = [kernel.values, sums.weight_scale, np.asarray(kernel.zero_point), sums.bias]
+        config = keras.saving.serialize_keras_object(written.layer)
+        layer = keras.saving.deserialize_keras_object(config)
+        made = cls(layer, kernel.dtype, [np.shape(v) for v in values], input_shapes, name=name)
+        variables = (made.kernel, made.kernel_scale, made.kernel_zero_point, made.bias)
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return made
+
+    @property
+    def layer(self) -> keras.layers.Layer:
+        """The Keras layer, for its settings."""
+        return self._held[0]
+
+    def sums(self, values: Any, input_scale: Any, xp: Any = ops) -> Accumulator:
+        """Sums with the bias and scales of the file.
+
+        Args:
+            values: The sums.
+            input_scale: Scale of the input.
+            xp: `keras.ops`, or `intact.numerics.host`.
+        """
+        bias, scale = (xp.convert_to_tensor(v) for v in (self.bias, self.kernel_scale))
+        return Accumulator(values, bias, input_scale, scale)
+
+    def call(
+        self,
+        inputs: Any,
+        folds: bool = False,
+        again: bool = False,
+        training: bool | None = None,
+    ) -> Any:
+        op: Any = get_op(self.layer)
+        x, kernel = QTensor(*inputs), ops.cast(self.kernel, "float32")
+        with exact_convolution():
+            values = op.products(self.layer, x.values, kernel) if op.weights else x.values * kernel
+        return self.sums(values, x.scale)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **keras.layers.Layer.get_config(self),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "stored": self.stored,
+            "shapes": [list(shape) for shape in self.own_shapes],
+            "input_shapes": [list(shape) for shape in self.shapes],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Frozen":
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer, **config)
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -260,23 +466,25 @@ class Dequantize(keras.layers.Layer):
         return keras.KerasTensor(inputs[0].shape, "float32")
 
 
-def build(model: keras.Model, plan: Plan) -> keras.Model:
+def build(model: keras.Model, plan: Plan, schedule: Schedule | None = None) -> keras.Model:
     """Make the quantized model that a plan describes.
 
     Args:
         model: The canonical model; its layers are taken over.
         plan: What `make_plan` returned for it.
+        schedule: When quantization begins in training, and what freezes when.
 
     Returns:
         A functional model with the same inputs and outputs.
     """
     with deep_graphs(4 * len(model.layers)):
-        return _Builder(model, plan).build()
+        return _Builder(model, plan, schedule).build()
 
 
 class _Builder:
-    def __init__(self, model: keras.Model, plan: Plan) -> None:
+    def __init__(self, model: keras.Model, plan: Plan, schedule: Schedule | None) -> None:
         self.model = model
+        self.schedule = schedule
         self.graph = view(model)
         self.plan = plan
         self.layers: dict[int, keras.layers.Layer] = {}
@@ -308,13 +516,19 @@ class _Builder:
                 return self._as_real(value) if isinstance(value, keras.KerasTensor) else value
 
             args = keras.tree.map_structure(real, node.args)
-            layer = self._layer(node, step) if step.weights else node.layer
-            self.real[id(output)] = layer(*args, **node.kwargs)
+            layer = node.layer
+            again = {}
+            if step.weights:
+                again = self._again(node)
+                layer = self._layer(node, step)
+            self.real[id(output)] = layer(*args, **node.kwargs, **again)
             return
         if step.fused:
             result = self.pending[id(node.inputs[0])]
         elif step.folds:
-            result = self._layer(node, step)(self.pending[id(node.inputs[0])], folds=True)
+            again = self._again(node)
+            sums = self.pending[id(node.inputs[0])]
+            result = self._layer(node, step)(sums, folds=True, **again)
         else:
             op = get_op(node.layer)
             operands = [
@@ -323,7 +537,9 @@ class _Builder:
             ]
             for index, site in step.requantize.items():
                 operands[index] = self._quantize(operands[index], site)
-            result = self._layer(node, step)(operands[0] if len(operands) == 1 else operands)
+            again = self._again(node)
+            given = operands[0] if len(operands) == 1 else operands
+            result = self._layer(node, step)(given, **again)
             if isinstance(op.output, SameAsInput | AllSame):
                 self.quantized[id(output)] = result
                 return
@@ -335,19 +551,26 @@ class _Builder:
             final = self.graph.is_output(output) and not self.graph.consumers(output)
             self.quantized[id(output)] = self._quantize(result, step.site, final)
 
+    def _again(self, node: Any) -> dict[str, bool]:
+        """What tells a layer with a schedule that this call is not its first."""
+        return {"again": True} if self.schedule and id(node.layer) in self.layers else {}
+
     def _layer(self, node: Any, step: Step) -> keras.layers.Layer:
+        schedule = self.schedule
         if id(node.layer) not in self.layers:
             shapes = [t.shape for t in node.inputs]
             if step.takes_in:
                 norm = self.model.get_layer(step.takes_in)
                 layer = _with_norm(node.layer, norm, shapes[0])
-                made = Quantized(layer, step.weights, shapes)
+                made = Quantized(layer, step.weights, shapes, schedule)
             elif step.integer:
-                made = Quantized(node.layer, step.weights, shapes)
+                made = Quantized(node.layer, step.weights, shapes, schedule)
             else:
                 assert step.weights is not None
                 dynamic = step.activations is not None
-                made = QuantizedWeights(node.layer, step.weights, dynamic, input_shapes=shapes)
+                made = QuantizedWeights(
+                    node.layer, step.weights, dynamic, input_shapes=shapes, schedule=schedule
+                )
             self.layers[id(node.layer)] = made
         return self.layers[id(node.layer)]
 
@@ -358,6 +581,7 @@ class _Builder:
                 found.spec,
                 slots=len(found.sites),
                 fixed=found.fixed,
+                schedule=self.schedule,
                 name=self._name(found.name, "_quantizer"),
             )
         kwargs: dict[str, Any] = {"arithmetic": site.arithmetic}

@@ -113,6 +113,29 @@ def op_versions(content):
     return {_NAMES[code.builtinCode]: code.version for code in parse(content).operatorCodes}
 
 
+def gradients(function, *arrays):
+    """The gradients of a scalar function of arrays, on any backend."""
+    arrays = [np.asarray(a, "float32") for a in arrays]
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        found = jax.grad(function, argnums=tuple(range(len(arrays))))(*arrays)
+    elif backend == "torch":
+        import torch
+
+        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        found = torch.autograd.grad(function(*tensors), tensors, allow_unused=True)
+    else:
+        import tensorflow as tf
+
+        tensors = [tf.Variable(a) for a in arrays]
+        with tf.GradientTape() as tape:
+            y = function(*(t.value() for t in tensors))
+        found = tape.gradient(y, tensors)
+    return [np.zeros_like(a) if g is None else host(g) for a, g in zip(arrays, found, strict=True)]
+
+
 class Through(layers.Layer):
     """A function of its own weight, to take gradients by a step of SGD."""
 

@@ -3,7 +3,9 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
+from small import host, quantizers
 
 import intact
 from intact.ops import base
@@ -28,3 +30,50 @@ def test_register_your_own(example, capsys):
     assert comparison.different == 0
     assert "DEPTH_TO_SPACE" in capsys.readouterr().out
     assert intact.ops.find_op(example.PixelShuffle()) is example.DepthToSpace
+
+
+@pytest.fixture
+def run(request):
+    """What an example's `main` returns; quantizers that it registers are forgotten."""
+    path = EXAMPLES / f"{request.param}.py"
+    assert len(path.read_text().splitlines()) <= 40
+    kept = dict(intact.Quantizer.registry)
+    spec = importlib.util.spec_from_file_location(request.param, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.main()
+    intact.Quantizer.registry.clear()
+    intact.Quantizer.registry.update(kept)
+
+
+@pytest.mark.parametrize("run", ["own_quantizer"], indirect=True)
+def test_own_quantizer(run):
+    q, comparison = run
+    assert comparison.different == 0
+    ((n, _),) = q.get_layer("dense").quantized_weights().values()
+    assert set(np.abs(host(n)).ravel()) <= {0, 1, 2, 4, 8, 16, 32, 64}
+
+
+@pytest.mark.parametrize("run", ["own_scheme"], indirect=True)
+def test_own_scheme(run, capsys):
+    q, comparison = run
+    assert comparison.max_lsb <= 1e-3
+    bits = {name: fake.spec.bits for name, fake in quantizers(q).items()}
+    assert bits["image"] == 8
+    assert bits["block_1_relu"] == 4
+
+
+@pytest.mark.parametrize("run", ["shared_ranges"], indirect=True)
+def test_shared_ranges(run):
+    q, comparison = run
+    assert comparison.different == 0
+    scales = {float(host(quantizers(q)[f"hidden_{i}_relu"].scale)) for i in range(3)}
+    assert len(scales) == 1
+
+
+@pytest.mark.parametrize("run", ["annealed"], indirect=True)
+def test_annealed(run):
+    q, losses, comparison = run
+    assert intact.training_step(q) == 32
+    assert losses[-1] < losses[0]
+    assert comparison.different == 0

@@ -228,10 +228,11 @@ def test_specs_of_a_rule_are_followed():
     assert sizes["head/kernel"] == 3
 
 
-def test_weight_bits_without_a_kernel_are_refused():
+def test_weight_bits_without_a_kernel_are_refused_by_export():
     scheme = Scheme("ten", (Rule(weights=TensorSpec(bits=10, symmetric=True, per_axis=True)),))
-    with pytest.raises(intact.IntactError, match=r"'conv'.*10-bit.*int4, int8"):
-        intact.quantize_model(cnn(), scheme)
+    q = ready(intact.quantize_model(cnn(), scheme))
+    with pytest.raises(intact.ExportError, match=r"'conv'.*10 bits.*int4 and int8"):
+        intact.export(q)
 
 
 @pytest.mark.parametrize(

@@ -121,12 +121,19 @@ class BatchNormalization(ByChannel):
         mean, variance = (
             xp.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)
         )
-        if training and layer.trainable:
+        if training is not False and layer.trainable:
             unit = acc.input_scale * acc.weight_scale
+            kept = mean, variance
             mean, variance = _batch_moments(layer, acc, mean / unit, unit)
+            rest = 1.0 - layer.momentum
+            if training is not True:
+                # A schedule says in the graph whether the statistics still move.
+                mean = ops.where(training, mean, kept[0])
+                variance = ops.where(training, variance, kept[1])
+                rest = ops.where(training, rest, 0.0)
             for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
                 batch = ops.stop_gradient(batch)
-                moving.assign(moving * layer.momentum + batch * (1.0 - layer.momentum))
+                moving.assign(moving * (1.0 - rest) + batch * rest)
         variance = variance + np.float32(layer.epsilon)
         # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
         root = np.sqrt(variance) if xp is host else sqrt(variance)

@@ -1,0 +1,226 @@
+"""When quantization begins in training, and what freezes when."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from small import cnn, enliven, host, mlp, quantizers, ranges
+
+import intact
+from intact import IntactError, Rule, Schedule, Scheme, TensorSpec, callbacks
+
+BATCHES = 4
+
+
+@pytest.fixture
+def images(rng):
+    y = rng.integers(0, 4, size=64)
+    x = rng.normal(size=(64, 8, 8, 3)) * 0.3
+    x[..., 0] += y[:, None, None] - 1.5
+    return x.astype("float32"), y
+
+
+def compiled(model, optimizer=None):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or keras.optimizers.SGD(0.05), loss)
+    return model
+
+
+def fit(model, data, epochs=1, **kwargs):
+    kwargs = {"epochs": epochs, "batch_size": 16, "shuffle": False, "verbose": 0, **kwargs}
+    return model.fit(*data, **kwargs).history["loss"]
+
+
+def scheme(bits=2, **fields):
+    weights = TensorSpec(bits, True, True, **fields)
+    return Scheme("few", (Rule(weights=weights, activations=TensorSpec(bits, **fields)),))
+
+
+@pytest.mark.parametrize("quantizer", ["range", "lsq"])
+def test_before_the_delay_is_over_training_is_as_in_float(quantizer, images, rng):
+    model = enliven(cnn(), rng)
+    delayed = Schedule(quant_delay=2 * BATCHES)
+    q = intact.quantize_model(model, scheme(quantizer=quantizer), schedule=delayed)
+    at_once = intact.quantize_model(model, scheme(quantizer=quantizer))
+    expected, found = fit(compiled(model), images, 2), fit(compiled(q), images, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert abs(fit(compiled(at_once), images, 2)[1] - expected[1]) > 2e-3 * expected[1]
+    kernels = (host(model.get_layer("conv").kernel), host(q.get_layer("conv").layer.kernel))
+    np.testing.assert_allclose(*kernels, rtol=1e-3, atol=1e-5)
+    bn = (model.get_layer("bn"), q.get_layer("bn").layer)
+    for name in ("moving_mean", "moving_variance"):
+        a, b = (host(getattr(layer, name)) for layer in bn)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    # From here on it quantizes.
+    expected, found = fit(model, images), fit(q, images)
+    assert abs(found[0] - expected[0]) > 2e-3 * expected[0]
+
+
+def test_ranges_are_observed_during_the_delay(images, rng):
+    q = intact.quantize_model(enliven(cnn(), rng), schedule=Schedule(quant_delay=10**6))
+    fit(compiled(q), images)
+    assert all(fake.calibrated for fake in quantizers(q).values())
+
+
+def test_learned_scales_start_when_the_delay_is_over(images, rng):
+    spec = TensorSpec(4, quantizer="lsq")
+    made = Scheme("own", (Rule(activations=spec),))
+    q = intact.quantize_model(enliven(cnn(), rng), made, schedule=Schedule(quant_delay=BATCHES))
+    x, y = images
+    fit(compiled(q), (0.1 * x, y))
+    fake = quantizers(q)["image"]
+    small = float(host(fake.grid().scale))
+    assert host(fake.learned["scale"]) == 0
+    fit(q, images)
+    assert float(host(fake.size)[0]) == pytest.approx(np.sqrt(7) / 2 * small, rel=1e-3)
+    assert host(fake.learned["scale"]) != 0
+
+
+def test_steps_are_counted_once_a_step(images, rng):
+    image = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(3, 3, padding="same", name="shared")
+    x = layers.Concatenate()([shared(image), shared(shared(image))])
+    model = keras.Model(image, layers.Dense(4)(layers.Flatten()(x)))
+    q = intact.quantize_model(model, schedule=Schedule())
+    fit(compiled(q), images)
+    assert intact.training_step(q) == BATCHES
+    q.predict(images[0], verbose=0)
+    clocks = [layer.clock for layer in q.layers if getattr(layer, "clock", None)]
+    assert {int(host(clock.step)) for clock in clocks} == {BATCHES}
+
+
+def test_ranges_freeze_at_a_step(images, rng):
+    q = intact.quantize_model(enliven(cnn(), rng), schedule=Schedule(freeze_ranges=BATCHES))
+    fit(compiled(q), images)
+    before = ranges(q)
+    assert any(value.any() for value in before.values())
+    fit(q, (10 * images[0], images[1]))
+    for path, value in ranges(q).items():
+        if "clock" not in path:
+            np.testing.assert_array_equal(value, before[path])
+
+
+def test_a_range_without_data_does_not_freeze(images, rng):
+    q = intact.quantize_model(enliven(cnn(), rng), schedule=Schedule(freeze_ranges=0))
+    fit(compiled(q), images)
+    assert all(fake.calibrated for fake in quantizers(q).values())
+
+
+def test_batch_norm_freezes_at_a_step(images, rng):
+    schedule = Schedule(freeze_batch_norm=BATCHES)
+    q = intact.quantize_model(enliven(cnn(), rng), schedule=schedule)
+    norm = q.get_layer("bn").layer
+    start = host(norm.moving_mean)
+    fit(compiled(q), images)
+    before = host(norm.moving_mean), host(norm.moving_variance), host(norm.gamma)
+    assert (before[0] != start).all()
+    frozen = [host(v) for v in q.variables]
+    losses = fit(q, images)
+    np.testing.assert_array_equal(host(norm.moving_mean), before[0])
+    np.testing.assert_array_equal(host(norm.moving_variance), before[1])
+    assert (host(norm.gamma) != before[2]).any()
+    # It computes as a batch norm that the user froze by hand, but that gamma and beta train.
+    for variable, value in zip(q.variables, frozen, strict=True):
+        variable.assign(value)
+    intact.set_schedule(q, Schedule(freeze_batch_norm=None))
+    assert abs(fit(q, images)[0] - losses[0]) > 1e-4
+
+
+def test_switched_off_and_on_while_it_trains(images, rng):
+    model = enliven(cnn(), rng)
+    q = compiled(intact.quantize_model(model, scheme(), schedule=Schedule()))
+    traces = []
+    original = q.compute_loss
+    q.compute_loss = lambda *args, **kwargs: (traces.append(1), original(*args, **kwargs))[1]
+    start = [host(v) for v in q.variables]
+    epochs = {0: False, 1: True, 2: False}
+    # A rate of 0: only quantization changes the loss.
+    q.optimizer.learning_rate = 0.0
+    norms = [layer for layer in q.layers if layer.name.startswith("bn")]
+    for norm in norms:
+        norm.trainable = False
+    compiled(q, keras.optimizers.SGD(0.0))
+    off, on, again = fit(q, images, 3, callbacks=[callbacks.Switch(epochs)])
+    assert off == pytest.approx(again, rel=1e-5)
+    assert abs(on - off) > 0.01 * off
+    for norm in norms:
+        model.get_layer(norm.name).trainable = False
+    assert off == pytest.approx(fit(compiled(model, keras.optimizers.SGD(0.0)), images)[0], 1e-4)
+    assert len(start) == len(q.variables)
+    if keras.backend.backend() != "torch":
+        # Compiled once, and perhaps once more to build.
+        assert len(traces) <= 2
+
+
+def test_callbacks_set_the_schedule(images, rng):
+    q = compiled(intact.quantize_model(enliven(cnn(), rng), schedule=Schedule()))
+    made = [
+        callbacks.QuantDelay(3),
+        callbacks.FreezeRanges(5),
+        callbacks.FreezeBatchNorm(None),
+    ]
+    fit(q, images, callbacks=made)
+    for layer in q.layers:
+        if getattr(layer, "clock", None):
+            starts = {name: float(host(v)) for name, v in layer.clock.starts.items()}
+            assert starts == {
+                "quant_delay": 3,
+                "freeze_ranges": 5,
+                "freeze_batch_norm": float("inf"),
+            }
+
+
+def test_resumed_in_the_middle_of_the_schedule(images, rng, tmp_path):
+    schedule = Schedule(quant_delay=BATCHES + 2, freeze_ranges=2 * BATCHES)
+    q = intact.quantize_model(enliven(cnn(), rng), scheme(4, quantizer="lsq"), schedule=schedule)
+    fit(compiled(q, keras.optimizers.Adam(0.01)), images)
+    q.save(tmp_path / "q.keras")
+    loaded = keras.saving.load_model(tmp_path / "q.keras")
+    assert intact.training_step(loaded) == BATCHES
+    np.testing.assert_allclose(fit(loaded, images, 2), fit(q, images, 2), rtol=1e-3)
+    assert intact.training_step(loaded) == 3 * BATCHES
+
+
+def warned(q, words):
+    """The file of a model, whose export warns."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        content = intact.export(q)
+    (found,) = [w for w in seen if w.category is intact.ScheduleWarning]
+    assert words in str(found.message)
+    return content
+
+
+def test_export_says_that_the_delay_is_not_over(images, rng):
+    q = intact.quantize_model(enliven(cnn(), rng), schedule=Schedule(quant_delay=6))
+    fit(compiled(q), images)
+    content = warned(q, "for 2 steps more")
+    # The file is quantized, as predictions are.
+    assert intact.compare(q, content, images[0]).different == 0
+    intact.switch(q, False)
+    warned(q, "switched off")
+    intact.switch(q, True)
+    intact.export(q)
+
+
+@pytest.mark.parametrize("preset", ["float16", "weight_only_4", "dynamic_range"])
+def test_weights_alone_wait_too(preset, images, rng):
+    model = enliven(cnn(), rng)
+    q = intact.quantize_model(model, preset, schedule=Schedule(quant_delay=BATCHES))
+    expected, found = fit(compiled(model), images), fit(compiled(q), images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_model_without_schedule_says_so():
+    q = intact.quantize_model(mlp())
+    for function in (lambda: intact.switch(q, True), lambda: intact.training_step(q)):
+        with pytest.raises(IntactError, match="has no schedule"):
+            function()
+
+
+@pytest.mark.parametrize("step", [-1, 0.5, "10"])
+def test_steps_are_whole_numbers(step):
+    with pytest.raises(IntactError, match="quant_delay to be a training step"):
+        Schedule(quant_delay=step)
