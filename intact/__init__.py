@@ -13,6 +13,7 @@ from intact.check import check
 from intact.choosing.advice import Advice, Option, advise
 from intact.choosing.mixing import mixed
 from intact.choosing.sensitivity import Damage, Sensitivity, sensitivity
+from intact.distillation import distill
 from intact.errors import (
     ExportError,
     IntactError,
@@ -29,6 +30,7 @@ from intact.errors import (
 )
 from intact.explain import Explained, Explanation, explain
 from intact.freezing import freeze
+from intact.keeping import keep_clusters, keep_sparsity
 from intact.legacy import load_keras
 from intact.litert.inspection import Inspection, inspect
 from intact.litert.placement import PlacedOp, Placement

@@ -487,7 +487,7 @@ def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
         )
     made = {} if spec.kind == "float" else quantized.quantized_weights(host)
     for name, axis in quantized.weight_axes().items():
-        value = host.convert_to_tensor(getattr(node.layer, name))
+        value = quantized.weight(name, host)
         if spec.kind == "float":
             node.weights[name] = Stored(value, spec.dtype)
             continue

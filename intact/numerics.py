@@ -9,6 +9,7 @@ for Efficient Integer-Arithmetic-Only Inference" (arXiv:1712.05877), and the Lit
 8-bit specification.
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -288,6 +289,24 @@ def finite_gradient(x: Tensor) -> Tensor:
         return ops.where(ops.isfinite(g), g, ops.zeros_like(g))
 
     return x, grad
+
+
+def tied(w: Tensor, firsts: Tensor) -> Tensor:
+    """Weights that share a value, with the mean of their gradients for each.
+
+    Args:
+        w: Weights.
+        firsts: Per weight of the flattened `w`, the index of the first one of its value.
+
+    Returns:
+        The value of the first one for each: optimizers need not round all of them alike.
+    """
+    flat, size = ops.reshape(w, (-1,)), math.prod(w.shape)
+    sums, counts = (
+        ops.segment_sum(part, firsts, num_segments=size) for part in (flat, ops.ones_like(flat))
+    )
+    mean = ops.take(sums / ops.maximum(counts, 1.0), firsts)
+    return ops.reshape(straight_through(ops.take(flat, firsts), mean), w.shape)
 
 
 host = SimpleNamespace(

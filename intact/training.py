@@ -5,6 +5,8 @@ an op and its quantizer run the op's 32-bit sums. Everything else is an ordinary
 functional Keras model.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -22,6 +24,7 @@ from intact.numerics import (
     host,
     moved,
     quantize_rows,
+    tied,
     to_numpy,
 )
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
@@ -44,6 +47,8 @@ class Quantized(keras.layers.Layer):
         spec: How its weights are quantized, if it has any.
         input_shapes: The shapes of the inputs that the layer is built with.
         corrected: What bias correction has added to its sums, per channel.
+        keep_zeros: Weights that are 0 stay 0.
+        tied_weights: Names of the weights whose equal values stay equal.
         schedule: When rounding of weights begins in training, and when a batch norm freezes.
     """
 
@@ -54,6 +59,8 @@ class Quantized(keras.layers.Layer):
         input_shapes: Any = None,
         corrected: Any = None,
         schedule: Schedule | None = None,
+        keep_zeros: bool = False,
+        tied_weights: Iterable[str] = (),
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -74,6 +81,11 @@ class Quantized(keras.layers.Layer):
         self.schedule = schedule
         timed = spec is not None or isinstance(layer, keras.layers.BatchNormalization)
         self.clock = make_clock(schedule) if timed else None
+        self.keep_zeros = keep_zeros
+        # Per name of a weight, where the first weight of each one's value stands.
+        self.firsts: dict[str, Any] = {}
+        for name in tied_weights:
+            self._add_firsts(name)
         self.built = True
 
     def _add_learned(self, spec: TensorSpec) -> None:
@@ -112,6 +124,43 @@ class Quantized(keras.layers.Layer):
         power = spec.power_of_two
         return Setting(spec.bits, axis, spec.symmetric, power, xp, training, noise, step)
 
+    def _add_firsts(self, name: str) -> None:
+        size = getattr(self.layer, name).shape
+        self.firsts[name] = self.add_weight(
+            name=f"{name}_firsts",
+            shape=(math.prod(size),),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+        )
+
+    def tie(self) -> None:
+        """Keep weights equal that are equal now."""
+        for name in self.weight_axes():
+            w = to_numpy(getattr(self.layer, name)).reshape(-1)
+            _, first, place = np.unique(w, return_index=True, return_inverse=True)
+            if len(first) < len(w):
+                if name not in self.firsts:
+                    self._add_firsts(name)
+                self.firsts[name].assign(first[place])
+
+    def weight(self, name: str, xp: Any = ops) -> Tensor:
+        """A float weight as it is quantized: equal where tied, and 0 without a gradient.
+
+        Args:
+            name: The weight's name.
+            xp: `keras.ops`, or `host`.
+        """
+        w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+        if name in self.firsts and xp is host:
+            w = np.reshape(w.reshape(-1)[to_numpy(self.firsts[name])], w.shape)
+        elif name in self.firsts:
+            w = tied(w, self.firsts[name])
+        if self.keep_zeros and xp is not host:
+            # No gradient, no step, whatever the optimizer: no mask has to be stored.
+            w = w * ops.cast(ops.stop_gradient(w) != 0, "float32")
+        return w
+
     def quantized_weights(
         self, xp: Any = ops, training: bool = False, now: Tensor | None = None
     ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -128,7 +177,7 @@ class Quantized(keras.layers.Layer):
         if now is None and self.clock is not None:
             now = xp.convert_to_tensor(self.clock.step)
         for name, axis in self.weight_axes().items():
-            w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+            w = self.weight(name, xp)
             learned = self.learned.get(name, {})
             state = {
                 key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta), xp)
@@ -156,12 +205,12 @@ class Quantized(keras.layers.Layer):
             now: The training step, where there is a schedule.
         """
         if self.spec is not None and self.spec.kind == "float":
-            names = self.weight_axes()
-            halves = {name: half_precision(getattr(self.layer, name)) for name in names}
+            exact = {name: self.weight(name) for name in self.weight_axes()}
+            halves = {name: half_precision(w) for name, w in exact.items()}
             if self.clock is None or not training:
                 return halves
             on = self.clock.reached("quant_delay", now)
-            return {k: ops.where(on, half, getattr(self.layer, k)) for k, half in halves.items()}
+            return {k: ops.where(on, half, exact[k]) for k, half in halves.items()}
         axes = self.weight_axes()
         return {
             name: values * along(scale, axes[name], values.shape)
@@ -237,6 +286,8 @@ class Quantized(keras.layers.Layer):
             spec=None if self.spec is None else self.spec.get_config(),
             input_shapes=[list(shape) for shape in self.shapes],
             corrected=None if self.corrected is None else self.corrected.tolist(),
+            keep_zeros=self.keep_zeros,
+            tied_weights=list(self.firsts),
             schedule=schedule_config(self.schedule),
         )
         return config

@@ -126,7 +126,7 @@ def test_windows_are_what_the_kernel_sees(layer, rng):
     steps = np.arange(400) / 400
     for place in np.stack([steps, steps * 0, steps * 0], 1)[[0, 200]]:
         seen = op.windows(layer, x, place[None])
-        n, taps, groups = seen.shape
+        _, taps, groups = seen.shape
         sums.append(np.einsum("nkg,kgm->ngm", seen, host(layer.kernel).reshape(taps, groups, -1)))
     first = expected[:, 0]
     np.testing.assert_allclose(np.concatenate(sums).reshape(2, -1), first, rtol=1e-4, atol=1e-5)
