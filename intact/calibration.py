@@ -300,7 +300,7 @@ def collect(
     """
     parts = [
         batch if isinstance(batch, list) else [batch]
-        for batch in _Source(data, steps, batch_size, inputs)
+        for batch in Source(data, steps, batch_size, inputs)
     ]
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
