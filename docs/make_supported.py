@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from intact.litert.targets import RUNS_ON, TARGETS
+from intact.litert.targets import TARGETS, runs
 from intact.ops import REGISTRY, Op
 
 PAGE = Path(__file__).parent / "supported.md"
@@ -23,8 +23,9 @@ of each layer. What is not here is refused by name before training; a layer of y
 [joins by one class](register_your_own.md).
 
 LiteRT on a CPU runs all kernels. "Also on" says which other targets take their int8 forms: XNNPACK
-(the fast kernels of LiteRT), TFLite Micro, and the NPUs Ethos-U55 and Ethos-U85 by the Vela
-compiler. Kernels that are chosen among by shape or argument are all listed.
+(the fast kernels of LiteRT), TFLite Micro, the NPUs Ethos-U55, U65 and U85 by the Vela compiler
+(all measured), and the Edge TPU by its documentation. Kernels that are chosen among by shape or
+argument are all listed; `intact.check(model, target=...)` asks the target's own tool about a model.
 
 """
 
@@ -63,8 +64,12 @@ def targets(op: type[Op]) -> str:
     """The targets that take all kernels of an op."""
     if not op.litert or op.float_cases:
         return ""
-    common = set(TARGETS).intersection(*(RUNS_ON[kernel] for kernel in op.litert))
-    return ", ".join(name for name in TARGETS if name in common) or "none of them"
+    common = (
+        name
+        for name in TARGETS
+        if all(runs(kernel, "int8", name, host=False) for kernel in op.litert)
+    )
+    return ", ".join(common) or "none of them"
 
 
 def page() -> str:

@@ -4,17 +4,22 @@ from intact import (
     backend,  # first: it chooses, and Keras reads the choice
     callbacks,
     schemes,
+    tfmot,
 )
-from intact.api import export, freeze_ranges, plan_model, quantize_model
+from intact.api import export, freeze_ranges, plan_model, quantize_model, write_c_array
 from intact.calibration import calibrate
+from intact.check import check
 from intact.errors import (
     ExportError,
     IntactError,
     InvalidDataError,
     InvalidModelError,
+    MaskedOutputWarning,
+    MissingToolError,
     NotCalibratedError,
     NotIntegerError,
     ScheduleWarning,
+    TargetError,
     UnsupportedLayerError,
     UnusedRuleWarning,
 )
@@ -22,6 +27,7 @@ from intact.explain import Explained, Explanation, explain
 from intact.freezing import freeze
 from intact.legacy import load_keras
 from intact.litert.inspection import Inspection, inspect
+from intact.litert.placement import PlacedOp, Placement
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.verification import Finding, Findings, verify
 from intact.ops import Op, register_op

@@ -2,15 +2,20 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from intact.canonicalize import canonicalize
-from intact.errors import IntactError, ScheduleWarning, UnusedRuleWarning
+from intact.errors import IntactError, MaskedOutputWarning, ScheduleWarning, UnusedRuleWarning
+from intact.filters import Chosen, Filters
+from intact.graph import is_graph, mask_of
+from intact.litert.c_array import c_array, c_name
+from intact.litert.reader import read_bytes
 from intact.lowering import lower, write_whole
 from intact.plan import Plan, make_plan
-from intact.quantizers import FakeQuantize, check_calibrated
+from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
 from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
@@ -23,7 +28,9 @@ def quantize_model(
     model: keras.Model,
     scheme: str | Scheme = "int8",
     allow_float: bool = False,
+    filters: Filters | None = None,
     schedule: Schedule | None = None,
+    target: str | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -36,8 +43,14 @@ def quantize_model(
         scheme: The name of a preset, or a `Scheme`.
         allow_float: Keep in float what has no integer form, in training and in the file,
             rather than refuse it. `explain` says beforehand what that is.
+        filters: Which layers are quantized: a regular expression that is searched for in
+            their names, a list of them, or a function that takes a layer and returns a bool,
+            as in Keras' `model.quantize`. The others stay in float, in training and in the
+            file. Nested models and custom layers are looked into; a layer that intact knows
+            as one, such as attention, is asked about as a whole. None: all layers.
         schedule: From which training step on it computes on integers, and ranges and batch
             norms freeze. Needed, with whatever steps, to change these later.
+        target: Where the file will run, as for `export`: what cannot run there is refused now.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -45,6 +58,8 @@ def quantize_model(
     Raises:
         InvalidModelError: The model is not built, or has weights that are not finite.
         UnsupportedLayerError: A layer has no integer form.
+        TargetError: The target cannot run a layer.
+        IntactError: `filters` are malformed, or choose no layer.
 
     Example:
 
@@ -57,8 +72,16 @@ def quantize_model(
         raise IntactError(
             f"Model {model.name!r} is quantized already. Pass the float model it was made from."
         )
-    canonical = canonicalize(model)
+    chosen = Chosen(filters)
+    canonical = canonicalize(model, chosen.rule)
     scheme = get_scheme(scheme)
+    idle = chosen.check()
+    if idle:
+        warnings.warn(
+            f"These filters are found in no layer's name: {', '.join(map(repr, idle))}.",
+            UnusedRuleWarning,
+            stacklevel=2,
+        )
     plan = make_plan(canonical, scheme, allow_float)
     if plan.unused:
         warnings.warn(
@@ -69,11 +92,25 @@ def quantize_model(
             UnusedRuleWarning,
             stacklevel=2,
         )
-    return build(canonical, plan, schedule)
+    if is_graph(model) and any(mask_of(t) is not None for t in model.outputs):
+        warnings.warn(
+            f"An output of model {model.name!r} has a mask, which losses read. That of the "
+            "quantized model has none: where it trains, pass `sample_weight` instead.",
+            MaskedOutputWarning,
+            stacklevel=2,
+        )
+    quantized = build(canonical, plan, schedule)
+    if target is not None:
+        with stand_in_ranges(quantized):
+            lower(quantized, target=target)
+    return quantized
 
 
 def plan_model(
-    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+    model: keras.Model,
+    scheme: str | Scheme = "int8",
+    allow_float: bool = False,
+    filters: Filters | None = None,
 ) -> Plan:
     """Say how a model would be quantized, without doing it.
 
@@ -81,6 +118,7 @@ def plan_model(
         model: A built Keras model.
         scheme: The name of a preset, or a `Scheme`.
         allow_float: As for `quantize_model`.
+        filters: As for `quantize_model`.
 
     Returns:
         The plan; print it.
@@ -96,7 +134,8 @@ def plan_model(
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return make_plan(canonicalize(model), get_scheme(scheme), allow_float)
+    canonical = canonicalize(model, Chosen(filters).rule)
+    return make_plan(canonical, get_scheme(scheme), allow_float)
 
 
 def is_quantized(model: keras.Model) -> bool:
@@ -112,6 +151,7 @@ def export(
     input_dtype: str = "float32",
     output_dtype: str = "float32",
     integer_only: bool = False,
+    target: str | None = None,
 ) -> bytes:
     """Write a model as a LiteRT (`.tflite`) file.
 
@@ -125,6 +165,10 @@ def export(
             the model has activations of 16 bits.
         output_dtype: The same for its outputs.
         integer_only: Raise if any op would stay in float.
+        target: Where the file is to run: "tflite-micro", "ethos-u55", "ethos-u65", "ethos-u85",
+            "edgetpu" or "xnnpack". The file then has only kernels that are there, and fixed
+            sizes (a batch of one) where the target takes no others. None is for LiteRT on any
+            processor. `check` says how much of the file an NPU takes.
 
     Returns:
         The bytes of the file.
@@ -135,6 +179,7 @@ def export(
     Raises:
         NotCalibratedError: The quantized model has seen no data.
         NotIntegerError: `integer_only`, and ops stay in float.
+        TargetError: The target cannot run an op.
         ExportError: The path cannot be written.
 
     Example:
@@ -159,10 +204,42 @@ def export(
             ScheduleWarning,
             stacklevel=2,
         )
-    content = lower(model, input_dtype, output_dtype, integer_only)
+    content = lower(model, input_dtype, output_dtype, integer_only, target)
     if path is not None:
         write_whole(content, path)
     return content
+
+
+def write_c_array(
+    file: str | os.PathLike | bytes, path: str | os.PathLike, name: str | None = None
+) -> None:
+    """Write a LiteRT file as C source, for microcontrollers that have no files.
+
+    The source is an aligned constant array. The header has types, sizes, scales and zero points
+    of inputs and outputs as defines, and the bytes of the arena if TFLite Micro is installed
+    (`pip install 'intact[targets]'`) and runs the file.
+
+    Args:
+        file: Path of a `.tflite` file of any origin, or its bytes.
+        path: The source to write, such as "model.c"; the header goes beside it.
+        name: The name of the array; by default, that of the source.
+
+    Raises:
+        IntactError: There is no such file, it is damaged, or the name is no identifier of C.
+        ExportError: The source or header cannot be written.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> write_c_array(export(model), "dense.c")
+    >>> print(Path("dense.h").read_text().splitlines()[0])
+    /* A LiteRT model of ... bytes, written by intact. */
+    """
+    path = Path(path)
+    content = read_bytes(file)
+    header, source = c_array(content, name or c_name(path.name), path.with_suffix(".h").name)
+    write_whole(source.encode(), path)
+    write_whole(header.encode(), path.with_suffix(".h"))
 
 
 def freeze_ranges(model: keras.Model, frozen: bool = True) -> None:
@@ -191,4 +268,11 @@ def freeze_ranges(model: keras.Model, frozen: bool = True) -> None:
             layer.trainable = not frozen
 
 
-__all__: list[Any] = ["export", "freeze_ranges", "is_quantized", "plan_model", "quantize_model"]
+__all__: list[Any] = [
+    "export",
+    "freeze_ranges",
+    "is_quantized",
+    "plan_model",
+    "quantize_model",
+    "write_c_array",
+]

@@ -30,8 +30,8 @@ def calibrate(
     """Find the ranges of a quantized model's activations from data.
 
     The model runs with float activations while its observers look on. Ranges that were
-    there before are replaced. A model whose activations stay in float has none to find, and
-    is returned as it is.
+    there before are replaced. A model whose activations stay in float, or whose ranges are
+    all fixed, has none to find, and is returned as it is.
 
     Args:
         model: What `quantize_model` returned.
@@ -65,7 +65,9 @@ def calibrate(
     """
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
     observed = [layer for layer in quantizers if layer.fixed is None]
-    if not observed and any(isinstance(layer, QuantizedWeights) for layer in model.layers):
+    if not observed and any(
+        isinstance(layer, QuantizedWeights | FakeQuantize) for layer in model.layers
+    ):
         return model
     if not observed:
         raise IntactError(

@@ -15,19 +15,26 @@ import keras
 import numpy as np
 
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
-from intact.graph import deep_graphs, is_graph, made_by, structure, view
+from intact.graph import Node, deep_graphs, is_graph, made_by, mask_of, set_mask, structure, view
 from intact.numerics import is_symbolic, is_trainable, to_numpy
 from intact.ops.base import find_op
 from intact.ops.constant import Constant
 from intact.ops.moves import channels_last, emit_moved
 from intact.ops.table import Elementwise, make_steps
+from intact.scheme import Rule
+
+RuleOf = Callable[[Any], Rule | None]
+"""The rule that a layer or operation of the user's is given, or None: by the scheme."""
 
 
-def canonicalize(model: keras.Model) -> keras.Model:
+def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Model:
     """Rewrite a model into a flat functional model of known layers.
 
     Args:
         model: A built Functional, Sequential or subclassed model.
+        rule_of: Asked about each layer of the user's that intact knows as one, and about
+            the operations between them; what stands inside a custom layer's `call` is asked
+            about as that layer. All that a layer becomes has its rule, as `own_rule`.
 
     Returns:
         A functional model that computes the same; weights are copied, names kept.
@@ -47,7 +54,7 @@ def canonicalize(model: keras.Model) -> keras.Model:
         raise InvalidModelError(
             f"Expected a keras.Model. Received: {model!r} of type {type(model).__name__}."
         )
-    return trace_whole(model, Tracer)
+    return trace_whole(model, lambda: Tracer(rule_of))
 
 
 def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> keras.Model:
@@ -124,10 +131,56 @@ def _config(layer: keras.layers.Layer) -> dict[str, Any]:
         layer.activation = function
 
 
-class Tracer:
-    """Builds the canonical graph; ops' `trace` methods get it as an argument."""
+Masks = dict[int, keras.KerasTensor]
+"""Masks beside tensors, by the tensors' ids."""
 
-    def __init__(self) -> None:
+
+def _takes_masks(layer: Any) -> bool:
+    """Whether what a layer computes may depend on the masks beside its inputs."""
+    op = find_op(layer)
+    return isinstance(layer, keras.layers.Layer) and (op is None or op.masks)
+
+
+def _handed(layer: Any, args: tuple, kwargs: dict, masks: Masks) -> dict[str, Any]:
+    """The masks that Keras gives to a layer's call, by the names that it has for them."""
+    names = inspect.signature(layer.call).parameters
+    given = dict(zip(names, args, strict=False)) | kwargs
+    tensors = {k: v for k, v in given.items() if any(map(is_symbolic, keras.tree.flatten(v)))}
+    found = {}
+    for name, value in tensors.items():
+        wanted = "mask" if len(tensors) == 1 else f"{name}_mask"
+        beside = keras.tree.map_structure(lambda t: masks.get(id(t)), value)
+        if wanted in names and given.get(wanted) is None and _is_any(beside):
+            found[wanted] = beside
+    return found
+
+
+def _without_mask(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, Any]:
+    """A call's arguments up to its mask, and the mask, which is taken out of them."""
+    if "mask" in kwargs or not isinstance(layer, keras.layers.Layer):
+        return args, kwargs.pop("mask", None)
+    names = list(inspect.signature(layer.call).parameters)
+    place = names.index("mask") if "mask" in names else len(args)
+    return args[:place], next(iter(args[place:]), None)
+
+
+def _is_any(mask: Any) -> bool:
+    """Whether there is a mask in what Keras gives as one, which may be nested."""
+    return any(part is not None for part in keras.tree.flatten(mask))
+
+
+class Tracer:
+    """Builds the canonical graph; ops' `trace` methods get it as an argument.
+
+    Args:
+        rule_of: As for `canonicalize`.
+    """
+
+    def __init__(self, rule_of: RuleOf | None = None) -> None:
+        self._rule_of = rule_of
+        self._rule: Rule | None = None
+        self._inside: keras.layers.Layer | None = None
+        self._settled = rule_of is None
         self._copies: dict[Any, keras.layers.Layer] = {}
         self._names: set[str] = set()
         self._path: list[str] = []
@@ -212,43 +265,117 @@ class Tracer:
             tensors[id(old)] = arg
 
         def new(value: Any) -> Any:
-            return tensors[id(value)] if isinstance(value, keras.KerasTensor) else value
+            if not isinstance(value, keras.KerasTensor):
+                return value
+            if id(value) not in tensors:
+                # A part of a mask that stands beside a tensor.
+                trace(made_by(value))
+            return tensors[id(value)]
 
-        for node in graph.nodes:
-            if node.is_input or any(id(t) not in tensors for t in node.inputs):
-                continue
-            node_args = keras.tree.map_structure(new, node.args)
-            node_kwargs = keras.tree.map_structure(new, node.kwargs)
-            result = self.trace(node.layer, node_args, node_kwargs)
+        def trace(node: Node) -> None:
+            args, kwargs = keras.tree.map_structure(new, (node.args, node.kwargs))
+            masks: Masks = {}
+            if _takes_masks(node.layer):
+                masks = {id(new(t)): new(mask_of(t)) for t in node.inputs if mask_of(t) is not None}
+            result = self.trace(node.layer, args, kwargs, masks)
             for old, out in zip(node.outputs, keras.tree.flatten(result), strict=True):
                 tensors[id(old)] = out
+
+        for node in graph.nodes:
+            if not node.is_input and all(id(t) in tensors for t in node.inputs):
+                trace(node)
         return keras.tree.map_structure(new, outputs)
 
-    def trace(self, layer: Any, args: tuple, kwargs: dict) -> Any:
-        """Rewrite one call of a layer or operation."""
-        if is_symbolic(kwargs.get("mask")):
-            self.refuse(layer, "it is called with a mask, and masks of steps are not known")
-        kwargs = {
-            k: v for k, v in kwargs.items() if k not in ("training", "mask") and v is not None
-        }
+    def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
+        """Rewrite one call of a layer or operation.
+
+        Args:
+            layer: The user's layer or operation.
+            args: Its arguments; tensors are those of the new graph.
+            kwargs: Its keyword arguments, likewise.
+            masks: The masks that Keras hands on beside the tensors, by the tensors' ids.
+
+        Returns:
+            The outputs in the new graph.
+        """
+        masks = masks or {}
+        kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
         op = find_op(layer)
         if op is not None:
-            first = getattr(layer, "data_format", None) == "channels_first"
-            if first and isinstance(layer, keras.layers.Layer):
-                return channels_last(layer, args[0], self)
-            return op.trace(layer, args, kwargs, self)
-        if isinstance(layer, keras.Model):
+            with self._asking(layer, known=True):
+                first = getattr(layer, "data_format", None) == "channels_first"
+                if op.masks and masks:
+                    kwargs |= _handed(layer, args, kwargs, masks)
+                args, mask = _without_mask(layer, args, kwargs)
+                if _is_any(mask):
+                    truths = all(t is None or t.dtype == "bool" for t in keras.tree.flatten(mask))
+                    if not op.masks or first or not truths:
+                        self.refuse(
+                            layer, "it is called with a mask that it has no integer form for"
+                        )
+                    kwargs["mask"] = mask
+                if first and isinstance(layer, keras.layers.Layer):
+                    return channels_last(layer, args[0], self)
+                return op.trace(layer, args, kwargs, self)
+        if not _is_any(kwargs.get("mask")):
+            kwargs.pop("mask", None)
+        if isinstance(layer, keras.Model) and not masks:
             self._path.append(layer.name)
             outputs = self.trace_model(layer, args, kwargs)
             self._path.pop()
             return outputs
         if isinstance(layer, keras.layers.Layer):
-            return self.trace_into(layer, args, kwargs)
+            with self._asking(layer, known=False):
+                return self.trace_into(layer, args, kwargs, masks)
         self.refuse(layer, "there is no integer form of this operation")
 
-    def trace_into(self, layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
+    @contextlib.contextmanager
+    def _asking(self, layer: Any, known: bool) -> Iterator[None]:
+        """Give what is emitted inside the rule of a layer of the user's.
+
+        Args:
+            layer: The layer or operation.
+            known: Whether it is one to intact, so that nobody asks about its parts.
+        """
+        outer = self._rule, self._inside, self._settled
+        if not self._settled:
+            if isinstance(layer, keras.layers.Layer):
+                self._inside = layer
+            assert self._rule_of is not None
+            self._rule, self._settled = self._rule_of(self._inside or layer), known
+        try:
+            yield
+        finally:
+            self._rule, self._inside, self._settled = outer
+
+    @contextlib.contextmanager
+    def ruled(self, rule: Rule | None) -> Iterator[None]:
+        """Give what is emitted inside a rule, whatever else it would be given.
+
+        Args:
+            rule: The rule; None is what the scheme says.
+        """
+        outer = self._rule, self._settled
+        self._rule, self._settled = rule, True
+        try:
+            yield
+        finally:
+            self._rule, self._settled = outer
+
+    def trace_into(
+        self, layer: keras.layers.Layer, args: tuple, kwargs: dict, masks: Masks | None = None
+    ) -> Any:
         """Rewrite a layer that nobody registered, by what its `call` does."""
-        return self.expand(layer, layer.call, *args, **kwargs)
+
+        def call(tensors: list[Any], masks: list[Any], args: tuple, kwargs: dict) -> Any:
+            for tensor, mask in zip(tensors, masks, strict=True):
+                set_mask(tensor, mask)
+            return layer.call(*args, **kwargs)
+
+        masks = masks or {}
+        flat = {id(t): t for t in keras.tree.flatten((args, kwargs)) if id(t) in masks}
+        tensors = list(flat.values())
+        return self.expand(layer, call, tensors, [masks[i] for i in flat], args, kwargs)
 
     def expand(self, layer: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Rewrite a layer as a function of layers and `keras.ops`.
@@ -326,7 +453,7 @@ class Tracer:
         """Raise the error for a layer that cannot be handled."""
         raise UnsupportedLayerError(
             f"{type(layer).__name__} {self.where(layer)!r} is not supported: {reason}. "
-            "Replace it by supported layers (see the list in README.md), or register an op of "
+            "Replace it by supported layers (docs/supported.md lists them), or register an op of "
             "your own with `intact.register_op`."
         )
 
@@ -362,7 +489,7 @@ class Tracer:
                 for new, old in zip(copy.variables, layer.variables, strict=True):
                     # By value: backends may give away the memory of a model that trains.
                     new.assign(to_numpy(old))
-            copy.one_range = self.in_step
+            copy.one_range, copy.own_rule = self.in_step, self._rule
             self._copies[key] = copy
             self._kept.append(layer)
         else:

@@ -1,4 +1,4 @@
-"""The command line: `intact demo`, `inspect` and `verify`. All printing lives here."""
+"""The command line: `intact demo`, `inspect`, `verify` and `check`. All printing lives here."""
 
 import contextlib
 import dataclasses
@@ -12,9 +12,12 @@ import click
 import keras
 
 from intact import __version__
+from intact.check import check as check_target
 from intact.demo import DATASETS, Result, load_data, run_demo
 from intact.errors import IntactError
+from intact.legacy import load_keras
 from intact.litert.inspection import inspect as inspect_file
+from intact.litert.targets import TARGETS
 from intact.litert.verification import verify as verify_file
 from intact.report import table
 
@@ -163,6 +166,32 @@ def verify(file: Path, as_json: bool) -> None:
     findings = verify_file(file)
     click.echo(json.dumps(findings.to_dict(), indent=2) if as_json else str(findings))
     if findings.errors:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    required=True,
+    help=f"One of {', '.join(TARGETS)}; an Ethos-U also with its MACs, as in ethos-u55-256.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def check(file: Path, target: str, as_json: bool) -> None:
+    """Say whether a file runs on a target, and where its ops run there.
+
+    FILE is a .tflite file of any origin, or a Keras model in a .keras or .h5 file: one that is
+    float or has seen no data gets ranges for the check, and is looked at as int8.
+
+    The target's own tool is asked: TFLite Micro runs the file, Vela compiles it for an Ethos-U.
+    They come with pip install 'intact[targets]'.
+
+    The exit code is 1 if the target does not run the file.
+    """
+    is_keras = file.suffix in (".keras", ".h5", ".hdf5")
+    found = check_target(load_keras(file) if is_keras else file, target)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    if not found.runs:
         sys.exit(1)
 
 

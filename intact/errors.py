@@ -29,8 +29,31 @@ class ExportError(IntactError):
     """The file cannot be written."""
 
 
+class TargetError(IntactError):
+    """The target cannot run what it is given."""
+
+
+class MissingToolError(IntactError):
+    """The tool of a target is not installed.
+
+    Args:
+        tool: What it is called.
+        package: The package that has it.
+    """
+
+    def __init__(self, tool: str, package: str) -> None:
+        super().__init__(
+            f"{tool} is not installed. It comes with the package {package!r}: "
+            "pip install 'intact[targets]'."
+        )
+
+
 class UnusedRuleWarning(UserWarning):
     """A rule of a scheme counts for no layer: mostly a misspelt name."""
+
+
+class MaskedOutputWarning(UserWarning):
+    """An output of the float model has a mask, which that of the quantized one has not."""
 
 
 class ScheduleWarning(UserWarning):

@@ -5,10 +5,11 @@ from typing import Any
 
 import keras
 
-from intact.canonicalize import Tracer, trace_whole
+from intact.canonicalize import Masks, Tracer, trace_whole
 from intact.errors import UnsupportedLayerError
+from intact.filters import Chosen, Filters
 from intact.ops.base import Op, get_op, register_op
-from intact.plan import make_plan
+from intact.plan import BY_CHOICE, make_plan
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
 
@@ -47,9 +48,9 @@ class UnknownOp(Op):
 class _Explainer(Tracer):
     """A tracer that notes what it cannot handle, and goes on."""
 
-    def trace(self, layer: Any, args: tuple, kwargs: dict) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
         try:
-            return super().trace(layer, args, kwargs)
+            return super().trace(layer, args, kwargs, masks)
         except UnsupportedLayerError as error:
             outputs = layer.compute_output_spec(*args, **kwargs)
             single = [t for t in keras.tree.flatten((args, kwargs)) if hasattr(t, "shape")]
@@ -122,17 +123,22 @@ class Explanation:
         count = len(self.layers) - len(floats)
         lines += ["", f"{count} of {len(self.layers)} layers run on integers."]
         for entry in floats:
-            fate = "stays float (`allow_float=True`)" if entry.known else "cannot be exported"
+            fate = "stays float" if entry.known else "cannot be exported"
+            if entry.known and entry.reason not in BY_CHOICE:
+                fate += " (`allow_float=True`)"
             lines.append(f"{entry.name} {fate}: {entry.reason}")
         return "\n".join(lines)
 
 
-def explain(model: keras.Model, scheme: str | Scheme = "int8") -> Explanation:
+def explain(
+    model: keras.Model, scheme: str | Scheme = "int8", filters: Filters | None = None
+) -> Explanation:
     """Say what each layer of a float model would become, and what would stay float and why.
 
     Args:
         model: A built Keras model.
         scheme: The name of a preset, or a `Scheme`.
+        filters: Which layers are quantized, as for `quantize_model`.
 
     Returns:
         The explanation; print it.
@@ -157,7 +163,8 @@ def explain(model: keras.Model, scheme: str | Scheme = "int8") -> Explanation:
     <BLANKLINE>
     3 of 3 layers run on integers.
     """
-    canonical = trace_whole(model, _Explainer)
+    chosen = Chosen(filters)
+    canonical = trace_whole(model, lambda: _Explainer(chosen.rule))
     plan = make_plan(canonical, get_scheme(scheme), allow_float=True)
     entries = []
     for step in plan.steps:

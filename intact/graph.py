@@ -118,22 +118,14 @@ def is_shared(layer: Any) -> bool:
     return len(layer._inbound_nodes) > 1
 
 
-def mask_reader(layer: Any) -> Any:
-    """Who might read the mask that a layer makes, or hands on; None if nobody does.
+def mask_of(tensor: keras.KerasTensor) -> keras.KerasTensor | None:
+    """The mask that Keras hands on beside a tensor, if there is one."""
+    return getattr(tensor, "_keras_mask", None)
 
-    Args:
-        layer: A layer of the user's model.
 
-    Returns:
-        The first layer that takes the mask, or several tensors; or the last one, whose
-        output has the mask, so that a loss would read it.
-    """
-    for node in map(_node, layer._outbound_nodes):
-        if node.kwargs.get("mask") is not None or len(node.inputs) > 1:
-            return node.layer
-        if any(getattr(t, "_keras_mask", None) is not None for t in node.outputs):
-            return mask_reader(node.layer)
-    return None if layer._outbound_nodes else layer
+def set_mask(tensor: keras.KerasTensor, mask: keras.KerasTensor) -> None:
+    """Let Keras hand on a mask beside a tensor."""
+    tensor._keras_mask = mask
 
 
 def is_graph(model: Any) -> bool:

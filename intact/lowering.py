@@ -17,6 +17,7 @@ import numpy as np
 from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import DTYPES, Builder, Shape, Tensor
+from intact.litert.placement import keep_to
 from intact.numerics import along, host, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
@@ -161,6 +162,7 @@ def lower(
     input_dtype: str = "float32",
     output_dtype: str = "float32",
     integer_only: bool = False,
+    target: str | None = None,
 ) -> bytes:
     """Write a built model as a LiteRT file.
 
@@ -169,6 +171,7 @@ def lower(
         input_dtype: "float32", "int8", "uint8" or "int16".
         output_dtype: The same for the outputs.
         integer_only: Refuse ops that stay in float.
+        target: Where the file is to run; None for LiteRT on any processor.
 
     Returns:
         The bytes of the file.
@@ -176,20 +179,26 @@ def lower(
     Raises:
         NotCalibratedError: Ranges are missing.
         NotIntegerError: `integer_only`, and ops stay in float.
+        TargetError: The target cannot run an op.
     """
-    return Lowering(model, input_dtype, output_dtype).run(integer_only)
+    content = Lowering(model, input_dtype, output_dtype, target).run(integer_only)
+    return content if target is None else keep_to(content, target)
 
 
 class Lowering:
     """A model on its way into a file; `written` has each node's op, by the node's id."""
 
     def __init__(
-        self, model: keras.Model, input_dtype: str = "float32", output_dtype: str = "float32"
+        self,
+        model: keras.Model,
+        input_dtype: str = "float32",
+        output_dtype: str = "float32",
+        target: str | None = None,
     ) -> None:
         self.model = model
         self.graph: Graph = view(model)
         self.dtypes = (input_dtype, output_dtype)
-        self.builder = Builder("intact")
+        self.builder = Builder("intact", target)
         self.tensors: dict[int, Tensor] = {}
         self.pending: dict[int, Any] = {}
         self.written: dict[int, LoweringNode] = {}

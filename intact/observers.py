@@ -96,5 +96,22 @@ class MovingAverage(Observer):
         )
 
 
+def following(momentum: float) -> Observer:
+    """How ranges follow the data of training.
+
+    Args:
+        momentum: Share of the old range that is kept; all of it makes ranges that only grow.
+
+    Returns:
+        The observer.
+
+    Example:
+
+    >>> following(1.0)
+    MinMax()
+    """
+    return MinMax() if momentum == 1 else MovingAverage(momentum)
+
+
 OBSERVERS: dict[str, type[Observer]] = {cls.name: cls for cls in (MinMax, MovingAverage)}
 """Every observer by its name."""

@@ -15,6 +15,9 @@ from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, We
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
 
+BY_CHOICE = ("by rule", "left out")
+"""Why a layer stays in float that need not: by the scheme, or by `filters` and annotations."""
+
 
 @dataclass
 class RangePlan:
@@ -190,7 +193,7 @@ class _Planner:
             for slot, site in enumerate(members):
                 site.slot = slot
         steps = [self.steps[id(node)] for node in self.nodes]
-        layers = [node.layer for node in self.nodes]
+        layers = [node.layer for node in self.nodes if not getattr(node.layer, "own_rule", None)]
         # Presets have rules for layers that most models lack.
         unused = [] if self.scheme in SCHEMES.values() else self.scheme.unused_rules(layers)
         return Plan(self.scheme.name, steps, ranges, self.entries, unused)
@@ -198,10 +201,11 @@ class _Planner:
     def _step(self, node: Node) -> Step:
         layer = node.layer
         op = get_op(layer)
-        rule: Rule = self.scheme.rule_for(layer)
+        rule = self._rule(layer)
         step = Step(layer.name, op.__name__, rule.integer, activations=rule.activations)
         if rule.weights is None:
-            step.integer, step.why_float = False, "by rule"
+            given = getattr(layer, "own_rule", None) is not None
+            step.integer, step.why_float = False, BY_CHOICE[given]
             return step
         if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
             step.activations = None
@@ -216,6 +220,10 @@ class _Planner:
         self._refuse(layer, step, reason or _without_kernel(op, step))
         return step
 
+    def _rule(self, layer: keras.layers.Layer) -> Rule:
+        """A canonical layer's own rule, if it was given one, or else the scheme's."""
+        return getattr(layer, "own_rule", None) or self.scheme.rule_for(layer)
+
     def _refuse(self, layer: keras.layers.Layer, step: Step, reason: str | None) -> None:
         """Keep a layer in float for a reason, if there is one and if that is allowed."""
         if reason and not self.allow_float:
@@ -229,7 +237,7 @@ class _Planner:
 
     def _spec(self, node: Node) -> TensorSpec:
         """How the output of an integer node is quantized."""
-        spec = self.scheme.rule_for(node.layer).activations
+        spec = self._rule(node.layer).activations
         assert spec is not None
         return spec
 

@@ -1,6 +1,8 @@
 """The layer that quantizes activations, and the arithmetics by which kernels round."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import keras
@@ -25,7 +27,7 @@ from intact.numerics import (
     to_numpy,
     unquantized,
 )
-from intact.observers import MovingAverage, Observer, Range
+from intact.observers import Observer, Range, following
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Grid, Quantizer, Seen, Setting
@@ -318,8 +320,9 @@ class FakeQuantize(keras.layers.Layer):
             variable.assign(0.0)
 
     def _settled(self) -> np.ndarray:
-        """The count of a moving average in its long run."""
-        return np.full(self.slots, round(1 / (1 - self.spec.momentum)), "float32")
+        """The count of a moving average in its long run; any, where ranges only grow."""
+        rest = 1 - self.spec.momentum
+        return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
 
     def call(
         self,
@@ -437,7 +440,7 @@ class FakeQuantize(keras.layers.Layer):
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        observer = self.observer or MovingAverage(self.spec.momentum)
+        observer = self.observer or following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         minimum, maximum = (_bounded(end, lower, upper) for end in (ops.min(real), ops.max(real)))
         new = observer.update(state, minimum, maximum)
@@ -517,6 +520,24 @@ def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
     if upper is not None:
         real = ops.minimum(real, upper)
     return real
+
+
+@contextlib.contextmanager
+def stand_in_ranges(model: keras.Model) -> Iterator[None]:
+    """Give ranges that have seen no data some, to see what file would come of the model.
+
+    Args:
+        model: A quantized model.
+    """
+    layers = (layer for layer in model.layers if isinstance(layer, FakeQuantize))
+    empty = [layer for layer in layers if not layer.calibrated]
+    try:
+        for layer in empty:
+            layer.set_range(-1.0, 1.0)
+        yield
+    finally:
+        for layer in empty:
+            layer.reset()
 
 
 def check_calibrated(model: keras.Model, before: str) -> None:

@@ -25,7 +25,8 @@ class TensorSpec:
         dynamic: The range is that of each row or sample, found at run time (activations
             only): the tensor stays in float, and sums of products are computed on integers.
         observer: How `calibrate` finds the range, if it is not told (activations only).
-        momentum: Share of the old range that a training step keeps (activations only).
+        momentum: Share of the old range that a training step keeps (activations only): with 0
+            it is the last batch's, with 1 it only grows.
         quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
             "lsq_plus", "pact", "dorefa", "sign", "xnor", "twn" or "ttq", or a `Quantizer`;
             `intact/widths.py` says what each of them is.

@@ -155,6 +155,16 @@ def test_inspect(run, files):
     assert [op["op"] for op in graph["ops"]] == ["FULLY_CONNECTED"]
 
 
+def test_check(run, files):
+    process = run("check", "fine.tflite", "--target", "xnnpack", "--json")
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert found["share"] == 1 and found["runs"]
+    assert [op["op"] for op in found["ops"]] == ["FULLY_CONNECTED"]
+    process = run("check", "fine.tflite", "--target", "toaster")
+    assert process.returncode == 2 and "no target 'toaster'" in process.stderr
+
+
 def test_verify(run, files):
     process = run("verify", "broken.tflite")
     assert process.returncode == 1, process.stderr

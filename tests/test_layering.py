@@ -28,6 +28,7 @@ RANKS = {
     "litert": 2,
     "quantizers": 3,
     "schemes": 3,
+    "filters": 3,
     "ops": 4,
     "canonicalize": 5,
     "plan": 6,
@@ -38,8 +39,10 @@ RANKS = {
     "freezing": 9,
     "report": 9,
     "api": 10,
+    "check": 11,
     "legacy": 3,
     "demo": 11,
+    "tfmot": 11,
     "cli": 12,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

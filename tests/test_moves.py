@@ -118,21 +118,6 @@ REFUSED = {
         (4, 3),
         "weights",
     ),
-    "mask value": (
-        lambda x: layers.Masking(1.0)(x) * 2.0,
-        (4, 3),
-        "makes values of 1.0 zeros",
-    ),
-    "mask that is read": (
-        lambda x: layers.LSTM(2, name="memory")(layers.Dense(3)(layers.Masking()(x))),
-        (4, 3),
-        "not supported",
-    ),
-    "mask of the output": (
-        lambda x: layers.Dense(3, name="head")(layers.Masking()(x)),
-        (4, 3),
-        "'head' may read it",
-    ),
 }
 
 

@@ -116,8 +116,18 @@ REFUSED = {
         (4, 3),
         "initial state is a constant",
     ),
-    "mask": (lambda x: layers.LSTM(2)(x, mask=x[:, :, 0]), (4, 3), "masks"),
-    "positional mask": (lambda x: layers.LSTM(2)(x, None, x[:, :, 0]), (4, 3), "masks"),
+    "mask": (lambda x: layers.LSTM(2)(x, mask=x[:, :, 0]), (4, 3), "called with a mask"),
+    "positional mask": (lambda x: layers.LSTM(2)(x, None, x[:, :, 0]), (4, 3), "with a mask"),
+    "constant mask": (
+        lambda x: layers.LSTM(2)(x, mask=np.ones((1, 4), bool)),
+        (4, 3),
+        "does not come from a comparison",
+    ),
+    "masked steps": (
+        lambda x: layers.TimeDistributed(layers.BatchNormalization())(layers.Masking()(x)),
+        (4, 3),
+        "is given a mask at every step",
+    ),
 }
 
 
@@ -131,5 +141,32 @@ def test_what_has_no_form_is_refused(name):
 def test_stateful_layers_are_refused():
     x = keras.Input((4, 3), batch_size=2)
     model = keras.Model(x, layers.LSTM(2, stateful=True)(x))
-    with pytest.raises(intact.UnsupportedLayerError, match="stateful"):
+    with pytest.raises(intact.UnsupportedLayerError, match=r"stateful.*`initial_state=`"):
         intact.quantize_model(model)
+
+
+def test_a_stream_in_chunks_equals_the_whole(rng):
+    # The state leaves the file as an output and comes back as an input.
+    def listening(steps):
+        keras.utils.set_random_seed(3)
+        x, h, c = keras.Input((steps, 3)), keras.Input((4,)), keras.Input((4,))
+        y, *states = layers.LSTM(4, return_state=True)(x, initial_state=[h, c])
+        return keras.Model([x, h, c], [layers.Dense(2)(y), *states])
+
+    stream = rng.uniform(-1, 1, size=(64, 8, 3)).astype("float32")
+    state = [np.zeros((64, 4), "float32")] * 2
+    expected = listening(8).predict([stream, *state], verbose=0)[0]
+    model = listening(2)
+    seen = []
+    for chunk in np.split(stream, 4, axis=1):
+        seen.append([chunk, *state])
+        _, *state = model.predict(seen[-1], verbose=0)
+    data = [np.concatenate(arrays) for arrays in zip(*seen, strict=True)]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    content = intact.export(q, integer_only=True)
+    assert intact.compare(q, content, data).different == 0
+    file = intact.load_litert(content)
+    state = [np.zeros((64, 4), "float32")] * 2
+    for chunk in np.split(stream, 4, axis=1):
+        found, *state = file.predict([chunk, *state]).values()
+    assert np.abs(found - expected).max() < 0.06 * np.ptp(expected)

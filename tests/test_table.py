@@ -211,3 +211,14 @@ def test_the_tables_of_data_fit_together():
     assert set(DOMAINS) <= {*KERNELS, *EXPANSIONS}
     for name in (*KERNELS, *EXPANSIONS):
         assert callable(Elementwise.function(name))
+
+
+def test_tables_of_unsigned_integers(rng):
+    x = keras.Input((50,))
+    large = layers.Dense(20, kernel_initializer=keras.initializers.Constant(1e5))(x)
+    outputs = [layers.Activation("mish")(x), ops.exp(x), layers.Activation("hard_silu")(large)]
+    data = rng.normal(size=(64, 50)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(keras.Model(x, outputs), "uint8"), data, verbose=0)
+    content = intact.export(q, integer_only=True, input_dtype="uint8", output_dtype="uint8")
+    assert intact.compare(q, content, data).different == 0
+    assert "ADD" not in op_names(content)

@@ -9,7 +9,9 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-IDENTIFIER = b"TFL3"
+from intact.litert.reader import IDENTIFIER
+from intact.litert.targets import runs
+
 DTYPES = {
     "float32": schema.TensorType.FLOAT32,
     "float16": schema.TensorType.FLOAT16,
@@ -203,6 +205,8 @@ OPTIONS = {
     "MAXIMUM": "MaximumMinimumOptions",
     "MEAN": "ReducerOptions",
     "MINIMUM": "MaximumMinimumOptions",
+    "REDUCE_ALL": "ReducerOptions",
+    "REDUCE_ANY": "ReducerOptions",
     "REDUCE_MAX": "ReducerOptions",
     "REDUCE_MIN": "ReducerOptions",
     "SUM": "ReducerOptions",
@@ -221,10 +225,12 @@ class Builder:
 
     Args:
         description: What wrote the file.
+        target: Where it is to run; None for LiteRT on any processor.
     """
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, target: str | None = None) -> None:
         self.description = description
+        self.target = target
         self.tensors: list[Tensor] = []
         self.operators: list[Operator] = []
         self.buffers: list[np.ndarray | None] = [None]
@@ -312,6 +318,14 @@ class Builder:
         if name in VERSIONS:
             op.version = VERSIONS[name](op)
         self.operators.append(op)
+
+    def has(self, kernel: str) -> bool:
+        """Whether there is an int8 kernel where the file is to run.
+
+        Args:
+            kernel: Its name in the schema.
+        """
+        return self.target is None or runs(kernel, "int8", self.target)
 
     def reshape(self, x: Tensor, shape: Shape, output: Tensor | None = None) -> Tensor:
         """Reshape a tensor; one size may be unknown.

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ class Inspection:
         for number, graph in enumerate(file.graphs):
             title = f"Graph {number} {graph.name!r}: " if len(file.graphs) > 1 else ""
             lines += ["", f"{title}{len(graph.ops)} ops, {len(graph.tensors)} tensors"]
-            lines += _columns(_HEADING, [_row(op) for op in graph.ops])
+            lines += columns(_HEADING, [_row(op) for op in graph.ops])
         lines += ["", "In all: " + ", ".join(f"{n} {op}" for op, n in self.op_counts.items())]
         floats = Counter(self.float_ops)
         in_float = ", ".join(f"{n} {op}" for op, n in floats.items()) or "none"
@@ -145,7 +146,16 @@ def _row(op: FileOp) -> tuple[str, ...]:
     )
 
 
-def _columns(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def columns(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of text in aligned columns.
+
+    Args:
+        heading: The names of the columns.
+        rows: The rows.
+
+    Returns:
+        The lines.
+    """
     rows = [heading, *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)

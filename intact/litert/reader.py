@@ -15,7 +15,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from intact.errors import IntactError
-from intact.litert.builder import IDENTIFIER
+
+IDENTIFIER = b"TFL3"
 
 
 def _names(enum: type) -> dict[int, str]:
@@ -33,11 +34,14 @@ BITS |= {"int64": 64, "uint64": 64, "float64": 64, "complex64": 64, "complex128"
 
 # The options that rules ask for: by op, their place in the table and how they are stored.
 _OPTIONS = {
+    "AVERAGE_POOL_2D": {"activation": (5, "b")},
     "BATCH_MATMUL": {"adj_x": (0, "?"), "adj_y": (1, "?")},
+    "CONCATENATION": {"activation": (1, "b")},
     "CONV_2D": {"activation": (3, "b"), "dilation_w": (4, "i"), "dilation_h": (5, "i")},
     "DEPTHWISE_CONV_2D": {"activation": (4, "b"), "dilation_w": (5, "i"), "dilation_h": (6, "i")},
     "FULLY_CONNECTED": {"activation": (0, "b"), "weights_format": (1, "b"), "keep_dims": (2, "?")},
     "GATHER": {"batch_dims": (1, "i")},
+    "MAX_POOL_2D": {"activation": (5, "b")},
     "RESIZE_BILINEAR": {"align_corners": (2, "?"), "half_pixel": (3, "?")},
     "RESIZE_NEAREST_NEIGHBOR": {"align_corners": (0, "?"), "half_pixel": (1, "?")},
     "STRIDED_SLICE": {"ellipsis": (2, "i"), "new_axis": (3, "i")},
@@ -157,15 +161,35 @@ def read(file: str | os.PathLike | bytes) -> LiteRTFile:
     >>> [(op.name, op.inputs[0].shape) for op in file.graphs[0].ops]
     [('RELU', (None, 4))]
     """
-    if not isinstance(file, bytes | bytearray | memoryview):
-        path = Path(file)
-        if not path.is_file():
-            raise IntactError(f"There is no file {str(path)!r}. Export a model to it first.")
-        file = path.read_bytes()
-    content = bytes(file)
+    content = read_bytes(file)
     if content[4:8] != IDENTIFIER:
         raise IntactError("This is not a LiteRT file: its identifier is not 'TFL3'.")
     return _read_model(_Reader(content))
+
+
+def read_bytes(file: str | os.PathLike | bytes) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        file: Its path, or its bytes already.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        IntactError: There is no such file.
+
+    Example:
+
+    >>> read_bytes(b"TFL3")
+    b'TFL3'
+    """
+    if isinstance(file, bytes | bytearray | memoryview):
+        return bytes(file)
+    path = Path(file)
+    if not path.is_file():
+        raise IntactError(f"There is no file {str(path)!r}. Export a model to it first.")
+    return path.read_bytes()
 
 
 class _Reader:

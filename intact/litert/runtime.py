@@ -1,7 +1,6 @@
 """Runs LiteRT files, float in and float out whatever the file's types."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from intact.errors import IntactError, InvalidDataError
 from intact.litert.builder import pack
+from intact.litert.reader import read_bytes
 
 
 def load_litert(
@@ -39,12 +39,7 @@ def load_litert(
     >>> file.predict(np.zeros((3, 4))).shape
     (3, 2)
     """
-    if not isinstance(file, bytes):
-        path = Path(file)
-        if not path.is_file():
-            raise IntactError(f"There is no file {str(path)!r}. Export a model to it first.")
-        file = path.read_bytes()
-    return LiteRTModel(file, threads, kernels)
+    return LiteRTModel(read_bytes(file), threads, kernels)
 
 
 class LiteRTModel:
@@ -63,6 +58,9 @@ class LiteRTModel:
     >>> file.predict(np.zeros((3, 4))).tolist()
     [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     """
+
+    input_details: dict[str, dict]
+    """What LiteRT tells of each input: its "shape", "dtype", "quantization" and more."""
 
     resolvers = {
         "default": OpResolverType.AUTO,
@@ -85,13 +83,13 @@ class LiteRTModel:
                 experimental_op_resolver_type=self.resolvers[kernels],
             )
             self._allocated = self._allocate()
-            self._inputs = self._details("input")
+            self.input_details = self._details("input")
             self._outputs = self._details("output")
         except (RuntimeError, ValueError, KeyError) as error:
             # Wrong bytes in a name surface as a Unicode or key error.
             raise IntactError(f"LiteRT refuses this file: {error}") from error
         self._one_by_one = False
-        self.input_names, self.output_names = list(self._inputs), list(self._outputs)
+        self.input_names, self.output_names = list(self.input_details), list(self._outputs)
         self.output_tensors = [d["name"] for d in self.interpreter.get_output_details()]
 
     def _allocate(self) -> bool:
@@ -129,7 +127,7 @@ class LiteRTModel:
         Raises:
             InvalidDataError: Wrong names or shapes.
         """
-        arrays = self._arrays(x)
+        arrays = self.stored(x)
         count = {name: len(a) for name, a in arrays.items()}
         if len(set(count.values())) != 1 or not next(iter(count.values())):
             raise InvalidDataError(
@@ -138,12 +136,12 @@ class LiteRTModel:
         total = next(iter(count.values()))
         dynamic = all(
             len(d["shape_signature"]) and d["shape_signature"][0] == -1
-            for d in self._inputs.values()
+            for d in self.input_details.values()
         )
         step = (
             min(batch_size, total)
             if dynamic
-            else int(next(iter(self._inputs.values()))["shape"][0])
+            else int(next(iter(self.input_details.values()))["shape"][0])
         )
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
         for start in range(0, total, step):
@@ -167,22 +165,33 @@ class LiteRTModel:
         scale, zero_point = self._outputs[name]["quantization"]
         return (scale, zero_point) if scale else None
 
-    def _arrays(self, x: Any) -> dict[str, np.ndarray]:
+    def stored(self, x: Any) -> dict[str, np.ndarray]:
+        """Data as the file's inputs take it.
+
+        Args:
+            x: As for `predict`.
+
+        Returns:
+            Per input, in the file's order, an array of its type.
+
+        Raises:
+            InvalidDataError: Wrong names or shapes.
+        """
         if isinstance(x, dict):
-            if set(x) != set(self._inputs):
+            if set(x) != set(self.input_details):
                 raise InvalidDataError(
-                    f"Expected inputs named {sorted(self._inputs)}. Received: {sorted(x)}."
+                    f"Expected inputs named {sorted(self.input_details)}. Received: {sorted(x)}."
                 )
             named = x
         else:
             values = x if isinstance(x, list | tuple) else [x]
-            if len(values) != len(self._inputs):
+            if len(values) != len(self.input_details):
                 raise InvalidDataError(
-                    f"Expected {len(self._inputs)} inputs. Received: {len(values)}."
+                    f"Expected {len(self.input_details)} inputs. Received: {len(values)}."
                 )
-            named = dict(zip(self._inputs, values, strict=True))
+            named = dict(zip(self.input_details, values, strict=True))
         arrays = {}
-        for name, detail in self._inputs.items():
+        for name, detail in self.input_details.items():
             array = np.asarray(named[name])
             shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
             fits = array.ndim == len(shape) and all(
@@ -232,7 +241,7 @@ class LiteRTModel:
     def _run(self, chunk: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         resized = not self._allocated
         for name, array in chunk.items():
-            detail = self._inputs[name]
+            detail = self.input_details[name]
             if tuple(detail["shape"]) != array.shape:
                 self.interpreter.resize_tensor_input(detail["index"], array.shape)
                 detail["shape"] = np.array(array.shape)
@@ -241,9 +250,69 @@ class LiteRTModel:
             self.interpreter.allocate_tensors()
             self._allocated = True
         for name, array in chunk.items():
-            self.interpreter.set_tensor(self._inputs[name]["index"], array)
+            self.interpreter.set_tensor(self.input_details[name]["index"], array)
         self.interpreter.invoke()
         return {n: self.interpreter.get_tensor(d["index"]) for n, d in self._outputs.items()}
+
+
+def delegated(content: bytes) -> list[bool]:
+    """Which ops of a file's first graph XNNPACK takes over, as the runtime does it.
+
+    Args:
+        content: The file's bytes.
+
+    Returns:
+        For each op, whether it does.
+
+    Raises:
+        IntactError: LiteRT refuses the file.
+    """
+    interpreter = LiteRTModel(content).interpreter
+    ops = interpreter._get_ops_details()
+    maker = {int(t): op for op in ops if op["op_name"] != "DELEGATE" for t in op["outputs"]}
+    taken: set[int] = set()
+    for delegate in (op for op in ops if op["op_name"] == "DELEGATE"):
+        inside, open_ends = set(map(int, delegate["inputs"])), list(map(int, delegate["outputs"]))
+        while open_ends:
+            tensor = open_ends.pop()
+            if tensor in inside or tensor not in maker:
+                continue
+            inside.add(tensor)
+            taken.add(maker[tensor]["index"])
+            open_ends += [int(t) for t in maker[tensor]["inputs"]]
+    return [op["index"] in taken for op in ops if op["op_name"] != "DELEGATE"]
+
+
+def fix_sizes(content: bytes) -> bytes:
+    """The same file with all sizes fixed, for a batch of one.
+
+    Compilers and microcontrollers resize nothing. The sizes are those that the runtime finds.
+
+    Args:
+        content: A file of one subgraph.
+
+    Returns:
+        The bytes of the new file.
+
+    Raises:
+        IntactError: Sizes other than the batch are open, or depend on the data.
+    """
+    loaded = LiteRTModel(content, kernels="builtin")
+    for detail in loaded.interpreter.get_input_details():
+        if -1 in detail["shape_signature"][1:]:
+            raise IntactError(
+                f"The sizes of input {detail['name']!r} are open: "
+                f"{tuple(int(n) for n in detail['shape_signature'])}. Build the model with an "
+                "input of fixed sizes."
+            )
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    graph = model.subgraphs[0]
+    details = {d["index"]: d for d in loaded.interpreter.get_tensor_details()}
+    for index, tensor in enumerate(graph.tensors):
+        if tensor.shapeSignature is not None:
+            tensor.shape = details[index]["shape"].tolist()
+            tensor.shapeSignature = None
+    return pack(model)
 
 
 def expose(content: bytes, names: list[str]) -> bytes:

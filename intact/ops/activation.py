@@ -1,12 +1,12 @@
 """Activation functions."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.errors import ExportError
 from intact.fixed_point import multiplier, multiply
 from intact.kernels import round_clip
 from intact.legacy import hard_sigmoid_keras_2
@@ -30,7 +30,8 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
-from intact.ops.table import Table
+from intact.ops.moves import channel_last
+from intact.ops.table import Table, all_values, look_up
 from intact.ops.wide import SigmoidArithmetic, TanhArithmetic
 from intact.quantizers import Arithmetic
 
@@ -94,7 +95,7 @@ class RequantizeArithmetic(Arithmetic):
 class Requantizing(Op):
     """Base of the activations that work on the input's integers."""
 
-    max_step = 2**22
+    max_step: ClassVar[float] = 2**22
 
     @classmethod
     def step(cls, node: Any) -> float:
@@ -255,6 +256,17 @@ def _as_activation(layer: Any, x: Any, tracer: Any, function: str) -> Any:
     return tracer.emit(layers.Activation(function, name=layer.name), x)
 
 
+def _along_last(layer: Any, x: Any, tracer: Any, emit: Callable[[Any], Any]) -> Any:
+    """Emit what runs along the last axis for a layer that may run along another."""
+    axis, rank = getattr(layer, "axis", -1), len(x.shape)
+    if not isinstance(axis, int) or axis % rank == 0:
+        tracer.refuse(layer, f"its axis is {axis}, and it runs along one axis but the batch's")
+    if axis % rank == rank - 1:
+        return emit(x)
+    moved, back = channel_last(x, axis % rank, layer.name, tracer)
+    return back(emit(moved))
+
+
 @register_op
 class Sigmoid(OfIntegers):
     """The logistic function."""
@@ -301,8 +313,9 @@ class Softmax(Curve):
     activations = ("softmax",)
     litert = ("SOFTMAX",)
     output = Fixed(1 / 256, -128)
-    notes = "The last axis only; no mask."
+    notes = "One axis; no mask."
     cases = (
+        Case(lambda: layers.Softmax(axis=1), (3, 5), False),
         Case(lambda: layers.Softmax(), (10,), False, low=-9.0, high=9.0),
         Case(lambda: layers.Activation("softmax"), (3, 5), False),
         Case(lambda: layers.Dense(5, activation="softmax"), (6,), False),
@@ -310,12 +323,8 @@ class Softmax(Curve):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        axis = getattr(layer, "axis", -1)
-        if axis not in (-1, len(args[0].shape) - 1):
-            tracer.refuse(layer, f"its axis is {axis}, and only the last axis has a kernel")
-        if isinstance(layer, layers.Softmax):
-            return tracer.emit(layer, args[0])
-        return tracer.emit(layers.Softmax(name=layer.name), args[0])
+        made = layers.Softmax(name=layer.name)
+        return _along_last(layer, args[0], tracer, lambda x: tracer.emit(made, x))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -331,7 +340,7 @@ class LogSoftmax(Curve):
     activations = ("log_softmax",)
     litert = ("LOG_SOFTMAX",)
     output = Fixed(16 / 256, 127)
-    notes = "The last axis only; it saturates at -16, in steps of 1/16."
+    notes = "One axis; it saturates at -16, in steps of 1/16."
     cases = (
         Case(lambda: layers.Activation("log_softmax"), (10,), False, low=-4.0, high=4.0),
         Case(lambda: ops.log_softmax, (3, 5), False, low=-7.0, high=7.0),
@@ -339,10 +348,8 @@ class LogSoftmax(Curve):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        axis = getattr(layer, "axis", -1)
-        if axis not in (-1, len(args[0].shape) - 1):
-            tracer.refuse(layer, f"its axis is {axis}, and only the last axis has a kernel")
-        return _as_activation(layer, args[0], tracer, "log_softmax")
+        made = layers.Activation("log_softmax", name=layer.name)
+        return _along_last(layer, args[0], tracer, lambda x: tracer.emit(made, x))
 
 
 @register_op
@@ -438,10 +445,12 @@ def _doubling_high_multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _saturating_shift(x: Tensor, by: Tensor) -> Tensor:
-    return ops.clip(ops.left_shift(x, by), -32768, 32767)
+    # By more than 15 bits, nothing but zeros would stay.
+    return ops.clip(ops.left_shift(x, ops.minimum(by, 15)), -32768, 32767)
 
 
 def _rounding_shift(x: Tensor, by: Tensor) -> Tensor:
+    by = ops.minimum(by, 30)
     mask = ops.left_shift(ops.ones_like(by), by) - 1
     beyond = ops.right_shift(mask, 1) + ops.cast(x < 0, "int32")
     return ops.right_shift(x, by) + ops.cast(ops.bitwise_and(x, mask) > beyond, "int32")
@@ -457,6 +466,8 @@ class HardSilu(Requantizing):
     litert = ("HARD_SWISH",)
     arithmetic = "hard_swish"
     pointwise = True
+    max_step = float("inf")
+    notes = "A table instead, where the kernel would overflow: inputs beyond about 100,000."
     cases = (
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-5.0, high=5.0),
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-1.0, high=0.5),
@@ -468,13 +479,18 @@ class HardSilu(Requantizing):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        if node.input.quantized and node.input.scale > 256.0:
-            raise ExportError(
-                f"{type(node.layer).__name__} {node.layer.name!r} cannot be written: its input's "
-                f"scale is {node.input.scale:.3g}, beyond what HARD_SWISH computes in 16 bits. "
-                "Calibrate on data of the model's own range, or normalize before the layer."
-            )
-        builder.add("HARD_SWISH", [node.input], [node.output])
+        x, y = node.input, node.output
+        if not y.quantized:
+            builder.add("HARD_SWISH", [x], [y])
+            return
+        scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (y.scale, y.zero_point))
+        limits = np.iinfo(y.dtype)
+        low, high = limits.min - zero_point, limits.max - zero_point
+        params = QTensor(zero_point, scale, zero_point)
+        values = HardSwishArithmetic.quantize(all_values(x), params, low, high)
+        table = (to_numpy(values) + y.zero_point).astype(y.dtype)
+        # The kernel overflows where the input's scale is in the hundreds, or beyond the output's.
+        look_up(x, y, table, builder, "HARD_SWISH")
 
 
 @keras.saving.register_keras_serializable("intact")

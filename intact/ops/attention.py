@@ -1,14 +1,18 @@
 """Attention."""
 
+import functools
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.numerics import Tensor, is_symbolic, to_numpy
 from intact.ops.activation import Curve
 from intact.ops.base import Case, Fixed, Op, register_op
+from intact.ops.logic import Logic, truths
 from intact.ops.matmul import contract
+from intact.ops.moves import reshape
 
 MASKED = 16.0
 """How far below the others a masked score is put: e^-16 of attention is left to it.
@@ -58,7 +62,7 @@ def attention(
     scale: float,
     layer: Any,
     tracer: Any,
-    mask: np.ndarray | None = None,
+    mask: Any = None,
     dropout: Any = None,
 ) -> tuple[Any, Any]:
     """Dot-product attention (Vaswani et al., arXiv:1706.03762).
@@ -70,7 +74,8 @@ def attention(
         scale: The factor of the scores.
         layer: The layer that it stands for.
         tracer: The tracer.
-        mask: Truth values that broadcast to `(1, heads, targets, sources)`, or None.
+        mask: Truth values that broadcast to `(batch, heads, targets, sources)`, in an array
+            or a tensor; or None.
         dropout: A dropout layer for the shares, or None.
 
     Returns:
@@ -81,9 +86,13 @@ def attention(
     with tracer.scope(layer):
         scores = contract(query, key, "btnh,bsnh->bnts", _Named("scores"), tracer)
         if mask is not None:
-            penalty = np.where(mask, 0.0, -MASKED / scale).astype("float32")
-            other = tracer.constant(penalty, "mask", 4)
-            scores = tracer.emit(layers.Add(name="masked"), [scores, other])
+            low = np.float32(-MASKED / scale)
+            if is_symbolic(mask):
+                named = _Named("penalty")
+                penalty = tracer.expand(named, lambda m: ops.where(m, np.float32(0), low), mask)
+            else:
+                penalty = tracer.constant(np.where(mask, np.float32(0), low), "mask", 4)
+            scores = tracer.emit(layers.Add(name="masked"), [scores, penalty])
         shares = tracer.emit(ScaledSoftmax(float(scale), name="softmax"), scores)
         if dropout is not None and dropout.rate:
             shares = tracer.trace(dropout, (shares,), {})
@@ -97,19 +106,32 @@ class _Named:
         self.name = name
 
 
-def constant_mask(mask: Any, layer: Any, tracer: Any) -> np.ndarray | None:
-    """A mask that does not depend on the inputs, as truth values.
+def whole_mask(parts: list[Any], layer: Any, tracer: Any) -> Any:
+    """Masks of scores as one.
 
     Args:
-        mask: The mask argument of a call, or None.
-        layer: The layer, for the error.
+        parts: Truth values, in arrays or tensors of the new graph; or None.
+        layer: The layer, for names and errors.
         tracer: The tracer.
+
+    Returns:
+        Truth values that hold where all do; an array, a tensor, or None.
     """
-    if mask is None:
-        return None
-    if isinstance(mask, keras.KerasTensor):
-        tracer.refuse(layer, "its mask depends on the inputs; only constant masks are known")
-    return np.asarray(ops.convert_to_numpy(mask)).astype(bool)
+    given = [part for part in parts if part is not None]
+    tensors = [part for part in given if is_symbolic(part)]
+    arrays = [np.asarray(to_numpy(part)).astype(bool) for part in given if not is_symbolic(part)]
+    known = functools.reduce(np.logical_and, arrays) if arrays else None
+    if any(t.dtype != "bool" for t in tensors):
+        tracer.refuse(layer, "a mask that depends on the inputs must be of truth values")
+    if not tensors:
+        return known
+
+    if known is not None:
+        tensors.append(truths(known, "known", 4, tracer))
+    while len(tensors) > 1:
+        pair = [tensors.pop(0), tensors.pop(0)]
+        tensors.append(tracer.emit(Logic("LogicalAnd", name="mask"), pair))
+    return tensors[0]
 
 
 def causal_mask(query: Any, key: Any, layer: Any, tracer: Any) -> np.ndarray:
@@ -120,13 +142,39 @@ def causal_mask(query: Any, key: Any, layer: Any, tracer: Any) -> np.ndarray:
     return np.tril(np.ones((targets, sources), bool))
 
 
+def _of_sources(mask: Any, tracer: Any) -> Any:
+    """A mask of shape `(batch, sources)`, with axes for the heads and the targets."""
+    return None if mask is None else reshape(mask, (1, 1, *mask.shape[1:]), "sources", tracer)
+
+
+def _with_heads(mask: Any, tracer: Any) -> Any:
+    """A mask of shape `(batch, targets, sources)`, with an axis for the heads if it has none."""
+    if mask is None or len(mask.shape) != 3:
+        return mask
+    if is_symbolic(mask):
+        return reshape(mask, (1, *mask.shape[1:]), "heads", tracer)
+    return np.asarray(to_numpy(mask))[:, None]
+
+
+def _row_or_mean(seen: Tensor, y: Tensor, value: Tensor) -> Tensor:
+    return ops.where(seen[:, :, None, None], y, ops.mean(value, axis=1, keepdims=True))
+
+
+def _row_or_zeros(seen: Tensor, y: Tensor) -> Tensor:
+    return ops.where(seen[:, :, None], y, 0.0)
+
+
 @register_op
 class MultiHeadAttention(Op):
     """Dense layers, products of activations, and a softmax between them."""
 
     keras_layers = (layers.MultiHeadAttention, layers.GroupQueryAttention)
     litert = ("FULLY_CONNECTED", "BATCH_MATMUL", "SOFTMAX")
-    notes = "One axis of attention. Masks: constant or causal."
+    masks = True
+    notes = (
+        "One axis of attention. No sliding window: pass it as a mask. Where all sources are "
+        "hidden, it is as if none were."
+    )
     cases = (
         Case(lambda: lambda x: layers.MultiHeadAttention(2, 4)(x, x), (5, 6), exact=False),
         Case(
@@ -140,6 +188,18 @@ class MultiHeadAttention(Op):
             exact=False,
         ),
         Case(lambda: lambda x: layers.GroupQueryAttention(3, 4, 2)(x, x), (5, 6), exact=False),
+        Case(
+            lambda: (
+                lambda x: layers.MultiHeadAttention(2, 4)(
+                    x,
+                    x,
+                    value_mask=(ops.relu(x)[:, :, 0] > 0.0) | (np.arange(3) == 0),
+                    attention_mask=np.eye(3, k=2) == 0,
+                )
+            ),
+            (3, 6),
+            exact=False,
+        ),
     )
 
     @classmethod
@@ -148,20 +208,15 @@ class MultiHeadAttention(Op):
         query, value = given["query"], given["value"]
         key = given.get("key")
         key = value if key is None else key
-        for name in ("query_mask", "value_mask", "key_mask"):
-            if given.get(name) is not None:
-                tracer.refuse(layer, f"{name} is given, and masks of steps are not known")
         if len(query.shape) != 3:
             tracer.refuse(layer, f"its query has shape {query.shape}, not (batch, steps, size)")
-        mask = constant_mask(given.get("attention_mask"), layer, tracer)
-        if given.get("use_causal_mask"):
-            causal = causal_mask(query, key, layer, tracer)
-            mask = causal if mask is None else np.logical_and(mask, causal)
         if getattr(layer, "sliding_window", None) is not None:
             tracer.refuse(layer, "a sliding window is not known; pass it as `attention_mask`")
-        if mask is not None and mask.ndim == 3:
-            mask = mask[:, None]
+        parts = [causal_mask(query, key, layer, tracer) if given.get("use_causal_mask") else None]
         with tracer.scope(layer):
+            parts.append(_with_heads(given.get("attention_mask"), tracer))
+            parts += [_of_sources(given.get(f"{name}_mask"), tracer) for name in ("value", "key")]
+            mask = whole_mask(parts, layer, tracer)
             q = tracer.trace(layer._query_dense, (query,), {})
             k = tracer.trace(layer._key_dense, (key,), {})
             v = tracer.trace(layer._value_dense, (value,), {})
@@ -175,6 +230,9 @@ class MultiHeadAttention(Op):
         dropout = getattr(layer, "_dropout_layer", None)
         y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
         with tracer.scope(layer):
+            if given.get("query_mask") is not None:
+                # As all sources are hidden from them, they get the mean of all.
+                y = tracer.expand(_Named("rows"), _row_or_mean, given["query_mask"], y, v)
             if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
                 gate = tracer.trace(layer._gate_dense, (query,), {})
                 y = tracer.emit(layers.Multiply(name="gated"), [y, gate])
@@ -188,7 +246,7 @@ class DotProductAttention(Op):
 
     operations = ("DotProductAttention",)
     litert = ("BATCH_MATMUL", "SOFTMAX")
-    notes = "Masks: constant or causal. No bias, no soft cap."
+    notes = "No bias, no soft cap."
     cases = (
         Case(
             lambda: lambda q, k, v: ops.dot_product_attention(q, k, v),
@@ -204,9 +262,9 @@ class DotProductAttention(Op):
         query, key, value = (given[name] for name in names[:3])
         if given.get("bias") is not None or layer.attn_logits_soft_cap:
             tracer.refuse(layer, "a bias or soft cap of the scores is not known")
-        mask = constant_mask(given.get("mask"), layer, tracer)
-        if layer.is_causal:
-            mask = causal_mask(query, key, layer, tracer)
+        causal = causal_mask(query, key, layer, tracer) if layer.is_causal else None
+        with tracer.scope(layer):
+            mask = whole_mask([given.get("mask"), causal], layer, tracer)
         scale = given.get("scale") or 1.0 / float(np.sqrt(query.shape[-1]))
         return attention(query, key, value, float(scale), layer, tracer, mask)[0]
 
@@ -217,12 +275,29 @@ class Attention(Op):
 
     keras_layers = (layers.Attention,)
     litert = ("BATCH_MATMUL", "SOFTMAX")
-    notes = "score_mode 'dot'; no masks but the causal one."
+    masks = True
+    notes = "score_mode 'dot'."
     cases = (
         Case(lambda: lambda a, b: layers.Attention()([a, b]), [(3, 4), (5, 4)], exact=False),
         Case(
             lambda: lambda a: layers.Attention(use_scale=True)([a, a], use_causal_mask=True),
             (3, 4),
+            exact=False,
+        ),
+        Case(
+            lambda: (
+                lambda a, b: (
+                    2.0
+                    * layers.Attention()(
+                        [a, b],
+                        mask=[
+                            ops.relu(a)[:, :, 1] > 0.0,
+                            (ops.relu(b)[:, :, 0] > 0.0) | (np.arange(2) == 0),
+                        ],
+                    )
+                )
+            ),
+            [(3, 4), (2, 4)],
             exact=False,
         ),
     )
@@ -234,8 +309,10 @@ class Attention(Op):
         if layer.score_mode != "dot":
             tracer.refuse(layer, f"score_mode {layer.score_mode!r} is not known; use 'dot'")
         scale = 1.0 if layer.scale is None else float(ops.convert_to_numpy(layer.scale))
-        mask = causal_mask(query, key, layer, tracer) if kwargs.get("use_causal_mask") else None
+        causal = causal_mask(query, key, layer, tracer) if kwargs.get("use_causal_mask") else None
+        rows, sources, *_ = kwargs.get("mask") or (None, None)
         with tracer.scope(layer):
+            mask = whole_mask([causal, _of_sources(sources, tracer)], layer, tracer)
             q, k, v = (
                 tracer.emit(layers.Reshape((-1, 1, t.shape[-1]), name=f"head_{i}"), t)
                 for i, t in enumerate((query, key, value))
@@ -244,6 +321,8 @@ class Attention(Op):
         y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
         with tracer.scope(layer):
             y = tracer.emit(layers.Reshape((-1, y.shape[-1]), name="output"), y)
+            if rows is not None:
+                y = tracer.expand(_Named("rows"), _row_or_zeros, rows, y)
             if kwargs.get("return_attention_scores"):
                 sizes = shares.shape[2:]
                 return y, tracer.emit(layers.Reshape(sizes, name="shares"), shares)

@@ -106,6 +106,7 @@ class Op:
     * `litert`: the LiteRT ops that it lowers to, for the documentation.
     * `weights`: the layer's attributes that are quantized.
     * `output`: where the output's scale comes from.
+    * `masks`: whether `trace` takes masks that depend on the inputs, by Keras' names for them.
     * `plain`: which inputs are taken as they are, not quantized (indices, truth values).
     * `dtypes`: the types of integer activations for which there are kernels.
     * `arithmetic`: how the kernel rounds (`intact.quantizers.Arithmetic`).
@@ -136,6 +137,7 @@ class Op:
     litert: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[dict[str, Weight]] = {}
     output: ClassVar[Output] = OBSERVED
+    masks: ClassVar[bool] = False
     plain: ClassVar[tuple[int, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = INT8
     arithmetic: ClassVar[str] = "accumulator"

@@ -109,7 +109,7 @@ class Embedding(Op):
 
     keras_layers = (layers.Embedding,)
     litert = ("GATHER",)
-    notes = "No mask."
+    notes = "The table is quantized as a whole."
     cases = (
         Case(lambda: layers.Embedding(7, 3), (5,), low=0, high=6, dtype="int32"),
         Case(
@@ -124,8 +124,6 @@ class Embedding(Op):
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (indices,) = args
-        if layer.mask_zero:
-            tracer.refuse(layer, "mask_zero=True makes a mask, and masks are not known")
         table = tracer.constant(layer.embeddings, f"{layer.name}_table")
         tracer.wants_integers(indices)
         return tracer.emit(Gather(name=layer.name), [table, indices])

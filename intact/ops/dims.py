@@ -1,11 +1,13 @@
 """Layers of one or three spatial axes: traced into those of two."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
+from intact.numerics import Tensor
 from intact.ops.base import Case, Op, register_op
 from intact.ops.conv import same_padding
 from intact.ops.moves import reshape, twin
@@ -47,7 +49,8 @@ class OneDimensional(Op):
     }
     keras_layers = tuple(kinds)
     litert = ("RESHAPE",)
-    notes = "No masks."
+    masks = True
+    notes = "A mask: in the mean over all steps."
     cases = (
         Case(lambda: layers.Conv1D(6, 3, dilation_rate=2, groups=2), (9, 4)),
         Case(lambda: layers.Conv1D(6, 3, padding="causal", dilation_rate=2), (9, 4)),
@@ -67,6 +70,7 @@ class OneDimensional(Op):
         Case(lambda: layers.MaxPooling1D(2), (8, 3)),
         Case(lambda: layers.AveragePooling1D(3, strides=2, padding="valid"), (9, 3)),
         Case(lambda: layers.GlobalAveragePooling1D(), (9, 5)),
+        Case(lambda: lambda x: layers.GlobalAveragePooling1D()(x, mask=x[:, :, 0] > -0.5), (9, 5)),
         Case(lambda: layers.GlobalMaxPooling1D(keepdims=True), (9, 5)),
         Case(lambda: layers.ZeroPadding1D((1, 3)), (5, 2)),
         Case(lambda: layers.UpSampling1D(3), (4, 2)),
@@ -75,6 +79,8 @@ class OneDimensional(Op):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if kwargs.get("mask") is not None:
+            return tracer.expand(layer, _masked_mean(layer), args[0], kwargs["mask"])
         x = reshape(args[0], (1, *args[0].shape[1:]), f"{layer.name}_2d", tracer)
         changes = _constraints(layer)
         for key in ("kernel_size", "strides", "dilation_rate", "pool_size", "size"):
@@ -95,6 +101,18 @@ class OneDimensional(Op):
         if len(y.shape) == 4:
             y = reshape(y, y.shape[2:], f"{layer.name}_1d", tracer)
         return tracer.activation(getattr(layer, "activation", None), y, layer)
+
+
+def _masked_mean(layer: layers.GlobalAveragePooling1D) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean of the steps that are not masked."""
+
+    def mean(x: Tensor, mask: Tensor) -> Tensor:
+        seen = ops.expand_dims(mask, -1)
+        kept, ones = ops.where(seen, x, 0.0), ops.where(seen, 1.0, 0.0)
+        mean, share = (ops.mean(t, axis=1, keepdims=layer.keepdims) for t in (kept, ones))
+        return mean * (1.0 / share)
+
+    return mean
 
 
 def _known(layer: Any, x: Any, tracer: Any) -> tuple[int, int, int, int]:

@@ -299,11 +299,13 @@ class Multiply(Binary):
 
 @register_op
 class Divide(Op):
-    """Division by a constant; of a constant, a table."""
+    """Division by a constant, or of one; else a product with a table of inverses."""
 
     operations = ("TrueDivide", "Divide")
-    notes = "One side is a constant."
-    cases = (Case(lambda: lambda x: x / 4.0, (6,)),)
+    cases = (
+        Case(lambda: lambda x: x / 4.0, (6,)),
+        Case(lambda: lambda a, b: a / b, [(4, 6), (4, 6)], low=0.5),
+    )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -311,7 +313,7 @@ class Divide(Op):
         if not is_symbolic(a):
             return Table.trace(layer, args, kwargs, tracer)
         if is_symbolic(b):
-            tracer.refuse(layer, "a division of tensors has no supported integer form")
+            return tracer.expand(layer, lambda a, b: a * (1.0 / b), a, b)
         inverse = 1.0 / np.asarray(to_numpy(b), "float32")
         return Multiply.trace(layer, (a, inverse), {}, tracer)
 

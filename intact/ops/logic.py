@@ -9,6 +9,7 @@ from keras import layers, ops
 from intact.numerics import QTensor, Tensor, is_integer, is_symbolic, to_numpy
 from intact.ops.base import ALL_SAME, Case, Op, Plain, register_op
 from intact.ops.constant import Gather
+from intact.ops.table import Elementwise, Step
 
 KINDS = {
     "Greater": (ops.greater, ops.floor, 1.0, "GREATER_EQUAL"),
@@ -17,6 +18,9 @@ KINDS = {
     "LessEqual": (ops.less_equal, ops.floor, 1.0, "LESS"),
 }
 """Per comparison: its function; how a limit becomes a whole number, and the kernel with it."""
+
+EQUALITIES = {"Equal": "LessEqual", "NotEqual": "Greater"}
+"""How a distance compares with 0."""
 
 SWAPPED = {
     "Greater": "Less",
@@ -59,20 +63,27 @@ class Compare(Op):
     """A comparison of whole numbers with the whole number next to the limit."""
 
     keras_layers = (Comparison,)
-    operations = tuple(KINDS)
+    operations = (*KINDS, *EQUALITIES)
     litert = ("CAST", "GREATER_EQUAL", "LESS")
     output = Plain("bool")
-    notes = "Two tensors are subtracted first."
+    notes = "Two tensors are subtracted first. Equal is what rounds to the same integer."
     cases = (
         Case(lambda: lambda x: ops.where(x > 0.25, x, x * 0.5), (4, 5)),
         Case(lambda: lambda x: ops.where(x <= 0.25, x, x * 2.0), (6,)),
         Case(lambda: lambda a, b: ops.where(a < b, a, b), [(4, 5), (4, 5)]),
+        Case(lambda: lambda x: ops.where(ops.not_equal(ops.relu(x), 0.0), 1.0, x), (4, 5)),
+        Case(
+            lambda: lambda a, b: ops.where(ops.equal(ops.relu(a), ops.relu(b)), a, -1.0),
+            [(4, 5), (4, 5)],
+        ),
     )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = (*args, *kwargs.values())
         kind = type(layer).__name__
+        if kind in EQUALITIES and "float" not in (a if is_symbolic(a) else b).dtype:
+            return Match.emit(layer, a, b, tracer)
         if is_symbolic(a) and is_symbolic(b):
             a, b = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, b]), 0.0
         elif is_symbolic(b):
@@ -82,6 +93,13 @@ class Compare(Op):
             others = tracer.constant(b, f"{layer.name}_limit", len(a.shape))
             a = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, others])
             limits = np.zeros(1)
+        if kind in EQUALITIES:
+            steps: list[Step] = [
+                ("Subtract", [0, float(limits.flat[0])], {}),
+                ("Absolute", [1], {}),
+            ]
+            a = tracer.emit(Elementwise(steps, name=f"{layer.name}_distance"), a)
+            kind, limits = EQUALITIES[kind], np.zeros(1)
         return tracer.emit(Comparison(kind, float(limits.flat[0]), name=layer.name), a)
 
     @classmethod
@@ -103,10 +121,228 @@ class Compare(Op):
             builder.add(kernel, [x, limit], [y])
             return
         wide = builder.like(x, x.shape, dtype="int32")
-        builder.add("CAST", [x], [wide], {"inDataType": "int8", "outDataType": "int32"})
+        builder.add("CAST", [x], [wide], {"inDataType": x.dtype, "outDataType": "int32"})
         place = to_numpy(whole(np.float32(node.layer.limit) / np.float32(x.scale))) + extra
-        place = np.clip(place + x.zero_point, -1000, 1000)
+        place = np.clip(place + x.zero_point, -(2**17), 2**17)
         builder.add(kernel, [wide, builder.constant(place.astype("int32"))], [y])
+
+
+@keras.saving.register_keras_serializable("intact")
+class Matches(keras.layers.Layer):
+    """Where whole numbers are a given one.
+
+    Args:
+        value: That number.
+        negated: Where they are any other.
+    """
+
+    def __init__(self, value: int, negated: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value, self.negated = value, negated
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Truth values."""
+        return ops.not_equal(x, self.value) if self.negated else ops.equal(x, self.value)
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, "bool")
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "value": self.value, "negated": self.negated}
+
+
+@register_op
+class Match(Op):
+    """Whole numbers that are a given one."""
+
+    keras_layers = (Matches,)
+    litert = ("EQUAL", "NOT_EQUAL")
+    plain = (0,)
+    output = Plain("bool")
+    cases = (
+        Case(lambda: lambda x: ops.where(ops.not_equal(x, 0), 1.0, 0.5), (4,), dtype="int32"),
+        Case(lambda: lambda x: ops.where(ops.equal(x, 2), 1.0, 0.5), (4,), high=3, dtype="int32"),
+    )
+
+    @classmethod
+    def emit(cls, layer: Any, a: Any, b: Any, tracer: Any) -> Any:
+        """Put the comparison of one tensor with one number where an operation stands."""
+        x, other = (a, b) if is_symbolic(a) else (b, a)
+        value = np.zeros(0) if is_symbolic(other) else np.asarray(to_numpy(other))
+        if value.size != 1 or value != np.floor(value):
+            tracer.refuse(layer, "whole numbers are compared with one whole number only")
+        tracer.wants_integers(x)
+        negated = type(layer).__name__ == "NotEqual"
+        return tracer.emit(Matches(int(value.flat[0]), negated, name=layer.name), x)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+        return layer(inputs[0])
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        x = node.input
+        value = builder.constant(np.array(node.layer.value, x.dtype))
+        builder.add("NOT_EQUAL" if node.layer.negated else "EQUAL", [x, value], [node.output])
+
+
+def truths(value: Any, name: str, rank: int, tracer: Any) -> Any:
+    """Truth values as a tensor of the new graph.
+
+    Args:
+        value: An array, or a tensor already.
+        name: A name for it.
+        rank: The number of axes that it must have.
+        tracer: The tracer.
+    """
+    if is_symbolic(value):
+        return value
+    chosen = tracer.constant(np.asarray(to_numpy(value), "float32"), f"{name}_chosen", rank)
+    return tracer.emit(Comparison("Greater", 0.5, name=f"{name}_if"), chosen)
+
+
+LOGIC = {
+    "LogicalAnd": (ops.logical_and, "LOGICAL_AND"),
+    "LogicalNot": (ops.logical_not, "LOGICAL_NOT"),
+    "LogicalOr": (ops.logical_or, "LOGICAL_OR"),
+}
+"""Per operation: its function, and its kernel."""
+
+
+@keras.saving.register_keras_serializable("intact")
+class Logic(keras.layers.Layer):
+    """Truth values put together.
+
+    Args:
+        kind: A name in `LOGIC`.
+    """
+
+    def __init__(self, kind: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+        self.built = True
+
+    def call(self, inputs: Any) -> Tensor:
+        """Truth values."""
+        operands = inputs if isinstance(inputs, list) else [inputs]
+        return LOGIC[self.kind][0](*operands)
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        shapes = [tuple(t.shape)[1:] for t in keras.tree.flatten(inputs)]
+        return keras.KerasTensor((None, *np.broadcast_shapes(*shapes)), "bool")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kind": self.kind}
+
+
+@register_op
+class Combine(Op):
+    """Truth values put together."""
+
+    keras_layers = (Logic,)
+    operations = tuple(LOGIC)
+    litert = tuple(kernel for _, kernel in LOGIC.values())
+    plain = (0, 1)
+    output = Plain("bool")
+    cases = (
+        Case(lambda: lambda x: ops.where(ops.logical_and(x > 0.0, x < 0.5), x, 0.0), (4, 5)),
+        Case(
+            lambda: lambda a, b: ops.where(ops.logical_or(ops.logical_not(a > 0), b > 0), a, b),
+            [(4, 5), (4, 5)],
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        operands = [*args, *kwargs.values()]
+        if any(is_symbolic(t) and t.dtype != "bool" for t in operands):
+            tracer.refuse(layer, "it takes truth values that come from comparisons")
+        rank = max(len(t.shape) for t in operands if is_symbolic(t))
+        operands = [truths(t, layer.name, rank, tracer) for t in operands]
+        made = Logic(type(layer).__name__, name=layer.name)
+        return tracer.emit(made, operands if len(operands) > 1 else operands[0])
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+        return layer(inputs if len(inputs) > 1 else inputs[0])
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        builder.add(LOGIC[node.layer.kind][1], node.inputs, [node.output])
+
+
+TRUTHS = {"All": (ops.all, "REDUCE_ALL"), "Any": (ops.any, "REDUCE_ANY")}
+"""Per operation: its function, and its kernel."""
+
+
+@keras.saving.register_keras_serializable("intact")
+class Truth(keras.layers.Layer):
+    """Whether all, or any, truth values along axes hold.
+
+    Args:
+        kind: A name in `TRUTHS`.
+        axis: The axes.
+        keepdims: Whether they stay, with one value.
+    """
+
+    def __init__(self, kind: str, axis: list[int], keepdims: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind, self.axis, self.keepdims = kind, tuple(axis), keepdims
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Truth values."""
+        return TRUTHS[self.kind][0](x, axis=self.axis, keepdims=self.keepdims)
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        sizes = (1 if a in self.axis else n for a, n in enumerate(x.shape))
+        kept = [n for a, n in enumerate(sizes) if self.keepdims or a not in self.axis]
+        return keras.KerasTensor(kept, "bool")
+
+    def get_config(self) -> dict[str, Any]:
+        config = {"kind": self.kind, "axis": list(self.axis), "keepdims": self.keepdims}
+        return {**super().get_config(), **config}
+
+
+@register_op
+class ReduceTruth(Op):
+    """Whether all, or any, truth values along axes hold."""
+
+    keras_layers = (Truth,)
+    operations = tuple(TRUTHS)
+    litert = tuple(kernel for _, kernel in TRUTHS.values())
+    plain = (0,)
+    output = Plain("bool")
+    cases = (
+        Case(lambda: lambda x: ops.where(ops.any(x > 0.5, axis=-1, keepdims=True), x, 0.0), (4, 5)),
+        Case(lambda: lambda x: ops.where(ops.all(x > -0.5, axis=1), x[:, 0], 0.0), (3, 5)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        rank = len(x.shape)
+        given = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+        if layer.axis is None or any(axis % rank == 0 for axis in given):
+            tracer.refuse(layer, "it runs over the batch")
+        if x.dtype != "bool":
+            tracer.refuse(layer, "it takes truth values that come from comparisons")
+        axes = [axis % rank for axis in given]
+        return tracer.emit(Truth(type(layer).__name__, axes, layer.keepdims, name=layer.name), x)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+        return layer(inputs[0])
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        kind, options = TRUTHS[node.layer.kind][1], {"keepDims": node.layer.keepdims}
+        axes = builder.constant(np.array(node.layer.axis, "int32"))
+        builder.add(kind, [node.input, axes], [node.output], options)
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -150,10 +386,7 @@ class Where(Op):
             else tracer.constant(np.asarray(to_numpy(t), "float32"), f"{layer.name}_{name}", rank)
             for t, name in ((a, "true"), (b, "false"))
         )
-        if not is_symbolic(condition):
-            chosen = np.asarray(to_numpy(condition), "float32")
-            chosen = tracer.constant(chosen, f"{layer.name}_chosen", rank)
-            condition = tracer.emit(Comparison("Greater", 0.5, name=f"{layer.name}_if"), chosen)
+        condition = truths(condition, layer.name, rank, tracer)
         return tracer.emit(Select(name=layer.name), [a, b, condition])
 
     @classmethod
@@ -275,9 +508,9 @@ class Cast(Op):
     keras_layers = (ToReal,)
     operations = ("Cast",)
     litert = ("CAST", "QUANTIZE")
-    notes = "In float only; not from real values to whole ones."
+    notes = "Of whole numbers: in float only. Not from real values to whole ones."
+    cases = (Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),)
     float_cases = (
-        Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),
         Case(lambda: lambda x: layers.Dense(3)(ops.cast(ops.argmax(x, 1), "float32")), (4, 5)),
     )
 
@@ -289,6 +522,8 @@ class Cast(Op):
             if not real:
                 tracer.refuse(layer, f"there is no kernel from real values to {layer.dtype}")
             return x
+        if real and x.dtype == "bool":
+            return tracer.expand(layer, lambda x: ops.where(x, 1.0, 0.0), x)
         return tracer.emit(ToReal(name=layer.name), x) if real else x
 
     @classmethod

@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 Shape = tuple[Any, ...]
 
 
+class Moved(keras.layers.Layer):
+    """Base of the layers that move values of any type: indices and truth values as well."""
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(self.compute_output_shape(x.shape), x.dtype)
+
+
 @keras.saving.register_keras_serializable("intact")
-class BatchReshape(keras.layers.Layer):
+class BatchReshape(Moved):
     """A new shape for the values of the whole batch, whose size takes what is over.
 
     Args:

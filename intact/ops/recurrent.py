@@ -1,5 +1,6 @@
 """Recurrent layers: one dense layer for the inputs of all steps, then step after step."""
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras import layers, ops
 
 from intact.numerics import QTensor, Tensor, is_symbolic, to_numpy
 from intact.ops.base import Case, Fixed, Op, find_op, register_op
+from intact.ops.logic import Select
 from intact.ops.moves import reshape
 from intact.ops.shape import Moving, reshaped
 from intact.ops.slicing import sliced
@@ -375,8 +377,9 @@ class Recurrent(Op):
 
     keras_layers = (layers.RNN, layers.SimpleRNN, layers.GRU, layers.LSTM)
     litert = ("FULLY_CONNECTED", "STRIDED_SLICE", "ADD", "MUL", "LOGISTIC", "TANH", "CONCATENATION")
+    masks = True
     notes = (
-        "A known number of steps; no masks, not stateful. "
+        "A known number of steps; not stateful: let states be inputs and outputs. "
         "Recurrent dropout draws anew at every step."
     )
     cases = (
@@ -406,32 +409,46 @@ class Recurrent(Op):
             exact=False,
         ),
         Case(lambda: layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2), (3, 2), exact=False),
+        Case(lambda: lambda x: layers.LSTM(3)(layers.Masking()(ops.relu(x))), (4, 1), exact=False),
+        Case(
+            lambda: (
+                lambda x: (
+                    layers.GRU(3, return_sequences=True)(x, mask=ops.relu(x)[:, :, 0] > 0.0) * 2.0
+                )
+            ),
+            (4, 2),
+            exact=False,
+        ),
     )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        x, initial = arguments(layer, args, kwargs, tracer)
-        steps, states = unrolled(layer, x, initial, tracer)
+        steps, states = unrolled(layer, *arguments(layer, args, kwargs, tracer), tracer)
         with tracer.scope(layer):
             y = joined(steps, tracer) if layer.return_sequences else flat(steps[-1], tracer)
         return (y, *states) if layer.return_state else y
 
 
-def arguments(layer: Any, args: tuple, kwargs: dict, tracer: Any) -> tuple[Any, Any]:
-    """The sequence and the initial state of a recurrent layer's call."""
+def arguments(layer: Any, args: tuple, kwargs: dict, tracer: Any) -> tuple[Any, Any, Any]:
+    """The sequence, the initial state and the mask of a recurrent layer's call."""
     given = dict(zip(("sequences", "initial_state", "mask"), args, strict=False)) | kwargs
-    if given.get("mask") is not None:
-        tracer.refuse(layer, "masks have no integer form")
-    return given["sequences"], given.get("initial_state")
+    mask = given.get("mask")
+    if mask is not None:
+        if not is_symbolic(mask) or mask.dtype != "bool":
+            tracer.refuse(layer, "its mask does not come from a comparison")
+        with tracer.scope(layer):
+            mask = reshape(mask, (*mask.shape[1:], 1), "mask", tracer)
+    return given["sequences"], given.get("initial_state"), mask
 
 
-def unrolled(layer: Any, x: Any, initial: Any, tracer: Any) -> tuple[list, list]:
+def unrolled(layer: Any, x: Any, initial: Any, mask: Any, tracer: Any) -> tuple[list, list]:
     """All steps of a recurrent layer.
 
     Args:
         layer: The layer.
         x: The sequence.
         initial: The initial states, nested as Keras does; or None.
+        mask: Truth values of shape `(batch, steps, 1)`, where there is a step; or None.
         tracer: The tracer.
 
     Returns:
@@ -439,13 +456,21 @@ def unrolled(layer: Any, x: Any, initial: Any, tracer: Any) -> tuple[list, list]
         and the final states.
     """
     if layer.stateful:
-        tracer.refuse(layer, "it keeps its state between calls (stateful=True)")
+        tracer.refuse(
+            layer,
+            "it keeps its state between calls (stateful=True). Let the model take the state and "
+            "return it: `initial_state=` and `return_state=True`",
+        )
     check_steps(layer, x, tracer)
     if not all(is_symbolic(t) for t in keras.tree.flatten(initial) if t is not None):
         tracer.refuse(layer, "its initial state is a constant; leave it out, or make it an input")
     stacked = isinstance(layer.cell, layers.StackedRNNCells) and len(layer.cell.cells) > 1
     cells = getattr(layer.cell, "cells", [layer.cell])
     order = list(range(x.shape[1]))[:: -1 if layer.go_backwards else 1]
+    seen: list[Any] = [None] * len(order)
+    if mask is not None:
+        with tracer.scope(layer), tracer.step(layer):
+            seen = [part_of_time(mask, i, tracer) for i in order]
     steps: list[Any] = []
     final = []
     for i, cell in enumerate(cells):
@@ -454,24 +479,57 @@ def unrolled(layer: Any, x: Any, initial: Any, tracer: Any) -> tuple[list, list]
             with tracer.scope(layer), tracer.scope(cells[i - 1]):
                 x, order = joined(steps, tracer), list(range(len(order)))
         with tracer.scope(layer):
-            steps, states = run(cell, x, order, keras.tree.flatten(state), tracer)
+            steps, states = run(cell, x, order, keras.tree.flatten(state), seen, tracer)
             final.append([flat(t, tracer) for t in states])
+    if mask is not None:
+        steps = shown(layer, steps, seen, tracer)
     return steps, final if stacked else final[0]
 
 
-def run(cell: Any, x: Any, order: list[int], states: list, tracer: Any) -> tuple[list, list]:
+def run(
+    cell: Any, x: Any, order: list[int], states: list, seen: list, tracer: Any
+) -> tuple[list, list]:
     """The outputs of all steps of one cell, and its last states."""
     op: Any = find_op(cell) or CustomCell
     outputs = []
     with tracer.scope(cell):
         states = [row(t, tracer) for t in states if t is not None]
         x = op.project(cell, x, tracer)
-        for i in order:
+        for i, is_seen in zip(order, seen, strict=True):
             with tracer.step(cell):
                 now = part_of_time(x, i, tracer)
-                output, states = op.advance(cell, now, states, tracer)
+                output, new = op.advance(cell, now, states, tracer)
+                if is_seen is not None:
+                    before = states or [nothing(t, tracer) for t in new]
+                    new = [
+                        carried(select("kept", is_seen, *pair, tracer), tracer)
+                        for pair in zip(new, before, strict=True)
+                    ]
+                states = new
             outputs.append(output)
     return outputs, states
+
+
+def shown(layer: Any, steps: list, seen: list, tracer: Any) -> list:
+    """The outputs of all steps, where those of masked steps are the last before them."""
+    last = nothing(steps[0], tracer)
+    repeats = not getattr(layer, "zero_output_for_mask", False)
+    outputs = []
+    with tracer.scope(layer), tracer.step(layer):
+        for step, is_seen in zip(steps, seen, strict=True):
+            outputs.append(carried(select("shown", is_seen, step, last, tracer), tracer))
+            last = outputs[-1] if repeats else last
+    return outputs
+
+
+def nothing(like: Any, tracer: Any) -> Any:
+    """Zeros in the place of one step's values, in the range of those that they are chosen from."""
+    return tracer.constant(np.zeros((1, *like.shape[1:]), "float32"), "nothing", len(like.shape))
+
+
+def select(name: str, condition: Any, a: Any, b: Any, tracer: Any) -> Any:
+    """One tensor of the new graph where a condition holds, else another."""
+    return tracer.emit(Select(name=name), [a, b, condition])
 
 
 class CustomCell:
@@ -514,6 +572,7 @@ class Bidirectional(Op):
     """Two recurrent layers, one of which reads from the end."""
 
     keras_layers = (layers.Bidirectional,)
+    masks = True
     notes = "As its layers."
     cases = (
         Case(lambda: layers.Bidirectional(layers.SimpleRNN(3)), (3, 2), exact=False),
@@ -535,7 +594,7 @@ class Bidirectional(Op):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        x, initial = arguments(layer, args, kwargs, tracer)
+        x, initial, mask = arguments(layer, args, kwargs, tracer)
         pair = (layer.forward_layer, layer.backward_layer)
         for inner in pair:
             if find_op(inner) is not Recurrent:
@@ -545,7 +604,7 @@ class Bidirectional(Op):
         outputs, finals = [], []
         with tracer.scope(layer):
             for inner, state in zip(pair, halves, strict=True):
-                steps, states = unrolled(inner, x, state, tracer)
+                steps, states = unrolled(inner, x, state, mask, tracer)
                 finals += states
                 with tracer.scope(inner):
                     if not layer.return_sequences:
@@ -579,7 +638,8 @@ class TimeDistributed(Op):
 
     keras_layers = (layers.TimeDistributed,)
     litert = ("RESHAPE",)
-    notes = "Sizes must be known; no masks."
+    masks = True
+    notes = "Sizes must be known; a mask: where the layer takes none."
     cases = (
         Case(lambda: layers.TimeDistributed(layers.Dense(4, activation="relu")), (3, 5)),
         Case(lambda: layers.TimeDistributed(layers.Conv2D(3, 2, activation="relu")), (2, 4, 4, 2)),
@@ -596,6 +656,8 @@ class TimeDistributed(Op):
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, inner = args[0], layer.layer
+        if "mask" in kwargs and "mask" in inspect.signature(inner.call).parameters:
+            tracer.refuse(layer, f"its layer {inner.name!r} is given a mask at every step")
         if isinstance(inner, POINTWISE):
             return tracer.trace(inner, (x,), {})
         if None in x.shape[1:]:

@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.graph import mask_reader
-from intact.numerics import QTensor
+from intact.numerics import QTensor, Tensor
 from intact.ops.base import (
     ALL_SAME,
     INTEGERS,
@@ -288,12 +287,41 @@ class Dropout(Op):
         node.alias(node.input)
 
 
+AUGMENTATIONS = tuple(
+    getattr(layers, name)
+    for name in dir(layers)
+    if name.startswith("Random") and name != "RandomCrop"
+)
+"""Layers that change images while training, and leave their sizes."""
+
+
+@register_op
+class Augmentation(Op):
+    """At work on the real values while training; nothing in inference and in the file."""
+
+    dtypes = INTEGERS
+    keras_layers = AUGMENTATIONS
+    output = SAME_AS_INPUT
+    cases = (Case(lambda: layers.RandomFlip(), (4, 4, 3)),)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        if not training:
+            return x
+        return x._replace(values=layer(x.values * x.scale, training=True) / x.scale)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        node.alias(node.input)
+
+
 @register_op
 class Identity(Op):
     """Nothing at all: traced away."""
 
     keras_layers = (layers.Identity, layers.ActivityRegularization)
-    operations = ("Identity",)
+    operations = ("Identity", "ConvertToTensor")
     activations = ("linear",)
     cases = (Case(lambda: lambda x: layers.Identity()(layers.Dense(3, "linear")(x)), (6,)),)
 
@@ -304,17 +332,23 @@ class Identity(Op):
 
 @register_op
 class Masking(Op):
-    """Nothing at all where nobody reads the mask."""
+    """Nothing at all, or zeros for what is masked; the mask is a comparison."""
 
     keras_layers = (layers.Masking,)
-    notes = "Mask value 0, and nothing that reads the mask."
-    cases = (Case(lambda: lambda x: layers.Masking()(x) * 2.0, (3, 4)),)
+    notes = "Those who read the mask say whether they can."
+    cases = (
+        Case(lambda: lambda x: layers.Masking()(x) * 2.0, (3, 4)),
+        Case(lambda: lambda x: layers.Masking(-1.0)(ops.maximum(x, -1.0)) * 2.0, (3, 1), low=-2.0),
+    )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        if layer.mask_value != 0:
-            tracer.refuse(layer, f"it makes values of {layer.mask_value} zeros")
-        reader = mask_reader(layer)
-        if reader is not None:
-            tracer.refuse(layer, f"masks have no integer form, and {reader.name!r} may read it")
-        return args[0]
+        (x,) = args
+        if layer.mask_value == 0:
+            return x
+
+        def zeroed(x: Tensor) -> Tensor:
+            seen = ops.any(ops.not_equal(x, layer.mask_value), axis=-1, keepdims=True)
+            return ops.where(seen, x, 0.0)
+
+        return tracer.expand(layer, zeroed, x)

@@ -10,6 +10,7 @@ from keras import layers, ops
 
 from intact.numerics import Tensor, to_numpy
 from intact.ops.base import Case, Op, register_op
+from intact.ops.moves import Moved
 from intact.ops.shape import Moving, reshaped
 
 MAX_RUNS = 4
@@ -17,7 +18,7 @@ MAX_RUNS = 4
 
 
 @keras.saving.register_keras_serializable("intact")
-class Slice(keras.layers.Layer):
+class Slice(Moved):
     """A contiguous part of each axis but the batch.
 
     Args:
@@ -73,7 +74,7 @@ class Slicing(Moving):
 
 
 @keras.saving.register_keras_serializable("intact")
-class Take(keras.layers.Layer):
+class Take(Moved):
     """Values of one axis, picked by their indices.
 
     Args:

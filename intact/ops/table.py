@@ -14,7 +14,7 @@ from intact.graph import view
 from intact.litert.builder import Builder
 from intact.litert.runtime import load_litert
 from intact.numerics import QTensor, Tensor, finite_gradient, quantize, to_numpy, unfused
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import BYTES, Case, Op, register_op
 from intact.quantizers import RealArithmetic
 
 KERNELS = {
@@ -277,6 +277,7 @@ class Table(Op):
     an integer kernel has the very same table, it takes its place.
     """
 
+    dtypes = BYTES
     keras_layers = (Elementwise, layers.ELU)
     operations = (
         "Absolute",
@@ -384,39 +385,77 @@ class Table(Op):
         if not y.quantized:
             _lower_steps(node.layer.steps, x, y, builder)
             return
-        integers = ops.convert_to_tensor(np.arange(-128, 128) - x.zero_point, "float32")
-        real = to_numpy(cls.call(node.layer, [QTensor(integers, x.scale, x.zero_point)], {}, False))
+        real = cls.call(node.layer, [all_values(x)], {}, False)
         with np.errstate(over="ignore"):
-            table = quantize(real, y.scale, y.zero_point)
+            table = quantize(to_numpy(real), y.scale, y.zero_point, y.dtype)
         name, _, config = node.layer.steps[0]
         alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS
-        if alone and _has_table(KERNELS[name], _options(config), x, y, table):
-            builder.add(KERNELS[name], [x], [y], _options(config))
-            return
-        # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
-        wide, index = (builder.like(x, x.shape, dtype="int32") for _ in range(2))
-        builder.add("CAST", [x], [wide], {"inDataType": "int8", "outDataType": "int32"})
-        first = builder.constant(np.array(128, "int32"))
-        builder.add("ADD", [wide, first], [index], {"fusedActivationFunction": "NONE"})
-        values = builder.constant(table, f"{y.name}/table", scale=y.scale, zero_point=y.zero_point)
-        builder.add("GATHER", [values, index], [y], {"axis": 0})
+        kernel = KERNELS[name] if alone and builder.has(KERNELS[name]) else None
+        look_up(x, y, table, builder, kernel, _options(config))
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
     return x * ops.sigmoid(1.702 * x)
 
 
+def all_values(x: Any) -> QTensor:
+    """Every value that a quantized tensor of 8 bits can have, in order.
+
+    Args:
+        x: The tensor, of a file.
+    """
+    limits = np.iinfo(x.dtype)
+    values = np.arange(limits.min, limits.max + 1) - x.zero_point
+    scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (x.scale, x.zero_point))
+    return QTensor(ops.convert_to_tensor(values, "float32"), scale, zero_point)
+
+
+def look_up(
+    x: Any,
+    y: Any,
+    table: np.ndarray,
+    builder: Any,
+    kernel: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Add the ops that look up each value in a table.
+
+    Args:
+        x: The input, of 8 bits.
+        y: The output.
+        table: The stored integer of the output for each of the input, in order.
+        builder: The file's builder.
+        kernel: A kernel that takes the table's place if it computes the same; or None.
+        options: The kernel's options.
+    """
+    options = options or {}
+    if kernel and _has_table(kernel, options, x, y, table):
+        builder.add(kernel, [x], [y], options)
+        return
+    # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
+    index = builder.like(x, x.shape, dtype="int32")
+    builder.add("CAST", [x], [index], {"inDataType": x.dtype, "outDataType": "int32"})
+    first = int(np.iinfo(x.dtype).min)
+    if first:
+        stored, index = index, builder.like(x, x.shape, dtype="int32")
+        offset = builder.constant(np.array(-first, "int32"))
+        builder.add("ADD", [stored, offset], [index], {"fusedActivationFunction": "NONE"})
+    values = builder.constant(table, f"{y.name}/table", scale=y.scale, zero_point=y.zero_point)
+    builder.add("GATHER", [values, index], [y], {"axis": 0})
+
+
 def _has_table(kernel: str, options: dict[str, Any], x: Any, y: Any, table: np.ndarray) -> bool:
     """Whether an integer kernel gives just the values of a table."""
     builder = Builder("")
     source, target = (
-        builder.tensor((256,), "int8", name, scale=t.scale, zero_point=t.zero_point)
+        builder.tensor((256,), t.dtype, name, scale=t.scale, zero_point=t.zero_point)
         for name, t in (("x", x), ("y", y))
     )
     builder.add(kernel, [source], [target], options)
+    limits = np.iinfo(x.dtype)
     try:
         model = load_litert(builder.finish([("x", source)], [("y", target)]))
-        found = model.predict(np.arange(-128, 128).astype("int8"), raw=True)
+        found = model.predict(np.arange(limits.min, limits.max + 1).astype(x.dtype), raw=True)
     except IntactError:
         return False
     return np.array_equal(found, table)

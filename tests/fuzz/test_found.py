@@ -73,7 +73,19 @@ def sums_of_astronomical_numbers():
     return x, layers.Add()([ops.exp(x * 20.0), x])
 
 
+def a_hard_silu_of_large_numbers():
+    x = image(20)
+    return x, layers.Activation("hard_silu")(x * 1e6)
+
+
+def a_hard_silu_of_negative_numbers():
+    x = image(20)
+    return x, layers.Activation("hard_silu")(ops.relu(x) * -40.0)
+
+
 MODELS = [
+    a_hard_silu_of_large_numbers,
+    a_hard_silu_of_negative_numbers,
     sums_of_astronomical_numbers,
     batch_norm_that_folds_in_one_place_only,
     batch_norm_that_folds_in_the_second_place,

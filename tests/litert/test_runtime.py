@@ -55,7 +55,7 @@ def test_real_values_go_in_and_out_whatever_the_types(q, content, x, input_dtype
 
 def test_stored_integers_are_taken_as_they_are(q, x):
     model = load_litert(intact.export(q, input_dtype="int8"))
-    scale, zero_point = model._inputs["features"]["quantization"]
+    scale, zero_point = model.input_details["features"]["quantization"]
     stored = np.clip(np.rint(x / np.float32(scale)) + zero_point, -128, 127).astype("int8")
     np.testing.assert_array_equal(model.predict(stored), model.predict(x))
 

@@ -1,0 +1,73 @@
+"""Whether a model or a file runs on a target, and where its ops run there."""
+
+import os
+from typing import Any
+
+import keras
+
+from intact.api import export, is_quantized, quantize_model
+from intact.litert.placement import Placement, place
+from intact.litert.reader import read_bytes
+from intact.litert.targets import get_target
+from intact.quantizers import FakeQuantize, stand_in_ranges
+from intact.scheme import Scheme
+
+
+def check(
+    model: keras.Model | str | os.PathLike | bytes,
+    target: str,
+    data: Any = None,
+    scheme: str | Scheme = "int8",
+) -> Placement:
+    """Say whether a model or a file runs on a target, and where its ops run there.
+
+    The target's own tool is asked: TFLite Micro runs the file and is compared with LiteRT's
+    reference kernels, Vela compiles it for an Ethos-U, LiteRT hands ops over to XNNPACK. For the
+    Edge TPU there are the rules of its documentation. The tools come with
+    `pip install 'intact[targets]'`.
+
+    Args:
+        model: Path of a `.tflite` file of any origin, or its bytes; or a Keras model, float or
+            quantized. One without ranges gets some for the check: it may be asked before any
+            training or calibration.
+        target: "tflite-micro", "ethos-u55", "ethos-u65", "ethos-u85", "edgetpu" or "xnnpack"; an
+            Ethos-U may have its number of MACs behind it, as in "ethos-u55-256".
+        data: For "tflite-micro", the samples to run: arrays as for `calibrate`. Random integers
+            by default.
+        scheme: How a float model would be quantized.
+
+    Returns:
+        The placement, with the tool's figures; print it.
+
+    Raises:
+        MissingToolError: The target's tool is not installed.
+        IntactError: There is no such file or target, or the tool refuses the file.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(2, name="a"), keras.layers.Softmax(name="b")]
+    ... )
+    >>> print(check(model, "edgetpu"))
+    edgetpu (rules of its documentation)
+    <BLANKLINE>
+       op               output  runs on   why
+    0  FULLY_CONNECTED  a       Edge TPU
+    1  SOFTMAX          b       Edge TPU
+    <BLANKLINE>
+    2 of 2 ops (100.0 %) are taken.
+    """
+    if isinstance(model, keras.Model):
+        return place(_file(model, target, scheme), target, data)
+    return place(read_bytes(model), target, data)
+
+
+def _file(model: keras.Model, target: str, scheme: str | Scheme) -> bytes:
+    """The file that a model would become, with integers in and out."""
+    if not is_quantized(model):
+        model = quantize_model(model, scheme, allow_float=True)
+    base = get_target(target)
+    kinds = {layer.spec.dtype for layer in model.layers if isinstance(layer, FakeQuantize)}
+    dtype = kinds.pop() if len(kinds) == 1 else "float32"
+    with stand_in_ranges(model):
+        return export(model, input_dtype=dtype, output_dtype=dtype, target=base)

@@ -1,0 +1,162 @@
+"""TFLite Micro: the real interpreter, in a process of its own.
+
+It aborts on some files, and says in its log alone what it needs.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from intact.errors import IntactError, MissingToolError
+from intact.litert.builder import pack
+from intact.litert.reader import BITS, FileGraph, LiteRTFile, read
+
+SECONDS = 600
+"""How long the interpreter may take."""
+
+_ARENA = re.compile(r"Arena allocation total (\d+) bytes")
+_KILLED = "it ends the process"
+_NOISE = ("TFLM failed to", "[RecordingMicroAllocator]", "Output index")
+
+
+@dataclass(frozen=True)
+class MicroRun:
+    """What TFLite Micro made of a file.
+
+    Args:
+        outputs: Per output, its values (samples, *shape); None if it does not run.
+        arena_bytes: What the arena must hold, with the pointers of a 64-bit machine.
+        reason: Why it does not run.
+    """
+
+    outputs: list[np.ndarray] | None
+    arena_bytes: int
+    reason: str = ""
+
+
+def version() -> str:
+    """The version of the installed interpreter.
+
+    Raises:
+        MissingToolError: There is none.
+    """
+    if util.find_spec("tflite_micro") is None:
+        raise MissingToolError("TFLite Micro", "tflite-micro")
+    return metadata.version("tflite-micro")
+
+
+def run_micro(file: bytes, inputs: list[np.ndarray]) -> MicroRun:
+    """Run a file on TFLite Micro.
+
+    Args:
+        file: The file's bytes.
+        inputs: Per input, stored values (samples, *shape).
+
+    Returns:
+        Its outputs and needs, or why it does not run.
+
+    Raises:
+        MissingToolError: TFLite Micro is not installed.
+        IntactError: It takes longer than `SECONDS`.
+    """
+    version()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "model.tflite"
+        place.write_bytes(file)
+        if inputs:
+            np.savez(place.with_suffix(".in.npz"), *inputs)
+        log = _run(folder, _arena(read(file)))["model"]
+        return _result(place, log)
+
+
+def try_ops(file: bytes) -> dict[int, str]:
+    """Try the ops of a file's first graph on TFLite Micro, each alone.
+
+    Args:
+        file: The file's bytes.
+
+    Returns:
+        Why they do not run, of those that do not.
+
+    Raises:
+        MissingToolError: TFLite Micro is not installed.
+    """
+    version()
+    with tempfile.TemporaryDirectory() as folder:
+        for index, content in enumerate(_alone(file)):
+            (Path(folder) / f"{index:06}.tflite").write_bytes(content)
+        logs = _run(folder, _arena(read(file)))
+        tried = {name: _result(Path(folder) / f"{name}.tflite", log) for name, log in logs.items()}
+    return {int(name): one.reason for name, one in tried.items() if one.outputs is None}
+
+
+def _run(folder: str, arena: int) -> dict[str, str]:
+    """The log of each file, of a run that starts anew behind a file that killed it."""
+    runner = Path(__file__).with_name("micro_runner.py")
+    command = [sys.executable, "-P", str(runner), folder, str(arena)]
+    logs: dict[str, str] = {}
+    count = len(list(Path(folder).glob("*.tflite")))
+    while len(logs) < count:
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise IntactError(f"TFLite Micro takes more than {SECONDS} s for this file.") from error
+        parts = re.split(r"(?m)^@(\w+)$", done.stderr.decode(errors="replace"))
+        found = dict(zip(parts[1::2], parts[2::2], strict=True))
+        if not found:
+            raise IntactError(f"TFLite Micro does not start: {parts[0].strip()[-500:]}")
+        if done.returncode:
+            found[parts[-2]] += f"\n{_KILLED} (code {done.returncode})"
+        logs |= found
+    return logs
+
+
+def _result(place: Path, log: str) -> MicroRun:
+    made = place.with_suffix(".npz")
+    arena = _ARENA.search(log)
+    if made.exists() and arena:
+        return MicroRun(list(np.load(made).values()), int(arena[1]))
+    lines = [line.strip().removeprefix("RuntimeError: ") for line in log.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_NOISE)]
+    killed = [line for line in lines[1:] if line.startswith(_KILLED)]
+    return MicroRun(None, 0, "; ".join(lines[:1] + killed) or "it gives no reason")
+
+
+def _arena(file: LiteRTFile) -> int:
+    """Bytes that are enough: all tensors side by side, and as much for the kernels."""
+    held = (_bytes(graph) for graph in file.graphs)
+    return 2 * sum(held) + file.size + 2**20
+
+
+def _bytes(graph: FileGraph) -> int:
+    moving = (t for t in graph.tensors if t.data is None)
+    return sum(prod(n or 1 for n in t.shape) * BITS.get(t.dtype, 64) // 8 for t in moving)
+
+
+def _alone(file: bytes) -> Iterator[bytes]:
+    """Each op of a file's first graph as a file."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file, 0))
+    graph, buffers, operators = model.subgraphs[0], model.buffers, model.subgraphs[0].operators
+    model.signatureDefs = []
+    model.metadata = []
+    constant = {
+        i for i, t in enumerate(graph.tensors) if t.buffer and buffers[t.buffer].data is not None
+    }
+    for op in operators:
+        graph.operators = [op]
+        used = [int(i) for i in op.inputs if i != -1]
+        graph.inputs = [i for i in dict.fromkeys(used) if i not in constant]
+        graph.outputs = list(op.outputs)
+        if len(model.subgraphs) == 1:
+            held = {graph.tensors[i].buffer for i in used}
+            model.buffers = [b if i in held else schema.BufferT() for i, b in enumerate(buffers)]
+        yield pack(model)

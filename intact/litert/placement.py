@@ -1,0 +1,281 @@
+"""Where the ops of a file run on a target: asked of the target's own tool, if it has one."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from intact.errors import ExportError, IntactError, TargetError
+from intact.litert import edge_tpu, micro, vela
+from intact.litert.inspection import columns
+from intact.litert.reader import FileOp, read
+from intact.litert.runtime import LiteRTModel, delegated, fix_sizes
+from intact.litert.targets import TARGETS, get_target, runs
+
+_HEADING = ("", "op", "output", "runs on", "why")
+
+
+@dataclass(frozen=True)
+class PlacedOp:
+    """Where one op of a file runs.
+
+    Args:
+        index: Its place.
+        op: What it is.
+        output: The name of its output.
+        taken: Whether the target takes it, rather than its host's processor, or nobody.
+        where: What it runs on.
+        reason: Why the target does not take it.
+
+    Example:
+
+    >>> PlacedOp(3, "GATHER", "y", taken=False, where="CPU", reason="Unsupported").where
+    'CPU'
+    """
+
+    index: int
+    op: str
+    output: str
+    taken: bool
+    where: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What `check` returns; printing it gives a table.
+
+    Args:
+        target: The target.
+        tool: What was asked, with its version.
+        ops: One entry per op of the file.
+        runs: Whether the target with its host runs the file at all.
+        figures: Numbers that the tool tells; the names say the unit.
+        settings: What the tool took for granted.
+
+    Example:
+
+    >>> op = PlacedOp(0, "ADD", "y", taken=True, where="NPU")
+    >>> Placement("ethos-u55", "Vela", (op,), runs=True, figures={}, settings="").share
+    1.0
+    """
+
+    target: str
+    tool: str
+    ops: tuple[PlacedOp, ...]
+    runs: bool
+    figures: dict[str, float]
+    settings: str
+
+    @property
+    def share(self) -> float:
+        """The share of the ops that the target takes."""
+        return sum(op.taken for op in self.ops) / max(len(self.ops), 1)
+
+    @property
+    def left(self) -> tuple[PlacedOp, ...]:
+        """The ops that the target does not take."""
+        return tuple(op for op in self.ops if not op.taken)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {**asdict(self), "share": self.share}
+
+    def __str__(self) -> str:
+        settings = f", {self.settings}" if self.settings else ""
+        rows = [(str(op.index), op.op, op.output, op.where, op.reason) for op in self.ops]
+        taken = len(self.ops) - len(self.left)
+        lines = [f"{self.target} ({self.tool}{settings})", "", *columns(_HEADING, rows), ""]
+        lines.append(f"{taken} of {len(self.ops)} ops ({100 * self.share:.1f} %) are taken.")
+        if not self.runs:
+            lines.append("The target does not run this file.")
+        lines += [f"{name.replace('_', ' ')}: {value:,.6g}" for name, value in self.figures.items()]
+        return "\n".join(lines)
+
+
+def place(file: bytes, target: str, data: Any = None, samples: int = 8) -> Placement:
+    """Say where the ops of a file run on a target.
+
+    Args:
+        file: The file's bytes.
+        target: A name in `intact.litert.targets.TARGETS`, or of an Ethos-U with its number of
+            MACs, such as "ethos-u55-256".
+        data: For "tflite-micro", the samples to run, as `LiteRTModel.predict` takes them;
+            random ones by default.
+        samples: How many random ones.
+
+    Returns:
+        The placement; print it.
+
+    Raises:
+        IntactError: There is no such target, or its tool is missing, or refuses the file.
+    """
+    base = get_target(target)
+    ops = read(file).graphs[0].ops
+    asked: Callable[..., Placement] = {
+        "tflite-micro": _micro,
+        "edgetpu": _edge_tpu,
+        "xnnpack": _xnnpack,
+    }.get(base, _ethos)
+    return asked(file, ops, target, data, samples)
+
+
+def _placed(
+    ops: tuple[FileOp, ...], reasons: dict[int, str], where: str, otherwise: str
+) -> tuple[PlacedOp, ...]:
+    return tuple(
+        PlacedOp(
+            index=i,
+            op=op.name,
+            output=op.outputs[0].name if op.outputs else "",
+            taken=i not in reasons,
+            where=otherwise if i in reasons else where,
+            reason=reasons.get(i, ""),
+        )
+        for i, op in enumerate(ops)
+    )
+
+
+def _micro(file: bytes, ops: tuple[FileOp, ...], target: str, data: Any, samples: int) -> Placement:
+    tool = f"tflite-micro {micro.version()}"
+    model = LiteRTModel(file, kernels="reference")
+    inputs = _random(model, samples) if data is None else model.stored(data)
+    ran = micro.run_micro(file, [_in_batches(model, name, x) for name, x in inputs.items()])
+    if ran.outputs is None:
+        reasons = micro.try_ops(file)
+        placed = _placed(ops, reasons, "TFLite Micro", "nowhere")
+        settings = "" if reasons else ran.reason
+        return Placement(target, tool, placed, False, {}, settings)
+    expected = model.predict(inputs, batch_size=1, raw=True)
+    expected = expected if isinstance(expected, dict) else {model.output_names[0]: expected}
+    figures: dict[str, float] = {"arena_bytes": ran.arena_bytes}
+    figures |= _difference(list(expected.values()), ran.outputs)
+    return Placement(target, tool, _placed(ops, {}, "TFLite Micro", ""), True, figures, "")
+
+
+def _difference(expected: list[np.ndarray], found: list[np.ndarray]) -> dict[str, float]:
+    """How outputs differ from those of LiteRT's reference kernels."""
+    pairs = [
+        (a.reshape(-1).astype("float64"), b.reshape(-1)[: a.size].astype("float64"))
+        for a, b in zip(expected, found, strict=True)
+    ]
+    gaps = np.concatenate([np.abs(a - b) for a, b in pairs])
+    return {
+        "values_compared": gaps.size,
+        "values_unlike_reference_kernels": int((gaps > 0).sum()),
+        "largest_difference": float(gaps.max(initial=0)),
+    }
+
+
+def _in_batches(model: LiteRTModel, name: str, values: np.ndarray) -> np.ndarray:
+    """Samples in batches of the file's fixed size, the last one filled up."""
+    size = int(model.input_details[name]["shape"][0])
+    short = -len(values) % size
+    values = np.concatenate([values, np.repeat(values[-1:], short, 0)])
+    return values.reshape(-1, size, *values.shape[1:])
+
+
+def _random(model: LiteRTModel, samples: int) -> dict[str, np.ndarray]:
+    """Random stored values for each input."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for name, detail in model.input_details.items():
+        shape, dtype = (samples, *detail["shape"][1:]), np.dtype(detail["dtype"])
+        if dtype.kind == "f":
+            made[name] = rng.normal(size=shape).astype(dtype)
+            continue
+        # Of indices, the first two are everywhere.
+        limits = (0, 1)
+        if detail["quantization"][0]:
+            limits = (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        made[name] = rng.integers(*limits, size=shape, endpoint=True).astype(dtype)
+    return made
+
+
+def _ethos(file: bytes, ops: tuple[FileOp, ...], target: str, data: Any, samples: int) -> Placement:
+    accelerator = vela.ACCELERATORS.get(target, target)
+    tool = f"ethos-u-vela {vela.version()}"
+    made = vela.compile_file(file, accelerator)
+    reasons = {
+        i: made.left[op.outputs[0].name]
+        for i, op in enumerate(ops)
+        if op.outputs and op.outputs[0].name in made.left
+    }
+    placed = _placed(ops, reasons, "NPU", "CPU")
+    return Placement(target, tool, placed, True, made.figures, f"{accelerator}, {made.settings}")
+
+
+def _edge_tpu(
+    file: bytes, ops: tuple[FileOp, ...], target: str, data: Any, samples: int
+) -> Placement:
+    placed = _placed(ops, edge_tpu.refused(ops), "Edge TPU", "CPU")
+    return Placement(target, "rules of its documentation", placed, True, {}, "")
+
+
+def _xnnpack(
+    file: bytes, ops: tuple[FileOp, ...], target: str, data: Any, samples: int
+) -> Placement:
+    tool = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
+    reason = "the runtime keeps it on its own kernels"
+    reasons = {i: reason for i, taken in enumerate(delegated(file)) if not taken}
+    return Placement(target, tool, _placed(ops, reasons, "XNNPACK", "CPU"), True, {}, "")
+
+
+def keep_to(file: bytes, target: str) -> bytes:
+    """Fix a file's sizes where a target needs that, and refuse what it cannot run.
+
+    Args:
+        file: The file's bytes.
+        target: The target, as for `place`.
+
+    Returns:
+        The bytes of the file for the target.
+
+    Raises:
+        TargetError: Neither the target nor its host runs an op; or the target takes none.
+        ExportError: Sizes other than the batch are open.
+    """
+    found = TARGETS[get_target(target)]
+    if found.fixed_sizes:
+        try:
+            file = fix_sizes(file)
+        except IntactError as error:
+            raise ExportError(f"{found.title} takes fixed sizes alone. {error}") from error
+    ops = read(file).graphs[0].ops
+    kinds = [(op.name, working_type(op)) for op in ops]
+    left = [
+        f"{op.outputs[0].name} ({', '.join(kind)})"
+        for op, kind in zip(ops, kinds, strict=True)
+        if not runs(*kind, target)
+    ]
+    if left:
+        raise TargetError(
+            f"{found.title} has no kernel for these ops:\n  " + "\n  ".join(left) + "\nReplace the "
+            "layers that they are named after, or quantize them in another way. `intact.check` "
+            "shows all ops."
+        )
+    if not any(runs(*kind, target, host=False) for kind in kinds):
+        raise TargetError(
+            f"{found.title} would take none of the {len(ops)} ops of this file"
+            + (f", such as {' of '.join(kinds[0])}" if kinds else "")
+            + ". Quantize the model with the scheme 'int8'."
+        )
+    return file
+
+
+def working_type(op: FileOp) -> str:
+    """What an op works on, as `intact.litert.targets.RUNS_ON` names it.
+
+    Args:
+        op: The op.
+    """
+    inputs = [t for t in op.inputs if t is not None]
+    first = next((t for t in inputs if t.data is None), inputs[0] if inputs else op.outputs[0])
+    weights = [t.dtype for t in inputs if t.data is not None and t is not first and t.quantized]
+    if "int4" in weights:
+        return "int4"
+    if first.dtype == "float32" and weights:
+        return "hybrid"
+    return f"{first.dtype}_per_channel" if len(first.scales) > 1 else first.dtype

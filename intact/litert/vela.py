@@ -1,0 +1,128 @@
+"""Vela, Arm's compiler for the Ethos-U NPUs: the real one, as a command."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from intact.errors import IntactError, MissingToolError
+from intact.litert.reader import read
+
+ACCELERATORS = {
+    "ethos-u55": "ethos-u55-128",
+    "ethos-u65": "ethos-u65-256",
+    "ethos-u85": "ethos-u85-256",
+}
+"""The number of MACs where none is named."""
+
+SECONDS = 600
+"""How long the compiler may take."""
+
+FIGURES = {
+    "sram_memory_used": ("sram_bytes", 1024),
+    "dram_memory_used": ("dram_bytes", 1024),
+    "off_chip_flash_memory_used": ("flash_bytes", 1024),
+    "nn_macs": ("macs", 1),
+    "inference_time": ("estimated_microseconds", 1e6),
+}
+"""Of the columns of its summary, the name here and the unit there."""
+
+_NOISE = re.compile(r"^Warning: No |has a dynamic signature")
+_REASON = re.compile(
+    r"^Warning \(supported operators\) operator: \S+, ofm: '(.*)'\n"
+    r"(?:Reason: )?(.*(?:\n(?!\n|Warning).+)*)",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What Vela made of a file.
+
+    Args:
+        left: Names of the outputs of the ops that it leaves to the CPU, and why.
+        figures: Bytes of memory by kind, MACs, and the time it estimates.
+        settings: The system and memory that it took for granted.
+    """
+
+    left: dict[str, str]
+    figures: dict[str, float]
+    settings: str
+
+
+def command() -> list[str]:
+    """How to start Vela: from this environment, or the one on the path.
+
+    Raises:
+        MissingToolError: There is none.
+    """
+    if util.find_spec("ethosu") is not None:
+        return [sys.executable, "-m", "ethosu.vela"]
+    found = shutil.which("vela")
+    if found is None:
+        raise MissingToolError("Vela, the compiler for Ethos-U,", "ethos-u-vela")
+    return [found]
+
+
+def version() -> str:
+    """The version of Vela."""
+    done = subprocess.run([*command(), "--version"], capture_output=True, text=True, timeout=60)
+    return done.stdout.strip()
+
+
+def compile_file(file: bytes, accelerator: str) -> Compiled:
+    """Compile a file for an NPU.
+
+    Args:
+        file: The file's bytes.
+        accelerator: Vela's name for the NPU with its number of MACs, such as "ethos-u55-128".
+
+    Returns:
+        What is left to the CPU, and what it needs.
+
+    Raises:
+        MissingToolError: Vela is not installed.
+        IntactError: Vela refuses the file, or takes longer than `SECONDS`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "model.tflite"
+        place.write_bytes(file)
+        options = ["--accelerator-config", accelerator, "--output-dir", folder]
+        try:
+            done = subprocess.run(
+                [*command(), str(place), *options],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise IntactError(f"Vela takes more than {SECONDS} s for this file.") from error
+        made = Path(folder) / "model_vela.tflite"
+        summaries = list(Path(folder).glob("*_summary_*.csv"))
+        if done.returncode or not made.exists() or not summaries:
+            lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+            said = [line for line in lines if line.strip() and not _NOISE.search(line)]
+            raise IntactError(
+                f"Vela cannot compile this file (it ends with code {done.returncode}): "
+                + " ".join(said[-3:])
+            )
+        with summaries[0].open(newline="") as opened:
+            summary = next(csv.DictReader(opened))
+        remaining = read(made).graphs[0].ops
+    reasons = dict(_REASON.findall(done.stdout + "\n" + done.stderr))
+    names = [op.outputs[0].name for op in remaining if op.name != "ethos-u" and op.outputs]
+    return Compiled(
+        left={name: " ".join(reasons.get(name, "Vela does not say why").split()) for name in names},
+        figures={
+            name: float(summary[column]) * unit
+            for column, (name, unit) in FIGURES.items()
+            if float(summary[column])
+        },
+        settings=f"{summary['system_config']}, {summary['memory_mode']}",
+    )

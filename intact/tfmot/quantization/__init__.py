@@ -1,0 +1,3 @@
+"""`tfmot.quantization`."""
+
+from intact.tfmot.quantization import keras

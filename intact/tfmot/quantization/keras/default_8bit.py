@@ -1,0 +1,3 @@
+"""`tfmot.quantization.keras.default_8bit`."""
+
+from intact.tfmot.schemes import Default8BitQuantizeScheme

@@ -1,0 +1,3 @@
+"""`tfmot.quantization.keras.experimental`."""
+
+from intact.tfmot.quantization.keras.experimental import default_n_bit

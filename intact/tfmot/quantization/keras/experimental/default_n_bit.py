@@ -1,0 +1,3 @@
+"""`tfmot.quantization.keras.experimental.default_n_bit`."""
+
+from intact.tfmot.schemes import DefaultNBitQuantizeScheme
