@@ -174,13 +174,15 @@ class Quantized(keras.layers.Layer):
         if self.spec is None:
             return {}
         found = {}
+        # Times 1, for TensorFlow takes no variable where a gradient is written down.
+        one = np.float32(1)
         if now is None and self.clock is not None:
             now = xp.convert_to_tensor(self.clock.step)
         for name, axis in self.weight_axes().items():
             w = self.weight(name, xp)
             learned = self.learned.get(name, {})
             state = {
-                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta), xp)
+                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta) * one, xp)
                 for key, (first, delta) in learned.items()
             }
             setting = self._setting(axis, xp, training, now)
