@@ -57,12 +57,19 @@ FORMULAS: dict[str, Callable[..., Any]] = {
 """Per operation, what it does, of the operation and its operands."""
 
 LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
-    "Diff": (lambda layer, x: layer.n == 1, "differences are taken once"),
+    "Diff": (
+        lambda layer, x: layer.n == 1 and x.shape[layer.axis] is not None,
+        "differences are taken once, along a known number of values",
+    ),
     "Dot": (lambda layer, a, b: len(a.shape) == len(b.shape) == 2, "it takes matrices"),
     "Logsumexp": (lambda layer, x: isinstance(layer.axis, int), "it runs along one axis"),
     "Norm": (
         lambda layer, x: layer.axis is not None and layer.ord in (None, 1, 2, "fro", np.inf, "inf"),
         "it runs along axes that are given, and its order is 1, 2 or infinite",
+    ),
+    **dict.fromkeys(
+        ("Tril", "Triu"),
+        (lambda layer, x: None not in x.shape[-2:], "the sizes of its matrices must be known"),
     ),
     **dict.fromkeys(
         ("FullLike", "OnesLike", "ZerosLike"),

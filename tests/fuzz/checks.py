@@ -57,7 +57,8 @@ def _predict(model: keras.Model, data: list[np.ndarray]) -> list[np.ndarray] | N
         outputs = model(data if len(data) > 1 else data[0], training=False)
     except Exception:
         return None
-    return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(outputs)]
+    # Truth values too, so that they can be told apart by subtraction.
+    return [keras.ops.convert_to_numpy(y).astype("float32") for y in keras.tree.flatten(outputs)]
 
 
 def _reason(error: intact.IntactError, model: keras.Model) -> str:

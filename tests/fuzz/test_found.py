@@ -83,7 +83,13 @@ def a_hard_silu_of_negative_numbers():
     return x, layers.Activation("hard_silu")(ops.relu(x) * -40.0)
 
 
+def outputs_of_truth_values():
+    x = image(20)
+    return x, [ops.not_equal(x, 0.5), ops.any(x > 2.0, axis=1, keepdims=True), x]
+
+
 MODELS = [
+    outputs_of_truth_values,
     a_hard_silu_of_large_numbers,
     a_hard_silu_of_negative_numbers,
     sums_of_astronomical_numbers,
