@@ -58,8 +58,8 @@ def quantize_model(
     Raises:
         InvalidModelError: The model is not built, or has weights that are not finite.
         UnsupportedLayerError: A layer has no integer form.
-        IntactError: `filters` are malformed, or choose no layer.
         TargetError: The target cannot run a layer.
+        IntactError: `filters` are malformed, or choose no layer.
 
     Example:
 
