@@ -24,8 +24,6 @@ from keras import layers
 from results import write_section
 
 import intact
-from intact.graph import with_outputs
-from intact.training import Dequantize
 
 PEER = Path(__file__).parent / "peer.py"
 
@@ -93,29 +91,10 @@ def mobilenet_25() -> list[list[str]]:
     rows.append(row(f"{name}, 600", "post-training", q, x, y))
     rows.append(floating(f"{name}, 300", model, x[300:], y[300:]))
     rows.append(row(f"{name}, 300", "post-training", q, x[300:], y[300:]))
-    distill(q, model, x[:300], epochs=4)
+    both = np.concatenate([x[:300], x[:300, :, ::-1]])
+    intact.distill(q, teacher=model, data=both, epochs=4, batch_size=20, verbose=2)
     rows.append(row(f"{name}, 300", "distilled", q, x[300:], y[300:]))
     return rows
-
-
-def distill(q: keras.Model, teacher: keras.Model, x: np.ndarray, epochs: int) -> None:
-    """Train towards the float model's logits, those before the last softmax."""
-    logits = teacher.layers[-1].input
-    targets = with_outputs(teacher, keras.layers.Softmax()(logits)).predict(x, verbose=0)
-    mirrored = with_outputs(teacher, logits).predict(x[:, :, ::-1], verbose=0)
-    targets = np.concatenate([targets, keras.ops.convert_to_numpy(keras.ops.softmax(mirrored))])
-    before_softmax = q.get_layer(teacher.layers[-1].name).input
-    student = with_outputs(q, Dequantize()(before_softmax))
-    steps = epochs * len(targets) // 20
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    student.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-5, steps)), loss
-    )
-    for layer in q.layers:
-        # So few images say less about the statistics than what is stored.
-        if isinstance(getattr(layer, "layer", None), layers.BatchNormalization):
-            layer.trainable = False
-    student.fit(np.concatenate([x, x[:, :, ::-1]]), targets, 20, epochs=epochs, verbose=2)
 
 
 def mobilenet_75() -> list[list[str]]:

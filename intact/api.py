@@ -19,7 +19,7 @@ from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
 from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
-from intact.training import Quantized, build
+from intact.training import build, is_quantized
 
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
@@ -136,13 +136,6 @@ def plan_model(
     """
     canonical = canonicalize(model, Chosen(filters).rule)
     return make_plan(canonical, get_scheme(scheme), allow_float)
-
-
-def is_quantized(model: keras.Model) -> bool:
-    """Whether a model came from `quantize_model`."""
-    return isinstance(model, keras.Model) and any(
-        isinstance(layer, FakeQuantize | Quantized) for layer in model.layers
-    )
 
 
 def export(

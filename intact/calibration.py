@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -77,7 +77,7 @@ def calibrate(
     observers = {id(fake): _observer(observer or fake.spec.observer) for fake in observed}
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
-    source = _Source(data, steps, batch_size, model.inputs)
+    source = Source(data, steps, batch_size, model.inputs)
     bar = keras.utils.Progbar(source.total(1 + bias_correction), verbose=verbose)
     before = [to_numpy(variable) for variable in model.variables]
     try:
@@ -110,7 +110,7 @@ def _observer(observer: str | Observer) -> Observer:
     return OBSERVERS[observer]()
 
 
-def _mean_outputs(runner: keras.Model, source: "_Source", bar: Any) -> list[np.ndarray]:
+def _mean_outputs(runner: keras.Model, source: "Source", bar: Any) -> list[np.ndarray]:
     """Run all batches; the mean of each output over them."""
     sums: list[Any] = [0.0] * len(runner.outputs)
     for batch in source:
@@ -132,6 +132,7 @@ def _correct_biases(nodes: list[Node], shifts: list[np.ndarray], graph: Graph) -
         if following and following.kwargs.get("folds"):
             layer = following.layer.layer
         get_op(layer).shift(layer, shift)
+        node.layer.corrected = shift
 
 
 class _Shift(keras.layers.Layer):
@@ -186,14 +187,29 @@ class _Sink(keras.layers.Layer):
         return (None, 1)
 
 
-class _Source:
-    """Checked batches of any kind of data, which can be gone through twice."""
+class Source:
+    """Checked batches of any kind of data, which can be gone through twice.
 
-    def __init__(self, data: Any, steps: int | None, batch_size: int, inputs: list[Any]) -> None:
+    Args:
+        data: As for `calibrate`.
+        steps: How many batches to take at most each time.
+        batch_size: Samples per batch, for arrays.
+        inputs: The model's inputs.
+        rng: Shuffles arrays, anew each time.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        steps: int | None,
+        batch_size: int,
+        inputs: list[Any],
+        rng: np.random.Generator | None = None,
+    ) -> None:
         self.steps = steps
         self.inputs = inputs
         self.seen = 0
-        self._batches = batches(data, batch_size, len(inputs))
+        self._batches = batches(data, batch_size, len(inputs), rng)
         length = len(self._batches) if hasattr(self._batches, "__len__") else None
         self._length = min((n for n in (steps, length) if n is not None), default=None)
 
@@ -215,16 +231,17 @@ class _Source:
             self.seen += 1
             yield arrays if len(arrays) > 1 else arrays[0]
         if not self.seen:
-            raise InvalidDataError("The calibration data is empty. Pass about 100 samples.")
+            raise InvalidDataError("The data is empty. Pass about 100 samples.")
 
 
-def batches(data: Any, batch_size: int, inputs: int) -> Any:
+def batches(data: Any, batch_size: int, inputs: int, rng: np.random.Generator | None = None) -> Any:
     """Batches of any kind of data.
 
     Args:
         data: As for `calibrate`.
         batch_size: Samples per batch, for arrays.
         inputs: How many inputs the model has.
+        rng: Shuffles arrays, anew each time.
 
     Returns:
         An iterable of batches.
@@ -233,7 +250,7 @@ def batches(data: Any, batch_size: int, inputs: int) -> Any:
         InvalidDataError: Neither arrays nor something that yields batches.
     """
     if isinstance(data, keras.utils.PyDataset):
-        return [data[i] for i in range(len(data))]
+        return _Batches(len(data), data.__getitem__)
     if isinstance(data, dict | list | tuple) or _is_array(data):
         leaves = [_host(leaf) for leaf in keras.tree.flatten(data)]
         if isinstance(data, list | tuple) and inputs == 1 and len(leaves) > 1:
@@ -244,18 +261,62 @@ def batches(data: Any, batch_size: int, inputs: int) -> Any:
             raise InvalidDataError(
                 f"All inputs need the same number of samples. Received: {sorted(sizes)}."
             )
-        parts = []
-        for start in range(0, next(iter(sizes), 0), batch_size):
-            part = [leaf[start : start + batch_size] for leaf in leaves]
-            packed = keras.tree.pack_sequence_as(data, part)
-            parts.append(list(packed) if isinstance(packed, tuple) else packed)
-        return parts
+        size = next(iter(sizes), 0)
+        order = np.arange(size)
+
+        def part(i: int) -> Any:
+            if i == 0 and rng is not None:
+                rng.shuffle(order)
+            chosen: Any = slice(i * batch_size, (i + 1) * batch_size)
+            chosen = chosen if rng is None else order[chosen]
+            packed = keras.tree.pack_sequence_as(data, [leaf[chosen] for leaf in leaves])
+            return list(packed) if isinstance(packed, tuple) else packed
+
+        return _Batches(-(-size // batch_size), part)
     if not hasattr(data, "__iter__") or isinstance(data, str | bytes):
         raise InvalidDataError(
             "Expected arrays or something that yields batches. "
             f"Received: {data!r} of type {type(data).__name__}."
         )
     return data
+
+
+def collect(
+    data: Any, steps: int | None, batch_size: int, inputs: list[keras.KerasTensor]
+) -> list[np.ndarray]:
+    """All samples of any kind of data at once.
+
+    Args:
+        data: As for `calibrate`.
+        steps: How many batches to take at most.
+        batch_size: Samples per batch, for arrays.
+        inputs: The model's inputs.
+
+    Returns:
+        One array per input.
+
+    Raises:
+        InvalidDataError: The data is empty, not finite, or wrongly shaped.
+    """
+    parts = [
+        batch if isinstance(batch, list) else [batch]
+        for batch in Source(data, steps, batch_size, inputs)
+    ]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+class _Batches:
+    """So many batches, each made when its turn comes."""
+
+    def __init__(self, count: int, make: Callable[[int], Any]) -> None:
+        self._count = count
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._make, range(self._count))
 
 
 def _is_array(value: Any) -> bool:

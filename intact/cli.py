@@ -1,31 +1,48 @@
-"""The command line: `intact demo`, `inspect`, `verify` and `check`. All printing lives here."""
+"""The command line. All printing lives here."""
 
 import contextlib
 import dataclasses
+import io
 import json
 import sys
 import time
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import keras
+import numpy as np
 
 from intact import __version__
+from intact.api import IO_DTYPES, quantize_model, write_c_array
+from intact.api import export as export_model
+from intact.bisection import bisect as bisect_model
+from intact.calibration import calibrate
 from intact.check import check as check_target
+from intact.data_files import load_data as load_samples
 from intact.demo import DATASETS, Result, load_data, run_demo
 from intact.errors import IntactError
+from intact.explain import explain as explain_model
 from intact.legacy import load_keras
 from intact.litert.inspection import inspect as inspect_file
+from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.targets import TARGETS
+from intact.litert.timing import benchmark as benchmark_file
 from intact.litert.verification import verify as verify_file
+from intact.lowering import check_path, write_whole
+from intact.observers import OBSERVERS
+from intact.quantizers import FakeQuantize
+from intact.report import compare as compare_model
 from intact.report import table
+from intact.schemes import SCHEMES
 
 
 class _CleanError(click.ClickException):
     """One line on stderr, without the usage that is not at fault."""
 
-    exit_code = 2
+    exit_code = 1
 
 
 class _Group(click.Group):
@@ -47,7 +64,15 @@ def main() -> None:
     \b
         intact demo
 
-    In Python, on a model of your own:
+    A model of your own, from the file on disk to the file on disk:
+
+    \b
+        intact explain model.keras            what becomes of each layer
+        intact quantize model.keras --data images/ -o model.tflite
+        intact compare model.keras model.tflite --data test.npz --html page.html
+        intact benchmark model.tflite         how long it takes
+
+    The same in Python, and with training if you want to:
 
     \b
         q = intact.quantize_model(model)      a Keras model with quantized ops
@@ -59,8 +84,464 @@ def main() -> None:
     Of any LiteRT file, `intact inspect FILE` says what is in it, and `intact verify FILE`
     what in it is broken.
 
-    The environment variable KERAS_BACKEND chooses jax, torch or tensorflow.
+    The exit code is 0 if all went well, 1 if a file or model is at fault, 2 if the command
+    is. The environment variable KERAS_BACKEND chooses jax, torch or tensorflow.
     """
+
+
+# Options that several commands have -----------------------------------------------------
+
+_PATH = click.Path(path_type=Path)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+_model = click.argument("model", type=_PATH)
+_file = click.argument("file", type=_PATH)
+_scheme = click.option(
+    "--scheme",
+    type=click.Choice(list(SCHEMES)),
+    default="int8",
+    show_default=True,
+    help="How to quantize: weights and activations of int8, 4-bit weights, ...",
+)
+_kernels = click.option(
+    "--kernels",
+    type=click.Choice(list(LiteRTModel.resolvers)),
+    default="default",
+    show_default=True,
+    help="default is XNNPACK where it takes an op; reference rounds as TFLite Micro does.",
+)
+_threads = click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to use."
+)
+
+
+def _numbers(ctx: Any, param: Any, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a number, or several with commas.") from error
+
+
+def _std(ctx: Any, param: Any, value: str | None) -> tuple[float, ...] | None:
+    numbers = _numbers(ctx, param, value)
+    if numbers and min(numbers) <= 0:
+        raise click.BadParameter(f"{value!r} is not above 0.")
+    return numbers
+
+
+def _with_options(*options: Callable) -> Callable:
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _with_data(samples: int | None = None, required: bool = True) -> Callable:
+    """The options of samples on disk."""
+    return _with_options(
+        click.option(
+            "--data",
+            type=_PATH,
+            required=required,
+            help="Samples: a .npy file, a .npz file (an array for each input), or a folder of "
+            "images, which are cropped to the input's size.",
+        ),
+        click.option("--array", metavar="NAME", help="Which array of a .npz file to take."),
+        click.option(
+            "--mean",
+            callback=_numbers,
+            metavar="X[,X,X]",
+            help="Taken from images and other data of whole numbers: one number, or one per "
+            "channel. Data of floats is taken as it is.",
+        ),
+        click.option("--std", callback=_std, metavar="X[,X,X]", help="Then divided by this."),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            default=samples,
+            help="How many samples to take at most, evenly from all. "
+            f"[default: {samples or 'all'}]",
+        ),
+    )
+
+
+_io_dtypes = _with_options(
+    click.option(
+        "--input-dtype",
+        type=click.Choice(IO_DTYPES),
+        default="float32",
+        show_default=True,
+        help="Type of the file's inputs.",
+    ),
+    click.option(
+        "--output-dtype",
+        type=click.Choice(IO_DTYPES),
+        default="float32",
+        show_default=True,
+        help="Type of its outputs.",
+    ),
+    click.option("--integer-only", is_flag=True, help="Refuse to leave any op in float."),
+    click.option(
+        "--target",
+        type=click.Choice(list(TARGETS)),
+        help="Write only kernels that are there; fixed sizes, where it takes no others.",
+    ),
+)
+
+
+def _shapes(model: keras.Model) -> dict[str, Any]:
+    return {tensor.name: tensor.shape for tensor in model.inputs}
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Keras shows its progress on stdout, which is for the result alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _progress() -> int:
+    return int(sys.stderr.isatty())
+
+
+def _written(path: Path, content: bytes) -> str:
+    """What is said of a file that was written."""
+    found = inspect_file(content)
+    ops, floats = sum(found.op_counts.values()), len(found.float_ops)
+    return f"{path}: {len(content) / 1024:.1f} KiB, {ops} ops, {floats or 'none'} of them in float"
+
+
+def _written_dict(path: Path, content: bytes) -> dict[str, Any]:
+    found = inspect_file(content)
+    return {
+        "file": str(path),
+        "bytes": len(content),
+        "ops": sum(found.op_counts.values()),
+        "float_ops": list(found.float_ops),
+    }
+
+
+def _echo(as_json: bool, data: Any, text: Any) -> None:
+    click.echo(json.dumps(data, indent=2) if as_json else str(text))
+
+
+# Models to files ------------------------------------------------------------------------
+
+
+@main.command()
+@_model
+@click.option("-o", "--output", type=_PATH, required=True, help="The .tflite file to write.")
+@_scheme
+@_with_data(samples=100, required=False)
+@click.option(
+    "--observer",
+    type=click.Choice(sorted(OBSERVERS)),
+    help="How ranges are found from the samples. [default: as the scheme says]",
+)
+@_io_dtypes
+@click.option("--allow-float", is_flag=True, help="Keep in float what has no integer kernel.")
+@click.option("--save", type=_PATH, help="Write the quantized model, too: a .keras file.")
+@click.option("--html", type=_PATH, help="Write a page on what each layer loses, too.")
+@_as_json
+def quantize(
+    model: Path,
+    output: Path,
+    scheme: str,
+    data: Path | None,
+    array: str | None,
+    mean: Any,
+    std: Any,
+    samples: int,
+    observer: str | None,
+    input_dtype: str,
+    output_dtype: str,
+    integer_only: bool,
+    target: str | None,
+    allow_float: bool,
+    save: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize a Keras model after training, and write it as a LiteRT file.
+
+    MODEL is a float model in a .keras or .h5 file, of Keras 3 or Keras 2. The ranges of its
+    activations come from about 100 samples, such as it sees when it is used; the schemes
+    dynamic_range, float16 and weight_only_* need none.
+
+    \b
+    Examples:
+        intact quantize model.keras --data images/ --mean 127.5 --std 127.5 -o model.tflite
+        intact quantize model.keras --data calib.npz -o model.tflite \\
+            --input-dtype int8 --output-dtype int8 --integer-only
+        intact quantize model.h5 --scheme float16 -o model.tflite
+    """
+    paths = [path for path in (output, save, html) if path is not None]
+    for path in paths:
+        check_path(path)
+    if save is not None and save.suffix != ".keras":
+        raise IntactError(f"Expected a .keras file to save to. Received: {str(save)!r}.")
+    loaded = load_keras(model)
+    q = quantize_model(loaded, scheme, allow_float, target=target)
+    observed = [layer for layer in q.layers if isinstance(layer, FakeQuantize)]
+    x = None
+    if data is not None:
+        x = load_samples(data, _shapes(q), array, mean, std, samples)
+    elif any(not layer.calibrated for layer in observed):
+        raise click.UsageError(f"The scheme {scheme} needs samples: pass them with --data.")
+    elif html is not None:
+        raise click.UsageError("The page needs samples: pass them with --data.")
+    with _quiet_stdout():
+        if observed:
+            calibrate(q, x, observer=observer, verbose=_progress())
+        content = export_model(q, None, input_dtype, output_dtype, integer_only, target)
+        if html is not None:
+            compare_model(q, content, x, float_model=loaded).to_html(html)
+    if save is not None:
+        _save(q, save)
+    write_whole(content, output)
+    _echo(as_json, _written_dict(output, content), _written(output, content))
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    """Save a Keras model, whole or not at all."""
+    part = path.with_name(f".{path.stem}.part.keras")
+    try:
+        model.save(part)
+        part.replace(path)
+    except OSError as error:
+        raise IntactError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@main.command()
+@_model
+@click.option("-o", "--output", type=_PATH, required=True, help="The file to write.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["tflite", "c-array"]),
+    default="tflite",
+    show_default=True,
+    help="What to write; c-array is C source, with a header beside it.",
+)
+@_io_dtypes
+@_as_json
+def export(
+    model: Path,
+    output: Path,
+    kind: str,
+    input_dtype: str,
+    output_dtype: str,
+    integer_only: bool,
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Write a saved Keras model as a LiteRT file or as C source, as it is.
+
+    MODEL is a .keras or .h5 file. A quantized model, trained or calibrated and saved, becomes
+    a file of integer kernels; a float model a float32 file. To quantize a float model, use
+    `intact quantize`.
+    """
+    check_path(output)
+    loaded = load_keras(model)
+    content = export_model(loaded, None, input_dtype, output_dtype, integer_only, target)
+    if kind == "c-array":
+        write_c_array(content, output)
+    else:
+        write_whole(content, output)
+    _echo(as_json, _written_dict(output, content), _written(output, content))
+
+
+@main.command()
+@_model
+@_scheme
+@_as_json
+def explain(model: Path, scheme: str, as_json: bool) -> None:
+    """Say what would become of each layer of a Keras model, before anything is done.
+
+    MODEL is a float model in a .keras or .h5 file. The exit code is 0 also where layers
+    cannot be quantized; the JSON has "integer" and "supported".
+    """
+    found = explain_model(load_keras(model), scheme)
+    data = {
+        "integer": found.integer,
+        "supported": found.supported,
+        "layers": [dataclasses.asdict(entry) for entry in found.layers],
+    }
+    _echo(as_json, data, found)
+
+
+# What a file computes -------------------------------------------------------------------
+
+
+@main.command()
+@_model
+@_file
+@_with_data(samples=100)
+@click.option(
+    "--float", "float_model", type=_PATH, help="The float model that a quantized MODEL was."
+)
+@_kernels
+@click.option("--html", type=_PATH, help="Write a page to look at.")
+@click.option("--model-explorer", type=_PATH, help="Write node data for Model Explorer.")
+@_as_json
+def compare(
+    model: Path,
+    file: Path,
+    data: Path,
+    array: str | None,
+    mean: Any,
+    std: Any,
+    samples: int,
+    float_model: Path | None,
+    kernels: str,
+    html: Path | None,
+    model_explorer: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare a Keras model with a LiteRT file, layer by layer.
+
+    MODEL is the quantized model, to see that the file computes the same; with --float, also
+    what each layer loses by itself. Or MODEL is the float model, to see what the file lost.
+
+    \b
+    Example:
+        intact compare model.keras model.tflite --data test.npz --html page.html
+    """
+    for path in (html, model_explorer):
+        if path is not None:
+            check_path(path)
+    loaded = load_keras(model)
+    reference = None if float_model is None else load_keras(float_model)
+    x = load_samples(data, _shapes(loaded), array, mean, std, samples)
+    with _quiet_stdout():
+        found = compare_model(loaded, file, x, kernels=kernels, float_model=reference)
+    if html is not None:
+        found.to_html(html)
+    if model_explorer is not None:
+        found.to_model_explorer(model_explorer)
+    _echo(as_json, found.to_dict(), found)
+
+
+@main.command()
+@_model
+@click.argument("float_model", type=_PATH)
+@_with_data(samples=200)
+@click.option(
+    "--drop",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="How much of the score may be lost: of the share with the float model's top-1.",
+)
+@_as_json
+def bisect(
+    model: Path,
+    float_model: Path,
+    data: Path,
+    array: str | None,
+    mean: Any,
+    std: Any,
+    samples: int,
+    drop: float,
+    as_json: bool,
+) -> None:
+    """Find the first layer where a quantized model loses accuracy.
+
+    MODEL is the quantized model (`intact quantize --save` writes it), FLOAT_MODEL the float
+    one that it was. The model runs in integers up to a layer, and in float from there on.
+    """
+    loaded = load_keras(model)
+    x = load_samples(data, _shapes(loaded), array, mean, std, samples)
+    with _quiet_stdout():
+        found = bisect_model(loaded, load_keras(float_model), x, drop=drop, verbose=_progress())
+    _echo(as_json, dataclasses.asdict(found), found)
+
+
+@main.command()
+@_file
+@_with_data()
+@click.option("-o", "--output", type=_PATH, help="Write the outputs: .npy, or .npz for several.")
+@click.option("--raw", is_flag=True, help="Keep the integers of integer outputs.")
+@_threads
+@_kernels
+@_as_json
+def run(
+    file: Path,
+    data: Path,
+    array: str | None,
+    mean: Any,
+    std: Any,
+    samples: int | None,
+    output: Path | None,
+    raw: bool,
+    threads: int,
+    kernels: str,
+    as_json: bool,
+) -> None:
+    """Run a LiteRT file on samples.
+
+    FILE is a .tflite file of any origin. Samples are real values whatever the type of its
+    inputs; integers of just that type are taken as they are.
+
+    \b
+    Example:
+        intact run model.tflite --data x.npz -o y.npy
+    """
+    model = load_litert(file, threads, kernels)
+    if output is not None:
+        check_path(output)
+        kinds = (".npz",) if len(model.output_names) > 1 else (".npy", ".npz")
+        if output.suffix not in kinds:
+            raise IntactError(
+                f"Expected a {' or '.join(kinds)} file to write. Received: {str(output)!r}."
+            )
+    x = load_samples(data, model.input_shapes, array, mean, std, samples)
+    found = model.predict(x, raw=raw)
+    named = found if isinstance(found, dict) else {model.output_names[0]: found}
+    if output is not None:
+        write_whole(_packed(named, output), output)
+    rows: list[tuple[str, ...]] = [("output", "shape", "type", "smallest", "largest", "mean")]
+    for name, y in named.items():
+        numbers = (f"{n:.6g}" for n in (y.min(), y.max(), y.mean(dtype="float64")))
+        rows.append((name, str(y.shape), str(y.dtype), *numbers))
+    _echo(as_json, {name: y.tolist() for name, y in named.items()}, table(rows))
+
+
+def _packed(outputs: dict[str, np.ndarray], path: Path) -> bytes:
+    """The bytes of a `.npy` or `.npz` file."""
+    parts = {}
+    for name, values in outputs.items():
+        buffer = io.BytesIO()
+        np.save(buffer, values)
+        parts[name] = buffer.getvalue()
+    if path.suffix == ".npy":
+        return next(iter(parts.values()))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(f"{name}.npy", content)
+    return packed.getvalue()
+
+
+@main.command()
+@_file
+@_threads
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="How long to measure.",
+)
+@_kernels
+@_as_json
+def benchmark(file: Path, threads: int, seconds: float, kernels: str, as_json: bool) -> None:
+    """Measure how long a LiteRT file takes for one sample, on this machine."""
+    found = benchmark_file(file, threads, seconds, kernels)
+    _echo(as_json, dataclasses.asdict(found), found)
 
 
 @main.command()
@@ -97,7 +578,7 @@ def main() -> None:
     show_default=True,
     help="Seed of the split, the weights and the shuffling.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@_as_json
 def demo(
     dataset: str, data: Path | None, output: Path, epochs: int | None, seed: int, as_json: bool
 ) -> None:
@@ -118,8 +599,7 @@ def demo(
         intact demo --dataset fashion_mnist --data fashion_mnist.npz
     """
     start = time.perf_counter()
-    # Keras shows its progress on stdout, which is for the result alone.
-    with contextlib.redirect_stdout(sys.stderr):
+    with _quiet_stdout():
         results = run_demo(
             load_data(dataset, data, seed),
             output,
@@ -139,8 +619,8 @@ def demo(
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@_file
+@_as_json
 def inspect(file: Path, as_json: bool) -> None:
     """Say what is in a LiteRT file.
 
@@ -148,35 +628,35 @@ def inspect(file: Path, as_json: bool) -> None:
     constants. FILE is a .tflite file of any origin; it is read, and not run.
     """
     found = inspect_file(file)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    _echo(as_json, found.to_dict(), found)
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+@_file
+@_as_json
 def verify(file: Path, as_json: bool) -> None:
     """Check a LiteRT file against rules that LiteRT does not check.
 
     Scales that kernels take to be equal, scales of biases, zero points, versions of ops: where
     these are wrong, LiteRT mostly runs the file and computes something else.
 
-    The exit code is 1 if there are errors, 0 if there are none or only warnings, and 2 if FILE
-    is no LiteRT file.
+    The exit code is 1 if there are errors, or if FILE is no LiteRT file, and 0 if there are
+    none or only warnings.
     """
     findings = verify_file(file)
-    click.echo(json.dumps(findings.to_dict(), indent=2) if as_json else str(findings))
+    _echo(as_json, findings.to_dict(), findings)
     if findings.errors:
         sys.exit(1)
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@_file
 @click.option(
     "--target",
     required=True,
     help=f"One of {', '.join(TARGETS)}; an Ethos-U also with its MACs, as in ethos-u55-256.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@_as_json
 def check(file: Path, target: str, as_json: bool) -> None:
     """Say whether a file runs on a target, and where its ops run there.
 
@@ -190,7 +670,7 @@ def check(file: Path, target: str, as_json: bool) -> None:
     """
     is_keras = file.suffix in (".keras", ".h5", ".hdf5")
     found = check_target(load_keras(file) if is_keras else file, target)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    _echo(as_json, found.to_dict(), found)
     if not found.runs:
         sys.exit(1)
 

@@ -1,6 +1,5 @@
 """The demo: a small CNN trained in float, quantized both ways, exported, run on LiteRT."""
 
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from intact.api import export, quantize_model
 from intact.calibration import calibrate
 from intact.errors import ExportError, IntactError, InvalidDataError
 from intact.litert.runtime import load_litert
+from intact.litert.timing import benchmark
 
 DATASETS = ("digits", "fashion_mnist")
 CALIBRATION_IMAGES = 100
@@ -257,34 +257,6 @@ def _measure(name: str, model: keras.Model, data: Data, path: Path) -> Result:
         outputs=ours.size,
         different=int((ours != theirs).sum()),
         bytes=len(content),
-        microseconds=1e6 * latency(path, data.x_test[:1]),
+        microseconds=1e6 * benchmark(content).best,
         file=str(path),
     )
-
-
-def latency(path: Path, x: np.ndarray, repeats: int = 50, seconds: float = 0.02) -> float:
-    """Time of one run of a file on one thread: the best of several repeats.
-
-    Args:
-        path: A LiteRT file of one input.
-        x: Its input.
-        repeats: How many times to measure; the best one counts.
-        seconds: About how long one repeat takes.
-
-    Returns:
-        Seconds per run.
-    """
-    model = load_litert(path, threads=1)
-    # This sets the input and warms up; what is timed is the runtime alone.
-    model.predict(x)
-    invoke = model.interpreter.invoke
-    start = time.perf_counter()
-    invoke()
-    runs = max(1, int(seconds / (time.perf_counter() - start)))
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(runs):
-            invoke()
-        best = min(best, (time.perf_counter() - start) / runs)
-    return best

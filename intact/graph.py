@@ -156,6 +156,45 @@ def with_outputs(model: keras.Model, outputs: Any) -> keras.Model:
     return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs)
 
 
+def recompute(graph: Graph, values: dict[int, keras.KerasTensor]) -> dict[int, keras.KerasTensor]:
+    """Compute a graph anew, with other tensors in the place of some of its own.
+
+    Args:
+        graph: The graph; its layers are called again.
+        values: By the id of a tensor of the graph, what stands for it; all inputs are among
+            them.
+
+    Returns:
+        The same for all tensors of the graph.
+    """
+    values = dict(values)
+    for node in graph.nodes:
+        if all(id(tensor) in values for tensor in node.outputs):
+            continue
+        made = keras.tree.flatten(call_again(node, values))
+        for old, new in zip(node.outputs, made, strict=True):
+            values.setdefault(id(old), new)
+    return values
+
+
+def call_again(node: Node, values: dict[int, keras.KerasTensor]) -> Any:
+    """Call a node's layer again, on other tensors.
+
+    Args:
+        node: The node.
+        values: By the id of a tensor that it takes, what stands for it.
+
+    Returns:
+        What the layer returns.
+    """
+
+    def other(value: Any) -> Any:
+        return values[id(value)] if isinstance(value, keras.KerasTensor) else value
+
+    args, kwargs = keras.tree.map_structure(other, (node.args, node.kwargs))
+    return node.layer(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def deep_graphs(nodes: int) -> Iterator[None]:
     """Let Keras walk a graph of this many nodes: it recurses once or more per node."""

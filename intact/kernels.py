@@ -28,6 +28,15 @@ def exact_convolution() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def no_gradients() -> contextlib.AbstractContextManager:
+    """A context in which calls remember nothing for gradients; only torch would, outside one."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.no_grad()
+    return contextlib.nullcontext()
+
+
 def inverse(x: Any) -> Any:
     """`1 / x`, rounded as IEEE 754 says.
 

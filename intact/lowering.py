@@ -318,7 +318,7 @@ class Lowering:
             tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
-            scale, zero_point = _params(quantizer)
+            scale, zero_point = stored_params(quantizer)
             same = (source.scale, source.zero_point, source.dtype)
             if source.quantized and same == (scale, zero_point, quantizer.spec.activation_dtype):
                 tensor = source
@@ -333,7 +333,7 @@ class Lowering:
 
     def _clamped(self, tensor: Tensor, quantizer: FakeQuantize, kwargs: dict, fused: str) -> Tensor:
         """A tensor within the bounds of its quantizer, if its kernel leaves them."""
-        scale, zero_point = _params(quantizer)
+        scale, zero_point = stored_params(quantizer)
         bounds = quantizer.bounds(quantizer.grid(), kwargs.get("lower"), kwargs.get("upper"))
         low, high = (int(to_numpy(bound)) + zero_point for bound in bounds)
         limits = np.iinfo(tensor.dtype)
@@ -428,7 +428,7 @@ class Lowering:
         return node.output
 
     def _quantized(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
-        scale, zero_point = _params(quantizer)
+        scale, zero_point = stored_params(quantizer)
         dtype = quantizer.spec.activation_dtype
         return self.builder.tensor(shape, dtype, name, scale=scale, zero_point=zero_point)
 
@@ -446,7 +446,8 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
     return f"{name}/{slot}" if slot else name
 
 
-def _params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
+def stored_params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
+    """Scale and zero point of a quantizer's tensors, as the file has them."""
     grid = quantizer.grid()
     # Keras has the integers signed.
     shift = 128 if quantizer.spec.kind == "uint" else 0
@@ -486,7 +487,7 @@ def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
         )
     made = {} if spec.kind == "float" else quantized.quantized_weights(host)
     for name, axis in quantized.weight_axes().items():
-        value = host.convert_to_tensor(getattr(node.layer, name))
+        value = quantized.weight(name, host)
         if spec.kind == "float":
             node.weights[name] = Stored(value, spec.dtype)
             continue
@@ -584,15 +585,27 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        if path.is_dir():
-            raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
-        if not path.parent.is_dir():
-            raise ExportError(
-                f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
-            )
+        check_path(path)
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
         raise ExportError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+
+
+def check_path(path: Path) -> None:
+    """Make sure that a path can be that of a file, before long work for it.
+
+    Args:
+        path: The file to be.
+
+    Raises:
+        ExportError: The path is a folder, or its folder is missing.
+    """
+    if path.is_dir():
+        raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise ExportError(
+            f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
+        )

@@ -9,6 +9,7 @@ for Efficient Integer-Arithmetic-Only Inference" (arXiv:1712.05877), and the Lit
 8-bit specification.
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -48,16 +49,23 @@ class Accumulator(NamedTuple):
     weight_scale: Tensor
 
 
+FINE = 2.0**-8
+"""The unit of real values where integers are expected.
+
+Biases are rounded to it, times the scale of the weights: so fine that it does not count, and so
+coarse that they fit in 32 bits, as they will beside integers.
+"""
+
+
 def unquantized(real: Tensor, unit: Tensor | None = None) -> QTensor:
     """Real values where integers are expected: the zero point 0.5 tells them apart.
 
     Args:
         real: The values.
-        unit: A scalar in whose units they shall be: biases are rounded to it. By default 1.
+        unit: A scalar in whose units they shall be; by default, `FINE`.
     """
     one = ops.ones((), "float32")
-    if unit is None:
-        return QTensor(real, one, one * 0.5)
+    unit = one * FINE if unit is None else unit
     return QTensor(real * inverse(unit), unit, one * 0.5)
 
 
@@ -281,6 +289,24 @@ def finite_gradient(x: Tensor) -> Tensor:
         return ops.where(ops.isfinite(g), g, ops.zeros_like(g))
 
     return x, grad
+
+
+def tied(w: Tensor, firsts: Tensor) -> Tensor:
+    """Weights that share a value, with the mean of their gradients for each.
+
+    Args:
+        w: Weights.
+        firsts: Per weight of the flattened `w`, the index of the first one of its value.
+
+    Returns:
+        The value of the first one for each: optimizers need not round all of them alike.
+    """
+    flat, size = ops.reshape(w, (-1,)), math.prod(w.shape)
+    sums, counts = (
+        ops.segment_sum(part, firsts, num_segments=size) for part in (flat, ops.ones_like(flat))
+    )
+    mean = ops.take(sums / ops.maximum(counts, 1.0), firsts)
+    return ops.reshape(straight_through(ops.take(flat, firsts), mean), w.shape)
 
 
 host = SimpleNamespace(

@@ -390,8 +390,22 @@ class FakeQuantize(keras.layers.Layer):
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
         ready = self.count[slot] > 0
-        pairs = zip(quantized, unquantized(_bounded(rule.real(pending), lower, upper)), strict=True)
-        return QTensor(*(ops.where(ready, a, b) for a, b in pairs))
+        real = self.real(pending, arithmetic, lower=lower, upper=upper)
+        return QTensor(*(ops.where(ready, a, b) for a, b in zip(quantized, real, strict=True)))
+
+    def real(
+        self,
+        pending: Any,
+        arithmetic: str = "real",
+        lower: float | None = None,
+        upper: float | None = None,
+        **_: Any,
+    ) -> QTensor:
+        """The same without rounding; the arguments are those of a call."""
+        rule = Arithmetic.registry[arithmetic]
+        if arithmetic == RealArithmetic.name:
+            pending = ops.cast(pending, "float32")
+        return unquantized(_bounded(rule.real(pending), lower, upper))
 
     def _count(self, rule: type[Arithmetic], pending: Any) -> Any:
         """How many values a sample has."""

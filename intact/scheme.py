@@ -197,6 +197,18 @@ class Scheme:
                 return rule
         return FLOAT_RULE
 
+    def __str__(self) -> str:
+        lines = [self.name]
+        for rule in self.rules:
+            what = rule.match.__name__ if callable(rule.match) else rule.match
+            weights = rule.weights.dtype if rule.weights else "float"
+            activations = "float"
+            if rule.activations:
+                spec = rule.activations
+                activations = "dynamic" if spec.dynamic else spec.activation_dtype
+            lines.append(f"  {what or 'all layers'}: weights {weights}, activations {activations}")
+        return "\n".join(lines)
+
     def unused_rules(self, layers: Iterable[keras.layers.Layer]) -> list[Rule]:
         """The rules with a `match` that count for none of some layers.
 

@@ -5,6 +5,8 @@ an op and its quantizer run the op's 32-bit sums. Everything else is an ordinary
 functional Keras model.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -22,6 +24,7 @@ from intact.numerics import (
     host,
     moved,
     quantize_rows,
+    tied,
     to_numpy,
 )
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
@@ -43,6 +46,9 @@ class Quantized(keras.layers.Layer):
         layer: The Keras layer.
         spec: How its weights are quantized, if it has any.
         input_shapes: The shapes of the inputs that the layer is built with.
+        corrected: What bias correction has added to its sums, per channel.
+        keep_zeros: Weights that are 0 stay 0.
+        tied_weights: Names of the weights whose equal values stay equal.
         schedule: When rounding of weights begins in training, and when a batch norm freezes.
     """
 
@@ -51,7 +57,10 @@ class Quantized(keras.layers.Layer):
         layer: keras.layers.Layer,
         spec: TensorSpec | None = None,
         input_shapes: Any = None,
+        corrected: Any = None,
         schedule: Schedule | None = None,
+        keep_zeros: bool = False,
+        tied_weights: Iterable[str] = (),
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -59,6 +68,7 @@ class Quantized(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
         self.spec = spec
+        self.corrected = None if corrected is None else np.asarray(corrected, "float32")
         # A list, for Keras would track and wrap a nested attribute.
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
@@ -71,6 +81,11 @@ class Quantized(keras.layers.Layer):
         self.schedule = schedule
         timed = spec is not None or isinstance(layer, keras.layers.BatchNormalization)
         self.clock = make_clock(schedule) if timed else None
+        self.keep_zeros = keep_zeros
+        # Per name of a weight, where the first weight of each one's value stands.
+        self.firsts: dict[str, Any] = {}
+        for name in tied_weights:
+            self._add_firsts(name)
         self.built = True
 
     def _add_learned(self, spec: TensorSpec) -> None:
@@ -109,6 +124,43 @@ class Quantized(keras.layers.Layer):
         power = spec.power_of_two
         return Setting(spec.bits, axis, spec.symmetric, power, xp, training, noise, step)
 
+    def _add_firsts(self, name: str) -> None:
+        size = getattr(self.layer, name).shape
+        self.firsts[name] = self.add_weight(
+            name=f"{name}_firsts",
+            shape=(math.prod(size),),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+        )
+
+    def tie(self) -> None:
+        """Keep weights equal that are equal now."""
+        for name in self.weight_axes():
+            w = to_numpy(getattr(self.layer, name)).reshape(-1)
+            _, first, place = np.unique(w, return_index=True, return_inverse=True)
+            if len(first) < len(w):
+                if name not in self.firsts:
+                    self._add_firsts(name)
+                self.firsts[name].assign(first[place])
+
+    def weight(self, name: str, xp: Any = ops) -> Tensor:
+        """A float weight as it is quantized: equal where tied, and 0 without a gradient.
+
+        Args:
+            name: The weight's name.
+            xp: `keras.ops`, or `host`.
+        """
+        w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+        if name in self.firsts and xp is host:
+            w = np.reshape(w.reshape(-1)[to_numpy(self.firsts[name])], w.shape)
+        elif name in self.firsts:
+            w = tied(w, self.firsts[name])
+        if self.keep_zeros and xp is not host:
+            # No gradient, no step, whatever the optimizer: no mask has to be stored.
+            w = w * ops.cast(ops.stop_gradient(w) != 0, "float32")
+        return w
+
     def quantized_weights(
         self, xp: Any = ops, training: bool = False, now: Tensor | None = None
     ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -125,11 +177,10 @@ class Quantized(keras.layers.Layer):
         if now is None and self.clock is not None:
             now = xp.convert_to_tensor(self.clock.step)
         for name, axis in self.weight_axes().items():
-            w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+            w = self.weight(name, xp)
             learned = self.learned.get(name, {})
             state = {
-                # A copy, for TensorFlow would give the variable.
-                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta) * 1.0, xp)
+                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta), xp)
                 for key, (first, delta) in learned.items()
             }
             setting = self._setting(axis, xp, training, now)
@@ -145,6 +196,26 @@ class Quantized(keras.layers.Layer):
         per_axis = self.spec is not None and self.spec.per_axis
         weights = get_op(self.layer).weights
         return {name: weight.axis if per_axis else None for name, weight in weights.items()}
+
+    def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
+        """Per name of a quantized weight, its rounded values.
+
+        Args:
+            training: Whether the model trains.
+            now: The training step, where there is a schedule.
+        """
+        if self.spec is not None and self.spec.kind == "float":
+            exact = {name: self.weight(name) for name in self.weight_axes()}
+            halves = {name: half_precision(w) for name, w in exact.items()}
+            if self.clock is None or not training:
+                return halves
+            on = self.clock.reached("quant_delay", now)
+            return {k: ops.where(on, half, exact[k]) for k, half in halves.items()}
+        axes = self.weight_axes()
+        return {
+            name: values * along(scale, axes[name], values.shape)
+            for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
+        }
 
     def _tick(self, again: bool, training: bool | None) -> Tensor | None:
         """Count a training step; those before it, if there is a schedule."""
@@ -170,7 +241,6 @@ class Quantized(keras.layers.Layer):
         Returns:
             What the op's `call` returns.
         """
-        op = get_op(self.layer)
         now = self._tick(again, training)
         training = bool(training) and self.trainable
         moves: Any = training
@@ -178,10 +248,21 @@ class Quantized(keras.layers.Layer):
             assert self.clock is not None
             moves = ops.logical_not(self.clock.reached("freeze_batch_norm", now))
         if folds:
-            return op.fold(self.layer, Accumulator(*inputs), moves)
+            return get_op(self.layer).fold(self.layer, Accumulator(*inputs), moves)
+        weights = self.quantized_weights(training=training, now=now)
+        return self.compute(inputs, weights, moves)
+
+    def compute(self, inputs: Any, weights: dict[str, Any], moves: Any = False) -> Any:
+        """The same with given weights.
+
+        Args:
+            inputs: As for a call.
+            weights: As `quantized_weights` returns them.
+            moves: Whether batch norm uses the batch's statistics.
+        """
+        op = get_op(self.layer)
         operands = [inputs] if len(self.shapes) == 1 else inputs
         taken = [x if index in op.plain else QTensor(*x) for index, x in enumerate(operands)]
-        weights = self.quantized_weights(training=training, now=now)
         return op.call(self.layer, taken, weights, moves)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -204,6 +285,9 @@ class Quantized(keras.layers.Layer):
             layer=keras.saving.serialize_keras_object(self.layer),
             spec=None if self.spec is None else self.spec.get_config(),
             input_shapes=[list(shape) for shape in self.shapes],
+            corrected=None if self.corrected is None else self.corrected.tolist(),
+            keep_zeros=self.keep_zeros,
+            tied_weights=list(self.firsts),
             schedule=schedule_config(self.schedule),
         )
         return config
@@ -234,27 +318,6 @@ class QuantizedWeights(Quantized):
     ) -> None:
         super().__init__(layer, spec, **kwargs)
         self.dynamic = dynamic
-
-    def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
-        """Per name of a quantized weight, its rounded values.
-
-        Args:
-            training: Whether the model trains.
-            now: The training step, where there is a schedule.
-        """
-        assert self.spec is not None
-        if self.spec.kind == "float":
-            names = self.weight_axes()
-            halves = {name: half_precision(getattr(self.layer, name)) for name in names}
-            if self.clock is None or not training:
-                return halves
-            on = self.clock.reached("quant_delay", now)
-            return {k: ops.where(on, half, getattr(self.layer, k)) for k, half in halves.items()}
-        axes = self.weight_axes()
-        return {
-            name: values * along(scale, axes[name], values.shape)
-            for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
-        }
 
     def call(
         self,
@@ -414,6 +477,13 @@ class Dequantize(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor(inputs[0].shape, "float32")
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """Whether a model came from `quantize_model`."""
+    return isinstance(model, keras.Model) and any(
+        isinstance(layer, FakeQuantize | Quantized) for layer in model.layers
+    )
 
 
 def build(model: keras.Model, plan: Plan, schedule: Schedule | None = None) -> keras.Model:

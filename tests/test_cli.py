@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from small import cnn, enliven
 
 import intact
 from intact.cli import main
@@ -30,6 +31,15 @@ def run(tmp_path):
         )
 
     return run
+
+
+def the_error(process):
+    """The one line on stderr that says what is wrong."""
+    assert "Traceback" not in process.stderr
+    # Backends may log lines of their own, before it.
+    errors = [line for line in process.stderr.splitlines() if line.startswith("Error: ")]
+    assert errors == process.stderr.splitlines()[-1:]
+    return errors[0]
 
 
 @pytest.fixture
@@ -89,13 +99,9 @@ def test_demo_prints_a_table_of_local_data(call, tmp_path):
 
 def test_missing_data_is_one_line(run, tmp_path):
     process = run("demo", "--dataset", "fashion_mnist", "--data", "nowhere.npz")
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert process.stdout == ""
-    assert "Traceback" not in process.stderr
-    # Backends may log lines of their own, before it.
-    errors = [line for line in process.stderr.splitlines() if line.startswith("Error: ")]
-    assert errors == process.stderr.splitlines()[-1:]
-    assert "nowhere.npz" in errors[0]
+    assert "nowhere.npz" in the_error(process)
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +122,7 @@ def test_bad_use_is_one_line(call, tmp_path, args, word):
     np.savez(tmp_path / "part.npz", x_train=np.zeros((2, 28, 28)))
     np.savez(tmp_path / "flat.npz", **flat, y_train=np.zeros(2), y_test=np.zeros(2))
     result = call("demo", *args)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     (line,) = result.output.splitlines()
     assert line.startswith("Error: ")
     assert word in line
@@ -125,7 +131,7 @@ def test_bad_use_is_one_line(call, tmp_path, args, word):
 def test_without_scikit_learn(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     result = call("demo")
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "pip install intact[demo]" in result.output
 
 
@@ -162,7 +168,7 @@ def test_check(run, files):
     assert found["share"] == 1 and found["runs"]
     assert [op["op"] for op in found["ops"]] == ["FULLY_CONNECTED"]
     process = run("check", "fine.tflite", "--target", "toaster")
-    assert process.returncode == 2 and "no target 'toaster'" in process.stderr
+    assert process.returncode == 1 and "no target 'toaster'" in process.stderr
 
 
 def test_verify(run, files):
@@ -187,7 +193,214 @@ def test_exit_code_of_verify(call, files, name, code):
 )
 def test_files_that_are_none_are_one_line(call, files, command, name, word):
     result = call(command, name)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     (line,) = result.output.splitlines()
     assert line.startswith("Error: ")
     assert word in line
+
+
+@pytest.fixture
+def models(tmp_path, rng):
+    """A float model in two kinds of files, and data for it."""
+    model = enliven(cnn(), rng)
+    model.save(tmp_path / "model.keras")
+    model.save(tmp_path / "model.h5")
+    np.save(tmp_path / "x.npy", rng.integers(0, 256, (40, 8, 8, 3), "uint8"))
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(40, 8, 8, 3)).astype("float32"), y=[1, 2])
+    return tmp_path
+
+
+PIXELS = ("--data", "x.npy", "--mean", "127.5", "--std", "127.5")
+
+
+def test_from_file_to_file(run, models):
+    """All commands on one model, each as a process."""
+    process = run(
+        *("quantize", "model.keras", "-o", "model.tflite", *PIXELS, "--json"),
+        *("--save", "q.keras", "--html", "page.html", "--integer-only"),
+        *("--input-dtype", "uint8", "--output-dtype", "int8"),
+    )
+    assert process.returncode == 0, process.stderr
+    made = json.loads(process.stdout)
+    content = (models / "model.tflite").read_bytes()
+    assert made == {"file": "model.tflite", "bytes": len(content), "ops": 5, "float_ops": []}
+    assert "conv" in (models / "page.html").read_text(encoding="utf-8")
+
+    process = run("export", "q.keras", "-o", "again.tflite", "--input-dtype", "uint8")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("again.tflite: ")
+
+    process = run(
+        *("compare", "q.keras", "model.tflite", *PIXELS, "--float", "model.h5", "--json"),
+        *("--html", "page.html", "--model-explorer", "nodes.json", "--samples", "20"),
+    )
+    assert process.returncode == 0, process.stderr
+    made = json.loads(process.stdout)
+    assert (made["samples"], made["outputs"][0]["different"]) == (20, 0)
+    assert all(a["different"] == 0 and a["snr"] > 15 for a in made["layers"])
+    assert set(json.loads((models / "nodes.json").read_text())) == {"results", "gradient"}
+
+    process = run("bisect", "q.keras", "model.keras", *PIXELS, "--drop", "0.5")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("No layer loses more")
+
+    process = run("run", "model.tflite", *PIXELS, "-o", "y.npy")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split()[:2] == ["output", "shape"]
+    x = (np.load(models / "x.npy").astype("float32") - 127.5) / np.float32(127.5)
+    expected = intact.load_litert(content).predict(x)
+    np.testing.assert_array_equal(np.load(models / "y.npy"), expected)
+
+    process = run("benchmark", "model.tflite", "--seconds", "0.1", "--json")
+    assert process.returncode == 0, process.stderr
+    assert 0 < json.loads(process.stdout)["median"] < 1
+
+    process = run("explain", "model.h5")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.endswith("8 of 8 layers run on integers.\n")
+
+
+def test_errors_of_processes(run, models):
+    process = run("quantize", "model.keras", "-o", "model.tflite", "--data", "none.npz")
+    assert process.returncode == 1
+    assert "none.npz" in the_error(process)
+    process = run("quantize", "model.keras", "-o", "model.tflite", "--scheme", "int7")
+    assert process.returncode == 2
+    assert "'int7' is not one of 'int8'" in the_error(process)
+    assert process.stdout == ""
+    assert not list(models.glob("*.tflite"))
+
+
+def test_a_float_model_and_what_its_file_lost(call, models):
+    assert call("quantize", "model.h5", "-o", "w.tflite", "--scheme", "float16").exit_code == 0
+    result = call("compare", "model.keras", "w.tflite", "--data", "x.npz", "--array", "x")
+    assert result.exit_code == 0, result.output
+    assert "float head" in result.stdout
+    result = call("export", "model.h5", "-o", "net.c", "--format", "c-array")
+    assert result.exit_code == 0, result.output
+    assert {"net.c", "net.h"} <= {path.name for path in models.iterdir()}
+    assert call("export", "model.h5", "-o", "float.tflite").exit_code == 0
+    result = call("run", "float.tflite", "--data", "x.npz", "--array", "x", "-o", "y.npz", "--json")
+    assert np.shape(json.loads(result.stdout)["head"]) == (40, 4)
+    assert np.load(models / "y.npz")["head"].shape == (40, 4)
+
+
+def test_images_and_observers(call, models, rng):
+    image = pytest.importorskip("PIL.Image")
+    (models / "images").mkdir()
+    for i in range(5):
+        pixels = rng.integers(0, 256, (9 + i, 12, 3), "uint8")
+        image.fromarray(pixels).save(models / "images" / f"{i}.png")
+    scale = ("--mean", "120,127.5,130", "--std", "60,61,62")
+    options = ("--observer", "moving_average", "--samples", "4", "--target", "xnnpack")
+    result = call("quantize", "model.keras", "-o", "m.tflite", "--data", "images", *scale, *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("m.tflite: ")
+    assert "none of them in float" in result.stdout
+
+
+def test_what_has_no_integer_kernel(call, models):
+    inputs = keras.Input((8,), name="x")
+    sorted_ = keras.ops.sort(keras.layers.Dense(4, name="d")(inputs))
+    keras.Model(inputs, keras.layers.Dense(2)(sorted_)).save(models / "odd.keras")
+    np.save(models / "v.npy", np.ones((4, 8), "float32"))
+    options = ("odd.keras", "-o", "odd.tflite", "--data", "v.npy")
+    result = call("quantize", *options)
+    if result.exit_code:
+        assert len(result.output.splitlines()) == 1
+        result = call("quantize", *options, "--allow-float", "--integer-only")
+        assert result.exit_code == 1
+        assert not (models / "odd.tflite").exists()
+
+
+QUANTIZE = ("quantize", "model.keras", "-o", "out.tflite")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("quantize", "none.keras", "-o", "out.tflite", "--data", "x.npy"), 1, "There is no file"),
+        (("quantize", "x.npy", "-o", "out.tflite", "--data", "x.npy"), 1, "Cannot open 'x.npy'"),
+        (("quantize", "cut.keras", "-o", "out.tflite", "--data", "x.npy"), 1, "Cannot open"),
+        (("quantize", "q.keras", "-o", "out.tflite", "--data", "x.npy"), 1, "quantized already"),
+        ((*QUANTIZE,), 2, "needs samples"),
+        ((*QUANTIZE, "--data", "none"), 1, "no file or folder 'none'"),
+        ((*QUANTIZE, "--data", "model.keras"), 1, "not a .npy or .npz file"),
+        ((*QUANTIZE, "--data", "flat.npy"), 1, "takes shape (None, 8, 8, 3)"),
+        ((*QUANTIZE, "--data", "nan.npy"), 1, "NaN or infinite"),
+        ((*QUANTIZE, "--data", "x.npz"), 1, "--array NAME"),
+        ((*QUANTIZE, "--data", "x.npy", "--mean", "a"), 2, "not a number"),
+        ((*QUANTIZE, "--data", "x.npy", "--std", "0"), 2, "not above 0"),
+        ((*QUANTIZE, "--data", "x.npy", "--scheme", "int7"), 2, "int7"),
+        ((*QUANTIZE, "--data", "x.npy", "--observer", "no"), 2, "no"),
+        ((*QUANTIZE, "--data", "x.npy", "--samples", "0"), 2, "0"),
+        ((*QUANTIZE, "--data", "x.npy", "--input-dtype", "int16"), 1, "stored as int8"),
+        ((*QUANTIZE, "--data", "x.npy", "--save", "q.h5"), 1, "Expected a .keras file"),
+        ((*QUANTIZE, "--data", "x.npy", "--html", "none/p.html"), 1, "'none' is missing"),
+        ((*QUANTIZE, "--scheme", "float16", "--html", "p.html"), 2, "needs samples"),
+        (("quantize", "model.keras", "-o", ".", "--data", "x.npy"), 1, "it is a folder"),
+        (("quantize", "model.keras", "-o", "x.npy/out", "--data", "x.npy"), 1, "Cannot write"),
+        (("quantize", "model.keras"), 2, "Missing option '-o'"),
+        (("export", "none.keras", "-o", "out.tflite"), 1, "There is no file"),
+        (("export", "model.keras", "-o", "none/out.tflite"), 1, "'none' is missing"),
+        (("export", "model.keras", "-o", "out.tflite", "--integer-only"), 1, "stay in float"),
+        (("export", "model.keras", "-o", "out.tflite", "--format", "onnx"), 2, "onnx"),
+        (("explain", "none.keras"), 1, "There is no file"),
+        (("explain", "model.keras", "--scheme", "int7"), 2, "int7"),
+        (("compare", "q.keras", "none.tflite", "--data", "x.npy"), 1, "none.tflite"),
+        (("compare", "q.keras", "x.npy", "--data", "x.npy"), 1, "not a LiteRT file"),
+        (("compare", "q.keras", "cut.tflite", "--data", "x.npy"), 1, ""),
+        (("compare", "q.keras", "q.tflite", "--data", "flat.npy"), 1, "takes shape"),
+        (("compare", "q.keras", "q.tflite", "--data", "x.npy", "--html", "no/p"), 1, "missing"),
+        (("compare", "q.keras", "q.tflite"), 2, "Missing option '--data'"),
+        (("bisect", "model.keras", "q.keras", "--data", "x.npy"), 1, "quantized model first"),
+        (("bisect", "q.keras", "none.keras", "--data", "x.npy"), 1, "There is no file"),
+        (("bisect", "q.keras", "model.keras", "--data", "flat.npy"), 1, "takes shape"),
+        (("run", "none.tflite", "--data", "x.npy"), 1, "There is no file"),
+        (("run", "cut.tflite", "--data", "x.npy"), 1, ""),
+        (("run", "q.tflite", "--data", "flat.npy"), 1, "takes shape"),
+        (("run", "q.tflite", "--data", "nan.npy"), 1, "NaN"),
+        (("run", "q.tflite", "--data", "x.npy", "-o", "y.txt"), 1, "Expected a .npy or .npz"),
+        (("run", "q.tflite", "--data", "x.npy", "-o", "none/y.npy"), 1, "missing"),
+        (("run", "q.tflite", "--data", "x.npy", "--kernels", "fast"), 2, "fast"),
+        (("benchmark", "none.tflite"), 1, "There is no file"),
+        (("benchmark", "cut.tflite"), 1, ""),
+        (("benchmark", "q.tflite", "--seconds", "0"), 2, "0"),
+        (("benchmark", "q.tflite", "--threads", "0"), 2, "0"),
+        (("quantise",), 2, "quantise"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input(call, bad, monkeypatch, args, code, words):
+    monkeypatch.chdir(bad)
+    before = sorted(path.name for path in bad.iterdir())
+    result = call(*args)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("Error: ")
+    assert code == 2 or len(lines) == 1
+    assert words in lines[-1]
+    assert sorted(path.name for path in bad.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    """Files that are good, and files that are not."""
+    folder = tmp_path_factory.mktemp("bad")
+    rng = np.random.default_rng(3)
+    model = enliven(cnn(), rng)
+    x = rng.normal(size=(10, 8, 8, 3)).astype("float32")
+    model.save(folder / "model.keras")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    q.save(folder / "q.keras")
+    content = intact.export(q, folder / "q.tflite")
+    (folder / "cut.tflite").write_bytes(content[: len(content) // 2])
+    saved = (folder / "model.keras").read_bytes()
+    (folder / "cut.keras").write_bytes(saved[: len(saved) // 2])
+    np.save(folder / "x.npy", x)
+    np.save(folder / "flat.npy", x.reshape(10, -1))
+    np.save(folder / "nan.npy", x * np.nan)
+    np.savez(folder / "x.npz", a=x, b=x)
+    return folder

@@ -1,10 +1,12 @@
-"""Comparisons of a model with a file."""
+"""Comparisons of a model with a file, and with the float model."""
+
+import json
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import cnn, enliven, mlp, ready
+from small import cnn, enliven, mlp, quantizers, ready, weights
 
 import intact
 
@@ -142,3 +144,170 @@ def test_a_file_of_another_model_is_refused(q, x):
     for stranger in (intact.export(other), intact.export(ready(intact.quantize_model(cnn())))):
         with pytest.raises(intact.IntactError, match=r"exported|shape"):
             intact.compare(q, stranger, x)
+
+
+def test_a_requantization_that_vanishes(rng):
+    # A sigmoid's range is fixed, so that it is converted before the concatenation; where the
+    # other range is the same, there is nothing to convert, and no such tensor in the file.
+    inputs = keras.Input((4,), name="x")
+    fixed = layers.Activation("sigmoid", name="fixed")(layers.Dense(3, name="a")(inputs))
+    other = layers.Dense(3, activation="relu", name="b")(inputs)
+    both = layers.Concatenate(name="both")([fixed, other])
+    q = ready(intact.quantize_model(enliven(keras.Model(inputs, both), rng)))
+    data = rng.normal(size=(10, 4)).astype("float32")
+    made = len(intact.compare(q, intact.export(q), data).layers)
+    quantizers(q)["b_relu"].set_range(0.0, 255 / 256)
+    found = intact.compare(q, intact.export(q), data)
+    assert found.different == 0
+    assert len(found.layers) == made - 1
+    assert not any(a.different for a in found.layers)
+
+
+def test_inputs_of_integers_that_share_a_range(rng):
+    pair = [keras.Input((3,), name=name) for name in "ab"]
+    y = layers.Dense(2, name="y")(layers.Concatenate()(pair))
+    q = ready(intact.quantize_model(keras.Model(pair, y)))
+    data = [rng.normal(size=(10, 3)).astype("float32") for _ in pair]
+    for dtype in ("float32", "int8"):
+        found = intact.compare(q, intact.export(q, input_dtype=dtype), data)
+        assert [a.name for a in found.layers] == ["a", "a/1", "y"]
+        assert not any(a.different for a in found.layers)
+
+
+def noise(real, other):
+    real, other = np.asarray(real, "float64"), np.asarray(other, "float64")
+    return 10 * np.log10(np.sum(real**2) / np.sum((real - other) ** 2))
+
+
+@pytest.fixture
+def model(rng):
+    return enliven(mlp(), rng)
+
+
+def test_signal_to_noise_is_against_the_float_model(model, x):
+    q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
+    found = intact.compare(q, intact.export(q), x, batch_size=16, float_model=model)
+    by_name = {a.name: a for a in found.layers}
+    inside = keras.Model(model.inputs, [layer.output for layer in model.layers])
+    hidden, head = inside.predict(x, verbose=0)
+    mine = q.predict(x, verbose=0)
+    assert found.outputs[0].snr == pytest.approx(noise(head, mine), abs=0.01)
+    assert by_name["head"].snr == found.outputs[0].snr
+    assert found.outputs[0].float_top1 == (head.argmax(1) == mine.argmax(1)).mean()
+    # The head alone: the float model's tensor, rounded, through the rounded layer.
+    step = float(keras.ops.convert_to_numpy(quantizers(q)["hidden_relu"].scale))
+    kernel, scale = (
+        keras.ops.convert_to_numpy(part)
+        for part in q.get_layer("head").quantized_weights()["kernel"]
+    )
+    rounded = np.clip(np.rint(hidden / step), 0, 255) * step
+    layer = model.get_layer("head")
+    kernel_float, bias = (keras.ops.convert_to_numpy(v) for v in (layer.kernel, layer.bias))
+    out = float(keras.ops.convert_to_numpy(quantizers(q)["head"].scale))
+    alone = np.rint((rounded @ (kernel * scale) + bias) / out) * out
+    expected = noise(rounded @ kernel_float + bias, alone)
+    assert by_name["head"].local_snr == pytest.approx(expected, abs=0.5)
+    assert by_name["features"].local_snr == pytest.approx(by_name["features"].snr, abs=1e-3)
+
+
+def test_the_layer_that_is_at_fault_has_the_noise(model, x):
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    quantizers(q)["hidden_relu"].set_range(0.0, 0.3)
+    found = intact.compare(q, intact.export(q), x, float_model=model)
+    worst = min(found.layers, key=lambda a: a.local_snr)
+    assert worst.name == "hidden_relu"
+    assert worst.activations.clipped > 0.1
+    assert worst.activations.range == pytest.approx((0.0, 0.3), abs=0.01)
+    assert found.layers[-1].local_snr > 30 > worst.local_snr
+    assert found.different == 0
+
+
+def test_comparing_changes_nothing(model, x, tmp_path):
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    before, config, content = weights(q), json.dumps(q.get_config()), intact.export(q)
+    intact.compare(q, content, x, float_model=model)
+    assert json.dumps(q.get_config()) == config
+    assert all(np.array_equal(a, b) for a, b in zip(weights(q), before, strict=True))
+    assert intact.export(q) == content
+    q.save(tmp_path / "q.keras")
+    loaded = keras.saving.load_model(tmp_path / "q.keras")
+    assert np.array_equal(loaded.predict(x, verbose=0), q.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("scheme", ["float16", "weight_only_4", "dynamic_range"])
+def test_schemes_of_float_activations(rng, scheme):
+    model = enliven(cnn(), rng)
+    data = rng.normal(size=(8, 8, 8, 3)).astype("float32")
+    q = intact.quantize_model(model, scheme)
+    found = intact.compare(q, intact.export(q), data, float_model=model)
+    assert found.layers == ()
+    # Fused layers have the weights of the one that they are fused into.
+    assert [a.name for a in found.floats] == ["act", "act_2", "pool", "head"]
+    assert [found.floats[i].layer for i in (0, 1, 3)] == ["conv", "depthwise", "head"]
+    assert [found.floats[i].kind for i in (0, 3)] == ["Conv2D", "Dense"]
+    assert [a.weights is None for a in found.floats] == [False, False, True, False]
+    assert [a.local_snr is None for a in found.floats] == [False, False, True, False]
+    limit = {"float16": 55, "weight_only_4": 12, "dynamic_range": 25}[scheme]
+    assert all(limit < a.snr < limit + 50 for a in found.floats)
+
+
+def test_a_float_model_with_a_quantized_file(rng):
+    model = enliven(cnn(), rng)
+    data = rng.normal(size=(16, 8, 8, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    content = intact.export(q)
+    with_q = intact.compare(q, content, data, float_model=model)
+    alone = intact.compare(model, content, data)
+    snr = {a.name: a.snr for a in with_q.layers}
+    assert [a.name for a in alone.layers] == ["act", "act_2", "pool", "head"]
+    assert all(a.snr == pytest.approx(snr[a.name], abs=0.1) for a in alone.layers)
+    assert alone.outputs[0].snr == pytest.approx(with_q.outputs[0].snr, abs=0.1)
+
+
+def test_float_islands_are_marked(rng):
+    rules = (intact.Rule("act", None, None), intact.Rule())
+    q = intact.quantize_model(enliven(cnn("tanh"), rng), intact.Scheme("island", rules))
+    data = rng.normal(size=(8, 8, 8, 3)).astype("float32")
+    found = intact.compare(intact.calibrate(q, data, verbose=0), intact.export(q), data)
+    assert [node.kind for node in found.nodes if node.float] == ["TANH"]
+    assert "act" in [a.name for a in found.floats]
+    assert all(max(node.reads, default=-1) < i for i, node in enumerate(found.nodes))
+
+
+def test_shared_layers_find_their_float_tensors(rng):
+    inputs = keras.Input((4,), name="x")
+    shared = layers.Dense(4, activation="relu", name="shared")
+    model = enliven(keras.Model(inputs, layers.Dense(2)(shared(shared(inputs)))), rng)
+    data = rng.normal(size=(30, 4)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    found = intact.compare(q, intact.export(q), data, float_model=model)
+    assert all(a.snr > 20 for a in found.layers)
+
+
+def test_another_float_model_is_refused(q, x):
+    other = keras.Sequential([keras.Input((6,)), layers.Dense(3, name="other")])
+    with pytest.raises(intact.IntactError, match="the float model that it was made from"):
+        intact.compare(q, intact.export(q), x, float_model=other)
+
+
+def test_json(q, model, x, tmp_path):
+    found = intact.compare(q, intact.export(q), x, float_model=model)
+    found.to_json(tmp_path / "c.json")
+    made = json.loads((tmp_path / "c.json").read_text())
+    assert [a["name"] for a in made["layers"]] == ["features", "hidden_relu", "head"]
+    assert made["layers"][1]["activations"]["counts"]
+    with pytest.raises(intact.ExportError, match="is missing"):
+        found.to_json(tmp_path / "none" / "c.json")
+
+
+def test_node_data_of_model_explorer(q, model, x, tmp_path):
+    content = intact.export(q)
+    names = {t["name"] for t in intact.inspect(content).to_dict()["graphs"][0]["tensors"]}
+    for reference in (model, None):
+        found = intact.compare(q, content, x, float_model=reference)
+        found.to_model_explorer(tmp_path / "nodes.json")
+        made = json.loads((tmp_path / "nodes.json").read_text())
+        assert set(made["results"]) == {"features", "hidden_relu", "head"} <= names
+        values = [entry["value"] for entry in made["results"].values()]
+        assert values == [a.max_lsb if reference is None else a.snr for a in found.layers]
+        assert [stop["stop"] for stop in made["gradient"]] == [0, 0.5, 1]

@@ -92,6 +92,11 @@ class LiteRTModel:
         self.input_names, self.output_names = list(self.input_details), list(self._outputs)
         self.output_tensors = [d["name"] for d in self.interpreter.get_output_details()]
 
+    @property
+    def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Per input its shape; None where any size goes."""
+        return {name: _shape(detail) for name, detail in self.input_details.items()}
+
     def _allocate(self) -> bool:
         """Allocate the tensors, unless sizes are open that are yet too small for the kernels."""
         try:
@@ -160,6 +165,22 @@ class LiteRTModel:
             results = {name: self._to_real(name, value) for name, value in results.items()}
         return next(iter(results.values())) if len(results) == 1 else results
 
+    def run_on_zeros(self) -> None:
+        """Run once on zeros, one sample where the batch is dynamic.
+
+        Raises:
+            IntactError: The file does not run.
+        """
+        try:
+            self._run(
+                {
+                    name: np.zeros([size or 1 for size in _shape(detail)], detail["dtype"])
+                    for name, detail in self.input_details.items()
+                }
+            )
+        except (RuntimeError, ValueError) as error:
+            raise IntactError(f"LiteRT cannot run this file: {error}") from error
+
     def output_params(self, name: str) -> tuple[float, int] | None:
         """Scale and zero point of an output, or None if it is float."""
         scale, zero_point = self._outputs[name]["quantization"]
@@ -193,9 +214,9 @@ class LiteRTModel:
         arrays = {}
         for name, detail in self.input_details.items():
             array = np.asarray(named[name])
-            shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
+            shape = _shape(detail)
             fits = array.ndim == len(shape) and all(
-                want in (-1, got) for want, got in zip(shape[1:], array.shape[1:], strict=False)
+                want in (None, got) for want, got in zip(shape[1:], array.shape[1:], strict=False)
             )
             if array.ndim and array.dtype.kind in "OSU":
                 raise InvalidDataError(
@@ -203,7 +224,7 @@ class LiteRTModel:
                 )
             if not fits:
                 raise InvalidDataError(
-                    f"Input {name!r} takes shape {tuple(int(s) for s in shape)}, -1 for any size. "
+                    f"Input {name!r} takes shape {shape}, None for any size. "
                     f"Received: {array.shape}."
                 )
             arrays[name] = self._to_stored(array, detail)
@@ -253,6 +274,11 @@ class LiteRTModel:
             self.interpreter.set_tensor(self.input_details[name]["index"], array)
         self.interpreter.invoke()
         return {n: self.interpreter.get_tensor(d["index"]) for n, d in self._outputs.items()}
+
+
+def _shape(detail: dict) -> tuple[int | None, ...]:
+    shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
+    return tuple(None if size == -1 else int(size) for size in shape)
 
 
 def delegated(content: bytes) -> list[bool]:

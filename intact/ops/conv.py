@@ -52,6 +52,27 @@ class Convolution(Weighted):
                     return tracer.emit(layer, x, padding="same")
         return tracer.emit(layer, args[0])
 
+    @classmethod
+    def windows(cls, layer: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+        sizes, kernel = x.shape[1:3], layer.kernel_size
+        geometry = (sizes, kernel, layer.strides, layer.dilation_rate)
+        same = layer.padding == "same"
+        pads = same_padding(*geometry) if same else [(0, 0), (0, 0)]
+        x = np.pad(x, [(0, 0), *pads, (0, 0)])
+        taps = []
+        for axis, (_, k, stride, rate) in enumerate(zip(*geometry, strict=True)):
+            count = (x.shape[axis + 1] - (k - 1) * rate - 1) // stride + 1
+            start = (places[:, axis + 1] * count).astype(int) * stride
+            taps.append(start[:, None] + np.arange(k) * rate)
+        sample = (places[:, 0] * len(x)).astype(int)
+        found = x[sample[:, None, None], taps[0][:, :, None], taps[1][:, None, :]]
+        return cls.grouped(layer, found)
+
+    @classmethod
+    def grouped(cls, layer: Any, found: np.ndarray) -> np.ndarray:
+        """Windows of `(windows, height, width, channels)` by groups of channels."""
+        raise NotImplementedError
+
 
 def conv_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
     """Cases that every convolution with these arguments has."""
@@ -102,6 +123,12 @@ class Conv2D(Convolution):
     )
 
     @classmethod
+    def grouped(cls, layer: Any, found: np.ndarray) -> np.ndarray:
+        n, h, w, _ = found.shape
+        parts = found.reshape(n, h * w, layer.groups, -1)
+        return parts.swapaxes(2, 3).reshape(n, -1, layer.groups)
+
+    @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:
         if dtype != "int4":
             return cls.arithmetic
@@ -144,6 +171,10 @@ class DepthwiseConv2D(Convolution):
         *conv_cases(layers.DepthwiseConv2D, depth_multiplier=3),
         Case(lambda: layers.DepthwiseConv2D(3, dilation_rate=2, padding="same"), (8, 8, 4)),
     )
+
+    @classmethod
+    def grouped(cls, layer: Any, found: np.ndarray) -> np.ndarray:
+        return found.reshape(len(found), -1, found.shape[-1])
 
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from keras import layers, ops
 
 from intact.numerics import Tensor
@@ -28,6 +29,11 @@ class Dense(Weighted):
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         return ops.matmul(x, kernel)
+
+    @classmethod
+    def windows(cls, layer: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[(places[:, 0] * len(rows)).astype(int)][..., None]
 
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:

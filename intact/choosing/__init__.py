@@ -1,0 +1,1 @@
+"""Which scheme for which layer, and for a whole model."""

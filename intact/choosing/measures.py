@@ -1,0 +1,77 @@
+"""What is measured of a file: size, time, and how good its outputs are."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from intact.litert.runtime import LiteRTModel, load_litert
+
+Metric = Callable[[Any], float]
+"""From a model's outputs to a number, larger is better."""
+
+
+def top1(labels: np.ndarray) -> Metric:
+    """A metric: the share of samples whose largest output is that of the label.
+
+    Args:
+        labels: Whole numbers, or one-hot rows.
+
+    Example:
+
+    >>> top1(np.array([0, 1]))(np.array([[0.9, 0.1], [0.8, 0.2]]))
+    0.5
+    """
+    labels = np.asarray(labels)
+    whole = labels.argmax(-1) if labels.ndim > 1 and labels.shape[-1] > 1 else labels.reshape(-1)
+    return lambda outputs: float((np.asarray(outputs).argmax(-1).reshape(-1) == whole).mean())
+
+
+def agreement(expected: Any) -> Metric:
+    """A metric: the share of samples whose largest output is where it was expected.
+
+    For outputs that are no shares of classes it is 1 less the error relative to the variance.
+
+    Args:
+        expected: The outputs of the float model: an array, or a dict of them.
+    """
+
+    def one(expected: np.ndarray, found: np.ndarray) -> float:
+        if expected.ndim == 2 and expected.shape[1] > 1:
+            return float((expected.argmax(1) == found.argmax(1)).mean())
+        spread = float(np.mean((expected - expected.mean(axis=0)) ** 2)) or 1.0
+        return 1 - float(np.mean((expected - found) ** 2)) / spread
+
+    def metric(outputs: Any) -> float:
+        if isinstance(expected, dict):
+            return min(one(expected[name], outputs[name]) for name in expected)
+        return one(expected, outputs)
+
+    return metric
+
+
+def latencies(files: list[bytes], threads: int = 1, seconds: float = 1.0) -> list[float]:
+    """Milliseconds of one run of each file, taken in turns: the median of each.
+
+    Args:
+        files: LiteRT files.
+        threads: Threads that the runtime may use.
+        seconds: How long to measure, for each file.
+    """
+    models = [load_litert(file, threads) for file in files]
+    spans: list[list[float]] = [[] for _ in models]
+    for model in models:
+        _run(model)
+    end = time.perf_counter() + seconds * len(models)
+    while time.perf_counter() < end or not spans[-1]:
+        for model, found in zip(models, spans, strict=True):
+            start = time.perf_counter()
+            _run(model)
+            found.append(time.perf_counter() - start)
+    return [1000 * float(np.median(found)) for found in spans]
+
+
+def _run(model: LiteRTModel) -> None:
+    """One run, on zeros: time does not depend on values."""
+    model.interpreter.invoke()

@@ -1,0 +1,1 @@
+"""Accuracy that quantization costs, won back without labels."""

@@ -1,0 +1,181 @@
+"""Moving scales between layers, so that the channels of a tensor fill its range alike.
+
+A ReLU commutes with a positive factor: what a layer's channel is divided by, the layer that
+reads it can be multiplied with, and the float model stays the same (cross-layer equalization,
+Nagel et al., arXiv:1906.04721, section 4.1). Here each channel of weights has a scale of its own,
+which takes up any factor of an output channel; what gains is the tensor in between, which has
+one scale for all channels. What may lose is the weights that read it, whose channels of input
+share a scale. So the factors are those that leave both as uneven as the other (Xiao et al.,
+arXiv:2211.10438, equation 4, with a half), or make the tensor even where a depthwise convolution
+reads it, whose channels have scales of their own.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from intact.graph import Graph, Node, view
+from intact.numerics import to_numpy
+from intact.ops.activation import relu_bounds
+from intact.ops.base import get_op
+from intact.ops.conv import DepthwiseConv2D
+from intact.quantizers import FakeQuantize
+from intact.recovery.layerwise import adjustable
+from intact.recovery.walk import Walk, folded_norm, in_float
+
+HOMOGENEOUS = (
+    layers.AveragePooling2D,
+    layers.Dropout,
+    layers.LeakyReLU,
+    layers.MaxPooling2D,
+    layers.UpSampling2D,
+    layers.ZeroPadding2D,
+)
+"""Layers that commute with a positive factor per channel."""
+
+HEADROOM = 1.1
+"""How far beyond the largest value seen a limited ReLU still lets values through."""
+
+LARGEST = 64.0
+"""The largest factor, or divisor, of a channel."""
+
+
+@dataclass
+class Pair:
+    """Two layers with a tensor in between whose channels can be scaled.
+
+    Args:
+        first: The call that makes the tensor.
+        norm: The batch norm behind it, if there is one.
+        upper: Where a ReLU clamps it.
+        second: The call that reads it.
+        factors: What its channels are divided by.
+    """
+
+    first: Node
+    norm: Any
+    upper: float | None
+    second: Node
+    factors: Any = None
+
+
+def pairs(graph: Graph) -> Iterator[Pair]:
+    """The pairs of layers between which scales can be moved."""
+    calls = Counter(id(node.layer) for node in graph.nodes)
+    for first in graph.nodes:
+        if not adjustable(first.layer) or calls[id(first.layer)] > 1:
+            continue
+        if isinstance(first.layer.layer, layers.Conv2DTranspose):
+            continue
+        norm, upper = folded_norm(first, graph), None
+        if norm is not None and not norm.scale:
+            continue
+        node: Node | None = graph.sole_consumer(first.outputs[0])
+        if norm is not None and node is not None:
+            node = graph.sole_consumer(node.outputs[0])
+        while node is not None and not adjustable(node.layer):
+            held = getattr(node.layer, "layer", node.layer)
+            bounds = relu_bounds(held)
+            if isinstance(node.layer, FakeQuantize):
+                if node.layer.slots > 1 or node.kwargs.get("lower") not in (None, 0.0):
+                    break
+                upper = node.kwargs.get("upper", upper)
+            elif bounds:
+                upper = bounds[1] or upper
+            elif not isinstance(held, HOMOGENEOUS):
+                break
+            node = graph.sole_consumer(node.outputs[0])
+        else:
+            if node is not None and calls[id(node.layer)] == 1:
+                channels = first.outputs[0].shape[-1]
+                if _input_channels(node.layer.layer) == channels:
+                    yield Pair(first, norm, upper, node)
+
+
+def _input_channels(layer: Any) -> int | None:
+    """How many channels a layer reads, if each has weights of its own on the axis -2."""
+    if getattr(layer, "groups", 1) > 1 or isinstance(layer, layers.Conv2DTranspose):
+        return None
+    return layer.kernel.shape[-2]
+
+
+def equalize(model: keras.Model, batches: list[list[Any]], bar: Any) -> int:
+    """Move scales between the layers of a quantized model; its ranges are to be found anew.
+
+    Args:
+        model: The model; its float weights change, but not what they compute.
+        batches: Per batch, the arrays of the inputs.
+        bar: Counts the calls made.
+
+    Returns:
+        Between how many pairs of layers.
+    """
+    graph = view(model)
+    walk = Walk(graph, batches)
+    found = {id(pair.second): pair for pair in pairs(graph)}
+    for node in graph.nodes:
+        if node.is_input:
+            continue
+        if id(node) in found:
+            # Ahead of the call, which forgets its inputs.
+            pair = found[id(node)]
+            peaks = [_peaks(to_numpy(x)) for x in walk.real(node.args[0])]
+            pair.factors = _factors(np.max(peaks, axis=0), pair.upper, node.layer.layer)
+        walk.step(node, in_float)
+        bar.add(1)
+    for pair in found.values():
+        _scale(pair)
+    return len(found)
+
+
+def _peaks(x: np.ndarray) -> np.ndarray:
+    return np.abs(x).max(axis=tuple(range(x.ndim - 1)))
+
+
+def _factors(peaks: np.ndarray, upper: float | None, reader: Any) -> np.ndarray:
+    """What the channels of a tensor are divided by.
+
+    Args:
+        peaks: The largest magnitude of each channel.
+        upper: Where a ReLU clamps.
+        reader: The layer that reads the tensor.
+    """
+    peak = peaks.max()
+    kernel = np.abs(to_numpy(reader.kernel))
+    kernel = kernel.reshape(-1, *kernel.shape[-2:]).max(axis=0)
+    live = (peaks > peak / LARGEST**2) & (kernel.max(axis=1) > 0)
+    if not live.any():
+        return np.ones(len(peaks), "float32")
+    even = np.where(live, peaks, peak) / peak
+    if get_op(reader) is not DepthwiseConv2D:
+        # Per channel of output, for each has a scale of its own.
+        share = (kernel / np.maximum(kernel.max(axis=0), 1e-30)).max(axis=1)
+        even = np.sqrt(even / np.where(live, share, 1.0))
+        even = even * (peaks[live] / even[live]).max() / peak
+    factors = np.clip(even, 1 / LARGEST, LARGEST)
+    if upper is not None:
+        # Enlarged, and not up to where it clamps; never made smaller, for it would clamp no more.
+        factors = np.clip(factors, np.minimum(HEADROOM * peaks / upper, 1.0), 1.0)
+    return np.where(live, factors, 1.0).astype("float32")
+
+
+def _scale(pair: Pair) -> None:
+    """Divide the channels of a tensor, and multiply the weights that read it."""
+    first, factors = pair.first.layer.layer, pair.factors
+    if pair.norm is not None:
+        divided = [pair.norm.gamma, *([pair.norm.beta] if pair.norm.center else [])]
+    else:
+        kernel = first.kernel
+        shape = [*kernel.shape[:-2], -1] if get_op(first) is DepthwiseConv2D else kernel.shape
+        value = to_numpy(kernel).reshape(shape) / factors
+        kernel.assign(value.reshape(kernel.shape))
+        divided = [] if first.bias is None else [first.bias]
+    for variable in divided:
+        variable.assign(to_numpy(variable) / factors)
+    reader = pair.second.layer.layer.kernel
+    reader.assign(to_numpy(reader) * factors[:, None])

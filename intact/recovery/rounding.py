@@ -1,0 +1,189 @@
+"""Rounding weights so that the sums of products change least, not the weights themselves.
+
+For a layer with weights `w` and inputs `x`, the weights `q` on the grid are sought that minimise
+the mean of `(w x - q x)**2`, a quadratic form of `q`: the objective of AdaRound (Nagel et al.,
+arXiv:2004.10568, equation 13). It is solved for one weight of every output channel after the
+other, in turns, each time exactly (coordinate descent: Behdin et al., arXiv:2309.01885). The
+inputs are those that the quantized model has; what it lacks in the mean, a bias makes up for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from intact.numerics import half_precision, host, integer_range, weight_params
+from intact.scheme import TensorSpec
+
+SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+"""The shares of a channel's range that are tried as its new range."""
+
+
+@dataclass
+class Moments:
+    """What a layer's weights are multiplied with: moments of its windows, in groups.
+
+    Args:
+        square: Covariance of the taps in the quantized model, `(groups, taps, taps)`.
+        mean: Their mean there, `(groups, taps)`.
+        target: Their mean in the float model, likewise.
+    """
+
+    square: np.ndarray
+    mean: np.ndarray
+    target: np.ndarray
+
+    @classmethod
+    def of(cls, rounded: np.ndarray, real: np.ndarray, damping: float = 0.01) -> "Moments":
+        """Moments of windows.
+
+        Args:
+            rounded: `(windows, taps, groups)`, as the quantized model has them.
+            real: The same as the float model has them.
+            damping: What is added to the variances, for windows that were not seen: a share
+                of their mean.
+        """
+        taps = np.ascontiguousarray(rounded.transpose(2, 1, 0))
+        mean = taps.mean(axis=-1)
+        taps -= mean[..., None]
+        square = taps @ taps.swapaxes(1, 2) / taps.shape[-1]
+        ridge = damping * np.einsum("gkk->g", square) / square.shape[1] + 1e-12
+        square += ridge[:, None, None] * np.eye(square.shape[1], dtype="float32")
+        return cls(square, mean, real.mean(axis=0).T)
+
+    def error(self, kernel: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+        """The variance of the error of the sums, per group and channel.
+
+        Args:
+            kernel: `(groups, taps, channels)`.
+            rounded: The same, rounded.
+        """
+        gap = kernel - rounded
+        return np.sum(gap * (self.square @ gap), axis=1)
+
+    def shift(self, kernel: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+        """What rounding takes from the mean of the sums, per group and channel."""
+        return np.einsum("gk,gkm->gm", self.target, kernel) - np.einsum(
+            "gk,gkm->gm", self.mean, rounded
+        )
+
+
+def descend(
+    moments: Moments,
+    kernel: np.ndarray,
+    rounded: np.ndarray,
+    snap: Callable[[np.ndarray, int], np.ndarray],
+    fixed: np.ndarray,
+    sweeps: int = 4,
+) -> np.ndarray:
+    """Round weights, each given the others, until none changes.
+
+    Args:
+        moments: Of the layer's windows.
+        kernel: Float weights, `(groups, taps, channels)`.
+        rounded: Where to start.
+        snap: `(values, tap) -> the nearest ones on the grid`; values are those of one tap.
+        fixed: Which weights stay.
+        sweeps: How many times to go through all taps at most.
+
+    Returns:
+        The rounded weights.
+    """
+    rounded = rounded.copy()
+    # Half the slope of the error, kept up to date.
+    slope = moments.square @ (rounded - kernel)
+    for _ in range(sweeps):
+        changed = False
+        for k in range(kernel.shape[1]):
+            best = rounded[:, k] - slope[:, k] / moments.square[:, k, k, None]
+            step = np.where(fixed[:, k], 0.0, snap(best, k) - rounded[:, k]).astype("float32")
+            if np.any(step):
+                changed = True
+                rounded[:, k] += step
+                slope += moments.square[:, :, k, None] * step[:, None, :]
+        if not changed:
+            break
+    return rounded
+
+
+@dataclass
+class Grid:
+    """The values that a layer's kernel may have, in the form `(groups, taps, channels)`.
+
+    Args:
+        kernel: Float weights, within the range of the grid.
+        rounded: The nearest values of the grid.
+        snap: As for `descend`.
+        fixed: The weights that make the range, which stay.
+    """
+
+    kernel: np.ndarray
+    rounded: np.ndarray
+    snap: Callable[[np.ndarray, int], np.ndarray]
+    fixed: np.ndarray
+
+
+def integer_grid(kernel: np.ndarray, spec: TensorSpec, share: np.ndarray | None = None) -> Grid:
+    """The grid of integers times their scales.
+
+    Args:
+        kernel: Float weights, `(groups, taps, channels)`.
+        spec: How they are quantized.
+        share: The share of each channel's range that is kept, `(groups, 1, channels)`.
+    """
+    if share is not None:
+        limit = share * np.abs(kernel).max(axis=1, keepdims=True)
+        kernel = np.clip(kernel, -limit, limit)
+    axis = (0, 2) if spec.per_axis else None
+    scale, zero_point = weight_params(kernel, spec.bits, axis, host, spec.symmetric)
+    scale, zero_point = np.broadcast_arrays(scale, zero_point)
+    low, high = integer_range(spec.bits, narrow=spec.symmetric)
+
+    def to_grid(values: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(values / scale), low - zero, high - zero) * scale
+
+    def snap(values: np.ndarray, tap: int) -> np.ndarray:
+        # One scale for each channel, or for all.
+        return to_grid(values, scale[:, 0], zero_point[:, 0])
+
+    fixed = np.zeros(kernel.shape, bool)
+    for ends in (np.abs(kernel),) if spec.symmetric else (kernel, -kernel):
+        if spec.per_axis:
+            np.put_along_axis(fixed, ends.argmax(axis=1)[:, None], True, axis=1)
+        else:
+            fixed.flat[ends.argmax()] = True
+    rounded = np.where(fixed, kernel, to_grid(kernel, scale, zero_point))
+    return Grid(kernel, rounded.astype("float32"), snap, fixed)
+
+
+def half_grid(kernel: np.ndarray, factor: np.ndarray) -> Grid:
+    """The grid of float16, as the file has it: with a batch norm folded into the weights.
+
+    Args:
+        kernel: Float weights, `(groups, taps, channels)`.
+        factor: The batch norm's factors, `(groups, channels)`.
+    """
+    factor = np.where(factor == 0, np.float32(1), factor)
+
+    def snap(values: np.ndarray, tap: int) -> np.ndarray:
+        return half_precision(values * factor, host) / factor
+
+    rounded = half_precision(kernel * factor[:, None], host) / factor[:, None]
+    return Grid(kernel, rounded, snap, np.zeros(kernel.shape, bool))
+
+
+def shrunk(moments: Moments, kernel: np.ndarray, spec: TensorSpec) -> Grid:
+    """The grid of the range, per channel, that leaves the smallest error.
+
+    Args:
+        moments: Of the layer's windows.
+        kernel: Float weights, `(groups, taps, channels)`.
+        spec: How they are quantized.
+    """
+    shape = (kernel.shape[0], 1, kernel.shape[2])
+    errors = []
+    for share in SHRINK:
+        grid = integer_grid(kernel, spec, np.full(shape, share, "float32"))
+        errors.append(moments.error(kernel, grid.rounded))
+    best = np.array(SHRINK, "float32")[np.argmin(errors, axis=0)]
+    return integer_grid(kernel, spec, best.reshape(shape))

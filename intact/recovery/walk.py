@@ -1,0 +1,183 @@
+"""Runs a quantized model call by call, in float or on integers."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from intact.graph import Graph, Node, view
+from intact.kernels import no_gradients
+from intact.numerics import along, half_precision, host, to_numpy
+from intact.ops.base import Fixed, find_op, get_op
+from intact.quantizers import FakeQuantize
+from intact.training import Dequantize, Quantized, QuantizedWeights
+
+Call = Callable[[Graph, Node, tuple[Any, ...]], Any]
+
+
+def in_float(graph: Graph, node: Node, args: tuple[Any, ...]) -> Any:
+    """Make a call of a quantized model's graph without any rounding."""
+    layer = node.layer
+    if isinstance(layer, FakeQuantize):
+        return layer.real(*args, **node.kwargs)
+    if isinstance(layer, QuantizedWeights):
+        operands = [args[0]] if len(layer.shapes) == 1 else args[0]
+        weights = {name: getattr(layer.layer, name) for name in layer.weight_axes()}
+        return get_op(layer.layer).real(layer.layer, operands, weights)
+    if isinstance(layer, Quantized) and not node.kwargs.get("folds"):
+        axes, weights = layer.weight_axes(), {}
+        for name, (_, scale) in layer.quantized_weights().items():
+            w = ops.convert_to_tensor(getattr(layer.layer, name))
+            weights[name] = (w / along(scale, axes[name], w.shape), scale)
+        return layer.compute(args[0], weights)
+    return layer(*args, **node.kwargs)
+
+
+def as_filed(graph: Graph, node: Node, args: tuple[Any, ...]) -> Any:
+    """Make a call of a quantized model's graph as the file will.
+
+    That is as the model makes it, but for float16: the file rounds weights that a batch norm
+    was folded into.
+    """
+    layer = node.layer
+    if isinstance(layer, QuantizedWeights) and layer.spec and layer.spec.kind == "float":
+        norm = folded_norm(node, graph)
+        if norm is not None:
+            kernel = to_numpy(layer.layer.kernel)
+            axis = get_op(layer.layer).weights["kernel"].axis
+            channels = int(np.prod([kernel.shape[a] for a in axis]))
+            factor, _ = get_op(norm).factors(norm, channels)
+            factor = along(np.where(factor == 0, np.float32(1), factor), axis, kernel.shape, host)
+            weights = {"kernel": half_precision(kernel * factor, host) / factor}
+            return get_op(layer.layer).real(layer.layer, [args[0]], weights)
+    return layer(*args, **node.kwargs)
+
+
+def folded_norm(node: Node, graph: Graph) -> Any:
+    """The batch norm that becomes part of a layer's weights in the file, if there is one."""
+    following = graph.sole_consumer(node.outputs[0])
+    if following is None:
+        return None
+    if isinstance(node.layer, QuantizedWeights):
+        op = find_op(following.layer)
+        folds = op is not None and op.folds_into_weights(following.layer, node.outputs[0].shape)
+        return following.layer if folds else None
+    return following.layer.layer if following.kwargs.get("folds") else None
+
+
+class Walk:
+    """The tensors of a model's graph on some batches, as far as they are still needed.
+
+    Args:
+        graph: The view of a quantized model.
+        batches: Per batch, the arrays of the inputs.
+        keep: Tensors that are kept to the end.
+    """
+
+    def __init__(self, graph: Graph, batches: list[list[Any]], keep: Any = ()) -> None:
+        self.graph = graph
+        self.values: list[dict[int, Any]] = [
+            {id(t): ops.convert_to_tensor(a) for t, a in zip(self.graph.inputs, batch, strict=True)}
+            for batch in batches
+        ]
+        self._readers = Counter(id(t) for node in self.graph.nodes for t in node.inputs)
+        self._kept = {id(t) for t in (*self.graph.outputs, *keep)}
+
+    def step(self, node: Node, call: Call) -> None:
+        """Make one call on every batch; tensors that nobody else reads are forgotten."""
+        for values in self.values:
+            args = keras.tree.map_structure(
+                lambda a, v=values: v[id(a)] if isinstance(a, keras.KerasTensor) else a, node.args
+            )
+            with no_gradients():
+                found = keras.tree.flatten(call(self.graph, node, args))
+            values.update(zip(map(id, node.outputs), found, strict=True))
+        for tensor in node.inputs:
+            self._readers[id(tensor)] -= 1
+            if not self._readers[id(tensor)] and id(tensor) not in self._kept:
+                for values in self.values:
+                    del values[id(tensor)]
+
+    def real(self, operand: Any) -> list[Any]:
+        """Per batch, the real values of a tensor of the graph, or of a triple of them."""
+        if isinstance(operand, keras.KerasTensor):
+            return [values[id(operand)] for values in self.values]
+        n, scale, _ = operand
+        return [values[id(n)] * values[id(scale)] for values in self.values]
+
+
+def cut(arrays: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
+    """Batches of arrays.
+
+    Args:
+        arrays: One per input, samples first.
+        size: Samples per batch.
+
+    Example:
+
+    >>> [[part.tolist() for part in batch] for batch in cut([np.arange(3)], 2)]
+    [[[0, 1]], [[2]]]
+    """
+    starts = range(0, len(arrays[0]), size)
+    return [[array[start : start + size] for array in arrays] for start in starts]
+
+
+def run(model: keras.Model, batches: list[list[Any]], call: Call, wanted: list[Any]) -> Any:
+    """Run a model to the end.
+
+    Args:
+        model: A quantized model.
+        batches: Per batch, the arrays of the inputs.
+        call: How each call is made.
+        wanted: Tensors of the graph, or triples of them.
+
+    Returns:
+        Per batch, a list of arrays: the real values of what is wanted.
+    """
+    graph, found = view(model), []
+    for batch in batches:
+        walk = Walk(graph, [batch], [t for part in wanted for t in keras.tree.flatten(part)])
+        for node in graph.nodes:
+            if not node.is_input:
+                walk.step(node, call)
+        found.append([to_numpy(walk.real(part)[0]) for part in wanted])
+    return found
+
+
+def before_shares(graph: Graph, output: keras.KerasTensor) -> Any:
+    """What a softmax or sigmoid at the end makes shares of; the output where there is none.
+
+    Shares that are nearly 0 or 1 say little of how good the rest of a model is.
+
+    Args:
+        graph: The view of a quantized model.
+        output: One of its outputs.
+
+    Returns:
+        A tensor of the graph, or a triple of them.
+    """
+    node = graph.producer(output)
+    while isinstance(node.layer, Dequantize | FakeQuantize) and node.inputs:
+        node = graph.producer(node.inputs[0])
+    held = getattr(node.layer, "layer", node.layer)
+    known = isinstance(held, keras.layers.Layer) and find_op(held)
+    return node.args[0] if known and isinstance(known.output, Fixed) else output
+
+
+def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
+    """The mean squared error, in units of the variance over samples.
+
+    Args:
+        expected: Values, samples first.
+        found: What stands for them.
+
+    Example:
+
+    >>> relative_error(np.array([[0.0], [2.0]]), np.array([[0.0], [1.0]]))
+    0.5
+    """
+    variance = np.mean((expected - expected.mean(axis=0)) ** 2) or np.mean(expected**2) or 1.0
+    return float(np.mean((expected - found) ** 2) / variance)

@@ -1,0 +1,255 @@
+"""Recovery: weights that are rounded well, scales that are moved, and models that get better."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from small import cnn, enliven, host, mlp, quantizers, weights
+
+import intact
+from intact import IntactError, InvalidDataError
+from intact.graph import view
+from intact.ops.base import get_op
+from intact.recovery.equalization import equalize, pairs
+from intact.recovery.layerwise import adjustable
+from intact.recovery.rounding import Moments, descend, half_grid, integer_grid, shrunk
+from intact.recovery.walk import as_filed, cut, in_float, run
+from intact.scheme import TensorSpec
+from intact.training import Quantized
+
+SPEC_4 = TensorSpec(4, symmetric=True, per_axis=True)
+
+
+class Silent:
+    """A progress bar that nobody sees."""
+
+    def add(self, count):
+        pass
+
+
+@pytest.fixture
+def windows(rng):
+    """Windows whose taps go together, as neighbours in an image do."""
+    mixing = rng.normal(size=(24, 24)) * rng.random(24) ** 3
+    return np.maximum(rng.normal(size=(2000, 24)) @ mixing.T, 0).astype("float32")[..., None]
+
+
+@pytest.fixture
+def kernel(rng):
+    return rng.normal(size=(1, 24, 8)).astype("float32")
+
+
+def noise(windows, kernel, rounded):
+    """The variance of the error of the sums."""
+    return float(np.var(windows[..., 0] @ (kernel - rounded)[0], axis=0).sum())
+
+
+def images(rng, count=48):
+    """Smooth images, for white noise has nothing to learn from."""
+    coarse = rng.normal(size=(count, 4, 4, 3))
+    return np.repeat(np.repeat(coarse, 2, 1), 2, 2).astype("float32")
+
+
+def peculiar(rng):
+    """A CNN whose channels have very different ranges, as separable networks' have."""
+    x = inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn_2")(x))
+    x = layers.Conv2D(8, 1, activation="relu", name="pointwise")(x)
+    x = layers.Conv2D(6, 3, strides=2, groups=2, name="grouped")(x)
+    x = layers.Dense(4, name="head")(layers.Flatten()(x))
+    model = enliven(keras.Model(inputs, x), rng)
+    for name in ("bn", "bn_2"):
+        norm = model.get_layer(name)
+        spread = (2.0 ** np.arange(-4, 4)).astype("float32")
+        norm.gamma.assign(host(norm.gamma) * spread)
+        norm.beta.assign(host(norm.beta) * spread)
+    return model
+
+
+def error(q, model, x):
+    """Mean squared error of the file's outputs."""
+    found = intact.load_litert(intact.export(q)).predict(x)
+    return float(np.mean((found - model.predict(x, verbose=0)) ** 2))
+
+
+# The pieces ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_learned_rounding_beats_the_nearest(windows, kernel, bits):
+    spec = TensorSpec(bits, symmetric=True, per_axis=True)
+    moments = Moments.of(windows, windows)
+    grid = integer_grid(kernel, spec)
+    learned = descend(moments, kernel, grid.rounded, grid.snap, grid.fixed)
+    assert noise(windows, kernel, learned) < 0.7 * noise(windows, kernel, grid.rounded)
+
+
+def test_smaller_ranges_help_narrow_weights(windows, kernel):
+    moments = Moments.of(windows, windows)
+    plain, found = integer_grid(kernel, SPEC_4), shrunk(moments, kernel, SPEC_4)
+    assert noise(windows, kernel, found.rounded) < noise(windows, kernel, plain.rounded)
+    assert (np.abs(found.kernel).max(axis=1) <= np.abs(kernel).max(axis=1)).all()
+
+
+def test_learned_weights_are_on_the_grid(windows, kernel):
+    moments = Moments.of(windows, windows)
+    grid = shrunk(moments, kernel, SPEC_4)
+    learned = descend(moments, kernel, grid.rounded, grid.snap, grid.fixed)
+    again = integer_grid(learned, SPEC_4)
+    np.testing.assert_allclose(again.rounded, learned, rtol=1e-6)
+
+
+def test_half_precision_has_a_grid_behind_the_batch_norm(kernel):
+    factor = np.linspace(0.1, 3, 8, dtype="float32")[None]
+    folded = half_grid(kernel, factor).rounded * factor[:, None]
+    np.testing.assert_allclose(folded.astype("float16"), folded, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.Dense(5),
+        lambda: layers.Conv2D(5, 3, padding="same", strides=2),
+        lambda: layers.Conv2D(4, (2, 3), groups=2, dilation_rate=2),
+        lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"),
+    ],
+)
+def test_windows_are_what_the_kernel_sees(layer, rng):
+    layer = layer()
+    x = rng.normal(size=(2, 7, 8, 4)).astype("float32")
+    expected = host(layer(x)).reshape(2, -1, host(layer.bias).size)
+    op = get_op(layer)
+    sums = []
+    steps = np.arange(400) / 400
+    for place in np.stack([steps, steps * 0, steps * 0], 1)[[0, 200]]:
+        seen = op.windows(layer, x, place[None])
+        _, taps, groups = seen.shape
+        sums.append(np.einsum("nkg,kgm->ngm", seen, host(layer.kernel).reshape(taps, groups, -1)))
+    first = expected[:, 0]
+    np.testing.assert_allclose(np.concatenate(sums).reshape(2, -1), first, rtol=1e-4, atol=1e-5)
+
+
+def test_a_walk_in_float_is_the_float_model(rng):
+    model = peculiar(rng)
+    x = images(rng, 8)
+    q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
+    ((found,),) = run(q, cut([x], 8), in_float, q.outputs)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.ptp(expected))
+    ((found,),) = run(q, cut([x], 8), as_filed, q.outputs)
+    np.testing.assert_array_equal(found, q.predict(x, verbose=0))
+
+
+# Equalization -------------------------------------------------------------------------------
+
+
+def test_equalization_keeps_the_float_model(rng):
+    model = peculiar(rng)
+    x = images(rng)
+    q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
+    names = [(p.first.layer.name, p.second.layer.name) for p in pairs(view(q))]
+    assert names == [("conv", "depthwise"), ("depthwise", "pointwise")]
+    before = weights(q)
+    assert equalize(q, cut([x], 16), Silent()) == 2
+    assert any((a != b).any() for a, b in zip(before, weights(q), strict=True))
+    ((found,),) = run(q, cut([x], 48), in_float, q.outputs)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.ptp(expected))
+
+
+def test_equalization_never_moves_where_a_relu_clamps(rng):
+    model = enliven(cnn("relu6"), rng)
+    x = images(rng)
+    q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
+    expected = model.predict(x, verbose=0)
+    assert [p.upper for p in pairs(view(q))] == [6.0]
+    equalize(q, cut([x], 16), Silent())
+    ((found,),) = run(q, cut([x], 48), in_float, q.outputs)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.ptp(expected))
+
+
+def test_equalization_evens_out_channels(rng):
+    model = peculiar(rng)
+    x = images(rng)
+    q = intact.quantize_model(model)
+    plain = error(intact.calibrate(q, x, bias_correction=False, verbose=0), model, x)
+    only = {"bias_correction": False, "round": False}
+    q = intact.recover(intact.quantize_model(model), x, equalize=True, **only, verbose=0)
+    assert error(q, model, x) < plain
+
+
+# The whole ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["int8", "weight_only_4", "float16"])
+def test_recovers_and_the_file_holds_it(scheme, rng):
+    model = peculiar(rng)
+    x, x_test = images(rng, 96), images(rng, 96)
+    plain = intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0)
+    q = intact.recover(intact.quantize_model(model, scheme), x, verbose=0)
+    assert error(q, model, x_test) < error(plain, model, x_test)
+    if scheme != "float16":
+        found = intact.load_litert(intact.export(q)).predict(x_test)
+        seen = q.predict(x_test, verbose=0)
+        assert np.abs(found - seen).max() <= 1e-5 * np.ptp(seen)
+
+
+def test_weights_are_multiples_of_their_scales(rng):
+    model = peculiar(rng)
+    q = intact.recover(intact.quantize_model(model, "weight_only_4"), images(rng), verbose=0)
+    for layer in filter(adjustable, q.layers):
+        rounded = host(layer.real_weights()["kernel"])
+        np.testing.assert_allclose(host(layer.layer.kernel), rounded, rtol=1e-5, atol=1e-7)
+
+
+def test_a_calibrated_model_recovers_alike(rng):
+    """What calibration has corrected is taken back first."""
+    model, x = peculiar(rng), images(rng)
+    fresh = intact.recover(intact.quantize_model(model), x, round=True, verbose=0)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    loaded = Quantized.from_config(q.get_layer("conv").get_config())
+    np.testing.assert_array_equal(loaded.corrected, q.get_layer("conv").corrected)
+    intact.recover(q, x, round=True, verbose=0)
+    for a, b in zip(weights(fresh), weights(q), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_never_worse_on_samples_put_aside(rng):
+    model, x = enliven(mlp(), rng), rng.normal(size=(40, 6)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    aside = x[np.random.default_rng(0).permutation(40)[:10]]
+    expected = model.predict(aside, verbose=0)
+    before = np.mean((q.predict(aside, verbose=0) - expected) ** 2)
+    intact.recover(q, x, verbose=0)
+    assert np.mean((q.predict(aside, verbose=0) - expected) ** 2) <= before
+
+
+def test_same_seed_same_model(rng):
+    model, x = peculiar(rng), images(rng)
+    first, second = (
+        intact.recover(intact.quantize_model(model), x, equalize=False, verbose=0) for _ in "ab"
+    )
+    assert intact.export(first) == intact.export(second)
+
+
+def test_a_failure_leaves_the_model_as_it_was(rng, monkeypatch):
+    model, x = peculiar(rng), images(rng)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    before, corrected = weights(q), q.get_layer("conv").corrected
+    monkeypatch.setattr("intact.recovery.recover.adjust", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        intact.recover(q, x, verbose=0)
+    for old, new in zip(before, weights(q), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert q.get_layer("conv").corrected is corrected
+    assert all(fake.calibrated for fake in quantizers(q).values())
+
+
+def test_bad_input(rng):
+    with pytest.raises(IntactError, match="no quantized weights"):
+        intact.recover(mlp(), np.zeros((4, 6)))
+    with pytest.raises(InvalidDataError, match="empty"):
+        intact.recover(intact.quantize_model(mlp()), np.zeros((0, 6)))
