@@ -180,6 +180,25 @@ def lower(
     return _Lowering(model, input_dtype, output_dtype).run(integer_only)
 
 
+def lower_real(model: keras.Model, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
+    """Write a quantized model as a float file, to look at what its activations would be.
+
+    Weights and biases are rounded as they are in the integer model, and nothing else is.
+
+    Args:
+        model: A quantized model.
+        tensors: The tensors of its graph to look at: of quantized ones, the values.
+
+    Returns:
+        `(content, names)`: the bytes of the file, and of each tensor the name of the
+        output that it is.
+
+    Raises:
+        IntactError: An op has no float form.
+    """
+    return _RealLowering(model, "float32", "float32").run_for(tensors)
+
+
 class _Lowering:
     def __init__(self, model: keras.Model, input_dtype: str, output_dtype: str) -> None:
         self.model = model
@@ -393,6 +412,69 @@ class _Lowering:
         return self.builder.tensor(shape, dtype, name, scale=scale, zero_point=zero_point)
 
 
+class _RealLowering(_Lowering):
+    """The same walk, with float tensors wherever there are quantized ones."""
+
+    def run_for(self, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
+        inputs = [self._input(tensor) for tensor in self.graph.inputs]
+        for node in self.graph.nodes:
+            if not node.is_input:
+                self._node(node)
+        outputs: dict[int, tuple[str, Tensor]] = {}
+        for tensor in tensors:
+            found = self._tensor(tensor)
+            made = self.builder.copy(found) if found.buffer or found in inputs else found
+            outputs.setdefault(id(found), (f"output_{len(outputs)}", made))
+        names = [outputs[id(self._tensor(tensor))][0] for tensor in tensors]
+        return self.builder.finish(inputs, list(outputs.values())), names
+
+    def _quantizer(self, tensor: keras.KerasTensor) -> None:
+        return None
+
+    def _quantize(self, node: Node) -> None:
+        out, name = node.outputs[0], tensor_name(node.layer, node.kwargs)
+        waiting = self.pending.get(id(node.inputs[0]))
+        if not isinstance(waiting, LoweringNode) or not waiting.integer:
+            source = self._tensor(node.inputs[0])
+            if source.dtype != "float32":
+                number = self.builder.tensor(out.shape, "float32", name)
+                self.builder.add("CAST", [source], [number])
+                source = number
+            self.tensors[id(out)] = source
+            return
+        upper = None
+        if waiting.op.fuses:
+            bounds = (node.kwargs.get("lower"), node.kwargs.get("upper"))
+            upper = None if bounds in _FUSED else bounds[1]
+            waiting.activation = _FUSED.get(bounds, "RELU")
+        made = self._emit(waiting, self.builder.tensor(out.shape, "float32", name))
+        if upper is not None:
+            clamped, limit = self.builder.like(made, made.shape), np.array(upper, "float32")
+            self.builder.add("MINIMUM", [made, self.builder.constant(limit)], [clamped])
+            made = clamped
+        self.tensors[id(out)] = made
+
+    def _integer(self, node: Node) -> None:
+        super()._integer(node)
+        waiting = self.pending.get(id(node.outputs[0]))
+        if isinstance(waiting, LoweringNode) and not waiting.weights and node.layer.spec:
+            _stored_weights(waiting, node.layer)
+
+    def _emit(self, node: LoweringNode, output: Tensor) -> Tensor:
+        if node.integer:
+            for name, stored in node.weights.items():
+                scale = np.asarray(stored.scale if node.sums is None else node.sums.weight_scale)
+                weight = node.op.weights.get(name)
+                axis = (weight.axis if weight else (-1,)) if scale.ndim else None
+                values = stored.values * along(scale, axis, stored.values.shape, host)
+                node.weights[name] = Stored(values.astype("float32"))
+            if node.sums is not None:
+                bias = np.asarray(node.sums.bias * node.sums.weight_scale, "float32")
+                node.real_bias = np.broadcast_to(bias, (node.shape[-1] or 0,))
+            node.sums, node.integer = None, False
+        return super()._emit(node, output)
+
+
 def _dtype(tensor: keras.KerasTensor) -> str:
     """The file's type of a tensor that is not quantized."""
     return tensor.dtype if tensor.dtype in DTYPES else "float32"
@@ -423,7 +505,9 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     else:
         values, scale = op.unit(node.input.shape[-1] or 0)
         node.weights["kernel"] = Stored(values, "int8", scale)
-    node.sums = op.units(layer, node.input.scale, node.weights["kernel"].scale, host)
+    # In a float file the sums have the unit of the weights.
+    input_scale = node.input.scale if node.input.quantized else np.float32(1)
+    node.sums = op.units(layer, input_scale, node.weights["kernel"].scale, host)
 
 
 def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:

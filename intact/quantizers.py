@@ -24,7 +24,7 @@ from intact.numerics import (
     to_numpy,
     unquantized,
 )
-from intact.observers import MovingAverage, Observer, Range
+from intact.observers import MovingAverage, Range
 from intact.scheme import TensorSpec
 
 
@@ -236,7 +236,7 @@ class FakeQuantize(keras.layers.Layer):
         self.spec = spec or TensorSpec()
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
-        self.observer: Observer | None = None
+        self.observing = False
         low, high = integer_range(self.spec.bits)
         self.low, self.high = float(low), float(high)
 
@@ -258,29 +258,39 @@ class FakeQuantize(keras.layers.Layer):
         """Whether every slot has a range."""
         return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
 
-    def set_range(self, minimum: float, maximum: float) -> None:
-        """Set the range by hand, for all tensors that share it.
+    def set_range(self, minimum: float | np.ndarray, maximum: float | np.ndarray) -> None:
+        """Set the range by hand; training continues from it at its own slow pace.
 
         Args:
-            minimum: Smallest real value.
+            minimum: Smallest real value, of all tensors that share the range or of each.
             maximum: Largest real value.
         """
         ones = np.ones(self.slots, "float32")
-        self._assign(Range(ones * minimum, ones * maximum, self._settled()))
+        # The count of a moving average in its long run.
+        count = np.float32(round(1 / (1 - self.spec.momentum)))
+        self._assign(Range(ones * minimum, ones * maximum, ones * count))
 
     def reset(self) -> None:
         """Forget the range."""
         zeros = np.zeros(self.slots, "float32")
         self._assign(Range(zeros, zeros, zeros))
 
-    def finish_calibration(self) -> None:
-        """Let training continue from the range at its own slow pace."""
-        minimum = to_numpy(self.minimum)
-        self._assign(Range(minimum, to_numpy(self.maximum), self._settled()))
+    def grid(self, minimum: np.ndarray, maximum: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The integers that ranges would give.
 
-    def _settled(self) -> np.ndarray:
-        """The count of a moving average in its long run."""
-        return np.full(self.slots, round(1 / (1 - self.spec.momentum)), "float32")
+        Args:
+            minimum: Smallest real values, float32 of any shape.
+            maximum: Largest real values.
+
+        Returns:
+            `(scale, first, last)`: the scales, and the smallest and largest whole number
+            `q - zero_point`, float32 of the same shape.
+        """
+        scale, zero_point = map(to_numpy, self._params(minimum, maximum))
+        return scale, self.low - zero_point, self.high - zero_point
+
+    def _params(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+        return affine_params(minimum, maximum, self.spec.bits, self.spec.symmetric)
 
     def call(
         self,
@@ -312,12 +322,12 @@ class FakeQuantize(keras.layers.Layer):
         if arithmetic == RealArithmetic.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
-        if self.fixed is None and (self.observer is not None or (training and self.trainable)):
+        if self.observing:
+            # Calibration looks at what float activations would be.
+            return unquantized(_bounded(rule.real(pending), lower, upper))
+        if self.fixed is None and training and self.trainable:
             real = _bounded(rule.real(pending), lower, upper)
             self._observe(slot, ops.stop_gradient(real))
-            if self.observer is not None:
-                # Calibration looks at what float activations would be.
-                return unquantized(real)
         if final and training:
             return unquantized(_bounded(rule.real(pending), lower, upper))
         params = QTensor(None, self._value("scale"), self._value("zero_point"))
@@ -343,9 +353,9 @@ class FakeQuantize(keras.layers.Layer):
         return getattr(self, name) * 1.0
 
     def _observe(self, slot: int, real: Tensor) -> None:
-        observer = self.observer or MovingAverage(self.spec.momentum)
+        observer = MovingAverage(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
-        new = observer.update(state, ops.min(real), ops.max(real))
+        new = observer.update(state, observer.look(real))
         if self.slots == 1:
             self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
         else:
@@ -358,11 +368,8 @@ class FakeQuantize(keras.layers.Layer):
         self.maximum.assign(new.maximum)
         self.count.assign(new.count)
         # Slots without data hold 0, which is in every range anyway.
-        scale, zero_point = affine_params(
-            ops.min(self._value("minimum")),
-            ops.max(self._value("maximum")),
-            self.spec.bits,
-            self.spec.symmetric,
+        scale, zero_point = self._params(
+            ops.min(self._value("minimum")), ops.max(self._value("maximum"))
         )
         self.scale.assign(scale)
         self.zero_point.assign(zero_point)

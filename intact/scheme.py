@@ -3,10 +3,12 @@
 import fnmatch
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 
 from intact.errors import IntactError
+from intact.observers import Observer, get_observer
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class TensorSpec:
         kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
         dynamic: The range is that of each row or sample, found at run time (activations
             only): the tensor stays in float, and sums of products are computed on integers.
-        observer: How `calibrate` finds the range, if it is not told (activations only).
+        observer: How `calibrate` finds the range, if it is not told (activations only): an
+            `Observer`, or the name of one.
         momentum: Share of the old range that a training step keeps (activations only).
 
     Raises:
-        IntactError: A width or kind that there is not.
+        IntactError: A width, kind or observer that there is not.
 
     Example:
 
@@ -38,7 +41,7 @@ class TensorSpec:
     per_axis: bool = False
     kind: str = "int"
     dynamic: bool = False
-    observer: str = "min_max"
+    observer: str | Observer | dict[str, Any] = "min_max"
     momentum: float = 0.99
 
     def __post_init__(self) -> None:
@@ -48,6 +51,8 @@ class TensorSpec:
                 "Expected kind 'int' with 2 to 16 bits, 'uint' with 8 or 'float' with 16. "
                 f"Received: kind={self.kind!r}, bits={self.bits!r}."
             )
+        # From its name, or from what a saved model has of it.
+        object.__setattr__(self, "observer", get_observer(self.observer))
 
     @property
     def dtype(self) -> str:

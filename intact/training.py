@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import keras
+from keras import ops
 
 from intact.graph import deep_graphs, structure, view
 from intact.kernels import exact_convolution
@@ -60,13 +61,17 @@ class Quantized(keras.layers.Layer):
             layer.build(self.shapes[0] if len(self.shapes) == 1 else self.shapes)
         self.built = True
 
-    def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per name of a quantized weight, its whole numbers and scales."""
+    def quantized_weights(self, xp: Any = ops) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per name of a quantized weight, its whole numbers and scales.
+
+        Args:
+            xp: `keras.ops`, or `intact.numerics.host`.
+        """
         if self.spec is None:
             return {}
         bits, symmetric = self.spec.bits, self.spec.symmetric
         return {
-            name: quantize_weight(getattr(self.layer, name), bits, axis, symmetric=symmetric)
+            name: quantize_weight(getattr(self.layer, name), bits, axis, xp, symmetric)
             for name, axis in self.weight_axes().items()
         }
 
