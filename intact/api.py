@@ -9,7 +9,7 @@ import keras
 from intact.canonicalize import canonicalize
 from intact.errors import IntactError, UnusedRuleWarning
 from intact.lowering import lower, write_whole
-from intact.plan import Plan, make_plan
+from intact.plan import InputStats, Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
@@ -19,7 +19,10 @@ IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
 
 def quantize_model(
-    model: keras.Model, scheme: str | Scheme = "int8", allow_float: bool = False
+    model: keras.Model,
+    scheme: str | Scheme = "int8",
+    allow_float: bool = False,
+    input_stats: InputStats | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -32,6 +35,12 @@ def quantize_model(
         scheme: The name of a preset, or a `Scheme`.
         allow_float: Keep in float what has no integer form, in training and in the file,
             rather than refuse it. `explain` says beforehand what that is.
+        input_stats: Inputs by name whose integers are known beforehand, such as the bytes of
+            an image: `{"image": (mean, std)}` for `real = (q - mean) / std`, with q from 0 to
+            255. The file's scale is `1 / std`, and its zero point `mean` (to the next integer)
+            where it takes uint8, `mean - 128` where it takes int8. An input of 16 bits has
+            its zero point, and so `mean`, at 0. It is said here, not to `calibrate`, because
+            tensors that would share a range with the input then cannot.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -39,6 +48,7 @@ def quantize_model(
     Raises:
         InvalidModelError: The model is not built, or has weights that are not finite.
         UnsupportedLayerError: A layer has no integer form.
+        IntactError: `input_stats` of no quantized input, or without a place in its integers.
 
     Example:
 
@@ -53,7 +63,7 @@ def quantize_model(
         )
     canonical = canonicalize(model)
     scheme = get_scheme(scheme)
-    plan = make_plan(canonical, scheme, allow_float)
+    plan = make_plan(canonical, scheme, allow_float, input_stats)
     if plan.unused:
         warnings.warn(
             f"These rules of scheme {scheme.name!r} count for no layer: "

@@ -14,19 +14,20 @@ from intact.graph import Graph, Node, view
 from intact.numerics import along, host, to_numpy
 from intact.observers import Observer, get_observer
 from intact.ops.base import get_op
-from intact.quantizers import FakeQuantize
+from intact.quantizers import FakeQuantize, range_calls
 from intact.training import Quantized, QuantizedWeights
 from intact.watching import Watch, Watcher
 
 
 def calibrate(
     model: keras.Model,
-    data: Any,
+    data: Any = None,
     steps: int | None = None,
     batch_size: int = 32,
     observer: str | Observer | None = None,
     bias_correction: bool | None = None,
     verbose: int = 1,
+    default_ranges: tuple[float, float] | None = None,
 ) -> keras.Model:
     """Find the ranges of a quantized model's activations from data.
 
@@ -50,6 +51,9 @@ def calibrate(
             found (Nagel et al., arXiv:1906.04721, section 4.2). None does so for a
             model that has seen no data yet: one that was trained has learned it.
         verbose: 1 shows a progress bar, 0 nothing.
+        default_ranges: `(min, max)`, in place of data: the range of every tensor that has
+            none, within the clamp of a fused activation; other ranges stay as they are. To
+            try how fast a file runs, not how well.
 
     Returns:
         The model itself.
@@ -74,28 +78,36 @@ def calibrate(
             f"Model {model.name!r} has no ranges to calibrate. "
             "Make a quantized model first: `q = intact.quantize_model(model)`."
         )
+    graph = view(model)
+    if data is None and default_ranges is not None:
+        low, high = default_ranges
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise IntactError(
+                "Expected default_ranges=(min, max), finite and min < max. "
+                f"Received: {default_ranges!r}."
+            )
+        for layer in observed:
+            if not layer.calibrated:
+                _fill(layer, range_calls(graph), low, high)
+        return model
     observers = {id(fake): get_observer(observer or fake.spec.observer) for fake in observed}
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
     source = _Source(data, steps, batch_size, model.inputs)
     bar = keras.utils.Progbar(source.total(1 + bias_correction), verbose=verbose)
     before = [to_numpy(variable) for variable in model.variables]
-    graph = view(model)
-    sites = [node for node in graph.nodes if id(node.layer) in observers]
+    calls = range_calls(graph)
     try:
         with _in_float(quantizers):
             if bias_correction:
                 nodes = [node for node in graph.nodes if _has_kernel(node.layer)]
                 means = _look(model, [(node.inputs[0], _Mean()) for node in nodes], source, bar)
                 _correct_biases(nodes, means, graph)
-            watches = [(node.outputs[0], observers[id(node.layer)]) for node in sites]
+            watches = [(node.outputs[0], observers[id(node.layer)]) for node, _ in calls]
             states = _look(model, watches, source, bar)
         for layer in observed:
-            slots = {
-                node.kwargs.get("slot", 0): state
-                for node, state in zip(sites, states, strict=True)
-                if node.layer is layer
-            }
+            pairs = zip(calls, states, strict=True)
+            slots = {slot: state for (node, slot), state in pairs if node.layer is layer}
             parts = [slots[slot] for slot in range(layer.slots)]
             layer.set_range(*observers[id(layer)].bounds(parts, layer.grid))
     except BaseException:
@@ -104,6 +116,16 @@ def calibrate(
             variable.assign(value)
         raise
     return model
+
+
+def _fill(layer: FakeQuantize, calls: list[tuple[Node, int]], low: float, high: float) -> None:
+    """Give a range to the tensors of a quantizer that have none."""
+    minimum, maximum = to_numpy(layer.minimum).copy(), to_numpy(layer.maximum).copy()
+    for node, slot in calls:
+        if node.layer is layer and not to_numpy(layer.count)[slot]:
+            bounds = node.kwargs.get("lower", -np.inf), node.kwargs.get("upper", np.inf)
+            minimum[slot], maximum[slot] = np.clip([low, high], *bounds)
+    layer.set_range(minimum, maximum)
 
 
 def _look(model: keras.Model, watches: list[Watch], source: "_Source", bar: Any) -> list[Any]:

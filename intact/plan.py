@@ -7,6 +7,7 @@ from it and lowering follows what was built; neither decides anything again.
 from dataclasses import dataclass, field
 
 import keras
+import numpy as np
 
 from intact.errors import IntactError
 from intact.graph import Graph, Node, view
@@ -131,13 +132,23 @@ class Plan:
         return "\n".join([*(line.rstrip() for line in lines), *notes])
 
 
-def make_plan(model: keras.Model, scheme: Scheme, allow_float: bool = False) -> Plan:
+InputStats = dict[str, tuple[float, float]]
+"""Per name of an input, the mean and the standard deviation of its 8-bit values."""
+
+
+def make_plan(
+    model: keras.Model,
+    scheme: Scheme,
+    allow_float: bool = False,
+    input_stats: InputStats | None = None,
+) -> Plan:
     """Decide for every node and tensor of a canonical model how it is quantized.
 
     Args:
         model: What `canonicalize` returned.
         scheme: The rules.
         allow_float: Keep in float what has no integer form, rather than refuse it.
+        input_stats: As for `quantize_model`.
 
     Returns:
         The plan.
@@ -155,14 +166,17 @@ def make_plan(model: keras.Model, scheme: Scheme, allow_float: bool = False) -> 
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return _Planner(view(model), scheme, allow_float).plan()
+    return _Planner(view(model), scheme, allow_float, input_stats or {}).plan()
 
 
 class _Planner:
-    def __init__(self, graph: Graph, scheme: Scheme, allow_float: bool) -> None:
+    def __init__(
+        self, graph: Graph, scheme: Scheme, allow_float: bool, input_stats: InputStats
+    ) -> None:
         self.graph = graph
         self.scheme = scheme
         self.allow_float = allow_float
+        self.input_stats = dict(input_stats)
         self.nodes = [node for node in graph.nodes if not node.is_input]
         self.steps = {id(node): self._step(node) for node in self.nodes}
         self.ranges: list[RangePlan] = []
@@ -179,6 +193,13 @@ class _Planner:
                 self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
             if step.integer and not (step.folds or step.fused):
                 self._place(node, step)
+        quantized = [t.name for t in self.graph.inputs if id(t) in self.entries]
+        unknown = sorted(set(self.input_stats) - set(quantized))
+        if unknown:
+            raise IntactError(
+                f"input_stats are given for {unknown}, and no quantized input has such a name. "
+                f"Quantized inputs: {quantized}."
+            )
         ranges = []
         for site in self.sites:
             site.range = self._root(site.range)
@@ -239,11 +260,10 @@ class _Planner:
             found = self.merged[id(found)]
         return found
 
-    def _new_range(self, name: str, spec: TensorSpec, fixed: Fixed | None = None) -> RangePlan:
-        pair = None if fixed is None else (fixed.scale, float(fixed.zero_point))
-        if fixed and spec.dtype == "int16":
-            pair = (2.0**-15, 0.0)
-        made = RangePlan(name, spec, pair)
+    def _new_range(
+        self, name: str, spec: TensorSpec, fixed: tuple[float, float] | None = None
+    ) -> RangePlan:
+        made = RangePlan(name, spec, fixed)
         self.ranges.append(made)
         return made
 
@@ -272,9 +292,12 @@ class _Planner:
         """The range of a tensor that an integer node reads."""
         if id(tensor) not in self.tensor_range:
             # A model input, or the output of a float node: quantized on the way in.
-            source = self.graph.producer(tensor).layer.name
-            spec = self._spec(reader)
-            found = self._new_range(source, spec)
+            producer = self.graph.producer(tensor)
+            source, spec = producer.layer.name, self._spec(reader)
+            fixed = None
+            if producer.is_input and tensor.name in self.input_stats:
+                fixed = _fixed_input(tensor.name, self.input_stats[tensor.name], spec)
+            found = self._new_range(source, spec, fixed)
             self.entries[id(tensor)] = self._site(source, found, "real")
             self.tensor_range[id(tensor)] = found
         return self._root(self.tensor_range[id(tensor)])
@@ -303,7 +326,10 @@ class _Planner:
         elif isinstance(op.output, AllSame):
             self.tensor_range[id(node.outputs[0])] = self._unify(node, step, inputs)
         else:
-            fixed = op.output if isinstance(op.output, Fixed) else None
+            fixed = None
+            if isinstance(op.output, Fixed):
+                fixed = (op.output.scale, float(op.output.zero_point))
+                fixed = (2.0**-15, 0.0) if spec.dtype == "int16" else fixed
             self._close_chain(node, op, self._new_range(node.layer.name, spec, fixed))
 
     def _unify(self, node: Node, step: Step, inputs: dict[int, RangePlan]) -> RangePlan:
@@ -373,6 +399,26 @@ class _Planner:
         if following is None or not self.steps[id(following)].integer:
             return None
         return following
+
+
+def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:
+    """Scale and zero point of an input whose real values are `(q - mean) / std`."""
+    mean, std = stats
+    if not (np.isfinite([mean, std]).all() and std > 0):
+        raise IntactError(
+            f"Expected a finite mean, and std > 0, for input {name!r}. Received: {stats!r}."
+        )
+    low, high = (0, 0) if spec.dtype == "int16" else (128, 128) if spec.symmetric else (0, 255)
+    # In Keras integers are signed; 127.5 becomes 128.
+    zero_point = float(np.rint(mean))
+    if not low <= zero_point <= high or spec.bits not in (8, 16):
+        raise IntactError(
+            f"Input {name!r} is quantized to {spec.dtype}"
+            f"{' with a zero point in the middle' if spec.symmetric else ''}, where mean, which is "
+            f"the zero point of unsigned integers, is between {low} and {high}. "
+            f"Received: mean={mean!r}. Shift the values, or leave its range to calibration."
+        )
+    return 1 / std, zero_point - (0 if spec.dtype == "int16" else 128)
 
 
 def _without_type(op: type[Op], step: Step) -> str | None:

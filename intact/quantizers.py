@@ -9,6 +9,7 @@ from keras import ops
 
 from intact.errors import NotCalibratedError
 from intact.fixed_point import multiplier, multiply
+from intact.graph import Graph, Node, view
 from intact.kernels import inverse
 from intact.numerics import (
     Accumulator,
@@ -412,11 +413,32 @@ def check_calibrated(model: keras.Model, before: str) -> None:
         NotCalibratedError: Ranges are missing; each is named with its layer.
     """
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
-    missing = [layer.name for layer in quantizers if not layer.calibrated]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise NotCalibratedError(
-            f"{len(missing)} ranges of model {model.name!r} have seen no data: {shown}. Run "
-            "`intact.calibrate(model, data)` on about 100 samples, or train with `fit`, "
-            f"before {before}."
-        )
+    if all(layer.calibrated for layer in quantizers):
+        return
+    graph = view(model)
+    missing = []
+    for node, slot in range_calls(graph):
+        if not to_numpy(node.layer.count)[slot]:
+            source = graph.producer(node.inputs[0]).layer
+            source = getattr(source, "layer", source)
+            slots = f", slot {slot}" if node.layer.slots > 1 else ""
+            missing.append(
+                f"{node.layer.name}{slots}: behind {type(source).__name__} {source.name!r}"
+            )
+    raise NotCalibratedError(
+        f"{len(missing)} ranges of model {model.name!r} have seen no data:\n  "
+        + "\n  ".join(missing)
+        + "\nRun `intact.calibrate(model, data)` on about 100 samples, or train with `fit`, "
+        f"before {before}; or give them a range without data: "
+        "`intact.calibrate(model, default_ranges=(-6.0, 6.0))`."
+    )
+
+
+def range_calls(graph: Graph) -> list[tuple[Node, int]]:
+    """The calls of quantizers whose ranges are observed, and the slot of each.
+
+    Args:
+        graph: The view of a quantized model.
+    """
+    calls = [node for node in graph.nodes if isinstance(node.layer, FakeQuantize)]
+    return [(node, node.kwargs.get("slot", 0)) for node in calls if node.layer.fixed is None]
