@@ -16,7 +16,7 @@ from intact.observers import Observer, get_observer
 from intact.ops.base import get_op
 from intact.quantizers import FakeQuantize, range_calls
 from intact.training import Quantized, QuantizedWeights
-from intact.watching import Watch, Watcher
+from intact.watching import Watch, Watcher, products
 
 
 def calibrate(
@@ -102,7 +102,7 @@ def calibrate(
             if bias_correction:
                 nodes = [node for node in graph.nodes if _has_kernel(node.layer)]
                 means = _look(model, [(node.inputs[0], _Mean()) for node in nodes], source, bar)
-                _correct_biases(nodes, means, graph)
+                _correct_biases(model, nodes, means, graph)
             watches = [(node.outputs[0], observers[id(node.layer)]) for node, _ in calls]
             states = _look(model, watches, source, bar)
         for layer in observed:
@@ -168,31 +168,30 @@ class _Mean(Observer):
         return self.join(state, seen)
 
 
-def _correct_biases(nodes: list[Node], inputs: list[_Total], graph: Graph) -> None:
+def _correct_biases(
+    model: keras.Model, nodes: list[Node], inputs: list[_Total], graph: Graph
+) -> None:
     """Add to biases what rounding the weights takes from the mean of the outputs."""
+    # Products are linear: the mean over the samples may be taken first.
+    means = [np.asarray(seen.total / seen.count, "float32")[None] for seen in inputs]
+    lost = products(model, nodes, [_rounding(node.layer) for node in nodes], means)
     per_layer: dict[int, list[Any]] = {}
-    for node, seen in zip(nodes, inputs, strict=True):
-        mean = ops.convert_to_tensor(seen.total / seen.count, "float32")[None]
-        per_layer.setdefault(id(node.layer), [node]).append(_shift(node.layer, mean))
+    for node, gap in zip(nodes, lost, strict=True):
+        shift = gap.mean(axis=tuple(range(gap.ndim - 1)))
+        per_layer.setdefault(id(node.layer), [node]).append(shift)
     for node, *found in per_layer.values():
-        shift = np.mean(found, axis=0)
         following = graph.sole_consumer(node.outputs[0])
         layer = node.layer.layer
         if following and following.kwargs.get("folds"):
             layer = following.layer.layer
-        get_op(layer).shift(layer, shift)
+        get_op(layer).shift(layer, np.mean(found, axis=0))
 
 
-def _shift(quantized: Quantized, mean: Any) -> np.ndarray:
-    """The mean of a layer's outputs, less that with rounded weights, per channel."""
-    layer = quantized.layer
-    op: Any = get_op(layer)
-    kernel, axis = to_numpy(layer.kernel), quantized.weight_axes()["kernel"]
+def _rounding(quantized: Quantized) -> np.ndarray:
+    """What rounding takes from a layer's kernel."""
+    kernel, axis = to_numpy(quantized.layer.kernel), quantized.weight_axes()["kernel"]
     values, scale = quantized.quantized_weights(host)["kernel"]
-    rounding = ops.convert_to_tensor(kernel - values * along(scale, axis, kernel.shape, host))
-    # Products are linear: the mean over the samples may be taken first.
-    gap = to_numpy(op.products(layer, mean, rounding))
-    return gap.mean(axis=tuple(range(gap.ndim - 1)))
+    return kernel - values * along(scale, axis, kernel.shape, host)
 
 
 @contextlib.contextmanager

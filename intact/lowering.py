@@ -199,6 +199,32 @@ def lower_real(model: keras.Model, tensors: list[keras.KerasTensor]) -> tuple[by
     return _RealLowering(model, "float32", "float32").run_for(tensors)
 
 
+def lower_products(model: keras.Model, nodes: list[Node], kernels: list[np.ndarray]) -> bytes:
+    """Write some calls of layers as a float file, side by side, with kernels of one's own.
+
+    Args:
+        model: A quantized model.
+        nodes: Calls of its layers that have a kernel.
+        kernels: The kernel of each.
+
+    Returns:
+        The bytes of the file. Its inputs and outputs are named by their number alone, and
+        there are no biases.
+    """
+    lowering = _Lowering(model, "float32", "float32")
+    builder, inputs, outputs = lowering.builder, [], []
+    for index, (node, kernel) in enumerate(zip(nodes, kernels, strict=True)):
+        layer, shape = node.layer.layer, node.outputs[0].shape
+        x = builder.tensor(node.inputs[0].shape, "float32", f"x_{index}")
+        y = builder.tensor(shape, "float32", f"y_{index}")
+        made = LoweringNode(lowering, layer, get_op(layer), [x], shape, y.name, _output=y)
+        made.weights["kernel"] = Stored(kernel)
+        made.op.lower(made, builder)
+        inputs.append((str(index), x))
+        outputs.append((str(index), y))
+    return builder.finish(inputs, outputs)
+
+
 class _Lowering:
     def __init__(self, model: keras.Model, input_dtype: str, output_dtype: str) -> None:
         self.model = model

@@ -300,7 +300,10 @@ class Entropy(HistogramObserver):
     values inside a candidate range, with those outside added to its ends (P), and the
     same spread evenly over the bins of each integer (Q, without those outside), the
     divergence is `sum(P * log(P / Q))`. The integers are those of the range's very scale
-    and zero point, and a candidate has at least as many bins as integers, as there.
+    and zero point, and a candidate has at least as many bins as integers, as there. Zeros,
+    such as those of a ReLU, are exact in any range, and must not count as values near 0
+    that lose theirs: as in NVIDIA's pytorch-quantization, the bin of 0 counts no more than
+    the one beside it.
 
     Example:
 
@@ -314,7 +317,12 @@ class Entropy(HistogramObserver):
     name: str = field(default="entropy", init=False, repr=False)
 
     def choose(self, state: Histogram, grid: Grid) -> tuple[float, float]:
-        values, counts, unit = _bins(state)
+        zero = BINS // 2
+        all_counts = to_numpy(state.counts).copy()
+        all_counts[zero] = min(all_counts[zero], all_counts[zero + 1])
+        if not all_counts.any():
+            return float(state.minimum), float(state.maximum)
+        values, counts, unit = _bins(state._replace(counts=all_counts))
 
         def divergence(low: float, high: float, scale: float, first: float, last: float) -> float:
             # A range around a zero point of 0 has more in it than its ends say.

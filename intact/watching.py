@@ -7,13 +7,15 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from intact.errors import IntactError
-from intact.graph import with_outputs
+from intact.graph import Node, with_outputs
 from intact.litert.runtime import LiteRTModel
-from intact.lowering import lower_real
-from intact.numerics import host
+from intact.lowering import lower_products, lower_real
+from intact.numerics import host, to_numpy
 from intact.observers import Observer
+from intact.ops.base import get_op
 
 Watch = tuple[keras.KerasTensor, Observer]
 """A tensor of a model's graph, and who looks at it."""
@@ -87,6 +89,35 @@ class Watcher:
                 size = sum(file.view(name).nbytes for name in set(self.names))
                 self.step = max(1, MEMORY // size)
         return states
+
+
+def products(
+    model: keras.Model, nodes: list[Node], kernels: list[np.ndarray], inputs: list[np.ndarray]
+) -> list[np.ndarray]:
+    """What layers make of their inputs, with kernels of one's own and without biases.
+
+    Args:
+        model: A quantized model.
+        nodes: Calls of its layers that have a kernel.
+        kernels: The kernel of each.
+        inputs: The input of each, a batch of float32.
+
+    Returns:
+        The output of each: by LiteRT, which compiles nothing, or else by Keras.
+    """
+    names = [str(index) for index in range(len(nodes))]
+    try:
+        file = LiteRTModel(lower_products(model, nodes, kernels), os.cpu_count() or 1)
+        file.invoke(dict(zip(names, inputs, strict=True)))
+        return [file.view(name).copy() for name in names]
+    except Exception:
+        calls = zip(nodes, kernels, inputs, strict=True)
+        found = []
+        for node, kernel, x in calls:
+            op: Any = get_op(node.layer.layer)
+            x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+            found.append(to_numpy(op.products(node.layer.layer, x, kernel)))
+        return found
 
 
 class _Look(keras.layers.Layer):

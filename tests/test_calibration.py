@@ -427,6 +427,7 @@ def test_without_a_float_form_keras_looks_on(error, q, x, expected, monkeypatch)
         raise error
 
     monkeypatch.setattr(watching, "lower_real", refuse)
+    monkeypatch.setattr(watching, "lower_products", refuse)
     intact.calibrate(q, x, verbose=0)
     for name, pair in ranges_by_name(q).items():
         np.testing.assert_allclose(pair, expected[name], rtol=1e-4, err_msg=name)
