@@ -6,6 +6,14 @@ from typing import Any
 import keras
 from keras import ops
 
+TORCH = keras.backend.backend() == "torch"
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+if TORCH:
+    from intact import torch_kernels
+if TENSORFLOW:
+    from intact import tensorflow_kernels
+
 
 def exact_convolution() -> contextlib.AbstractContextManager:
     """A context in which convolutions of whole numbers are exact.
@@ -13,7 +21,7 @@ def exact_convolution() -> contextlib.AbstractContextManager:
     Torch computes small batches with NNPACK's Winograd transform, whose intermediate
     values are not whole numbers; it is switched off inside.
     """
-    if keras.backend.backend() == "torch":
+    if TORCH:
         import torch
 
         return torch.backends.nnpack.flags(enabled=False)
@@ -26,7 +34,7 @@ def inverse(x: Any) -> Any:
     TensorFlow turns a division of 1 into an approximate reciprocal, off by one unit in the
     last place in a third of all cases; of this numerator it does not know that it is 1.
     """
-    if keras.backend.backend() == "tensorflow":
+    if TENSORFLOW:
         return ops.minimum(ops.abs(x) + 1.0, 1.0) / x
     return 1.0 / x
 
@@ -37,6 +45,73 @@ def sqrt(x: Any) -> Any:
     Torch's own for float32 on CPUs is off by one unit in the last place in one of six
     cases, which is enough to make a scale differ from that of the file.
     """
-    if keras.backend.backend() == "torch":
+    if TORCH:
         return ops.cast(ops.sqrt(ops.cast(x, "float64")), "float32")
     return ops.sqrt(x)
+
+
+@ops.custom_gradient
+def _round_clip(x: Any, factor: Any, low: Any, high: Any) -> Any:
+    y = x * factor
+
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any, Any, Any]:
+        g = args[0] if upstream is None else upstream
+        inside = ops.where(ops.logical_and(y > low, y < high), g * factor, 0.0)
+        return inside, *(ops.zeros_like(scalar) for scalar in (factor, low, high))
+
+    return ops.clip(ops.round(y), low, high), grad
+
+
+def round_clip(x: Any, low: Any, high: Any, factor: Any = 1.0) -> Any:
+    """Scale, round half to even and saturate; the gradient passes inside the bounds.
+
+    Args:
+        x: Values.
+        low: Smallest result, scalar.
+        high: Largest result, scalar.
+        factor: What the values are multiplied by, a positive scalar without a gradient.
+
+    Returns:
+        Whole numbers between `low` and `high`.
+    """
+    given = [ops.convert_to_tensor(v, "float32") for v in (x, factor, low, high)]
+    if TORCH:
+        return torch_kernels.round_clip(*given)
+    if TENSORFLOW:
+        return tensorflow_kernels.round_clip(*given)
+    return _round_clip(*given)
+
+
+@ops.custom_gradient
+def _moments(x: Any, centre: Any) -> Any:
+    axes = tuple(range(len(x.shape) - 1))
+    offset = x - centre
+    shift = ops.mean(offset, axes)
+    variance = ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
+
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any]:
+        g = args[0] if upstream is None else upstream
+        of_mean, of_variance = g[0], g[1]
+        share = x.shape[-1] / ops.cast(ops.size(x), "float32")
+        slope = of_variance * (2.0 * share)
+        return offset * slope + (of_mean * share - slope * shift), ops.zeros_like(centre)
+
+    return ops.stack([centre + shift, variance]), grad
+
+
+def moments(x: Any, centre: Any) -> tuple[Any, Any]:
+    """Mean and variance over all axes but the last.
+
+    Args:
+        x: Values.
+        centre: About the mean, per channel: near enough for a difference of squares to be
+            precise, so that one pass over the data does.
+
+    Returns:
+        `(mean, variance)`, per channel.
+    """
+    x = ops.convert_to_tensor(x)
+    if TORCH:
+        return torch_kernels.moments(x)
+    found = _moments(x, centre)
+    return found[0], found[1]

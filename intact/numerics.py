@@ -206,31 +206,6 @@ def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
 
 
 @ops.custom_gradient
-def _round_clip(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        g = _upstream(args, upstream)
-        inside = ops.logical_and(x > low, x < high)
-        return ops.where(inside, g, ops.zeros_like(g)), ops.zeros_like(low), ops.zeros_like(high)
-
-    return ops.clip(ops.round(x), low, high), grad
-
-
-def round_clip(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Round half to even and saturate; the gradient passes inside the bounds.
-
-    Args:
-        x: Values in units of the output's scale.
-        low: Smallest value, scalar.
-        high: Largest value, scalar.
-
-    Returns:
-        Whole numbers between `low` and `high`.
-    """
-    low = ops.convert_to_tensor(low, "float32")
-    return _round_clip(x, low, ops.convert_to_tensor(high, "float32"))
-
-
-@ops.custom_gradient
 def finite_gradient(x: Tensor) -> Tensor:
     """The value itself; a gradient that is infinite or not a number becomes 0."""
 

@@ -10,7 +10,7 @@ from keras import ops
 from intact.errors import NotCalibratedError
 from intact.fixed_point import multiplier, multiply
 from intact.graph import Graph, Node, view
-from intact.kernels import inverse
+from intact.kernels import inverse, round_clip
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -20,7 +20,6 @@ from intact.numerics import (
     divide,
     integer_range,
     power_of_two,
-    round_clip,
     straight_through,
     to_numpy,
     unquantized,
@@ -53,9 +52,7 @@ class Arithmetic:
         raise NotImplementedError
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         """The results as whole numbers `q - zero_point`, saturated.
 
         Args:
@@ -63,7 +60,6 @@ class Arithmetic:
             params: The output's `scale` and `zero_point` (`values` is unused).
             low: Smallest value, scalar.
             high: Largest value, scalar.
-            training: Whether the model trains; a rare difference in rounding is allowed.
 
         Returns:
             Whole numbers, with straight-through gradients.
@@ -93,10 +89,8 @@ class RealArithmetic(Arithmetic):
         return pending
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
-        return round_clip(pending * inverse(params.scale), low, high)
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return round_clip(pending, low, high, inverse(params.scale))
 
 
 class AccumulatorArithmetic(Arithmetic):
@@ -114,9 +108,7 @@ class AccumulatorArithmetic(Arithmetic):
         return (acc.values + acc.bias) * (acc.input_scale * acc.weight_scale)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         acc = Accumulator(*pending)
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         return round_clip((acc.values + acc.bias) * factor, low, high)
@@ -144,15 +136,10 @@ class FixedPointArithmetic(AccumulatorArithmetic):
         return False
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         acc = Accumulator(*pending)
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         smooth = (acc.values + acc.bias) * factor
-        if training:
-            # In one rounding: the same but for about one value in 300.
-            return round_clip(smooth, low, high)
         # The file has the signs of the scales in the weights.
         sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
         by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
@@ -195,9 +182,7 @@ class ConvertArithmetic(RealArithmetic):
         return x.values * x.scale
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         return round_clip(cls.real(pending) * inverse(params.scale), low, high)
 
 
@@ -326,21 +311,24 @@ class FakeQuantize(keras.layers.Layer):
         if self.observing:
             # Calibration looks at what float activations would be.
             return unquantized(_bounded(rule.real(pending), lower, upper))
+        real = rule.real(pending) if training else None
         if self.fixed is None and training and self.trainable:
-            real = _bounded(rule.real(pending), lower, upper)
-            self._observe(slot, ops.stop_gradient(real))
+            self._observe(slot, ops.stop_gradient(real), lower, upper)
         if final and training:
-            return unquantized(_bounded(rule.real(pending), lower, upper))
+            return unquantized(_bounded(real, lower, upper))
         params = QTensor(None, self._value("scale"), self._value("zero_point"))
         low, high = self.low - params.zero_point, self.high - params.zero_point
         if lower is not None:
             low = ops.maximum(low, ops.round(lower / params.scale))
         if upper is not None:
             high = ops.minimum(high, ops.round(upper / params.scale))
-        if self.spec.bits > 8:
+        if training:
+            # Rounded once; few values differ from those of the kernels, by 1.
+            values = RealArithmetic.quantize(real, params, low, high)
+        elif self.spec.bits > 8:
             values = rule.quantize_wide(pending, params, low, high)
         else:
-            values = rule.quantize(pending, params, low, high, bool(training))
+            values = rule.quantize(pending, params, low, high)
         quantized = params._replace(values=values)
         if self.fixed is not None or training:
             return quantized
@@ -353,10 +341,13 @@ class FakeQuantize(keras.layers.Layer):
         # A copy: torch and TensorFlow would give the variable, which later calls change.
         return getattr(self, name) * 1.0
 
-    def _observe(self, slot: int, real: Tensor) -> None:
+    def _observe(self, slot: int, real: Tensor, lower: float | None, upper: float | None) -> None:
         observer = MovingAverage(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
-        new = observer.update(state, observer.look(real))
+        seen = observer.look(real)
+        # The ends of what is clamped are the ends, clamped.
+        minimum, maximum = (_bounded(end, lower, upper) for end in seen[:2])
+        new = observer.update(state, Range(minimum, maximum, seen.count))
         if self.slots == 1:
             self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
         else:

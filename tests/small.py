@@ -5,7 +5,7 @@ import importlib.util
 import keras
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from keras import layers
+from keras import layers, ops
 
 from intact.quantizers import FakeQuantize
 
@@ -111,3 +111,30 @@ def op_names(content):
 def op_versions(content):
     """The version of each op code of a file."""
     return {_NAMES[code.builtinCode]: code.version for code in parse(content).operatorCodes}
+
+
+class Through(layers.Layer):
+    """A function of its own weight, to take gradients by a step of SGD."""
+
+    def __init__(self, function, start):
+        super().__init__()
+        self.function = function
+        start = np.asarray(start, "float32")
+        self.kernel = self.add_weight(
+            name="kernel", shape=start.shape, initializer=lambda shape, dtype=None: start
+        )
+
+    def call(self, x):
+        return ops.sum(
+            self.function(ops.convert_to_tensor(self.kernel)) * x, axis=-1, keepdims=True
+        )
+
+
+def gradient(function, start):
+    """The gradient of `sum(function(w) * (1, 2, 3, ...))` by `w`, on any backend."""
+    layer = Through(function, start)
+    model = keras.Sequential([keras.Input((len(start),)), layer])
+    model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: p)
+    x = np.arange(1, len(start) + 1, dtype="float32")[None]
+    model.fit(x, np.zeros((1, 1), "float32"), verbose=0)
+    return np.asarray(start, "float32") - host(layer.kernel)

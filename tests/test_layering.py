@@ -11,6 +11,8 @@ PACKAGE = Path(intact.__file__).parent
 
 # From the bottom up; a module may import those of lower rank, and its own folder.
 RANKS = {
+    "torch_kernels": -1,
+    "tensorflow_kernels": -1,
     "errors": 0,
     "backend": 0,
     "kernels": 0,

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small import host
+from small import gradient, host
 
 from intact.kernels import inverse
 from intact.numerics import (
@@ -17,7 +17,6 @@ from intact.numerics import (
     integer_range,
     quantize,
     quantize_weight,
-    round_clip,
     scale_channels,
     straight_through,
 )
@@ -82,41 +81,6 @@ def test_dequantize_inverts_quantize(rng):
     x = rng.uniform(-3, 5, size=1000)
     back = dequantize(quantize(x, scale, zero_point), scale, zero_point)
     assert np.abs(back - x).max() <= 0.5001 * scale
-
-
-class Through(layers.Layer):
-    """A function of its own weight, to take gradients by a step of SGD."""
-
-    def __init__(self, function, start):
-        super().__init__()
-        self.function = function
-        start = np.asarray(start, "float32")
-        self.kernel = self.add_weight(
-            name="kernel", shape=start.shape, initializer=lambda shape, dtype=None: start
-        )
-
-    def call(self, x):
-        return ops.sum(
-            self.function(ops.convert_to_tensor(self.kernel)) * x, axis=-1, keepdims=True
-        )
-
-
-def gradient(function, start):
-    """The gradient of `sum(function(w) * (1, 2, 3, ...))` by `w`, on any backend."""
-    layer = Through(function, start)
-    model = keras.Sequential([keras.Input((len(start),)), layer])
-    model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: p)
-    x = np.arange(1, len(start) + 1, dtype="float32")[None]
-    model.fit(x, np.zeros((1, 1), "float32"), verbose=0)
-    return np.asarray(start, "float32") - host(layer.kernel)
-
-
-def test_round_clip_passes_the_gradient_inside_only():
-    start = [-200.0, -127.6, -0.3, 0.0, 12.5, 126.4, 500.0]
-    found = gradient(lambda w: round_clip(w, -128.0, 127.0), start)
-    np.testing.assert_allclose(found, [0, 2, 3, 4, 5, 6, 0], rtol=1e-4)
-    rounded = host(round_clip(np.array(start, "float32"), -128.0, 127.0))
-    assert rounded.tolist() == [-128, -128, 0, 0, 12, 126, 127]
 
 
 def test_straight_through_has_one_value_and_the_others_gradient():

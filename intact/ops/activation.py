@@ -8,6 +8,7 @@ from keras import layers, ops
 
 from intact.errors import ExportError
 from intact.fixed_point import multiplier, multiply
+from intact.kernels import round_clip
 from intact.legacy import hard_sigmoid_keras_2
 from intact.numerics import (
     QTensor,
@@ -17,7 +18,6 @@ from intact.numerics import (
     host,
     power_of_two,
     quantize_weight,
-    round_clip,
     straight_through,
     to_numpy,
 )
@@ -80,9 +80,7 @@ class RequantizeArithmetic(Arithmetic):
         return x.values * x.scale
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         x = QTensor(*pending)
         ratio = x.scale / params.scale
         exact = ops.cond(
@@ -179,9 +177,7 @@ class LeakyArithmetic(Arithmetic):
         return values * ops.where(values >= 0, scale, scale * slope)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         values, scale, slope = pending
         ratio = scale / params.scale
         smooth = values * ops.where(values >= 0, ratio, ratio * slope)
@@ -404,9 +400,7 @@ class HardSwishArithmetic(Arithmetic):
         return real * ops.relu6(real + 3.0) * (1.0 / 6.0)
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         x = QTensor(*pending)
         smooth = cls.real(pending) / params.scale
         fine = x.scale * np.float32(1 / 128)
@@ -520,10 +514,8 @@ class ClampArithmetic(RequantizeArithmetic):
         return ops.clip(RequantizeArithmetic.real(x), lower, upper)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
-        return RequantizeArithmetic.quantize(pending[0], params, low, high, training)
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return RequantizeArithmetic.quantize(pending[0], params, low, high)
 
 
 @register_op

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.fixed_point import multiplier, multiply
+from intact.kernels import round_clip
 from intact.numerics import (
     QTensor,
     Tensor,
@@ -14,7 +15,6 @@ from intact.numerics import (
     binary_exponent,
     is_symbolic,
     power_of_two,
-    round_clip,
     straight_through,
     to_numpy,
 )
@@ -75,15 +75,10 @@ class AddArithmetic(Arithmetic):
         return a.values * a.scale + b.values * (b.scale * float(cls.sign))
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         a, b = (QTensor(*triple) for triple in pending)
         ratio_a, ratio_b = a.scale / params.scale, b.scale / params.scale
         smooth = a.values * ratio_a + b.values * (ratio_b * float(cls.sign))
-        if training:
-            # In one float rounding: the same but for about one value in 100,000.
-            return round_clip(smooth, low, high)
         shift = 20 - binary_exponent(ops.maximum(ratio_a, ratio_b))
         power = power_of_two(shift)
         factor_a = ops.cast(ops.round(ratio_a * power), "int32")

@@ -9,13 +9,13 @@ import numpy as np
 from keras import layers, ops
 
 from intact.fixed_point import multiplier, multiply
+from intact.kernels import round_clip
 from intact.numerics import (
     QTensor,
     Tensor,
     divide,
     is_symbolic,
     is_trainable,
-    round_clip,
     straight_through,
     to_numpy,
 )
@@ -39,14 +39,9 @@ class MatMulArithmetic(Arithmetic):
         return values * (scale_a * scale_b)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         values, scale_a, scale_b, zero_point_b = pending
         smooth = values * divide(scale_a * scale_b, params.scale)
-        if training:
-            # In one float rounding: the same but for about one value in 200.
-            return round_clip(smooth, low, high)
         by = multiplier(scale_a, scale_b, params.scale)
         twice = ops.cast(multiply(ops.cast(values, "int32"), by), "float32")
         exact = ops.where(zero_point_b == 0, ops.round(smooth), twice)

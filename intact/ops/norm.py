@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.kernels import sqrt
+from intact.kernels import moments, sqrt
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -160,20 +160,14 @@ class BatchNormalization(ByChannel):
 
 
 def _batch_moments(layer: Any, acc: Accumulator, guess: Any, unit: Any) -> tuple[Any, Any]:
-    """Mean and variance of the sums over all axes but the last, as real values.
-
-    In one pass over the data: the moving mean is near enough to the batch's for the
-    difference of squares to be precise.
-    """
-    axes = tuple(range(len(acc.values.shape) - 1))
+    """Mean and variance of the sums over all axes but the last, as real values."""
     if layer.synchronized:
+        axes = tuple(range(len(acc.values.shape) - 1))
         mean, variance = ops.moments(acc.values, axes, synchronized=True)
-        return (mean + acc.bias) * unit, variance * unit * unit
-    centre = ops.stop_gradient(guess - acc.bias)
-    offset = acc.values - centre
-    shift = ops.mean(offset, axes)
-    variance = ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
-    return (centre + shift + acc.bias) * unit, variance * unit * unit
+    else:
+        # The moving mean is near the batch's.
+        mean, variance = moments(acc.values, guess - acc.bias)
+    return (mean + acc.bias) * unit, variance * unit * unit
 
 
 @keras.saving.register_keras_serializable("intact")

@@ -8,7 +8,8 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph import made_by
-from intact.numerics import QTensor, Tensor, is_symbolic, round_clip, to_numpy, unfused
+from intact.kernels import round_clip
+from intact.numerics import QTensor, Tensor, is_symbolic, to_numpy, unfused
 from intact.ops.base import (
     ALL_SAME,
     INTEGERS,
@@ -92,9 +93,7 @@ class MeanArithmetic(Arithmetic):
         return total * (scale * share)
 
     @staticmethod
-    def quantize(
-        pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         total, count, share, scale, zero_point = pending
         multiplier = (scale / params.scale) * share
         offset = params.zero_point - unfused(unfused(zero_point * count) * multiplier)

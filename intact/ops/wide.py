@@ -11,7 +11,8 @@ import numpy as np
 from keras import ops
 
 from intact.fixed_point import mantissa
-from intact.numerics import QTensor, Tensor, round_clip, straight_through
+from intact.kernels import round_clip
+from intact.numerics import QTensor, Tensor, straight_through
 from intact.quantizers import RealArithmetic
 
 # Entries that are not the nearest integers, but the ones above.
@@ -63,10 +64,8 @@ class SigmoidArithmetic(RealArithmetic):
         return cls.function(x.values * x.scale)
 
     @classmethod
-    def quantize(
-        cls, pending: Any, params: QTensor, low: Tensor, high: Tensor, training: bool
-    ) -> Tensor:
-        return RealArithmetic.quantize(cls.real(pending), params, low, high, training)
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return RealArithmetic.quantize(cls.real(pending), params, low, high)
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
