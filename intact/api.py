@@ -14,7 +14,7 @@ from intact.graph import is_graph, mask_of
 from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
 from intact.lowering import lower, write_whole
-from intact.plan import Plan, make_plan
+from intact.plan import InputStats, Plan, make_plan
 from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
 from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
@@ -31,6 +31,7 @@ def quantize_model(
     filters: Filters | None = None,
     schedule: Schedule | None = None,
     target: str | None = None,
+    input_stats: InputStats | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -51,6 +52,12 @@ def quantize_model(
         schedule: From which training step on it computes on integers, and ranges and batch
             norms freeze. Needed, with whatever steps, to change these later.
         target: Where the file will run, as for `export`: what cannot run there is refused now.
+        input_stats: Inputs by name whose integers are known beforehand, such as the bytes of
+            an image: `{"image": (mean, std)}` for `real = (q - mean) / std`, with q from 0 to
+            255. The file's scale is `1 / std`, and its zero point `mean` (to the next integer)
+            where it takes uint8, `mean - 128` where it takes int8. An input of 16 bits has
+            its zero point, and so `mean`, at 0. It is said here, not to `calibrate`, because
+            tensors that would share a range with the input then cannot.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -60,6 +67,7 @@ def quantize_model(
         UnsupportedLayerError: A layer has no integer form.
         TargetError: The target cannot run a layer.
         IntactError: `filters` are malformed, or choose no layer.
+        IntactError: `input_stats` of no quantized input, or without a place in its integers.
 
     Example:
 
@@ -82,7 +90,7 @@ def quantize_model(
             UnusedRuleWarning,
             stacklevel=2,
         )
-    plan = make_plan(canonical, scheme, allow_float)
+    plan = make_plan(canonical, scheme, allow_float, input_stats)
     if plan.unused:
         warnings.warn(
             f"These rules of scheme {scheme.name!r} count for no layer: "

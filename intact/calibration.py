@@ -3,29 +3,31 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
-from intact.graph import Graph, Node, view, with_outputs
-from intact.numerics import QTensor, along, to_numpy
-from intact.observers import OBSERVERS, Observer
+from intact.graph import Graph, Node, view
+from intact.numerics import along, host, to_numpy
+from intact.observers import Observer, get_observer
 from intact.ops.base import get_op
-from intact.quantizers import FakeQuantize
+from intact.quantizers import FakeQuantize, range_calls
 from intact.training import Quantized, QuantizedWeights
+from intact.watching import Watch, Watcher, products
 
 
 def calibrate(
     model: keras.Model,
-    data: Any,
+    data: Any = None,
     steps: int | None = None,
     batch_size: int = 32,
     observer: str | Observer | None = None,
     bias_correction: bool | None = None,
     verbose: int = 1,
+    default_ranges: tuple[float, float] | None = None,
 ) -> keras.Model:
     """Find the ranges of a quantized model's activations from data.
 
@@ -41,13 +43,17 @@ def calibrate(
             taken as `(inputs, targets, ...)`, as in `fit`. About 100 samples are enough.
         steps: How many batches to take at most.
         batch_size: Samples per batch, for arrays.
-        observer: "min_max" or "moving_average", or an `Observer`; None takes what the
+        observer: "min_max", "moving_average", "percentile", "entropy" or "mse", or an
+            `Observer` such as `intact.observers.Percentile(99.9)`; None takes what the
             scheme says for each range.
         bias_correction: Shift each layer's bias (or its batch norm's mean) by what
             rounding the weights changes in the mean of its outputs, before ranges are
             found (Nagel et al., arXiv:1906.04721, section 4.2). None does so for a
             model that has seen no data yet: one that was trained has learned it.
         verbose: 1 shows a progress bar, 0 nothing.
+        default_ranges: `(min, max)`, in place of data: the range of every tensor that has
+            none, within the clamp of a fused activation; other ranges stay as they are. To
+            try how fast a file runs, not how well.
 
     Returns:
         The model itself.
@@ -74,117 +80,149 @@ def calibrate(
             f"Model {model.name!r} has no ranges to calibrate. "
             "Make a quantized model first: `q = intact.quantize_model(model)`."
         )
-    observers = {id(fake): _observer(observer or fake.spec.observer) for fake in observed}
+    graph = view(model)
+    if data is None and default_ranges is not None:
+        low, high = default_ranges
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise IntactError(
+                "Expected default_ranges=(min, max), finite and min < max. "
+                f"Received: {default_ranges!r}."
+            )
+        for layer in observed:
+            if not layer.calibrated:
+                _fill(layer, range_calls(graph), low, high)
+        return model
+    observers = {id(fake): get_observer(observer or fake.spec.observer) for fake in observed}
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
     source = Source(data, steps, batch_size, model.inputs)
     bar = keras.utils.Progbar(source.total(1 + bias_correction), verbose=verbose)
     before = [to_numpy(variable) for variable in model.variables]
+    calls = range_calls(graph)
     try:
-        with _observing(observed, observers):
-            shifting = [node for node in view(model).nodes if _Shift.applies(node.layer)]
-            shifts = [_Shift(node.layer)(node.inputs) for node in shifting]
-            runner = with_outputs(model, [*shifts, _Sink()(model.outputs)])
+        with _in_float(quantizers):
             if bias_correction:
-                _correct_biases(shifting, _mean_outputs(runner, source, bar), view(model))
-                for layer in observed:
-                    layer.reset()
-            _mean_outputs(runner, source, bar)
+                nodes = [node for node in graph.nodes if _has_kernel(node.layer)]
+                means = _look(model, [(node.inputs[0], _Mean()) for node in nodes], source, bar)
+                _correct_biases(model, nodes, means, graph)
+            watches = [(node.outputs[0], observers[id(node.layer)]) for node, _ in calls]
+            sized: list[Watch] = [
+                (node.outputs[0], _Size()) for node, _ in calls if node.layer.learns
+            ]
+            states = _look(model, watches + sized, source, bar)
+        sizes = iter(states[len(calls) :])
+        seen: dict[int, dict[int, tuple]] = {}
+        for (node, slot), state in zip(calls, states, strict=False):
+            size = next(sizes) if node.layer.learns else None
+            seen.setdefault(id(node.layer), {})[slot] = (state, size)
+        for layer in observed:
+            parts, found = zip(*(seen[id(layer)][slot] for slot in range(layer.slots)), strict=True)
+            size = np.array([s.total / s.count for s in found]) if layer.learns else None
+            bounds = observers[id(layer)].bounds(list(parts), layer.grid_of)
+            layer.set_range(*bounds, size)
     except BaseException:
         # A calibration that fails leaves the model as it was.
         for variable, value in zip(model.variables, before, strict=True):
             variable.assign(value)
         raise
-    for layer in observed:
-        layer.finish_calibration()
     return model
 
 
-def _observer(observer: str | Observer) -> Observer:
-    if isinstance(observer, Observer):
-        return observer
-    if observer not in OBSERVERS:
-        raise IntactError(
-            f"There is no observer {observer!r}. Known: {', '.join(sorted(OBSERVERS))}."
-        )
-    return OBSERVERS[observer]()
+def _fill(layer: FakeQuantize, calls: list[tuple[Node, int]], low: float, high: float) -> None:
+    """Give a range to the tensors of a quantizer that have none."""
+    minimum, maximum = to_numpy(layer.minimum).copy(), to_numpy(layer.maximum).copy()
+    for node, slot in calls:
+        if node.layer is layer and not to_numpy(layer.count)[slot]:
+            bounds = node.kwargs.get("lower", -np.inf), node.kwargs.get("upper", np.inf)
+            minimum[slot], maximum[slot] = np.clip([low, high], *bounds)
+    layer.set_range(minimum, maximum)
 
 
-def _mean_outputs(runner: keras.Model, source: "Source", bar: Any) -> list[np.ndarray]:
-    """Run all batches; the mean of each output over them."""
-    sums: list[Any] = [0.0] * len(runner.outputs)
+def _look(model: keras.Model, watches: list[Watch], source: "Source", bar: Any) -> list[Any]:
+    """Run all batches; what each observer makes of its tensor."""
+    if not watches:
+        return []
+    watcher = Watcher(model, watches)
+    states: list[Any] = []
     for batch in source:
-        found = runner.predict_on_batch(batch)
-        found = found if isinstance(found, list) else [found]
-        sums = [total + part.mean(axis=0) for total, part in zip(sums, found, strict=True)]
+        seen = watcher(batch)
+        pairs = zip(watches, states or seen, seen, strict=True)
+        states = [o.update(old, new, host) if states else new for (_, o), old, new in pairs]
         bar.add(1)
-    return [total / source.seen for total in sums]
+    return states
 
 
-def _correct_biases(nodes: list[Node], shifts: list[np.ndarray], graph: Graph) -> None:
+def _has_kernel(layer: Any) -> bool:
+    """Whether a layer sums integer products with a kernel that is rounded."""
+    known = isinstance(layer, Quantized) and not isinstance(layer, QuantizedWeights)
+    return known and "kernel" in get_op(layer.layer).weights
+
+
+class _Total(NamedTuple):
+    """The sum of samples, and how many they are."""
+
+    total: Any
+    count: Any
+
+
+class _Mean(Observer):
+    """The mean over the samples."""
+
+    def look(self, x: Any, xp: Any = ops) -> _Total:
+        return _Total(xp.sum(x, axis=0), xp.sum(xp.ones_like(x[:, 0]), axis=0))
+
+    def join(self, a: _Total, b: _Total, xp: Any = ops) -> _Total:
+        return _Total(a.total + b.total, a.count + b.count)
+
+    def update(self, state: _Total, seen: _Total, xp: Any = ops) -> _Total:
+        return self.join(state, seen)
+
+
+class _Size(_Mean):
+    """The mean size of all values."""
+
+    def look(self, x: Any, xp: Any = ops) -> _Total:
+        return _Total(xp.sum(xp.abs(x)), xp.sum(xp.ones_like(x)))
+
+
+def _correct_biases(
+    model: keras.Model, nodes: list[Node], inputs: list[_Total], graph: Graph
+) -> None:
+    """Add to biases what rounding the weights takes from the mean of the outputs."""
+    # Products are linear: the mean over the samples may be taken first.
+    means = [np.asarray(seen.total / seen.count, "float32")[None] for seen in inputs]
+    lost = products(model, nodes, [_rounding(node.layer) for node in nodes], means)
     per_layer: dict[int, list[Any]] = {}
-    for node, shift in zip(nodes, shifts, strict=False):
+    for node, gap in zip(nodes, lost, strict=True):
+        shift = gap.mean(axis=tuple(range(gap.ndim - 1)))
         per_layer.setdefault(id(node.layer), [node]).append(shift)
     for node, *found in per_layer.values():
-        shift = np.mean(found, axis=0)
         following = graph.sole_consumer(node.outputs[0])
         layer = node.layer.layer
         if following and following.kwargs.get("folds"):
             layer = following.layer.layer
+        shift = np.mean(found, axis=0)
         get_op(layer).shift(layer, shift)
         node.layer.corrected = shift
 
 
-class _Shift(keras.layers.Layer):
-    """What rounding a layer's weights takes from the mean of its outputs, per channel."""
-
-    def __init__(self, quantized: Quantized) -> None:
-        super().__init__(autocast=False)
-        # In a tuple, so that the layer is not tracked as a part of this one.
-        self._held = (quantized,)
-
-    @staticmethod
-    def applies(layer: Any) -> bool:
-        known = isinstance(layer, Quantized) and not isinstance(layer, QuantizedWeights)
-        return known and "kernel" in get_op(layer.layer).weights
-
-    def call(self, triple: Any) -> Any:
-        (quantized,) = self._held
-        x, layer = QTensor(*triple), quantized.layer
-        op: Any = get_op(layer)
-        values, scale = quantized.quantized_weights()["kernel"]
-        axis = quantized.weight_axes()["kernel"]
-        kernel = ops.convert_to_tensor(layer.kernel)
-        rounding = kernel - values * along(scale, axis, kernel.shape)
-        # Products are linear: the mean over the batch may be taken first.
-        mean = ops.mean(x.values * x.scale, axis=0, keepdims=True)
-        gap = op.products(layer, mean, rounding)
-        return ops.mean(gap, axis=tuple(range(len(gap.shape) - 1)))[None]
-
-    def compute_output_shape(self, shapes: Any) -> tuple[int, None]:
-        return (1, None)
+def _rounding(quantized: Quantized) -> np.ndarray:
+    """What rounding takes from a layer's kernel."""
+    kernel, axis = to_numpy(quantized.layer.kernel), quantized.weight_axes()["kernel"]
+    values, scale = quantized.quantized_weights(host)["kernel"]
+    return kernel - values * along(scale, axis, kernel.shape, host)
 
 
 @contextlib.contextmanager
-def _observing(quantizers: list[FakeQuantize], observers: dict[int, Observer]) -> Iterator[None]:
+def _in_float(quantizers: list[FakeQuantize]) -> Iterator[None]:
+    """Let real values through all quantizers."""
     for layer in quantizers:
-        layer.reset()
-        layer.observer = observers[id(layer)]
+        layer.observing = True
     try:
         yield
     finally:
         for layer in quantizers:
-            layer.observer = None
-
-
-class _Sink(keras.layers.Layer):
-    """Swallows a model's outputs, so that running it keeps nothing."""
-
-    def call(self, inputs: Any) -> Any:
-        return ops.zeros((ops.shape(keras.tree.flatten(inputs)[0])[0], 1))
-
-    def compute_output_shape(self, shape: Any) -> tuple[None, int]:
-        return (None, 1)
+            layer.observing = False
 
 
 class Source:
@@ -229,7 +267,7 @@ class Source:
             batch = batch[0] if isinstance(batch, tuple) else batch
             arrays = check_batch(batch, self.inputs)
             self.seen += 1
-            yield arrays if len(arrays) > 1 else arrays[0]
+            yield arrays
         if not self.seen:
             raise InvalidDataError("The data is empty. Pass about 100 samples.")
 

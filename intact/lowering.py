@@ -18,7 +18,7 @@ from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, structure, view
 from intact.litert.builder import DTYPES, Builder, Shape, Tensor
 from intact.litert.placement import keep_to
-from intact.numerics import along, host, to_numpy, weight_params
+from intact.numerics import FINE, along, host, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
 from intact.quantizers import FakeQuantize, check_calibrated
@@ -183,6 +183,51 @@ def lower(
     """
     content = Lowering(model, input_dtype, output_dtype, target).run(integer_only)
     return content if target is None else keep_to(content, target)
+
+
+def lower_real(model: keras.Model, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
+    """Write a quantized model as a float file, to look at what its activations would be.
+
+    Weights and biases are rounded as they are in the integer model, and nothing else is.
+
+    Args:
+        model: A quantized model.
+        tensors: The tensors of its graph to look at: of quantized ones, the values.
+
+    Returns:
+        `(content, names)`: the bytes of the file, and of each tensor the name of the
+        output that it is.
+
+    Raises:
+        IntactError: An op has no float form.
+    """
+    return _RealLowering(model, "float32", "float32").run_for(tensors)
+
+
+def lower_products(model: keras.Model, nodes: list[Node], kernels: list[np.ndarray]) -> bytes:
+    """Write some calls of layers as a float file, side by side, with kernels of one's own.
+
+    Args:
+        model: A quantized model.
+        nodes: Calls of its layers that have a kernel.
+        kernels: The kernel of each.
+
+    Returns:
+        The bytes of the file. Its inputs and outputs are named by their number alone, and
+        there are no biases.
+    """
+    lowering = Lowering(model)
+    builder, inputs, outputs = lowering.builder, [], []
+    for index, (node, kernel) in enumerate(zip(nodes, kernels, strict=True)):
+        layer, shape = node.layer.layer, node.outputs[0].shape
+        x = builder.tensor(node.inputs[0].shape, "float32", f"x_{index}")
+        y = builder.tensor(shape, "float32", f"y_{index}")
+        made = LoweringNode(lowering, layer, get_op(layer), [x], shape, y.name, _output=y)
+        made.weights["kernel"] = Stored(kernel)
+        made.op.lower(made, builder)
+        inputs.append((str(index), x))
+        outputs.append((str(index), y))
+    return builder.finish(inputs, outputs)
 
 
 class Lowering:
@@ -433,6 +478,70 @@ class Lowering:
         return self.builder.tensor(shape, dtype, name, scale=scale, zero_point=zero_point)
 
 
+class _RealLowering(Lowering):
+    """The same walk, with float tensors wherever there are quantized ones."""
+
+    def run_for(self, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
+        inputs = [self._input(tensor) for tensor in self.graph.inputs]
+        for node in self.graph.nodes:
+            if not node.is_input:
+                self._node(node)
+        outputs: dict[int, tuple[str, Tensor]] = {}
+        for tensor in tensors:
+            found = self._tensor(tensor)
+            made = self.builder.copy(found) if found.buffer or found in inputs else found
+            outputs.setdefault(id(found), (f"output_{len(outputs)}", made))
+        names = [outputs[id(self._tensor(tensor))][0] for tensor in tensors]
+        return self.builder.finish(inputs, list(outputs.values())), names
+
+    def _quantizer(self, tensor: keras.KerasTensor) -> None:
+        return None
+
+    def _quantize(self, node: Node) -> None:
+        out, name = node.outputs[0], tensor_name(node.layer, node.kwargs)
+        waiting = self.pending.get(id(node.inputs[0]))
+        if not isinstance(waiting, LoweringNode) or not waiting.integer:
+            source = self._tensor(node.inputs[0])
+            if source.dtype != "float32":
+                number = self.builder.tensor(out.shape, "float32", name)
+                self.builder.add("CAST", [source], [number])
+                source = number
+            self.tensors[id(out)] = source
+            return
+        upper = None
+        if waiting.op.fuses:
+            bounds = (node.kwargs.get("lower"), node.kwargs.get("upper"))
+            upper = None if bounds in _FUSED else bounds[1]
+            waiting.activation = _FUSED.get(bounds, "RELU")
+        made = self._emit(waiting, self.builder.tensor(out.shape, "float32", name))
+        if upper is not None:
+            clamped, limit = self.builder.like(made, made.shape), np.array(upper, "float32")
+            self.builder.add("MINIMUM", [made, self.builder.constant(limit)], [clamped])
+            made = clamped
+        self.tensors[id(out)] = made
+
+    def _integer(self, node: Node) -> None:
+        super()._integer(node)
+        waiting = self.pending.get(id(node.outputs[0]))
+        if isinstance(waiting, LoweringNode) and not waiting.weights and node.layer.spec:
+            _stored_weights(waiting, node.layer)
+
+    def _emit(self, node: LoweringNode, output: Tensor) -> Tensor:
+        if node.integer:
+            for name, stored in node.weights.items():
+                scale = np.asarray(stored.scale if node.sums is None else node.sums.weight_scale)
+                weight = node.op.weights.get(name)
+                axis = (weight.axis if weight else (-1,)) if scale.ndim else None
+                values = stored.values * along(scale, axis, stored.values.shape, host)
+                node.weights[name] = Stored(values.astype("float32"))
+            if node.sums is not None:
+                unit = node.sums.weight_scale * node.sums.input_scale
+                bias = np.asarray(node.sums.bias * unit, "float32")
+                node.real_bias = np.broadcast_to(bias, (node.shape[-1] or 0,))
+            node.sums, node.integer = None, False
+        return super()._emit(node, output)
+
+
 def _dtype(tensor: keras.KerasTensor) -> str:
     """The file's type of a tensor that is not quantized."""
     return tensor.dtype if tensor.dtype in DTYPES else "float32"
@@ -471,7 +580,9 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     else:
         values, scale = op.unit(node.input.shape[-1] or 0)
         node.weights["kernel"] = Stored(values, "int8", scale)
-    node.sums = op.units(layer, node.input.scale, node.weights["kernel"].scale, host)
+    # In a float file biases are rounded as in Keras when real values pass.
+    input_scale = node.input.scale if node.input.quantized else np.float32(FINE)
+    node.sums = op.units(layer, input_scale, node.weights["kernel"].scale, host)
 
 
 def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:

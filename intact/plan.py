@@ -7,6 +7,7 @@ from it and lowering follows what was built; neither decides anything again.
 from dataclasses import dataclass, field, replace
 
 import keras
+import numpy as np
 
 from intact.errors import IntactError
 from intact.graph import Graph, Node, view
@@ -135,13 +136,23 @@ class Plan:
         return "\n".join([*(line.rstrip() for line in lines), *notes])
 
 
-def make_plan(model: keras.Model, scheme: Scheme, allow_float: bool = False) -> Plan:
+InputStats = dict[str, tuple[float, float]]
+"""Per name of an input, the mean and the standard deviation of its 8-bit values."""
+
+
+def make_plan(
+    model: keras.Model,
+    scheme: Scheme,
+    allow_float: bool = False,
+    input_stats: InputStats | None = None,
+) -> Plan:
     """Decide for every node and tensor of a canonical model how it is quantized.
 
     Args:
         model: What `canonicalize` returned.
         scheme: The rules.
         allow_float: Keep in float what has no integer form, rather than refuse it.
+        input_stats: As for `quantize_model`.
 
     Returns:
         The plan.
@@ -159,14 +170,17 @@ def make_plan(model: keras.Model, scheme: Scheme, allow_float: bool = False) -> 
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return _Planner(view(model), scheme, allow_float).plan()
+    return _Planner(view(model), scheme, allow_float, input_stats or {}).plan()
 
 
 class _Planner:
-    def __init__(self, graph: Graph, scheme: Scheme, allow_float: bool) -> None:
+    def __init__(
+        self, graph: Graph, scheme: Scheme, allow_float: bool, input_stats: InputStats
+    ) -> None:
         self.graph = graph
         self.scheme = scheme
         self.allow_float = allow_float
+        self.input_stats = dict(input_stats)
         self.nodes = [node for node in graph.nodes if not node.is_input]
         self.steps = {id(node): self._step(node) for node in self.nodes}
         self.ranges: list[RangePlan] = []
@@ -183,6 +197,13 @@ class _Planner:
                 self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
             if step.integer and not (step.folds or step.fused):
                 self._place(node, step)
+        quantized = [t.name for t in self.graph.inputs if id(t) in self.entries]
+        unknown = sorted(set(self.input_stats) - set(quantized))
+        if unknown:
+            raise IntactError(
+                f"input_stats are given for {unknown}, and no quantized input has such a name. "
+                f"Quantized inputs: {quantized}."
+            )
         ranges = []
         for site in self.sites:
             site.range = self._root(site.range)
@@ -248,8 +269,14 @@ class _Planner:
             found = self.merged[id(found)]
         return found
 
-    def _new_range(self, name: str, spec: TensorSpec, fixed: Fixed | None = None) -> RangePlan:
-        pair = spec.rule.fixed(spec.bits)
+    def _new_range(
+        self,
+        name: str,
+        spec: TensorSpec,
+        fixed: Fixed | None = None,
+        pair: tuple[float, float] | None = None,
+    ) -> RangePlan:
+        pair = pair or spec.rule.fixed(spec.bits)
         if fixed:
             # Kernels have it so, whatever the rule says.
             wide = spec.activation_dtype == "int16"
@@ -284,8 +311,12 @@ class _Planner:
         """The range of a tensor that an integer node reads."""
         if id(tensor) not in self.tensor_range:
             # A model input, or the output of a float node: quantized on the way in.
-            source = self.graph.producer(tensor).layer.name
-            found = self._new_range(source, self.scheme.inputs or self._spec(reader))
+            producer = self.graph.producer(tensor)
+            source, spec = producer.layer.name, self.scheme.inputs or self._spec(reader)
+            pair = None
+            if producer.is_input and tensor.name in self.input_stats:
+                pair = _fixed_input(tensor.name, self.input_stats[tensor.name], spec)
+            found = self._new_range(source, spec, pair=pair)
             self.entries[id(tensor)] = self._site(source, found, "real")
             self.tensor_range[id(tensor)] = found
         return self._root(self.tensor_range[id(tensor)])
@@ -401,6 +432,27 @@ def _as_kernels_have_it(op: type[Op], rule: Rule) -> TensorSpec:
     if activations.activation_dtype == "int16" or not all("int4" in known for known in found):
         return replace(spec, stored="int8")
     return spec
+
+
+def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:
+    """Scale and zero point of an input whose real values are `(q - mean) / std`."""
+    mean, std = stats
+    if not (np.isfinite([mean, std]).all() and std > 0):
+        raise IntactError(
+            f"Expected a finite mean, and std > 0, for input {name!r}. Received: {stats!r}."
+        )
+    wide = spec.activation_dtype == "int16"
+    low, high = (0, 0) if wide else (128, 128) if spec.symmetric else (0, 255)
+    # In Keras integers are signed; 127.5 becomes 128.
+    zero_point = float(np.rint(mean))
+    if not low <= zero_point <= high or spec.bits not in (8, 16):
+        raise IntactError(
+            f"Input {name!r} is quantized to {spec.activation_dtype}"
+            f"{' with a zero point in the middle' if spec.symmetric else ''}, where mean, which is "
+            f"the zero point of unsigned integers, is between {low} and {high}. "
+            f"Received: mean={mean!r}. Shift the values, or leave its range to calibration."
+        )
+    return 1 / std, zero_point - (0 if wide else 128)
 
 
 def _without_type(op: type[Op], step: Step) -> str | None:

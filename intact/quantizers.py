@@ -11,6 +11,7 @@ from keras import ops
 
 from intact.errors import NotCalibratedError
 from intact.fixed_point import multiplier, multiply
+from intact.graph import Graph, Node, view
 from intact.kernels import inverse, round_clip
 from intact.numerics import (
     Accumulator,
@@ -27,7 +28,7 @@ from intact.numerics import (
     to_numpy,
     unquantized,
 )
-from intact.observers import Observer, Range, following
+from intact.observers import Range, following
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Grid, Quantizer, Seen, Setting
@@ -230,7 +231,7 @@ class FakeQuantize(keras.layers.Layer):
         self.spec = spec or TensorSpec()
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
-        self.observer: Observer | None = None
+        self.observing = False
         low, high = stored_range(self.spec.bits, self.spec.symmetric)
         self.low, self.high = float(low), float(high)
         self.rule: Quantizer = self.spec.rule
@@ -288,18 +289,40 @@ class FakeQuantize(keras.layers.Layer):
         learned = {name: variable * 1.0 for name, variable in self.learned.items()}
         return self.rule.grid(seen, learned, at)
 
-    def set_range(self, minimum: float, maximum: float) -> None:
-        """Set the range by hand, for all tensors that share it.
+    def grid_of(self, minimum: np.ndarray, maximum: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The integers that ranges would give.
 
         Args:
-            minimum: Smallest real value.
+            minimum: Smallest real values, float32 of any shape.
+            maximum: Largest real values.
+
+        Returns:
+            `(scale, first, last)`: the scales, and the smallest and largest whole number
+            `q - zero_point`, float32 of the same shape.
+        """
+        scale, zero_point = map(to_numpy, self._params(minimum, maximum))
+        return scale, self.low - zero_point, self.high - zero_point
+
+    def set_range(
+        self,
+        minimum: float | np.ndarray,
+        maximum: float | np.ndarray,
+        size: float | np.ndarray | None = None,
+    ) -> None:
+        """Set the range by hand; training continues from it at its own slow pace.
+
+        Args:
+            minimum: Smallest real value, of all tensors that share the range or of each.
             maximum: Largest real value.
+            size: Mean size of the values, from which trained numbers start; None if not known.
         """
         ones = np.ones(self.slots, "float32")
         self._assign(Range(ones * minimum, ones * maximum, self._settled()))
         if self.learns:
-            # As if the values were spread evenly.
-            self._start(ones * (max(abs(minimum), abs(maximum)) / 2))
+            if size is None:
+                # As if the values were spread evenly.
+                size = np.maximum(np.abs(minimum), np.abs(maximum)) / 2
+            self._start(ones * size)
 
     def reset(self) -> None:
         """Forget the range."""
@@ -307,11 +330,6 @@ class FakeQuantize(keras.layers.Layer):
         self._assign(Range(zeros, zeros, zeros))
         if self.learns:
             self._start(zeros)
-
-    def finish_calibration(self) -> None:
-        """Let training continue from the range at its own slow pace."""
-        minimum = to_numpy(self.minimum)
-        self._assign(Range(minimum, to_numpy(self.maximum), self._settled()))
 
     def _start(self, size: np.ndarray) -> None:
         """Let the trained numbers start anew."""
@@ -323,6 +341,14 @@ class FakeQuantize(keras.layers.Layer):
         """The count of a moving average in its long run; any, where ranges only grow."""
         rest = 1 - self.spec.momentum
         return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
+
+    def _params(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        scale, zero_point = affine_params(
+            minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two
+        )
+        # Fewer than 8 bits are the topmost integers.
+        return scale, zero_point + (self.high - integer_range(spec.bits)[1])
 
     def call(
         self,
@@ -354,17 +380,17 @@ class FakeQuantize(keras.layers.Layer):
         if arithmetic == RealArithmetic.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
+        if self.observing:
+            # Calibration looks at what float activations would be.
+            return unquantized(_bounded(rule.real(pending), lower, upper))
         # Clocks are read once, before ranges and counters move.
         now = on = None
         if self.clock is not None:
             now = self.clock.tick(again=slot > 0) if training else self.clock.now()
             on = self.clock.reached("quant_delay", now) if training else None
-        real = rule.real(pending) if training or self.observer is not None else None
-        if self.fixed is None and (self.observer is not None or (training and self.trainable)):
+        real = rule.real(pending) if training else None
+        if self.fixed is None and training and self.trainable:
             self._observe(slot, ops.stop_gradient(real), lower, upper, now)
-            if self.observer is not None:
-                # Calibration looks at what float activations would be.
-                return unquantized(_bounded(real, lower, upper))
         if final and training:
             return unquantized(_bounded(real, lower, upper))
         grid = self.grid(self._count(rule, pending), now)
@@ -454,24 +480,25 @@ class FakeQuantize(keras.layers.Layer):
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        observer = self.observer or following(self.spec.momentum)
+        observer = following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
-        minimum, maximum = (_bounded(end, lower, upper) for end in (ops.min(real), ops.max(real)))
-        new = observer.update(state, minimum, maximum)
+        seen = observer.look(real)
+        # The ends of what is clamped are the ends, clamped.
+        minimum, maximum = (_bounded(end, lower, upper) for end in seen[:2])
+        new = observer.update(state, Range(minimum, maximum, seen.count))
         if self.learns:
             mean = ops.mean(ops.abs(_bounded(real, lower, upper)))
             size = self.size[slot] + (mean - self.size[slot]) / new.count
-            if self.observer is None:
-                # The optimizer moves what the first data gave, or those before it began.
-                first = state.count == 0
-                if self.clock is not None:
-                    begun = self.clock.reached("quant_delay", now)
-                    first = ops.logical_or(first, ops.logical_not(begun))
-                new = Range(*(ops.where(first, n, o) for n, o in zip(new, state, strict=True)))
-                size = ops.where(first, size, self.size[slot])
+            # The optimizer moves what the first data gave, or those before it began.
+            first = state.count == 0
+            if self.clock is not None:
+                begun = self.clock.reached("quant_delay", now)
+                first = ops.logical_or(first, ops.logical_not(begun))
+            new = Range(*(ops.where(first, n, o) for n, o in zip(new, state, strict=True)))
+            size = ops.where(first, size, self.size[slot])
             here = np.arange(self.slots) == slot
             self.size.assign(ops.where(here, size, self._value("size")))
-        if self.clock is not None and self.observer is None:
+        if self.clock is not None:
             # A range that has seen nothing has nothing to keep.
             frozen = self.clock.reached("freeze_ranges", now)
             frozen = ops.logical_and(frozen, state.count > 0)
@@ -488,15 +515,11 @@ class FakeQuantize(keras.layers.Layer):
         self.maximum.assign(new.maximum)
         self.count.assign(new.count)
         # Slots without data hold 0, which is in every range anyway.
-        scale, zero_point = affine_params(
-            ops.min(self._value("minimum")),
-            ops.max(self._value("maximum")),
-            self.spec.bits,
-            self.spec.symmetric,
-            self.spec.power_of_two,
+        scale, zero_point = self._params(
+            ops.min(self._value("minimum")), ops.max(self._value("maximum"))
         )
         self.scale.assign(scale)
-        self.zero_point.assign(zero_point + (self.high - integer_range(self.spec.bits)[1]))
+        self.zero_point.assign(zero_point)
 
     def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
         rule = Arithmetic.registry[kwargs.get("arithmetic", "real")]
@@ -565,11 +588,32 @@ def check_calibrated(model: keras.Model, before: str) -> None:
         NotCalibratedError: Ranges are missing; each is named with its layer.
     """
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
-    missing = [layer.name for layer in quantizers if not layer.calibrated]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise NotCalibratedError(
-            f"{len(missing)} ranges of model {model.name!r} have seen no data: {shown}. Run "
-            "`intact.calibrate(model, data)` on about 100 samples, or train with `fit`, "
-            f"before {before}."
-        )
+    if all(layer.calibrated for layer in quantizers):
+        return
+    graph = view(model)
+    missing = []
+    for node, slot in range_calls(graph):
+        if not to_numpy(node.layer.count)[slot]:
+            source = graph.producer(node.inputs[0]).layer
+            source = getattr(source, "layer", source)
+            slots = f", slot {slot}" if node.layer.slots > 1 else ""
+            missing.append(
+                f"{node.layer.name}{slots}: behind {type(source).__name__} {source.name!r}"
+            )
+    raise NotCalibratedError(
+        f"{len(missing)} ranges of model {model.name!r} have seen no data:\n  "
+        + "\n  ".join(missing)
+        + "\nRun `intact.calibrate(model, data)` on about 100 samples, or train with `fit`, "
+        f"before {before}; or give them a range without data: "
+        "`intact.calibrate(model, default_ranges=(-6.0, 6.0))`."
+    )
+
+
+def range_calls(graph: Graph) -> list[tuple[Node, int]]:
+    """The calls of quantizers whose ranges are observed, and the slot of each.
+
+    Args:
+        graph: The view of a quantized model.
+    """
+    calls = [node for node in graph.nodes if isinstance(node.layer, FakeQuantize)]
+    return [(node, node.kwargs.get("slot", 0)) for node in calls if node.layer.fixed is None]

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from intact.errors import IntactError
+from intact.observers import Observer, get_observer
 from intact.widths import Quantizer, get_quantizer, quantizer_config, quantizer_from_config
 
 
@@ -24,7 +25,8 @@ class TensorSpec:
         kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
         dynamic: The range is that of each row or sample, found at run time (activations
             only): the tensor stays in float, and sums of products are computed on integers.
-        observer: How `calibrate` finds the range, if it is not told (activations only).
+        observer: How `calibrate` finds the range, if it is not told (activations only): an
+            `Observer`, or the name of one.
         momentum: Share of the old range that a training step keeps (activations only): with 0
             it is the last batch's, with 1 it only grows.
         quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
@@ -37,7 +39,7 @@ class TensorSpec:
             narrowest that holds them.
 
     Raises:
-        IntactError: A width, kind or quantizer that there is not.
+        IntactError: A width, kind, quantizer or observer that there is not.
 
     Example:
 
@@ -50,7 +52,7 @@ class TensorSpec:
     per_axis: bool = False
     kind: str = "int"
     dynamic: bool = False
-    observer: str = "min_max"
+    observer: str | Observer | dict[str, Any] = "min_max"
     momentum: float = 0.99
     quantizer: str | Quantizer = "range"
     power_of_two: bool = False
@@ -78,6 +80,8 @@ class TensorSpec:
                 "Expected kind 'int' with 2 to 16 bits, 'uint' with 8 or 'float' with 16. "
                 f"Received: kind={self.kind!r}, bits={self.bits!r}."
             )
+        # From its name, or from what a saved model has of it.
+        object.__setattr__(self, "observer", get_observer(self.observer))
 
     @property
     def rule(self) -> Quantizer:

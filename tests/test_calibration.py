@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import BACKENDS, enliven, host, mlp, quantizers, ranges, weights
+from small import BACKENDS, cnn, enliven, host, mlp, quantizers, ranges, weights
 
 import intact
-from intact import InvalidDataError
+from intact import InvalidDataError, calibration, watching
+from intact.observers import Percentile
 from intact.quantizers import FakeQuantize
+from intact.watching import Watcher
 
 
 @pytest.fixture
@@ -261,7 +263,7 @@ def test_bad_data_is_an_error_and_changes_nothing(kind, before, q, x):
         np.testing.assert_array_equal(value, kept[0][path])
     for old, new in zip(kept[1], weights(q), strict=True):
         np.testing.assert_array_equal(new, old)
-    assert all(f.observer is None for f in q.layers if isinstance(f, FakeQuantize))
+    assert not any(f.observing for f in q.layers if isinstance(f, FakeQuantize))
 
 
 def test_a_generator_that_fails_leaves_the_model_as_it_was(q, x):
@@ -314,3 +316,138 @@ def test_constant_and_zero_data_are_safe(q):
         found = q.predict(np.full((4, 6), value, "float32"), verbose=0)
         assert np.isfinite(found).all()
         assert intact.export(q)
+
+
+# Ranges without data ------------------------------------------------------------------
+
+
+def test_default_ranges_are_for_tensors_without_one(rng, x):
+    q = intact.quantize_model(enliven(mlp(), rng))
+    quantizers(q)["features"].set_range(-1.0, 1.55)
+    assert intact.calibrate(q, default_ranges=(-6.0, 6.3)) is q
+    found = {n: (host(f.minimum), host(f.maximum)) for n, f in quantizers(q).items()}
+    np.testing.assert_allclose(found["features"], [[-1], [1.55]])
+    # A fused ReLU leaves nothing below 0.
+    np.testing.assert_allclose(found["hidden_relu"], [[0], [6.3]])
+    np.testing.assert_allclose(found["head"], [[-6], [6.3]])
+    assert intact.compare(q, intact.export(q), x, per_layer=False).max_lsb == 0
+
+
+def test_default_ranges_fill_single_slots():
+    q = intact.quantize_model(two_inputs())
+    shared = next(f for f in quantizers(q).values() if f.slots == 2)
+    shared(np.full((3, 4), 9.0, "float32"), slot=1, training=True)
+    intact.calibrate(q, default_ranges=(-2, 2))
+    np.testing.assert_allclose(host(shared.minimum), [-2, 9])
+    np.testing.assert_allclose(host(shared.maximum), [2, 9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("pair", [(1.0, 1.0), (2.0, -2.0), (0.0, np.inf)])
+def test_default_ranges_that_are_none(pair, q):
+    with pytest.raises(intact.IntactError, match=r"min < max. Received: \("):
+        intact.calibrate(q, default_ranges=pair)
+    assert not any(f.calibrated for f in quantizers(q).values())
+
+
+# LiteRT looks on instead of Keras -----------------------------------------------------
+
+
+def both_ways(make, data, monkeypatch, **kwargs):
+    """What calibration makes of a model with LiteRT's kernels, and with Keras'."""
+    found = []
+    for fast in (True, False):
+        used = []
+
+        class Spy(Watcher):
+            def __init__(self, model, watches, fast=fast):
+                super().__init__(model, watches, fast)
+
+            def __call__(self, batch, used=used):
+                seen = super().__call__(batch)
+                used.append(self.file is not None)
+                return seen
+
+        monkeypatch.setattr(calibration, "Watcher", Spy)
+        q = intact.calibrate(make(), data, verbose=0, **kwargs)
+        assert set(used) == {fast}
+        found.append({v.path: host(v) for v in q.variables})
+    return found
+
+
+@pytest.mark.parametrize("observer", ["min_max", "moving_average", Percentile(99.0)], ids=str)
+@pytest.mark.parametrize("scheme", ["int8", "int16x8", "uint8", "int4"])
+def test_litert_and_keras_see_the_same(scheme, observer, rng, monkeypatch):
+    model = enliven(cnn(), rng)
+    data = rng.normal(size=(70, 8, 8, 3)).astype("float32")
+
+    def make():
+        return intact.quantize_model(model, scheme)
+
+    pair = both_ways(make, data, monkeypatch, observer=observer, batch_size=30)
+    for (path, fast), slow in zip(pair[0].items(), pair[1].values(), strict=True):
+        bin_ = 2e-3 if isinstance(observer, Percentile) else 1e-5
+        if path.endswith("zero_point"):
+            np.testing.assert_allclose(fast, slow, atol=1, err_msg=path)
+        else:
+            atol = bin_ * max(1.0, np.abs(slow).max(initial=0))
+            np.testing.assert_allclose(fast, slow, rtol=bin_, atol=atol, err_msg=path)
+
+
+def test_large_batches_are_run_in_parts(rng, monkeypatch):
+    monkeypatch.setattr(watching, "MEMORY", 5000)
+    model = enliven(cnn(), rng)
+    data = rng.normal(size=(70, 8, 8, 3)).astype("float32")
+    pair = both_ways(
+        lambda: intact.quantize_model(model), data, monkeypatch, observer="moving_average"
+    )
+    for (path, fast), slow in zip(pair[0].items(), pair[1].values(), strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def odd(inputs):
+    """Clamps that no kernel has, a shared layer, a fixed range in the middle, two inputs."""
+    a, b = inputs
+    shared = layers.Dense(4, name="shared")
+    x = layers.ReLU(0.75)(shared(a)), layers.Activation("sigmoid")(shared(b))
+    return layers.Dense(2)(layers.PReLU()(layers.Concatenate()(x)))
+
+
+def test_odd_models_are_seen_alike(rng, monkeypatch):
+    inputs = [keras.Input((5,), name=name, dtype=d) for name, d in (("a", "uint8"), ("b", None))]
+    model = enliven(keras.Model(inputs, odd(inputs)), rng)
+    data = [rng.integers(0, 9, size=(50, 5)).astype("uint8"), rng.normal(size=(50, 5))]
+    pair = both_ways(lambda: intact.quantize_model(model), data, monkeypatch)
+    for (path, fast), slow in zip(pair[0].items(), pair[1].values(), strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("error", [intact.IntactError("no kernel"), TypeError("None")])
+def test_without_a_float_form_keras_looks_on(error, q, x, expected, monkeypatch):
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr(watching, "lower_real", refuse)
+    monkeypatch.setattr(watching, "lower_products", refuse)
+    intact.calibrate(q, x, verbose=0)
+    for name, pair in ranges_by_name(q).items():
+        np.testing.assert_allclose(pair, expected[name], rtol=1e-4, err_msg=name)
+
+
+def test_what_is_not_finite_is_left_to_keras(rng, monkeypatch):
+    inputs = keras.Input((6,), name="features")
+    model = keras.Model(inputs, keras.ops.log(layers.Dense(6, name="d")(inputs)))
+    model.get_layer("d").kernel.assign(np.eye(6))
+    x = rng.uniform(0.1, 2.0, size=(20, 6)).astype("float32")
+    x[3] = 0.0
+    used = []
+    old = Watcher.__call__
+
+    def spy(self, batch):
+        seen = old(self, batch)
+        used.append(self.file is not None)
+        return seen
+
+    monkeypatch.setattr(Watcher, "__call__", spy)
+    q = intact.calibrate(intact.quantize_model(model), x, batch_size=10, verbose=0)
+    assert used[-1] is False
+    assert all(np.isfinite(host(f.scale)) for f in quantizers(q).values())

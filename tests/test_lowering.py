@@ -190,7 +190,13 @@ def test_int8_file_is_about_a_quarter():
 
 def test_uncalibrated_export_names_the_ranges(tmp_path):
     q = intact.quantize_model(mlp())
-    message = r"3 ranges of model 'mlp'.*features_quantizer.*intact\.calibrate"
+    message = (
+        r"3 ranges of model 'mlp' have seen no data:\n"
+        r"  features_quantizer: behind InputLayer 'features'\n"
+        r"  hidden_relu_quantizer: behind Dense 'hidden'\n"
+        r"  head_quantizer: behind Dense 'head'\n"
+        r"Run `intact\.calibrate.*before exporting; .*default_ranges"
+    )
     with pytest.raises(NotCalibratedError, match=message):
         intact.export(q, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
@@ -198,7 +204,7 @@ def test_uncalibrated_export_names_the_ranges(tmp_path):
 
 def test_a_range_that_alone_is_missing_is_named(q):
     q.get_layer("hidden_relu_quantizer").reset()
-    with pytest.raises(NotCalibratedError, match=r"1 ranges.*hidden_relu_quantizer"):
+    with pytest.raises(NotCalibratedError, match=r"1 ranges.*\n.*hidden_relu_quantizer"):
         intact.export(q)
 
 

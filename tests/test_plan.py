@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import cnn, enliven, op_names, parse, quantizers, ready
+from small import cnn, enliven, mlp, op_names, parse, quantizers, ready
 
 import intact
-from intact import NotIntegerError, Rule, Scheme, TensorSpec
+from intact import IntactError, NotIntegerError, Rule, Scheme, TensorSpec
 from intact.training import Quantized
 
 INT8 = 9
@@ -288,3 +288,70 @@ def test_plan_prints_one_row_per_layer():
     assert "folded" in lines[2]
     assert "fused act" in lines[3]
     assert "float (by rule)" in lines[8]
+
+
+# Inputs whose integers are known ------------------------------------------------------
+
+
+def image_model():
+    inputs = keras.Input((6, 6, 3), name="image")
+    x = layers.Conv2D(4, 3, padding="same", name="conv")(inputs)
+    x = layers.Concatenate()([x, inputs])
+    return keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    ("mean", "std"), [(128, 128), (127.5, 127.5), (0, 255), (0, 1), (255.0, 57.375)]
+)
+def test_input_stats_are_those_of_the_file(scheme, mean, std, rng):
+    model = enliven(image_model(), rng)
+    q = intact.quantize_model(model, scheme, input_stats={"image": (mean, std)})
+    bytes_ = rng.integers(0, 256, size=(40, 6, 6, 3)).astype("uint8")
+    real = ((bytes_ - np.float64(mean)) / std).astype("float32")
+    intact.calibrate(q, real, verbose=0)
+    shift = int(np.rint(mean))
+    for dtype, zero_point in (("uint8", shift), ("int8", shift - 128)):
+        file = intact.load_litert(intact.export(q, input_dtype=dtype))
+        (found,) = file.interpreter.get_input_details()
+        assert found["quantization"] == (np.float32(1 / std), zero_point)
+        # The image itself goes in, and comes to the same as its real values in Keras.
+        stored = bytes_ if dtype == "uint8" else (bytes_.astype(int) - 128).astype("int8")
+        exact = (bytes_ - np.float32(shift)) * np.float32(1 / std)
+        np.testing.assert_array_equal(file.predict(stored), q.predict(exact, verbose=0))
+
+
+def test_input_stats_survive_training_and_saving(rng, tmp_path):
+    q = intact.quantize_model(enliven(mlp(), rng), input_stats={"features": (128, 64)})
+    x = rng.uniform(-1, 1, size=(32, 6)).astype("float32")
+    q.compile("sgd", "mse")
+    q.fit(x, x[:, :3], verbose=0)
+    q.save(tmp_path / "q.keras")
+    again = keras.saving.load_model(tmp_path / "q.keras")
+    file = intact.load_litert(intact.export(again, input_dtype="uint8"))
+    assert file.interpreter.get_input_details()[0]["quantization"] == (1 / 64, 128)
+
+
+def test_input_stats_of_sixteen_bits(rng):
+    q = intact.quantize_model(enliven(mlp(), rng), "int16x8", input_stats={"features": (0, 8192)})
+    intact.calibrate(q, rng.uniform(-1, 1, size=(32, 6)), verbose=0)
+    file = intact.load_litert(intact.export(q, input_dtype="int16"))
+    assert file.interpreter.get_input_details()[0]["quantization"] == (1 / 8192, 0)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "stats", "message"),
+    [
+        ("int8", {"picture": (0, 1)}, r"\['picture'\].*Quantized inputs: \['image'\]"),
+        ("weight_only_8", {"image": (0, 1)}, r"\['image'\].*Quantized inputs: \[\]"),
+        ("int8", {"image": (0, 0)}, r"std > 0, for input 'image'. Received: \(0, 0\)"),
+        ("int8", {"image": (0, -3.0)}, r"Received: \(0, -3\.0\)"),
+        ("int8", {"image": (np.nan, 1.0)}, "finite mean"),
+        ("int8", {"image": (-1, 1)}, r"'image'.*between 0 and 255\. Received: mean=-1"),
+        ("int8", {"image": (255.6, 1)}, "between 0 and 255"),
+        ("int16x8", {"image": (128, 1)}, "int16.*between 0 and 0"),
+    ],
+)
+def test_input_stats_that_cannot_be(scheme, stats, message):
+    with pytest.raises(IntactError, match=message):
+        intact.quantize_model(image_model(), scheme, input_stats=stats)

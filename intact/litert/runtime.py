@@ -260,6 +260,15 @@ class LiteRTModel:
         return {name: np.concatenate([r[name] for r in results]) for name in results[0]}
 
     def _run(self, chunk: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.invoke(chunk)
+        return {n: self.interpreter.get_tensor(d["index"]) for n, d in self._outputs.items()}
+
+    def invoke(self, chunk: dict[str, np.ndarray]) -> None:
+        """Run the kernels; `view` looks at what they leave.
+
+        Args:
+            chunk: An array for each input, of the values that the file stores.
+        """
         resized = not self._allocated
         for name, array in chunk.items():
             detail = self.input_details[name]
@@ -271,9 +280,13 @@ class LiteRTModel:
             self.interpreter.allocate_tensors()
             self._allocated = True
         for name, array in chunk.items():
-            self.interpreter.set_tensor(self.input_details[name]["index"], array)
+            detail = self.input_details[name]
+            self.interpreter.set_tensor(detail["index"], np.asarray(array, detail["dtype"]))
         self.interpreter.invoke()
-        return {n: self.interpreter.get_tensor(d["index"]) for n, d in self._outputs.items()}
+
+    def view(self, name: str) -> np.ndarray:
+        """An output as the last run left it; not a copy, so let go of it before the next."""
+        return self.interpreter.tensor(self._outputs[name]["index"])()
 
 
 def _shape(detail: dict) -> tuple[int | None, ...]:

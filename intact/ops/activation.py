@@ -646,5 +646,5 @@ class PReLU(Op):
             values, scale = quantize_weight(alpha, 8, None, host)
             constant = builder.constant(values.astype("int8"), name, scale=scale)
         else:
-            constant = builder.constant(alpha, name)
+            constant = node.constant("alpha") if node.weights else builder.constant(alpha, name)
         builder.add("MUL", [node.input, constant], [node.output])
