@@ -584,9 +584,9 @@ class _Builder:
             if step.takes_in:
                 norm = self.model.get_layer(step.takes_in)
                 layer = _with_norm(node.layer, norm, shapes[0])
-                made = Quantized(layer, step.weights, shapes, schedule)
+                made = Quantized(layer, step.weights, shapes, schedule=schedule)
             elif step.integer:
-                made = Quantized(node.layer, step.weights, shapes, schedule)
+                made = Quantized(node.layer, step.weights, shapes, schedule=schedule)
             else:
                 assert step.weights is not None
                 dynamic = step.activations is not None

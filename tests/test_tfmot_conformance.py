@@ -60,6 +60,9 @@ TABLE = {
     "patterns: tails": "test_plan::test_one_range_at_the_tail_of_a_group",
     "patterns: SeparableConv": "test_training::test_separable_convolution_trains_as_in_float",
     "patterns: SeparableConv in all forms": (
+        "test_tfmot_conformance::test_separable_convolutions_compute_the_same"
+    ),
+    "patterns: SeparableConv's regularizers and constraints": (
         "test_tfmot_conformance::test_separable_convolutions_keep_their_settings"
     ),
     "patterns: Add and ReLU": "test_tfmot_conformance::test_a_sum_and_its_activation_have_a_range",
@@ -145,36 +148,44 @@ def test_4_bit_activations_convert(rng):
     assert len(np.unique(q.predict(data, verbose=0))) <= 16
 
 
-SEPARABLE = {
-    "plain": {},
-    "same": {"padding": "same"},
-    "strides": {"strides": 2},
-    "dilation": {"dilation_rate": 2},
-    "multiplier": {"depth_multiplier": 2},
-    "no bias": {"use_bias": False},
-    "regularized": {"depthwise_regularizer": "l2", "pointwise_regularizer": "l2"},
-    "constrained": {"depthwise_constraint": "max_norm", "pointwise_constraint": "max_norm"},
-}
+def separable(rank, rng, **settings):
+    made = getattr(layers, f"SeparableConv{rank}D")(4, 3, name="op", **settings)
+    return enliven(keras.Sequential([keras.Input((9,) * rank + (2,)), made]), rng)
 
 
-@pytest.mark.parametrize("name", SEPARABLE)
-@pytest.mark.parametrize("rank", [1, 2])
-def test_separable_convolutions_keep_their_settings(rank, name, rng):
-    made = getattr(layers, f"SeparableConv{rank}D")(4, 3, name="op", **SEPARABLE[name])
-    shape = (9,) * rank + (2,)
-    model = enliven(keras.Sequential([keras.Input(shape), made]), rng)
+@pytest.mark.parametrize(
+    "settings",
+    [{"padding": "same"}, {"strides": 2}, {"dilation_rate": 2}, {"depth_multiplier": 2}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_separable_convolutions_compute_the_same(settings, rng):
+    model = separable(2, rng, **settings)
     q = intact.quantize_model(model)
-    data = rng.normal(size=(16, *shape)).astype("float32")
+    data = rng.normal(size=(16, 9, 9, 2)).astype("float32")
     # Without a range it computes in float, but for the rounded weights.
     np.testing.assert_allclose(q.predict(data, verbose=0), model.predict(data, verbose=0), atol=0.1)
-    assert len(q.losses) == len(model.losses)
+    intact.calibrate(q, data, bias_correction=False, verbose=0)
+    assert intact.compare(q, intact.export(q), data, per_layer=False).different == 0
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_separable_convolutions_keep_their_settings(rank, rng):
+    model = separable(
+        rank,
+        rng,
+        depthwise_regularizer="l2",
+        pointwise_regularizer="l2",
+        depthwise_constraint="max_norm",
+        pointwise_constraint="max_norm",
+        use_bias=False,
+    )
+    q = intact.quantize_model(model)
+    assert len(q.losses) == len(model.losses) == 2
     held = {layer.name: layer.layer for layer in q.layers if isinstance(layer, Quantized)}
     depthwise, pointwise = held["op_depthwise"], held["op_pointwise"]
-    constrained = name == "constrained"
-    assert (depthwise.depthwise_constraint is not None) == constrained
-    assert (pointwise.kernel_constraint is not None) == constrained
-    intact.calibrate(q, data, verbose=0)
-    assert intact.compare(q, intact.export(q), data).different == 0
+    assert isinstance(depthwise.depthwise_constraint, keras.constraints.MaxNorm)
+    assert isinstance(pointwise.kernel_constraint, keras.constraints.MaxNorm)
+    assert pointwise.bias is None
 
 
 def test_a_sum_and_its_activation_have_a_range():
