@@ -43,8 +43,8 @@ class Quantized(keras.layers.Layer):
         layer: The Keras layer.
         spec: How its weights are quantized, if it has any.
         input_shapes: The shapes of the inputs that the layer is built with.
-        corrected: What bias correction has added to its sums, per channel.
         schedule: When rounding of weights begins in training, and when a batch norm freezes.
+        corrected: What bias correction has added to its sums, per channel.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Quantized(keras.layers.Layer):
         layer: keras.layers.Layer,
         spec: TensorSpec | None = None,
         input_shapes: Any = None,
-        corrected: Any = None,
         schedule: Schedule | None = None,
+        corrected: Any = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
