@@ -46,10 +46,10 @@ class Quantized(keras.layers.Layer):
         layer: The Keras layer.
         spec: How its weights are quantized, if it has any.
         input_shapes: The shapes of the inputs that the layer is built with.
-        corrected: What bias correction has added to its sums, per channel.
         keep_zeros: Weights that are 0 stay 0.
         tied_weights: Names of the weights whose equal values stay equal.
         schedule: When rounding of weights begins in training, and when a batch norm freezes.
+        corrected: What bias correction has added to its sums, per channel.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Quantized(keras.layers.Layer):
         layer: keras.layers.Layer,
         spec: TensorSpec | None = None,
         input_shapes: Any = None,
-        corrected: Any = None,
         schedule: Schedule | None = None,
         keep_zeros: bool = False,
         tied_weights: Iterable[str] = (),
+        corrected: Any = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
