@@ -21,6 +21,8 @@ from intact.api import export as export_model
 from intact.bisection import bisect as bisect_model
 from intact.calibration import calibrate
 from intact.check import check as check_target
+from intact.choosing.advice import OPTIONS
+from intact.choosing.advice import advise as advise_on
 from intact.data_files import load_data as load_samples
 from intact.demo import DATASETS, Result, load_data, run_demo
 from intact.errors import IntactError
@@ -34,6 +36,7 @@ from intact.litert.verification import verify as verify_file
 from intact.lowering import check_path, write_whole
 from intact.observers import OBSERVERS
 from intact.quantizers import FakeQuantize
+from intact.recovery.recover import recover as recover_model
 from intact.report import compare as compare_model
 from intact.report import table
 from intact.schemes import SCHEMES
@@ -68,6 +71,7 @@ def main() -> None:
 
     \b
         intact explain model.keras            what becomes of each layer
+        intact advise model.keras --data images/          which way to take
         intact quantize model.keras --data images/ -o model.tflite
         intact compare model.keras model.tflite --data test.npz --html page.html
         intact benchmark model.tflite         how long it takes
@@ -241,6 +245,12 @@ def _echo(as_json: bool, data: Any, text: Any) -> None:
 )
 @_io_dtypes
 @click.option("--allow-float", is_flag=True, help="Keep in float what has no integer kernel.")
+@click.option(
+    "--recover",
+    "recovers",
+    is_flag=True,
+    help="Win back accuracy from the samples alone, as `intact recover` does. Takes longer.",
+)
 @click.option("--save", type=_PATH, help="Write the quantized model, too: a .keras file.")
 @click.option("--html", type=_PATH, help="Write a page on what each layer loses, too.")
 @_as_json
@@ -259,6 +269,7 @@ def quantize(
     integer_only: bool,
     target: str | None,
     allow_float: bool,
+    recovers: bool,
     save: Path | None,
     html: Path | None,
     as_json: bool,
@@ -276,23 +287,26 @@ def quantize(
             --input-dtype int8 --output-dtype int8 --integer-only
         intact quantize model.h5 --scheme float16 -o model.tflite
     """
-    paths = [path for path in (output, save, html) if path is not None]
-    for path in paths:
-        check_path(path)
-    if save is not None and save.suffix != ".keras":
-        raise IntactError(f"Expected a .keras file to save to. Received: {str(save)!r}.")
+    for path in (output, html):
+        if path is not None:
+            check_path(path)
+    if save is not None:
+        _check_keras_path(save)
     loaded = load_keras(model)
     q = quantize_model(loaded, scheme, allow_float, target=target)
     observed = [layer for layer in q.layers if isinstance(layer, FakeQuantize)]
     x = None
     if data is not None:
         x = load_samples(data, _shapes(q), array, mean, std, samples)
-    elif any(not layer.calibrated for layer in observed):
-        raise click.UsageError(f"The scheme {scheme} needs samples: pass them with --data.")
+    elif recovers or any(not layer.calibrated for layer in observed):
+        what = "--recover" if recovers else f"The scheme {scheme}"
+        raise click.UsageError(f"{what} needs samples: pass them with --data.")
     elif html is not None:
         raise click.UsageError("The page needs samples: pass them with --data.")
     with _quiet_stdout():
-        if observed:
+        if recovers:
+            recover_model(q, x, observer=observer, verbose=_progress())
+        elif observed:
             calibrate(q, x, observer=observer, verbose=_progress())
         content = export_model(q, None, input_dtype, output_dtype, integer_only, target)
         if html is not None:
@@ -301,6 +315,12 @@ def quantize(
         _save(q, save)
     write_whole(content, output)
     _echo(as_json, _written_dict(output, content), _written(output, content))
+
+
+def _check_keras_path(path: Path) -> None:
+    check_path(path)
+    if path.suffix != ".keras":
+        raise IntactError(f"Expected a .keras file to save to. Received: {str(path)!r}.")
 
 
 def _save(model: keras.Model, path: Path) -> None:
@@ -313,6 +333,83 @@ def _save(model: keras.Model, path: Path) -> None:
         raise IntactError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@main.command()
+@_model
+@click.option("-o", "--output", type=_PATH, required=True, help="The .keras file to write.")
+@_with_data(samples=200)
+def recover(
+    model: Path, output: Path, data: Path, array: str | None, mean: Any, std: Any, samples: int
+) -> None:
+    """Win back accuracy that quantization costs, from samples without labels.
+
+    MODEL is a quantized model that was not trained (`intact quantize --save` writes it). The
+    result is one, too: `intact export` makes a LiteRT file of it. For all in one go, there is
+    `intact quantize --recover`.
+    """
+    _check_keras_path(output)
+    q = load_keras(model)
+    x = load_samples(data, _shapes(q), array, mean, std, samples)
+    with _quiet_stdout():
+        recover_model(q, x, verbose=_progress())
+    _save(q, output)
+    click.echo(f"{output}: recovered")
+
+
+@main.command()
+@_model
+@_with_data(samples=200)
+@click.option(
+    "--labels",
+    type=_PATH,
+    help="Classes of the samples, whole numbers in a .npy file. Without, the score is the "
+    "share of samples with the float model's top-1.",
+)
+@click.option(
+    "--options",
+    default=",".join(OPTIONS),
+    show_default=True,
+    help="What to try: schemes, each perhaps with +recover behind it.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="How much of the score may be lost.",
+)
+@_as_json
+def advise(
+    model: Path,
+    data: Path,
+    array: str | None,
+    mean: Any,
+    std: Any,
+    samples: int,
+    labels: Path | None,
+    options: str,
+    tolerance: float,
+    as_json: bool,
+) -> None:
+    """Try every way to quantize a model after training, and recommend one.
+
+    MODEL is a float model. Each way becomes a file whose size, time and score are measured on
+    this machine.
+    """
+    loaded = load_keras(model)
+    x = load_samples(data, _shapes(loaded), array, mean, std, samples)
+    y = None if labels is None else load_samples(labels, {"labels": (None,)}, samples=samples)
+    with _quiet_stdout():
+        found = advise_on(
+            loaded,
+            x,
+            y,
+            options=options.split(","),
+            tolerance=tolerance,
+            verbose=_progress(),
+        )
+    _echo(as_json, dataclasses.asdict(found), found)
 
 
 @main.command()

@@ -289,14 +289,14 @@ REMEDIES: tuple[tuple[Callable[["Agreement"], bool], Callable[["Agreement"], str
             f"Rounding the weights leaves {_of(a.weights, 'snr', 0.0):.0f} dB. Give this "
             "layer more bits: <code>"
             f"{_rule(a, 'weights=TensorSpec(8, symmetric=True, per_axis=True)')}</code>, "
-            "or train with quantization."
+            "or try <code>intact.recover</code>, or training with quantization."
         ),
     ),
     (
         lambda a: FAIR <= _of(a.weights, "snr", 200.0) < GOOD + 6 and _own(a) < GOOD + 6,
         lambda a: (
             f"Rounding the weights leaves {_of(a.weights, 'snr', 0.0):.0f} dB, about as much "
-            "noise as all the layer adds. Training with quantization takes some of it back."
+            "noise as all the layer adds. <code>intact.recover</code> takes some of it back."
         ),
     ),
     (

@@ -244,6 +244,18 @@ def test_from_file_to_file(run, models):
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("No layer loses more")
 
+    process = run("recover", "q.keras", "-o", "better.keras", *PIXELS)
+    assert process.returncode == 0, process.stderr
+    assert intact.export(intact.load_keras(models / "better.keras"))
+
+    np.save(models / "y.npy", np.arange(40) % 4)
+    options = ("--labels", "y.npy", "--options", "int8,float16", "--json")
+    process = run("advise", "model.keras", *PIXELS, *options)
+    assert process.returncode == 0, process.stderr
+    made = json.loads(process.stdout)
+    assert made["measure"] == "accuracy"
+    assert [option["name"] for option in made["options"]] == ["float32", "int8", "float16"]
+
     process = run("run", "model.tflite", *PIXELS, "-o", "y.npy")
     assert process.returncode == 0, process.stderr
     assert process.stdout.split()[:2] == ["output", "shape"]
@@ -293,6 +305,7 @@ def test_images_and_observers(call, models, rng):
         image.fromarray(pixels).save(models / "images" / f"{i}.png")
     scale = ("--mean", "120,127.5,130", "--std", "60,61,62")
     options = ("--observer", "moving_average", "--samples", "4", "--target", "xnnpack")
+    options = (*options, "--recover")
     result = call("quantize", "model.keras", "-o", "m.tflite", "--data", "images", *scale, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("m.tflite: ")
@@ -341,6 +354,13 @@ QUANTIZE = ("quantize", "model.keras", "-o", "out.tflite")
         (("quantize", "model.keras", "-o", ".", "--data", "x.npy"), 1, "it is a folder"),
         (("quantize", "model.keras", "-o", "x.npy/out", "--data", "x.npy"), 1, "Cannot write"),
         (("quantize", "model.keras"), 2, "Missing option '-o'"),
+        ((*QUANTIZE, "--scheme", "float16", "--recover"), 2, "--recover needs samples"),
+        (("recover", "model.keras", "-o", "r.keras", "--data", "x.npy"), 1, ""),
+        (("recover", "q.keras", "-o", "r.tflite", "--data", "x.npy"), 1, "Expected a .keras"),
+        (("recover", "q.keras", "-o", "r.keras", "--data", "flat.npy"), 1, "takes shape"),
+        (("advise", "none.keras", "--data", "x.npy"), 1, "There is no file"),
+        (("advise", "model.keras", "--data", "nan.npy"), 1, "NaN"),
+        (("advise", "model.keras", "--data", "x.npy", "--options", "int7"), 1, "'int7'"),
         (("export", "none.keras", "-o", "out.tflite"), 1, "There is no file"),
         (("export", "model.keras", "-o", "none/out.tflite"), 1, "'none' is missing"),
         (("export", "model.keras", "-o", "out.tflite", "--integer-only"), 1, "stay in float"),
