@@ -31,7 +31,7 @@ from intact.ops.base import (
     register_op,
 )
 from intact.ops.table import Table
-from intact.ops.wide import SigmoidArithmetic, TanhArithmetic
+from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
 from intact.quantizers import Arithmetic
 
 
@@ -292,10 +292,11 @@ class Tanh(OfIntegers):
 
 
 @register_op
-class Softmax(Curve):
+class Softmax(OfIntegers):
     """Shares that sum to 1 along the last axis."""
 
     dtypes = INTEGERS
+    arithmetic = SoftmaxArithmetic.name
     keras_layers = (layers.Softmax,)
     operations = ("Softmax",)
     activations = ("softmax",)
