@@ -32,7 +32,7 @@ from intact.ops.base import (
 )
 from intact.ops.moves import channel_last
 from intact.ops.table import Table, all_values, look_up
-from intact.ops.wide import SigmoidArithmetic, TanhArithmetic
+from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
 from intact.quantizers import Arithmetic
 
 
@@ -304,10 +304,11 @@ class Tanh(OfIntegers):
 
 
 @register_op
-class Softmax(Curve):
+class Softmax(OfIntegers):
     """Shares that sum to 1 along the last axis."""
 
     dtypes = INTEGERS
+    arithmetic = SoftmaxArithmetic.name
     keras_layers = (layers.Softmax,)
     operations = ("Softmax",)
     activations = ("softmax",)

@@ -7,9 +7,18 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.fixed_point import Multiplier, multiplier, multiply
 from intact.graph import made_by
-from intact.kernels import round_clip
-from intact.numerics import QTensor, Tensor, is_symbolic, to_numpy, unfused
+from intact.kernels import inverse, round_clip
+from intact.numerics import (
+    QTensor,
+    Tensor,
+    binary_exponent,
+    is_symbolic,
+    straight_through,
+    to_numpy,
+    unfused,
+)
 from intact.ops.base import (
     ALL_SAME,
     INTEGERS,
@@ -101,6 +110,22 @@ class MeanArithmetic(Arithmetic):
         return round_clip(stored, low + params.zero_point, high + params.zero_point) - (
             params.zero_point
         )
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        total, _, share, scale, _ = pending
+        count = ops.cast(ops.round(1.0 / share), "int32")
+        by = multiplier(scale, 1.0, params.scale)
+        # The mantissa is divided by the count, after as many more bits as the count has.
+        shift = ops.minimum(binary_exponent(ops.cast(count, "float32")), 31 + by.exponent)
+        whole, rest = ops.floor_divide(by.mantissa, count), ops.mod(by.mantissa, count)
+        for bits in (shift // 2, shift - shift // 2):
+            rest = ops.left_shift(rest, bits)
+            whole = ops.left_shift(whole, bits) + ops.floor_divide(rest, count)
+            rest = ops.mod(rest, count)
+        exact = multiply(ops.cast(total, "int32"), Multiplier(whole, by.exponent - shift))
+        smooth = cls.real(pending) * inverse(params.scale)
+        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
 
 class Reducing(Op):

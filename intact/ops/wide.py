@@ -1,7 +1,7 @@
-"""The logistic function and the hyperbolic tangent as the 16-bit kernels compute them.
+"""The logistic function, the hyperbolic tangent and softmax as the 16-bit kernels compute them.
 
-Both interpolate in one table of the logistic function, 24 entries for each unit of its
-argument, in integers.
+The first two interpolate in one table of the logistic function, 24 entries for each unit
+of its argument; softmax in one of the exponential function and one of the reciprocal.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import ops
 
-from intact.fixed_point import mantissa
+from intact.fixed_point import mantissa, multiplier, multiply
 from intact.kernels import round_clip
-from intact.numerics import QTensor, Tensor, straight_through
+from intact.numerics import QTensor, Tensor, binary_exponent, straight_through
 from intact.quantizers import RealArithmetic
 
 # Entries that are not the nearest integers, but the ones above.
@@ -92,3 +92,57 @@ class TanhArithmetic(SigmoidArithmetic):
         found, positive = _lookup(x, 8)
         found = found - (1 << 23)
         return ops.right_shift(ops.where(positive, found + 128, 127 - found), 8)
+
+
+def _interpolated(function: Callable, low: float, high: float) -> np.ndarray:
+    """A table of LiteRT's (`LUTPopulate`): 512 steps, each shifted by half the error midway."""
+
+    def rounded(x: Any) -> np.ndarray:
+        return np.trunc(x + np.copysign(np.float32(0.5), x)).astype("float32")
+
+    step = np.float32((np.float32(high) - np.float32(low)) / np.float32(512))
+    place = np.float32(low) + np.arange(513, dtype="float32") * step
+    # In units of 2 / 65535, of which there are 65536.
+    unit = np.float32(65536) / (np.float32(2 / 65535) * 65535)
+    value = rounded(function(place) * unit)
+    middle = rounded(function(place[:-1] + step / 2) * unit)
+    between = rounded((function(place[1:]) * unit + value[:-1]) / 2)
+    value[:-1] -= rounded((between - middle) / 2)
+    return np.clip(value, -32768, 32767).astype("int32")
+
+
+_EXP = _interpolated(np.exp, -10.0, 0.0)
+_RECIPROCAL = _interpolated(lambda x: np.float32(1) / (np.float32(1) + x), 0.0, 1.0)
+
+
+def _look_up(table: np.ndarray, index: Tensor) -> Tensor:
+    """A table's value for an index of 16 bits, of which 7 are the fraction."""
+    index = ops.clip(index, -32768, 32767)
+    place = ops.right_shift(index, 7) + 256
+    entries = ops.convert_to_tensor(table)
+    first, second = ops.take(entries, place, axis=0), ops.take(entries, place + 1, axis=0)
+    rest = (second - first) * ops.bitwise_and(index, 127)
+    return first + ops.right_shift(rest + 64, 7)
+
+
+class SoftmaxArithmetic(SigmoidArithmetic):
+    """Shares that sum to 1 along the last axis."""
+
+    name = "softmax"
+    function: ClassVar[Callable] = staticmethod(ops.softmax)
+
+    @staticmethod
+    def kernel(x: QTensor) -> Tensor:
+        below = ops.cast(x.values - ops.max(x.values, axis=-1, keepdims=True), "int32")
+        # 65535 steps are 10.
+        scaled = multiply(below, multiplier(x.scale, 1.0, np.float32(10 / 65535)))
+        powers = _look_up(_EXP, scaled + 32767)
+        total = ops.sum(powers, axis=-1, keepdims=True)
+        # The sum as a number of 31 bits, whose upper 17 are 1 to 2.
+        bits = binary_exponent(ops.cast(total, "float32"))
+        bits = bits - ops.cast(ops.left_shift(ops.ones_like(total), bits) > total, "int32")
+        shifted = ops.left_shift(total, 30 - bits)
+        upper = ops.right_shift(ops.minimum(shifted, (1 << 31) - 1 - (1 << 13)) + (1 << 13), 14)
+        inverse = _look_up(_RECIPROCAL, upper - 3 * (1 << 15))
+        half = ops.right_shift(ops.left_shift(ops.ones_like(bits), bits), 1)
+        return ops.clip(ops.right_shift(powers * inverse + half, bits), 0, 32767)
