@@ -5,8 +5,11 @@ DEMO := .venv-demo
 TEST := .venv-test
 # Pinned, so that the tests do not change with a release of it.
 TORCH := torch==2.13.0
-# What backends that compile leave out: most of a run would be compiling.
-COMPILED ?= --cases 1 --ignore tests/test_schemes.py
+# What backends that compile leave out: most of a run would be compiling. PyTorch runs all, and
+# alone what does not depend on the backend.
+COMPILED ?= --cases 1 --ignore tests/litert --ignore tests/fuzz $(addprefix --ignore tests/test_, \
+	$(addsuffix .py, bisection check choosing cli data_files legacy page recovery report schemes \
+	supported tfmot_conformance tfmot_guides timing))
 # The oldest Keras that is supported.
 OLDEST := keras==3.13.0
 

@@ -119,6 +119,11 @@ def calibrate(
             parts, found = zip(*(seen[id(layer)][slot] for slot in range(layer.slots)), strict=True)
             size = np.array([s.total / s.count for s in found]) if layer.learns else None
             bounds = observers[id(layer)].bounds(list(parts), layer.grid_of)
+            if not np.isfinite(bounds).all():
+                raise InvalidDataError(
+                    f"Values that {layer.name!r} quantizes are too large for float32, or not "
+                    "numbers, on this data. Scale the data, or the layers before."
+                )
             layer.set_range(*bounds, size)
     except BaseException:
         # A calibration that fails leaves the model as it was.

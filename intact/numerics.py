@@ -576,15 +576,17 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
         The sums with the bias added.
     """
     bias = xp.cast(xp.convert_to_tensor(bias), "float32")
-    floor = xp.abs(bias) * (np.float32(1 / MAX_BIAS) / acc.input_scale)
+    before = acc.weight_scale
+    # The sum of all biases must fit, those of before included.
+    total = xp.abs(acc.bias * (acc.input_scale * before) + bias)
+    floor = xp.maximum(total, xp.abs(bias)) * (np.float32(1 / MAX_BIAS) / acc.input_scale)
     floor = xp.stop_gradient(xp.maximum(floor, np.float32(MIN_SCALE)))
-    weight_scale = xp.where(
-        xp.abs(acc.weight_scale) >= floor,
-        acc.weight_scale,
-        xp.where(acc.weight_scale < 0, -floor, floor),
-    )
+    weight_scale = xp.where(xp.abs(before) >= floor, before, xp.where(before < 0, -floor, floor))
     units = round_through(bias * inverse_of(acc.input_scale * weight_scale, xp), xp)
-    return acc._replace(bias=acc.bias + units, weight_scale=weight_scale)
+    smaller = acc.bias * xp.stop_gradient(before * inverse_of(weight_scale, xp))
+    smaller = round_through(smaller, xp)
+    kept = xp.where(before == weight_scale, acc.bias, smaller)
+    return acc._replace(bias=kept + units, weight_scale=weight_scale)
 
 
 def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:

@@ -269,7 +269,6 @@ def test_what_is_no_model(what):
         (lambda: layers.Lambda(lambda x: ops.erfinv(x), name="odd"), (4,), "odd"),
         (lambda: layers.Activation("sparsemax", name="odd"), (4,), "Activation 'odd'.*sparsemax"),
         (lambda: layers.Dense(2, activation="sparsemax", name="odd"), (4,), "odd_sparsemax"),
-        (lambda: layers.Softmax(axis=1, name="odd"), (3, 4), "Softmax 'odd'.*last axis"),
     ],
 )
 def test_unknown_layers_are_named(layer, shape, message):

@@ -224,3 +224,15 @@ def test_inverses_are_those_of_the_host(rng):
     model = keras.Sequential([keras.Input((1,)), layer])
     found = model.predict(x[:, None], batch_size=len(x), verbose=0)[:, 0]
     np.testing.assert_array_equal(found, np.float32(1) / x)
+
+
+@pytest.mark.parametrize("first", [0.2, -0.2, 1e6])
+def test_biases_fit_together_too(first):
+    acc = sums(numpy_ops, np.float32(0.02), np.full(3, 1e-14, "float32"))
+    total = np.float32(0)
+    for bias in (first, 0.6, -0.9):
+        acc = add_bias(acc, np.full(3, bias, "float32"), numpy_ops)
+        total += np.float32(bias)
+    assert (np.abs(acc.bias) <= 1.001 * MAX_BIAS).all()
+    real = acc.bias.astype("float64") * acc.input_scale * acc.weight_scale
+    np.testing.assert_allclose(real, total, rtol=1e-5)

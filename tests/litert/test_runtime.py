@@ -80,7 +80,7 @@ def test_names(content):
 
 
 BAD = {
-    "wrong size": (lambda x: x[:, :5], r"'features' takes shape \(-1, 6\).*\(10, 5\)"),
+    "wrong size": (lambda x: x[:, :5], r"'features' takes shape \(None, 6\).*\(10, 5\)"),
     "wrong rank": (lambda x: x[..., None], r"\(10, 6, 1\)"),
     "one sample without a batch": (lambda x: x[0], r"\(6,\)"),
     "no samples": (lambda x: x[:0], "at least one"),
