@@ -341,10 +341,7 @@ def collect(
     Raises:
         InvalidDataError: The data is empty, not finite, or wrongly shaped.
     """
-    parts = [
-        batch if isinstance(batch, list) else [batch]
-        for batch in Source(data, steps, batch_size, inputs)
-    ]
+    parts = Source(data, steps, batch_size, inputs)
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 

@@ -117,8 +117,8 @@ def distill(
 def _forever(source: Source) -> Iterator[tuple[Any, np.ndarray]]:
     while True:
         for batch in source:
-            first = batch[0] if isinstance(batch, list) else batch
-            yield tuple(batch) if isinstance(batch, list) else batch, np.zeros((len(first), 1))
+            inputs = tuple(batch) if len(batch) > 1 else batch[0]
+            yield inputs, np.zeros((len(batch[0]), 1))
 
 
 def _is_norm(layer: Any) -> bool:
