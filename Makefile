@@ -20,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 help:
 	@echo 'make demo             train, quantize, export and run a small CNN, on JAX'
 	@echo '                      (ARGS="--dataset fashion_mnist" passes options on)'
-	@echo 'make test             run the tests on JAX, with one case of each op, without schemes'
+	@echo 'make test             run the tests that depend on the backend on JAX, with one case of each op'
 	@echo '                      (COMPILED= for all of it; it takes long to compile)'
 	@echo 'make test-torch       run all tests on PyTorch, which compiles nothing'
 	@echo 'make test-tensorflow  as make test, on TensorFlow'
