@@ -560,7 +560,9 @@ class _Bars:
             low, high = ((n - zero_point) * self.step for n in (info.min, info.max))
             self.range = (low, high)
         margin = (high - low) / 8 if params else 0.0
-        self.low, self.high = low - margin, max(high + margin, low + 1e-12)
+        self.low = float(low - margin)
+        # All values may be one.
+        self.high = max(float(high + margin), self.low + 1e-6 * abs(self.low) + 1e-12)
         self.counts = np.zeros(BINS, int)
         self.outside = self.values = 0
 

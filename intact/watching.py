@@ -80,7 +80,7 @@ class Watcher:
             part = [array[start : start + self.step] for array in batch]
             file.invoke(dict(zip(file.input_names, part, strict=True)))
             seen = list(self._pool.map(self._look, self.watches, self.names))
-            if not all(np.isfinite(state[0]).all() for state in seen):
+            if not all(np.isfinite(part).all() for state in seen for part in state):
                 raise ArithmeticError("A tensor is not finite.")
             pairs = zip(self.watches, states or seen, seen, strict=True)
             states = [o.join(old, new, host) if states else new for (_, o), old, new in pairs]
