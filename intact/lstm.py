@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact.errors import InvalidDataError
+from intact.errors import IntactError, InvalidDataError
 from intact.fixed_point import multiplier, multiply, rounding_shift
 from intact.gates import (
     CELL_BITS,
@@ -354,6 +354,25 @@ def check_stream(model: keras.Model, samples: int) -> None:
         raise InvalidDataError(
             f"Model {model.name!r} keeps a state for each of the {size} samples of a batch, so it "
             f"takes whole batches. Received: {samples} samples. Leave out {samples % size} of them."
+        )
+
+
+def refuse_stream(model: keras.Model, what: str) -> None:
+    """Refuse to run parts of a model that keeps its state, which would move it.
+
+    Args:
+        model: A quantized or canonical model.
+        what: What would run them, for the error.
+
+    Raises:
+        IntactError: It keeps a state.
+    """
+    if keepers(model):
+        raise IntactError(
+            f"Model {model.name!r} keeps its state between calls (stateful=True), and {what} runs "
+            "its layers several times for each batch. Do that on a twin that has the same weights "
+            "and stateful=False, or leave it out: `calibrate`, `fit` and `compare(q, file, x)` go "
+            "through a stream in its order."
         )
 
 

@@ -16,7 +16,7 @@ from intact.litert.inspection import is_float
 from intact.litert.reader import read
 from intact.litert.runtime import expose, load_litert
 from intact.lowering import write_whole
-from intact.lstm import check_stream, keepers, reset_states
+from intact.lstm import check_stream, keepers, refuse_stream, reset_states
 from intact.numerics import dequantize, to_numpy
 from intact.page import page
 from intact.points import Noise, Point, Reference, find_points, range_of
@@ -348,6 +348,8 @@ def compare(
         )
     names = [tensor.name for tensor in content.graphs[0].tensors]
     points = find_points(model, names) if per_layer and rounded else []
+    if float_model is not None and float_model is not model:
+        refuse_stream(model, "a comparison with the float model")
     runner, parts = _runner(model, points, float_model)
     exposed = load_litert(expose(plain.content, [p.tensor for p in points]), kernels=kernels)
     kinds = {t.name: t.dtype for t in content.graphs[0].tensors}

@@ -229,9 +229,9 @@ class SequenceLSTM(Op):
             fields = {"scale": np.float32(2.0**-12), "zero_point": 0}
             # The kernel takes the scale of the products of the last one, and none of the others'.
             inside = [
-                builder.tensor((), "int16", f"{layer.name}/{g}_sums", **fields) for g in GATES
+                builder.tensor((0,), "int16", f"{layer.name}/{g}_sums", **fields) for g in GATES
             ]
-            inside.append(builder.like(y, ()))
+            inside.append(builder.like(y, (0,)))
         nothing = [None]
         operands = [x, *inputs, *recurrent, *3 * nothing, *biases, *2 * nothing, hidden, cell]
         options = {"fusedActivationFunction": "TANH", "cellClip": 0.0, "projClip": 0.0}
@@ -282,7 +282,10 @@ def streamed(layer: Any, x: Any, tracer: Any) -> Any:
             variable.assign(to_numpy(value).reshape(variable.shape))
         return made
 
-    y = tracer.emit(tracer.once((layer, "stateful"), make), x)
+    made = tracer.once((layer, "stateful"), make)
+    if tracer.called(made):
+        tracer.refuse(layer, "it keeps one state (stateful=True), and is called twice")
+    y = tracer.emit(made, x)
     if layer.return_sequences:
         return y
     with tracer.scope(layer):

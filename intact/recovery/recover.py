@@ -8,6 +8,7 @@ import numpy as np
 from intact.calibration import calibrate, collect
 from intact.errors import IntactError
 from intact.graph import view
+from intact.lstm import refuse_stream
 from intact.numerics import to_numpy
 from intact.ops.base import get_op
 from intact.quantizers import FakeQuantize
@@ -92,6 +93,7 @@ def recover(
             f"Model {model.name!r} has no quantized weights to recover accuracy with. Make a "
             "quantized model first: `q = intact.quantize_model(model)`."
         )
+    refuse_stream(model, "`recover`")
     options = {
         "round": round,
         "bias_correction": bias_correction,
