@@ -570,7 +570,7 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
     op, layer = node.op, node.layer
     if not issubclass(op, Weighted):
-        if op.weights:
+        if quantized.spec is not None:
             _stored_weights(node, quantized)
         return
     if isinstance(quantized, Frozen):

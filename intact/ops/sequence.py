@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.gates import GATE_BITS
 from intact.kernels import exact_convolution
 from intact.lstm import GATES, LSTMArithmetic, State, Steps, Sums, in_float
 from intact.numerics import (
@@ -191,51 +192,22 @@ class SequenceLSTM(Op):
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         x, y, layer = node.input, node.output, node.layer
-        batch, _, units = y.shape
-        kernels = {}
-        for name in cls.weights:
-            stored = node.weights.get(name)
-            if stored is None:
-                values = to_numpy(getattr(layer, name)).astype("float32")
-                stored = SimpleNamespace(values=values, dtype="float32", scale=None)
-            kernels[name] = stored
+        units, inside, cell = (y.shape[0], layer.units), [], {"dtype": y.dtype}
+        biases = _biases(node, builder)
+        inputs, recurrent = (_by_gates(node, name, builder) for name in cls.weights)
         if node.integer:
-            stored = kernels["input_kernel"]
-            scale = _by_gate(np.asarray(stored.scale))
-            bias, scale = bias_of(layer, x.scale, scale, host)
-            stored.scale = scale.reshape(np.shape(stored.scale))
-            units_of = np.broadcast_to(x.scale * scale, (len(GATES), 1))
-        else:
-            bias = np.zeros(1) if layer.bias is None else to_numpy(layer.bias)
-        bias = np.broadcast_to(bias, (len(GATES), units))
-        biases = []
-        for place, gate in enumerate(GATES):
-            name = f"{layer.name}/{gate}_bias"
-            if node.integer:
-                fields = {"dtype": "int32", "scale": units_of[place]}
-            else:
-                fields = {"dtype": "float32"}
-            biases.append(builder.constant(bias[place], name, **fields))
-        inputs, recurrent = (
-            [_gate(node, name, kernels[name], place, builder) for place in range(len(GATES))]
-            for name in cls.weights
-        )
-        hidden = builder.like(y, (batch, units))
-        cell = builder.tensor((batch, units), y.dtype, f"{layer.name}/cell", variable=True)
-        hidden.name, hidden.variable = f"{layer.name}/hidden", True
-        inside = []
-        if node.integer:
-            cell.dtype, cell.scale = "int16", np.float32(to_numpy(node.quantizer.cell_scale()))
-            fields = {"scale": np.float32(2.0**-12), "zero_point": 0}
+            cell = {"dtype": "int16", "scale": np.float32(to_numpy(node.quantizer.cell_scale()))}
             # The kernel takes the scale of the products of the last one, and none of the others'.
-            inside = [
-                builder.tensor((0,), "int16", f"{layer.name}/{g}_sums", **fields) for g in GATES
-            ]
+            fields = {"dtype": "int16", "scale": np.float32(2.0 ** (GATE_BITS - 15))}
+            inside = [builder.tensor((0,), name=f"{layer.name}/{g}_sums", **fields) for g in GATES]
             inside.append(builder.like(y, (0,)))
-        nothing = [None]
-        operands = [x, *inputs, *recurrent, *3 * nothing, *biases, *2 * nothing, hidden, cell]
-        options = {"fusedActivationFunction": "TANH", "cellClip": 0.0, "projClip": 0.0}
-        builder.add(cls.litert[0], operands + 4 * nothing, [y], options, inside)
+        states = [builder.like(y, units), builder.tensor(units, name="", **cell)]
+        for state, name in zip(states, State._fields, strict=True):
+            state.name, state.variable = f"{layer.name}/{name}", True
+        none = [None]
+        operands = [x, *inputs, *recurrent, *3 * none, *biases, *2 * none, *states, *4 * none]
+        options = {"fusedActivationFunction": "TANH"}
+        builder.add(cls.litert[0], operands, [y], options, inside)
 
 
 def _by_gate(scale: Any) -> Any:
@@ -243,20 +215,40 @@ def _by_gate(scale: Any) -> Any:
     return scale if not len(scale.shape) else scale[:, None]
 
 
-def _gate(node: Any, name: str, stored: Any, place: int, builder: Any) -> Any:
-    """The weights of a gate as a constant of the file, (units, inputs)."""
-    title = f"{node.layer.name}/{GATES[place]}_{name}"
-    values = np.ascontiguousarray(stored.values[:, place].T)
-    if stored.scale is None:
-        made = builder.constant(values, title, dtype=stored.dtype)
+def _biases(node: Any, builder: Any) -> list[Any]:
+    """The bias of each gate as a constant of the file; weights get the scale that goes with it."""
+    layer, fields = node.layer, [{"dtype": "float32"}] * len(GATES)
+    if node.integer:
+        stored = node.weights["input_kernel"]
+        bias, scale = bias_of(layer, node.input.scale, _by_gate(np.asarray(stored.scale)), host)
+        stored.scale = np.broadcast_to(scale, (len(GATES), 1))[:, 0]
+        fields = [{"dtype": "int32", "scale": node.input.scale * one} for one in stored.scale]
     else:
-        scale = np.broadcast_to(stored.scale, len(GATES))[place]
-        made = builder.constant(values, title, dtype=stored.dtype, scale=scale, zero_point=0)
-    if node.integer or stored.dtype == "float32":
-        return made
-    real = builder.tensor(made.shape, "float32", f"{title}_float")
-    builder.add("DEQUANTIZE", [made], [real])
-    return real
+        bias = np.zeros(1) if layer.bias is None else to_numpy(layer.bias)
+    bias = np.broadcast_to(bias, (len(GATES), layer.units))
+    names = [f"{layer.name}/{gate}_bias" for gate in GATES]
+    given = zip(bias, names, fields, strict=True)
+    return [builder.constant(values, name, **more) for values, name, more in given]
+
+
+def _by_gates(node: Any, weight: str, builder: Any) -> list[Any]:
+    """The weights of each gate as a constant of the file, (units, inputs)."""
+    real = SimpleNamespace(
+        values=to_numpy(getattr(node.layer, weight)), dtype="float32", scale=None
+    )
+    stored, found = node.weights.get(weight, real), []
+    for place, gate in enumerate(GATES):
+        name, fields = f"{node.layer.name}/{gate}_{weight}", {}
+        if stored.scale is not None:
+            fields["scale"] = np.broadcast_to(stored.scale, len(GATES))[place]
+        values = stored.values[:, place].T
+        made = builder.constant(values, name, dtype=stored.dtype, **fields)
+        if not (node.integer or stored.dtype == "float32"):
+            real = builder.tensor(made.shape, "float32", f"{name}_float")
+            builder.add("DEQUANTIZE", [made], [real])
+            made = real
+        found.append(made)
+    return found
 
 
 def streamed(layer: Any, x: Any, tracer: Any) -> Any:
