@@ -40,24 +40,24 @@ def lsb(q):
     return float(host(the_state(q).scale))
 
 
-@pytest.mark.parametrize("kernels", ["default", "builtin", "reference"])
 @pytest.mark.parametrize(("steps", "size"), [(1, 1.0), (7, 4.0)])
-def test_calls_in_a_row_equal_litert(kernels, steps, size, rng):
+def test_calls_in_a_row_equal_litert(steps, size, rng):
     model = model_of(layers.LSTM(5, stateful=True, return_sequences=True), steps, 3)
     x = stream(rng, steps, 3, size=size)
     q = quantized(model, x)
     content = intact.export(q, integer_only=True)
     assert op_names(content) == ["QUANTIZE", "UNIDIRECTIONAL_SEQUENCE_LSTM", "DEQUANTIZE"]
-    file = intact.load_litert(content, kernels=kernels)
     first, second = predict(q, x), predict(q, x)
     assert (second != first).any()
-    # DEQUANTIZE of the plain kernels rounds the last bit otherwise.
-    for expected in (first, second):
-        assert np.abs(file.predict(x) - expected).max() < 1e-3 * lsb(q)
     intact.reset_states(q)
-    file.reset_states()
     np.testing.assert_array_equal(predict(q, x), first)
-    assert np.abs(file.predict(x) - first).max() < 1e-3 * lsb(q)
+    for kernels in ("default", "builtin", "reference"):
+        file = intact.load_litert(content, kernels=kernels)
+        # DEQUANTIZE of the plain kernels rounds the last bit otherwise.
+        for expected in (first, second):
+            assert np.abs(file.predict(x) - expected).max() < 1e-3 * lsb(q)
+        file.reset_states()
+        assert np.abs(file.predict(x) - first).max() < 1e-3 * lsb(q)
 
 
 def test_a_stream_in_chunks_equals_the_whole(rng):
@@ -72,32 +72,34 @@ def test_a_stream_in_chunks_equals_the_whole(rng):
     np.testing.assert_array_equal(found, predict(whole, x))
 
 
-@pytest.mark.parametrize("gate", [0, 2])
-def test_tables_are_the_kernels_own(gate):
+def test_tables_are_the_kernels_own():
     # A bias for each of 256 units and 256 inputs: together all sums of 16 bits of a gate.
     n = np.arange(256)
     q, layer = wide()
-    kernel, bias = np.zeros((4, 4, 256)), np.full((4, 256), 0.5)
-    kernel[:, gate] = 2.0
-    bias[gate] = n / 4096
-    for name, value in (("input_kernel", kernel), ("bias", bias)):
-        getattr(layer, name).assign(value)
     layer.recurrent_kernel.assign(np.zeros((256, 4, 256)))
     # The finest scale of a cell shows what a gate is.
     the_state(q).peak.assign(0.5)
     data = np.repeat((n - 128) / 128, 4).astype("float32").reshape(256, 1, 4)
-    file = intact.load_litert(intact.export(q))
-    tables = {0: sigmoid_table(), 2: tanh_table()}
-    half = tables.pop(2 - gate)[OFFSET + 2048]
-    product = tables[gate].astype("int64") * half
-    new = np.sign(product) * ((np.abs(product) + (1 << 14)) >> 15)
-    for call in range(2):
-        found = q.predict(data, batch_size=256, verbose=0)
-        np.testing.assert_array_equal(file.predict(data), found)
-        cell = file.interpreter.get_tensor(tensor(file, "/cell"))
-        np.testing.assert_array_equal(cell * cell_scale(q), host(the_state(q).cell))
-        if not call:
-            np.testing.assert_array_equal(cell.reshape(-1), new)
+    for gate, table, other in (
+        (0, sigmoid_table(), tanh_table()),
+        (2, tanh_table(), sigmoid_table()),
+    ):
+        kernel, bias = np.zeros((4, 4, 256)), np.full((4, 256), 0.5)
+        kernel[:, gate] = 2.0
+        bias[gate] = n / 4096
+        layer.input_kernel.assign(kernel)
+        layer.bias.assign(bias)
+        file = intact.load_litert(intact.export(q))
+        intact.reset_states(q)
+        product = table.astype("int64") * other[OFFSET + 2048]
+        new = np.sign(product) * ((np.abs(product) + (1 << 14)) >> 15)
+        for call in range(2):
+            found = q.predict(data, batch_size=256, verbose=0)
+            np.testing.assert_array_equal(file.predict(data), found)
+            cell = file.interpreter.get_tensor(tensor(file, "/cell"))
+            np.testing.assert_array_equal(cell * cell_scale(q), host(the_state(q).cell))
+            if not call:
+                np.testing.assert_array_equal(cell.reshape(-1), new)
 
 
 def wide():
@@ -119,24 +121,23 @@ def cell_scale(q):
     return float(host(the_state(q).cell_scale()))
 
 
-@pytest.mark.parametrize("peak", [0.5, 3.0, 60.0, 1000.0])
-def test_cells_of_every_scale(peak, rng):
+def test_cells_of_every_scale(rng):
     # All 65536 cells: 256 units of 256 samples.
     q, _ = wide()
-    state = the_state(q)
-    state.peak.assign(peak)
-    assert cell_scale(q) == min(max(2.0 ** np.ceil(np.log2(peak / 32767)), 2**-15), 2**-9)
-    cells = np.arange(-32768, 32768).reshape(256, 256)
-    state.cell.assign(cells * cell_scale(q))
-    file = intact.load_litert(intact.export(q))
-    index = tensor(file, "/cell")
-    file.interpreter.set_tensor(index, cells.astype("int16"))
+    state, cells = the_state(q), np.arange(-32768, 32768).reshape(256, 256)
     x = rng.normal(size=(256, 1, 4)).astype("float32")
-    found = q.predict(x, batch_size=256, verbose=0)
-    np.testing.assert_array_equal(file.predict(x), found)
-    np.testing.assert_array_equal(
-        file.interpreter.get_tensor(index) * cell_scale(q), host(state.cell)
-    )
+    for peak, bits in ((0.5, 0), (1.5, 1), (3.0, 2), (7.0, 3), (15.0, 4), (31.0, 5), (1000.0, 6)):
+        state.peak.assign(peak)
+        assert cell_scale(q) == 2.0 ** (bits - 15)
+        state.cell.assign(cells * cell_scale(q))
+        file = intact.load_litert(intact.export(q))
+        index = tensor(file, "/cell")
+        file.interpreter.set_tensor(index, cells.astype("int16"))
+        state.hidden.assign(np.zeros((256, 256)))
+        found = q.predict(x, batch_size=256, verbose=0)
+        np.testing.assert_array_equal(file.predict(x), found)
+        cell = file.interpreter.get_tensor(index)
+        np.testing.assert_array_equal(cell * cell_scale(q), host(state.cell))
 
 
 def test_training_computes_what_the_kernel_does(rng):
@@ -266,3 +267,46 @@ def test_other_layers_hand_their_state_through_the_model(kind):
     model = model_of(kind(2, stateful=True), 4, 3)
     with pytest.raises(intact.UnsupportedLayerError, match=r"only an LSTM.*`initial_state=`"):
         intact.quantize_model(model)
+
+
+def test_a_layer_called_twice_is_refused():
+    layer = layers.LSTM(3, stateful=True, return_sequences=True)
+    model = model_of(lambda x: layer(layer(x)), 4, 3)
+    with pytest.raises(intact.UnsupportedLayerError, match=r"one state.*called twice"):
+        intact.quantize_model(model)
+
+
+RUNS_PARTS = {
+    "recover": lambda model, q, x: intact.recover(q, x, verbose=0),
+    "bisect": lambda model, q, x: intact.bisect(q, model, x, verbose=0),
+    "sensitivity": lambda model, q, x: intact.sensitivity(model, x, batch_size=BATCH, verbose=0),
+    "float model": lambda model, q, x: intact.compare(q, intact.export(q), x, float_model=model),
+}
+
+
+@pytest.mark.parametrize("name", RUNS_PARTS)
+def test_what_would_move_the_state_is_refused(name, rng):
+    model, x = model_of(layers.LSTM(2, stateful=True), 2, 3), stream(rng, 2, 3)
+    q = intact.quantize_model(model)
+    intact.calibrate(q, default_ranges=(-1.0, 1.0))
+    with pytest.raises(intact.IntactError, match="keeps its state between calls"):
+        RUNS_PARTS[name](model, q, x)
+
+
+def test_regularizers_and_constraints_come_along():
+    layer = layers.LSTM(2, stateful=True, kernel_regularizer="l2", recurrent_constraint="non_neg")
+    q = intact.quantize_model(model_of(layer, 2, 3))
+    kernel, recurrent = q.trainable_variables[:2]
+    assert kernel.regularizer is not None
+    assert recurrent.constraint is not None
+    np.testing.assert_allclose(host(sum(q.losses)), 0.01 * (host(kernel) ** 2).sum(), rtol=1e-5)
+
+
+def test_micro_runs_the_file(rng):
+    pytest.importorskip("tflite_micro")
+    x = stream(rng, 3, 2)
+    q = quantized(model_of(layers.LSTM(4, stateful=True, return_sequences=True), 3, 2), x)
+    content = intact.export(q, integer_only=True, input_dtype="int8", output_dtype="int8")
+    placed = intact.check(content, "tflite-micro")
+    assert placed.runs
+    assert placed.figures["largest_difference"] <= 2

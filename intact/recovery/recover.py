@@ -87,13 +87,13 @@ def recover(
     >>> intact.compare(q, intact.export(q), x).different
     0
     """
+    refuse_stream(model, "`recover`")
     held = [layer for layer in model.layers if adjustable(layer)]
     if not held:
         raise IntactError(
             f"Model {model.name!r} has no quantized weights to recover accuracy with. Make a "
             "quantized model first: `q = intact.quantize_model(model)`."
         )
-    refuse_stream(model, "`recover`")
     options = {
         "round": round,
         "bias_correction": bias_correction,
