@@ -422,10 +422,27 @@ def _pack_int4(data: np.ndarray) -> np.ndarray:
     return low[0::2] | low[1::2] << 4
 
 
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal scales and zero points once: with one for each channel of every layer's
+    weights and biases they are a tenth of a small network's file."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.known: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
+        if x.dtype.name not in ("float32", "int64"):
+            return super().CreateNumpyVector(x)
+        key = (x.dtype.name, x.tobytes())
+        if key not in self.known:
+            self.known[key] = super().CreateNumpyVector(x)
+        return self.known[key]
+
+
 def pack(model: schema.ModelT) -> bytes:
     """The bytes of a file, from its object form."""
     size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
-    builder = flatbuffers.Builder(size + 65536)
+    builder = _SharingBuilder(size + 65536)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 
