@@ -39,6 +39,7 @@ class Tensor:
         zero_point: Zero point, likewise.
         axis: The axis of the channels' scales.
         buffer: Index of its constant data; 0 for none.
+        variable: Whether the runtime keeps its values from one call to the next.
         index: Its place in the file.
     """
 
@@ -49,6 +50,7 @@ class Tensor:
     zero_point: Any = 0
     axis: int = 0
     buffer: int = 0
+    variable: bool = False
     index: int = -1
 
     @property
@@ -66,6 +68,7 @@ class Operator:
     inputs: list[Any]
     outputs: list[Tensor]
     options: dict[str, Any] = field(default_factory=dict)
+    inside: list[Tensor] = field(default_factory=list)
 
 
 # The version that a reader must at least know, by what the op is used for. LiteRT
@@ -210,6 +213,7 @@ OPTIONS = {
     "REDUCE_MAX": "ReducerOptions",
     "REDUCE_MIN": "ReducerOptions",
     "SUM": "ReducerOptions",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
 }
 _ENUMS = {
@@ -305,6 +309,7 @@ class Builder:
         inputs: list[Tensor | None],
         outputs: list[Tensor],
         options: dict[str, Any] | None = None,
+        inside: list[Tensor] | None = None,
     ) -> None:
         """Add an op.
 
@@ -313,8 +318,9 @@ class Builder:
             inputs: Its inputs; None for an optional one.
             outputs: Its outputs.
             options: Fields of its options table, by the schema's names.
+            inside: Tensors that only say what scales its kernel has inside.
         """
-        op = Operator(name, 1, inputs, outputs, options or {})
+        op = Operator(name, 1, inputs, outputs, options or {}, inside or [])
         if name in VERSIONS:
             op.version = VERSIONS[name](op)
         self.operators.append(op)
@@ -354,7 +360,7 @@ class Builder:
     def _drop_unused(self, kept: list[Tensor]) -> None:
         used = {id(tensor) for tensor in kept}
         for op in self.operators:
-            used.update(id(tensor) for tensor in (*op.inputs, *op.outputs))
+            used.update(id(tensor) for tensor in (*op.inputs, *op.outputs, *op.inside))
         self.tensors = [tensor for tensor in self.tensors if id(tensor) in used]
         names: set[str] = set()
         for index, tensor in enumerate(self.tensors):
@@ -467,6 +473,7 @@ def _pack_tensor(tensor: Tensor) -> schema.TensorT:
         buffer=tensor.buffer,
         name=tensor.name,
         quantization=quantization,
+        isVariable=tensor.variable,
         hasRank=True,
     )
 
@@ -488,6 +495,7 @@ def _pack_operator(op: Operator, codes: list[tuple[str, int]]) -> schema.Operato
         opcodeIndex=codes.index((op.name, op.version)),
         inputs=[-1 if t is None else t.index for t in op.inputs],
         outputs=[t.index for t in op.outputs],
+        intermediates=[t.index for t in op.inside] or None,
         builtinOptionsType=getattr(schema.BuiltinOptions, title, 0) if made else 0,
         builtinOptions=made,
     )
