@@ -368,7 +368,7 @@ def renamed(kind):
     ("make", "shape"),
     [
         (lambda: renamed(layers.Conv2D)(4, 3, activation="relu"), (6, 6, 2)),
-        (lambda: renamed(layers.Conv2D)(4, 3, data_format="channels_first"), (2, 6, 6)),
+        (lambda: renamed(layers.ZeroPadding2D)(1, data_format="channels_first"), (2, 6, 6)),
         (lambda: renamed(renamed(layers.DepthwiseConv2D))(3), (6, 6, 2)),
         (lambda: renamed(layers.Conv2DTranspose)(4, 3), (6, 6, 2)),
         (lambda: renamed(layers.SeparableConv2D)(4, 3), (6, 6, 2)),
