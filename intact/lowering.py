@@ -592,8 +592,8 @@ def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
     if spec.wide:
         raise ExportError(
             f"{type(node.layer).__name__} {node.layer.name!r} has weights of {spec.bits} bits "
-            f"that are stored as {spec.dtype}, and LiteRT has no kernel for these, but for int4 "
-            "and int8. The model trains and predicts in Keras; to export it, give the layer "
+            f"that are stored as {spec.dtype}, and LiteRT has no kernel for these, but for int2, "
+            "int4 and int8. The model trains and predicts in Keras; to export it, give the layer "
             "weights of 8 bits or less."
         )
     made = {} if spec.kind == "float" else quantized.quantized_weights(host)

@@ -13,7 +13,7 @@ from intact.errors import IntactError
 from intact.graph import Graph, Node, view
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
-from intact.scheme import Rule, Scheme, TensorSpec
+from intact.scheme import NARROW, Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
 
 BY_CHOICE = ("by rule", "left out")
@@ -231,7 +231,7 @@ class _Planner:
         if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
             step.activations = None
         if any(weight.kernels or not step.activations for weight in op.weights.values()):
-            step.weights = _as_kernels_have_it(op, rule)
+            step.weights = _as_kernels_have_it(layer, op, rule)
         if rule.integer and not (isinstance(op.output, Plain) or "float" in node.outputs[0].dtype):
             step.integer, step.why_float = False, "it computes whole numbers"
             return step
@@ -417,8 +417,8 @@ class _Planner:
         return following
 
 
-def _as_kernels_have_it(op: type[Op], rule: Rule) -> TensorSpec:
-    """A rule's spec of weights; stored in 8 bits where there is no kernel for less."""
+def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> TensorSpec:
+    """A rule's spec of weights; stored in more bits where there is no kernel for so few."""
     spec, activations = rule.weights, rule.activations
     assert spec is not None
     if activations is None or spec.kind != "int":
@@ -426,12 +426,14 @@ def _as_kernels_have_it(op: type[Op], rule: Rule) -> TensorSpec:
     if not issubclass(op, Weighted):
         # Slopes of a PReLU: part of an activation.
         return TensorSpec(symmetric=True, per_axis=True)
-    if spec.dtype != "int4":
+    if spec.dtype not in NARROW:
         return spec
     found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
-    if activations.activation_dtype == "int16" or not all("int4" in known for known in found):
-        return replace(spec, stored="int8")
-    return spec
+    wide = activations.activation_dtype == "int16"
+    for dtype in () if wide else NARROW[NARROW.index(spec.dtype) :]:
+        if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
+            return spec if dtype == spec.dtype else replace(spec, stored=dtype)
+    return replace(spec, stored="int8")
 
 
 def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:
@@ -469,8 +471,9 @@ def _without_kernel(op: type[Op], step: Step) -> str | None:
     if weights is None:
         return None
     if activations is None:
-        wide = weights.kind == "int" and weights.dtype not in ("int4", "int8")
-        return f"weights have 2 to 8 bits, and the rule says {weights.bits}" if wide else None
+        return (
+            f"weights have 2 to 8 bits, and the rule says {weights.bits}" if weights.wide else None
+        )
     for name, weight in op.weights.items():
         known = weight.dynamic if activations.dynamic else weight.kernels
         if weights.dtype not in known and not (weights.wide and "int8" in weight.kernels):

@@ -146,7 +146,7 @@ class Quantizer:
     ...         return at.round_clip(w / scale, -1, 1), scale
     >>> spec = intact.TensorSpec(2, quantizer="thirds")
     >>> intact.Rule(weights=spec).weights.dtype
-    'int4'
+    'int2'
     """
 
     name: ClassVar[str] = ""
@@ -260,6 +260,10 @@ class LSQ(Quantizer):
     weight_bits = range(2, 17)
     activation_bits = range(2, 17)
     trained = ("scale",)
+
+    def stored_bits(self, bits: int) -> int:
+        # All four integers of 2 bits, and each of them turned round.
+        return 3 if bits == 2 else bits
 
     def weight_state(self, w: np.ndarray, at: Setting) -> dict[str, np.ndarray]:
         _, high = integer_range(at.bits)

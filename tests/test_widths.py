@@ -506,6 +506,56 @@ def test_layers_without_a_kernel_of_4_bits_store_8(rng, images):
     assert (stored["up/kernel"], stored["stem/kernel"]) == (int8, int4)
 
 
+def two_bits(*sizes):
+    inputs = x = keras.Input((sizes[0],), name="x")
+    for i, size in enumerate(sizes[1:]):
+        x = layers.Dense(size, use_bias=bool(i % 2), name=f"dense_{size}")(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("weights", [("range", 2), ("twn", 2), ("xnor", 1), ("dorefa", 1)], ids=str)
+@pytest.mark.parametrize("activations", [("range", 8), None, "dynamic"], ids=str)
+def test_weights_of_2_bits_are_stored_so(weights, activations, rng):
+    made = scheme(weights, activations if isinstance(activations, tuple) else ("range", 8))
+    if not isinstance(activations, tuple):
+        spec = activations and TensorSpec(dynamic=True)
+        made = Scheme("own", (Rule(weights=made.rules[0].weights, activations=spec),))
+    model = enliven(two_bits(12, 8, 1, 6, 4), rng)
+    for norm in model.layers[2::3]:
+        # Factors of both signs, which turn weights round.
+        norm.gamma.assign(rng.normal(size=norm.gamma.shape) + 0.1)
+    q = intact.quantize_model(model, made)
+    x = rng.normal(size=(64, 12)).astype("float32")
+    content = intact.export(intact.calibrate(q, x, verbose=0))
+    stored = {t.name.decode(): t.type for t in parse(content).subgraphs[0].tensors}
+    kinds = [stored[f"dense_{size}/kernel"] for size in (8, 1, 6, 4)]
+    int2, int4 = 19, 17
+    # XNNPACK takes as many inputs as are a multiple of 4: 12 and 8, but not 1 or 6.
+    assert kinds == ([int2] * 4 if activations is None else [int2, int2, int4, int4])
+    assert not intact.verify(content)
+    seen = q.predict(x, verbose=0)
+    found = intact.load_litert(content).predict(x)
+    if isinstance(activations, tuple):
+        np.testing.assert_array_equal(found, seen)
+    else:
+        assert np.abs(found - seen).max() <= 1e-4 * np.ptp(seen)
+
+
+@pytest.mark.parametrize(
+    ("spec", "stored"),
+    [
+        (TensorSpec(2, symmetric=True, quantizer="lsq", per_axis=True), "int4"),
+        (TensorSpec(2, symmetric=True), "int4"),
+        (TensorSpec(2, symmetric=True, per_axis=True, stored="int8"), "int8"),
+        (TensorSpec(2, symmetric=True, per_axis=True), "int2"),
+    ],
+)
+def test_where_weights_of_2_bits_are_not_stored_so(spec, stored):
+    plan = intact.plan_model(two_bits(12, 8), Scheme("own", (Rule(weights=spec),)))
+    assert plan.steps[0].weights.dtype == stored
+
+
 @pytest.mark.parametrize(
     ("weights", "words"), [(("lsq", 12), "12 bits"), (("dorefa", 8), "stored as int16")]
 )

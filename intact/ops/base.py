@@ -371,6 +371,17 @@ class Weighted(Op):
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 
     @classmethod
+    def stores(cls, layer: Any, dtype: str, per_axis: bool) -> bool:
+        """Whether the kernel takes weights of one of its types for a layer.
+
+        Args:
+            layer: The canonical layer.
+            dtype: The type.
+            per_axis: Whether each output channel has a scale of its own.
+        """
+        return True
+
+    @classmethod
     def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
         """The axes over which kernels look for the range of an input at run time.
 
