@@ -312,7 +312,8 @@ class _Planner:
         if id(tensor) not in self.tensor_range:
             # A model input, or the output of a float node: quantized on the way in.
             producer = self.graph.producer(tensor)
-            source, spec = producer.layer.name, self.scheme.inputs or self._spec(reader)
+            source = producer.layer.name
+            spec = self.scheme.inputs or _taken_in(self._spec(reader))
             pair = None
             if producer.is_input and tensor.name in self.input_stats:
                 pair = _fixed_input(tensor.name, self.input_stats[tensor.name], spec)
@@ -335,7 +336,7 @@ class _Planner:
             if found.spec.activation_dtype != spec.activation_dtype:
                 # From one width to another, for kernels take one alone.
                 name = f"{node.layer.name}_input_{index}"
-                inputs[index] = self._new_range(name, spec)
+                inputs[index] = self._new_range(name, _taken_in(spec))
                 step.requantize[index] = self._site(name, inputs[index], "convert")
         if isinstance(op.output, Plain):
             return
@@ -395,6 +396,12 @@ class _Planner:
                 self.steps[id(following)].fused = True
                 last = following
         name = last.layer.name
+        if found.spec.rule.signs and lower is not None and lower >= 0:
+            raise IntactError(
+                f"Of what the ReLU {name!r} leaves, the sign is always 1: quantizer "
+                f"{found.spec.rule.name!r} cannot be its rule's. Take the ReLU out of the model, "
+                "or give it another quantizer, such as 'pact' with 1 bit."
+            )
         found.name = name
         # Kernels clamp at 0 or 6; any other limit is where the integers end.
         found.private = op.clamps_by_range or upper not in (None, 6.0)
@@ -434,6 +441,11 @@ def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> 
         if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
             return spec if dtype == spec.dtype else replace(spec, stored=dtype)
     return replace(spec, stored="int8")
+
+
+def _taken_in(spec: TensorSpec) -> TensorSpec:
+    """How a layer's input is quantized, if nothing but its output's spec says it."""
+    return TensorSpec() if spec.rule.signs else spec
 
 
 def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:

@@ -33,8 +33,8 @@ class TensorSpec:
         momentum: Share of the old range that a training step keeps (activations only): with 0
             it is the last batch's, with 1 it only grows.
         quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
-            "lsq_plus", "pact", "dorefa", "sign", "xnor", "twn" or "ttq", or a `Quantizer`;
-            `intact/widths.py` says what each of them is.
+            "lsq_plus", "pact", "dorefa", "sign", "xnor", "ternary", "twn" or "ttq", or a
+            `Quantizer`; `intact/widths.py` says what each of them is.
         power_of_two: Scales are powers of two.
         stochastic: Training rounds at random, up with the probability that is the distance
             from below (arXiv:1502.02551); inference and files round to the nearest.
@@ -184,7 +184,8 @@ class Scheme:
         name: What tables and errors call it.
         rules: The rules.
         inputs: How tensors that come in float are quantized: the model's inputs, and what
-            float layers compute. None: as the outputs of the layer that reads them.
+            float layers compute. None: as the outputs of the layer that reads them, or with
+            8 bits where these are signs.
 
     Example:
 
@@ -196,6 +197,13 @@ class Scheme:
     name: str
     rules: tuple[Rule, ...] = field(default=(Rule(),))
     inputs: TensorSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None and self.inputs.rule.signs:
+            raise IntactError(
+                f"What comes into scheme {self.name!r} cannot be reduced to its signs. Received: "
+                f"inputs={self.inputs!r}. Give the inputs 8 bits: `TensorSpec()`."
+            )
 
     def rule_for(self, layer: keras.layers.Layer) -> Rule:
         """The first rule that matches a layer; layers without one stay in float."""
