@@ -160,7 +160,7 @@ def _look(model: keras.Model, watches: list[Watch], source: "Source", bar: Any) 
 def _has_kernel(layer: Any) -> bool:
     """Whether a layer sums integer products with a kernel that is rounded."""
     known = isinstance(layer, Quantized) and not isinstance(layer, QuantizedWeights)
-    return known and "kernel" in get_op(layer.layer).weights
+    return known and layer.norm is None and "kernel" in get_op(layer.layer).weights
 
 
 class _Total(NamedTuple):

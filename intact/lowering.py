@@ -579,7 +579,7 @@ def stored_params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
 
 def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
-    op, layer = node.op, node.layer
+    op = node.op
     if not issubclass(op, Weighted):
         return
     if isinstance(quantized, Frozen):
@@ -596,7 +596,7 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
         node.weights["kernel"] = Stored(values, "int8", scale)
     # In a float file biases are rounded as in Keras when real values pass.
     input_scale = node.input.scale if node.input.quantized else np.float32(FINE)
-    node.sums = op.units(layer, input_scale, node.weights["kernel"].scale, host)
+    node.sums = quantized.units(input_scale, node.weights["kernel"].scale, host)
 
 
 def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:

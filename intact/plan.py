@@ -4,6 +4,7 @@
 from it and lowering follows what was built; neither decides anything again.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import keras
@@ -63,7 +64,8 @@ class Step:
         activations: How its output is quantized, if it is.
         folds: Whether it is a batch norm that folds into the op before it.
         fused: Whether it is an activation that fuses into the op before it.
-        takes_in: The batch norm that becomes part of its weights for good, before training.
+        takes_in: The batch norm that becomes part of its weights before these are rounded.
+        keeps_norm: Whether that batch norm trains on; else it is part of them for good.
         site: The quantization of its output, if it is quantized just there.
         requantize: Per index of input, the quantization to another range.
     """
@@ -77,6 +79,7 @@ class Step:
     folds: bool = False
     fused: bool = False
     takes_in: str = ""
+    keeps_norm: bool = False
     site: Site | None = None
     requantize: dict[int, Site] = field(default_factory=dict)
 
@@ -145,6 +148,7 @@ def make_plan(
     scheme: Scheme,
     allow_float: bool = False,
     input_stats: InputStats | None = None,
+    fold_batch_norm: bool = False,
 ) -> Plan:
     """Decide for every node and tensor of a canonical model how it is quantized.
 
@@ -153,6 +157,7 @@ def make_plan(
         scheme: The rules.
         allow_float: Keep in float what has no integer form, rather than refuse it.
         input_stats: As for `quantize_model`.
+        fold_batch_norm: As for `quantize_model`.
 
     Returns:
         The plan.
@@ -170,18 +175,26 @@ def make_plan(
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return _Planner(view(model), scheme, allow_float, input_stats or {}).plan()
+    stats = input_stats or {}
+    return _Planner(view(model), scheme, allow_float, stats, fold_batch_norm).plan()
 
 
 class _Planner:
     def __init__(
-        self, graph: Graph, scheme: Scheme, allow_float: bool, input_stats: InputStats
+        self,
+        graph: Graph,
+        scheme: Scheme,
+        allow_float: bool,
+        input_stats: InputStats,
+        fold_batch_norm: bool,
     ) -> None:
         self.graph = graph
         self.scheme = scheme
         self.allow_float = allow_float
         self.input_stats = dict(input_stats)
+        self.fold_batch_norm = fold_batch_norm
         self.nodes = [node for node in graph.nodes if not node.is_input]
+        self.calls = Counter(id(node.layer) for node in self.nodes)
         self.steps = {id(node): self._step(node) for node in self.nodes}
         self.ranges: list[RangePlan] = []
         self.merged: dict[int, RangePlan] = {}
@@ -384,7 +397,8 @@ class _Planner:
             ):
                 step, other = self.steps[id(node)], self.steps[id(following)]
                 other.folds = True
-                if step.weights and step.weights.kind == "uint":
+                step.keeps_norm = self._trains_on(node, following)
+                if step.keeps_norm or (step.weights and step.weights.kind == "uint"):
                     # The channels' factors cannot go into one scale for them all.
                     step.takes_in, other.fused = following.layer.name, True
                 last = following
@@ -416,6 +430,12 @@ class _Planner:
             if first is not found:
                 first.private |= found.private
                 self._join(first, found)
+
+    def _trains_on(self, node: Node, norm: Node) -> bool:
+        """Whether a batch norm is in the weights of an op, and trains there."""
+        once = all(self.calls[id(found.layer)] == 1 for found in (node, norm))
+        is_norm = isinstance(norm.layer, keras.layers.BatchNormalization)
+        return self.fold_batch_norm and once and is_norm and bool(self.steps[id(node)].weights)
 
     def _follower(self, node: Node) -> Node | None:
         following = self.graph.sole_consumer(node.outputs[0])
