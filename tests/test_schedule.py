@@ -184,6 +184,61 @@ def test_resumed_in_the_middle_of_the_schedule(images, rng, tmp_path):
     assert intact.training_step(loaded) == 3 * BATCHES
 
 
+def narrow():
+    return keras.Sequential(
+        [
+            keras.Input((6,), name="x"),
+            layers.Dense(5, use_bias=False, name="dense"),
+            layers.BatchNormalization(momentum=0.8, name="norm"),
+            layers.ReLU(name="act"),
+            layers.Dense(3, name="head"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("at", "fold", "how"),
+    [
+        (2, False, "model"),
+        (5, True, "weights"),
+        (8, False, "weights"),
+        (8, True, "model"),
+        (11, False, "model"),
+    ],
+)
+def test_a_checkpoint_goes_on_as_the_unbroken_run(at, fold, how, rng, tmp_path):
+    """Saved before the delay is over, before and after ranges freeze, and after batch norm."""
+    schedule = Schedule(quant_delay=3, freeze_ranges=6, freeze_batch_norm=10)
+    x, y = rng.normal(size=(14 * 8, 6)).astype("float32"), rng.integers(0, 3, size=14 * 8)
+    model = enliven(narrow(), rng)
+
+    def make():
+        made = intact.quantize_model(
+            model, scheme(4, quantizer="lsq"), schedule=schedule, fold_batch_norm=fold
+        )
+        return compiled(made, keras.optimizers.Adam(0.01))
+
+    def steps(q, first, last):
+        return [float(q.train_on_batch(x[8 * i :][:8], y[8 * i :][:8])) for i in range(first, last)]
+
+    q = make()
+    steps(q, 0, at)
+    if how == "model":
+        q.save(tmp_path / "q.keras")
+        resumed = keras.saving.load_model(tmp_path / "q.keras")
+    else:
+        q.save_weights(tmp_path / "q.weights.h5")
+        resumed = make()
+        resumed.optimizer.build(resumed.trainable_variables)
+        resumed.load_weights(tmp_path / "q.weights.h5")
+    assert intact.training_step(resumed) == at
+    expected, found = steps(q, at, 14), steps(resumed, at, 14)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for a, b in zip(q.variables, resumed.variables, strict=True):
+        np.testing.assert_allclose(host(b), host(a), rtol=1e-4, atol=1e-6, err_msg=a.path)
+    assert intact.export(resumed) == intact.export(q)
+
+
 def warned(q, words):
     """The file of a model, whose export warns."""
     with warnings.catch_warnings(record=True) as seen:
