@@ -16,7 +16,8 @@ HEAD = """# What is supported
 
 Made from the registry by `python docs/make_supported.py`; a test fails when it is stale.
 
-Functional, Sequential, nested and subclassed models; custom layers made of Keras layers,
+Functional, Sequential, nested and subclassed models; subclasses of supported layers that leave
+their methods alone, but for `__init__` and config; custom layers made of Keras layers,
 `keras.ops` and Python operators, without registration; shared layers; several inputs and outputs,
 also as dicts; channels last or first. `print(intact.explain(model))` says for a model what becomes
 of each layer. What is not here is refused by name before training; a layer of your own

@@ -32,6 +32,7 @@ def quantize_model(
     schedule: Schedule | None = None,
     target: str | None = None,
     input_stats: InputStats | None = None,
+    fold_batch_norm: bool = False,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -58,6 +59,10 @@ def quantize_model(
             where it takes uint8, `mean - 128` where it takes int8. An input of 16 bits has
             its zero point, and so `mean`, at 0. It is said here, not to `calibrate`, because
             tensors that would share a range with the input then cannot.
+        fold_batch_norm: Round weights with the factors of the batch norm behind them in
+            them, in training, too, as `tf.contrib.quantize` did: for weights of one scale, or
+            of a trained one, where the file has just that scale. Without, factors of channels
+            go into the scales, which loses nothing where each channel has its own.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -90,7 +95,7 @@ def quantize_model(
             UnusedRuleWarning,
             stacklevel=2,
         )
-    plan = make_plan(canonical, scheme, allow_float, input_stats)
+    plan = make_plan(canonical, scheme, allow_float, input_stats, fold_batch_norm)
     if plan.unused:
         warnings.warn(
             f"These rules of scheme {scheme.name!r} count for no layer: "

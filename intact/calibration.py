@@ -39,9 +39,10 @@ def calibrate(
     Args:
         model: What `quantize_model` returned.
         data: An array (samples first), or a list, tuple or dict of arrays for several
-            inputs; or anything that yields batches: a generator, `tf.data.Dataset`,
-            torch `DataLoader` or `keras.utils.PyDataset`. Batches that are tuples are
-            taken as `(inputs, targets, ...)`, as in `fit`. About 100 samples are enough.
+            inputs; or anything that yields batches, of known length or not: a generator,
+            `tf.data.Dataset`, torch `DataLoader` or `keras.utils.PyDataset`. Batches that are
+            tuples are taken as `(inputs, targets, ...)`, as in `fit`. About 100 samples are
+            enough.
         steps: How many batches to take at most.
         batch_size: Samples per batch, for arrays. A model that keeps its state has its own, and
             goes through the batches as through a stream that begins anew.
@@ -114,6 +115,8 @@ def calibrate(
                 (node.outputs[0], _Size()) for node, _ in calls if node.layer.learns
             ]
             states = _look(model, watches + sized, source, bar)
+            if bar.target is None:
+                bar.update(source.taken, finalize=True)
         sizes = iter(states[len(calls) :])
         seen: dict[int, dict[int, tuple]] = {}
         for (node, slot), state in zip(calls, states, strict=False):
@@ -167,7 +170,7 @@ def _look(model: keras.Model, watches: list[Watch], source: "Source", bar: Any) 
 def _has_kernel(layer: Any) -> bool:
     """Whether a layer sums integer products with a kernel that is rounded."""
     known = isinstance(layer, Quantized) and not isinstance(layer, QuantizedWeights)
-    return known and "kernel" in get_op(layer.layer).weights
+    return known and layer.norm is None and "kernel" in get_op(layer.layer).weights
 
 
 class _Total(NamedTuple):
@@ -258,9 +261,11 @@ class Source:
     ) -> None:
         self.steps = steps
         self.inputs = inputs
-        self.seen = 0
+        self.seen = self.taken = 0
         self._batches = batches(data, batch_size, len(inputs), rng)
-        length = len(self._batches) if hasattr(self._batches, "__len__") else None
+        length = length_of(self._batches)
+        if length is None and steps is None and _is_endless(data):
+            raise InvalidDataError("The data is without end. Say how many batches: `steps=100`.")
         self._length = min((n for n in (steps, length) if n is not None), default=None)
 
     def total(self, passes: int) -> int | None:
@@ -279,9 +284,28 @@ class Source:
             batch = batch[0] if isinstance(batch, tuple) else batch
             arrays = check_batch(batch, self.inputs)
             self.seen += 1
+            self.taken += 1
             yield arrays
         if not self.seen:
             raise InvalidDataError("The data is empty. Pass about 100 samples.")
+
+
+def length_of(data: Any) -> int | None:
+    """How many batches there are; None where that is not known.
+
+    Args:
+        data: What yields them.
+    """
+    try:
+        return len(data)
+    except TypeError:
+        # It has no length, or it is a `tf.data.Dataset` or a `DataLoader` that cannot tell.
+        return None
+
+
+def _is_endless(data: Any) -> bool:
+    """Whether data is a `tf.data.Dataset` that says that it never ends."""
+    return hasattr(data, "cardinality") and int(data.cardinality()) == -1
 
 
 def batches(data: Any, batch_size: int, inputs: int, rng: np.random.Generator | None = None) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
 from intact.graph import Node, deep_graphs, is_graph, made_by, mask_of, set_mask, structure, view
 from intact.numerics import is_symbolic, is_trainable, to_numpy
-from intact.ops.base import find_op
+from intact.ops.base import find_op, known_class, known_config
 from intact.ops.constant import Constant
 from intact.ops.moves import channels_last, emit_moved
 from intact.ops.table import Elementwise, make_steps
@@ -116,19 +116,6 @@ def _inputs_of(shape: Any, name: str) -> Any:
     if isinstance(shape, list | tuple) and shape and isinstance(shape[0], list | tuple):
         return [_inputs_of(part, f"{name}_{i}") for i, part in enumerate(shape)]
     return keras.Input(batch_shape=(None, *tuple(shape)[1:]), name=name)
-
-
-def _config(layer: keras.layers.Layer) -> dict[str, Any]:
-    """A layer's config; its activation may be code that no config can hold."""
-    function = getattr(layer, "activation", None)
-    stays = isinstance(layer, keras.layers.Activation) or isinstance(function, keras.layers.Layer)
-    if function is None or stays:
-        return layer.get_config()
-    try:
-        layer.activation = keras.activations.linear
-        return layer.get_config()
-    finally:
-        layer.activation = function
 
 
 Masks = dict[int, keras.KerasTensor]
@@ -472,7 +459,7 @@ class Tracer:
         moved = emit_moved(self, layer, inputs, overrides)
         if moved is not None:
             return moved
-        config = {**_config(layer), **overrides}
+        config = {**known_config(layer), **overrides}
         activation = None
         if not isinstance(layer, keras.layers.Activation) and "activation" in config:
             activation = layer.activation
@@ -484,18 +471,35 @@ class Tracer:
             if self._prefix and not name.startswith(self._prefix):
                 name = f"{self._prefix}_{name}"
             config["name"] = self.unique(name)
-            copy = type(layer).from_config(config)
+            copy = known_class(layer).from_config(config)
             outputs = copy(inputs)
             if layer.built:
-                for new, old in zip(copy.variables, layer.variables, strict=True):
-                    # By value: backends may give away the memory of a model that trains.
-                    new.assign(to_numpy(old))
+                self.copy_weights(layer, copy)
             copy.one_range, copy.own_rule = self.in_step, self._rule
             self._copies[key] = copy
             self._kept.append(layer)
         else:
             outputs = self._copies[key](inputs)
         return self.activation(activation, outputs, layer)
+
+    def copy_weights(
+        self,
+        layer: keras.layers.Layer,
+        made: keras.layers.Layer,
+        convert: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+    ) -> None:
+        """Give the weights of a layer of the user's to one that stands for it.
+
+        Args:
+            layer: The user's layer.
+            made: The other one, built.
+            convert: Reorders the values of a weight; they are reshaped in any case.
+        """
+        if len(made.variables) != len(layer.variables):
+            self.refuse(layer, f"it has weights that a {type(made).__name__} has not")
+        for new, old in zip(made.variables, layer.variables, strict=True):
+            # By value: backends may give away the memory of a model that trains.
+            new.assign(convert(to_numpy(old)).reshape(new.shape))
 
     def _key(self, layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
         """What a layer's copy is known by: itself, or its place in a step."""

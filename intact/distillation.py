@@ -95,7 +95,7 @@ def distill(
     if optimizer is None:
         decay = keras.optimizers.schedules.CosineDecay(2e-5, epochs * count)
         optimizer = keras.optimizers.Adam(decay)
-    norms = [layer for layer in model.layers if freeze_norms and _is_norm(layer)]
+    norms = [layer for layer in map(_norm_of, model.layers) if freeze_norms and layer]
     trained = [layer.trainable for layer in norms]
     try:
         for layer in norms:
@@ -121,8 +121,10 @@ def _forever(source: Source) -> Iterator[tuple[Any, np.ndarray]]:
             yield inputs, np.zeros((len(batch[0]), 1))
 
 
-def _is_norm(layer: Any) -> bool:
-    return isinstance(getattr(layer, "layer", None), layers.BatchNormalization)
+def _norm_of(layer: Any) -> Any:
+    """What to freeze for a layer's batch norm to stand still, if it has one."""
+    is_norm = isinstance(getattr(layer, "layer", None), layers.BatchNormalization)
+    return layer if is_norm else getattr(layer, "norm", None)
 
 
 def _joint(

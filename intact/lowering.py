@@ -21,6 +21,7 @@ from intact.litert.placement import keep_to
 from intact.numerics import FINE, along, host, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
+from intact.ops.table import look_up
 from intact.quantizers import FakeQuantize, check_calibrated
 from intact.training import Dequantize, Frozen, Quantized, QuantizedWeights
 
@@ -361,17 +362,18 @@ class Lowering:
             if not waiting.op.clamps_by_range:
                 # Other limits are where the integers of the range end.
                 waiting.activation = fused = _FUSED.get(bounds, "RELU")
-            tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
+            tensor = self._rounded(out.shape, tensor_name(quantizer, kwargs), quantizer)
             waiting.quantizer = quantizer
             tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
             scale, zero_point = stored_params(quantizer)
             same = (source.scale, source.zero_point, source.dtype)
-            if source.quantized and same == (scale, zero_point, quantizer.spec.activation_dtype):
+            own = (scale, zero_point, quantizer.spec.activation_dtype)
+            if source.quantized and same == own and not quantizer.rule.signs:
                 tensor = source
             else:
-                tensor = self._quantized(out.shape, tensor_name(quantizer, kwargs), quantizer)
+                tensor = self._rounded(out.shape, tensor_name(quantizer, kwargs), quantizer)
                 if not source.quantized and source.dtype != "float32":
                     number = self.builder.like(source, source.shape, "float32")
                     self.builder.add("CAST", [source], [number])
@@ -381,6 +383,11 @@ class Lowering:
 
     def _clamped(self, tensor: Tensor, quantizer: FakeQuantize, kwargs: dict, fused: str) -> Tensor:
         """A tensor within the bounds of its quantizer, if its kernel leaves them."""
+        if quantizer.rule.signs:
+            signs = self._quantized(tensor.shape, tensor.name, quantizer)
+            tensor.name = f"{tensor.name}/rounded"
+            look_up(tensor, signs, np.repeat(np.array([-1, 1], "int8"), 128), self.builder)
+            return signs
         scale, zero_point = stored_params(quantizer)
         bounds = quantizer.bounds(quantizer.grid(), kwargs.get("lower"), kwargs.get("upper"))
         low, high = (int(to_numpy(bound)) + zero_point for bound in bounds)
@@ -475,6 +482,13 @@ class Lowering:
         node.op.lower(node, self.builder)
         return node.output
 
+    def _rounded(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
+        """A tensor of the integers that a kernel rounds to."""
+        made = self._quantized(shape, name, quantizer)
+        if quantizer.rule.signs:
+            made.scale = np.float32(to_numpy(quantizer.first_grid(quantizer.grid()).scale))
+        return made
+
     def _quantized(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
         scale, zero_point = stored_params(quantizer)
         dtype = quantizer.spec.activation_dtype
@@ -568,7 +582,7 @@ def stored_params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
 
 def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
-    op, layer = node.op, node.layer
+    op = node.op
     if not issubclass(op, Weighted):
         if quantized.spec is not None:
             _stored_weights(node, quantized)
@@ -587,7 +601,7 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
         node.weights["kernel"] = Stored(values, "int8", scale)
     # In a float file biases are rounded as in Keras when real values pass.
     input_scale = node.input.scale if node.input.quantized else np.float32(FINE)
-    node.sums = op.units(layer, input_scale, node.weights["kernel"].scale, host)
+    node.sums = quantized.units(input_scale, node.weights["kernel"].scale, host)
 
 
 def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
@@ -597,8 +611,8 @@ def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
     if spec.wide:
         raise ExportError(
             f"{type(node.layer).__name__} {node.layer.name!r} has weights of {spec.bits} bits "
-            f"that are stored as {spec.dtype}, and LiteRT has no kernel for these, but for int4 "
-            "and int8. The model trains and predicts in Keras; to export it, give the layer "
+            f"that are stored as {spec.dtype}, and LiteRT has no kernel for these, but for int2, "
+            "int4 and int8. The model trains and predicts in Keras; to export it, give the layer "
             "weights of 8 bits or less."
         )
     made = {} if spec.kind == "float" else quantized.quantized_weights(host)

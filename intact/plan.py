@@ -4,6 +4,7 @@
 from it and lowering follows what was built; neither decides anything again.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import keras
@@ -13,7 +14,7 @@ from intact.errors import IntactError
 from intact.graph import Graph, Node, view
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
-from intact.scheme import Rule, Scheme, TensorSpec
+from intact.scheme import NARROW, Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
 
 BY_CHOICE = ("by rule", "left out")
@@ -63,7 +64,8 @@ class Step:
         activations: How its output is quantized, if it is.
         folds: Whether it is a batch norm that folds into the op before it.
         fused: Whether it is an activation that fuses into the op before it.
-        takes_in: The batch norm that becomes part of its weights for good, before training.
+        takes_in: The batch norm that becomes part of its weights before these are rounded.
+        keeps_norm: Whether that batch norm trains on; else it is part of them for good.
         site: The quantization of its output, if it is quantized just there.
         requantize: Per index of input, the quantization to another range.
     """
@@ -77,6 +79,7 @@ class Step:
     folds: bool = False
     fused: bool = False
     takes_in: str = ""
+    keeps_norm: bool = False
     site: Site | None = None
     requantize: dict[int, Site] = field(default_factory=dict)
 
@@ -145,6 +148,7 @@ def make_plan(
     scheme: Scheme,
     allow_float: bool = False,
     input_stats: InputStats | None = None,
+    fold_batch_norm: bool = False,
 ) -> Plan:
     """Decide for every node and tensor of a canonical model how it is quantized.
 
@@ -153,6 +157,7 @@ def make_plan(
         scheme: The rules.
         allow_float: Keep in float what has no integer form, rather than refuse it.
         input_stats: As for `quantize_model`.
+        fold_batch_norm: As for `quantize_model`.
 
     Returns:
         The plan.
@@ -170,18 +175,26 @@ def make_plan(
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    return _Planner(view(model), scheme, allow_float, input_stats or {}).plan()
+    stats = input_stats or {}
+    return _Planner(view(model), scheme, allow_float, stats, fold_batch_norm).plan()
 
 
 class _Planner:
     def __init__(
-        self, graph: Graph, scheme: Scheme, allow_float: bool, input_stats: InputStats
+        self,
+        graph: Graph,
+        scheme: Scheme,
+        allow_float: bool,
+        input_stats: InputStats,
+        fold_batch_norm: bool,
     ) -> None:
         self.graph = graph
         self.scheme = scheme
         self.allow_float = allow_float
         self.input_stats = dict(input_stats)
+        self.fold_batch_norm = fold_batch_norm
         self.nodes = [node for node in graph.nodes if not node.is_input]
+        self.calls = Counter(id(node.layer) for node in self.nodes)
         self.steps = {id(node): self._step(node) for node in self.nodes}
         self.ranges: list[RangePlan] = []
         self.merged: dict[int, RangePlan] = {}
@@ -231,7 +244,7 @@ class _Planner:
         if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
             step.activations = None
         if any(weight.kernels or not step.activations for weight in op.weights.values()):
-            step.weights = _as_kernels_have_it(op, rule)
+            step.weights = _as_kernels_have_it(layer, op, rule)
         if rule.integer and not (isinstance(op.output, Plain) or "float" in node.outputs[0].dtype):
             step.integer, step.why_float = False, "it computes whole numbers"
             return step
@@ -312,7 +325,8 @@ class _Planner:
         if id(tensor) not in self.tensor_range:
             # A model input, or the output of a float node: quantized on the way in.
             producer = self.graph.producer(tensor)
-            source, spec = producer.layer.name, self.scheme.inputs or self._spec(reader)
+            source = producer.layer.name
+            spec = self.scheme.inputs or _taken_in(self._spec(reader))
             pair = None
             if producer.is_input and tensor.name in self.input_stats:
                 pair = _fixed_input(tensor.name, self.input_stats[tensor.name], spec)
@@ -335,7 +349,7 @@ class _Planner:
             if found.spec.activation_dtype != spec.activation_dtype:
                 # From one width to another, for kernels take one alone.
                 name = f"{node.layer.name}_input_{index}"
-                inputs[index] = self._new_range(name, spec)
+                inputs[index] = self._new_range(name, _taken_in(spec))
                 step.requantize[index] = self._site(name, inputs[index], "convert")
         if isinstance(op.output, Plain):
             return
@@ -383,7 +397,8 @@ class _Planner:
             ):
                 step, other = self.steps[id(node)], self.steps[id(following)]
                 other.folds = True
-                if step.weights and step.weights.kind == "uint":
+                step.keeps_norm = self._trains_on(node, following)
+                if step.keeps_norm or (step.weights and step.weights.kind == "uint"):
                     # The channels' factors cannot go into one scale for them all.
                     step.takes_in, other.fused = following.layer.name, True
                 last = following
@@ -395,6 +410,12 @@ class _Planner:
                 self.steps[id(following)].fused = True
                 last = following
         name = last.layer.name
+        if found.spec.rule.signs and lower is not None and lower >= 0:
+            raise IntactError(
+                f"Of what the ReLU {name!r} leaves, the sign is always 1: quantizer "
+                f"{found.spec.rule.name!r} cannot be its rule's. Take the ReLU out of the model, "
+                "or give it another quantizer, such as 'pact' with 1 bit."
+            )
         found.name = name
         # Kernels clamp at 0 or 6; any other limit is where the integers end.
         found.private = op.own_range or op.clamps_by_range or upper not in (None, 6.0)
@@ -410,6 +431,12 @@ class _Planner:
                 first.private |= found.private
                 self._join(first, found)
 
+    def _trains_on(self, node: Node, norm: Node) -> bool:
+        """Whether a batch norm is in the weights of an op, and trains there."""
+        once = all(self.calls[id(found.layer)] == 1 for found in (node, norm))
+        is_norm = isinstance(norm.layer, keras.layers.BatchNormalization)
+        return self.fold_batch_norm and once and is_norm and bool(self.steps[id(node)].weights)
+
     def _follower(self, node: Node) -> Node | None:
         following = self.graph.sole_consumer(node.outputs[0])
         if following is None or not self.steps[id(following)].integer:
@@ -417,8 +444,8 @@ class _Planner:
         return following
 
 
-def _as_kernels_have_it(op: type[Op], rule: Rule) -> TensorSpec:
-    """A rule's spec of weights; stored in 8 bits where there is no kernel for less."""
+def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> TensorSpec:
+    """A rule's spec of weights; stored in more bits where there is no kernel for so few."""
     spec, activations = rule.weights, rule.activations
     assert spec is not None
     if activations is None or spec.kind != "int":
@@ -426,12 +453,19 @@ def _as_kernels_have_it(op: type[Op], rule: Rule) -> TensorSpec:
     if not issubclass(op, Weighted):
         # Slopes of a PReLU: part of an activation.
         return TensorSpec(symmetric=True, per_axis=True)
-    if spec.dtype != "int4":
+    if spec.dtype not in NARROW:
         return spec
     found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
-    if activations.activation_dtype == "int16" or not all("int4" in known for known in found):
-        return replace(spec, stored="int8")
-    return spec
+    wide = activations.activation_dtype == "int16"
+    for dtype in () if wide else NARROW[NARROW.index(spec.dtype) :]:
+        if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
+            return spec if dtype == spec.dtype else replace(spec, stored=dtype)
+    return replace(spec, stored="int8")
+
+
+def _taken_in(spec: TensorSpec) -> TensorSpec:
+    """How a layer's input is quantized, if nothing but its output's spec says it."""
+    return TensorSpec() if spec.rule.signs else spec
 
 
 def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:
@@ -469,8 +503,9 @@ def _without_kernel(op: type[Op], step: Step) -> str | None:
     if weights is None:
         return None
     if activations is None:
-        wide = weights.kind == "int" and weights.dtype not in ("int4", "int8")
-        return f"weights have 2 to 8 bits, and the rule says {weights.bits}" if wide else None
+        return (
+            f"weights have 2 to 8 bits, and the rule says {weights.bits}" if weights.wide else None
+        )
     for name, weight in op.weights.items():
         known = weight.dynamic if activations.dynamic else weight.kernels
         if weights.dtype not in known and not (weights.wide and "int8" in weight.kernels):

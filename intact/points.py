@@ -128,6 +128,7 @@ def _vanishes(graph: Graph, node: Node) -> bool:
     source, own = range_of(graph, node.inputs[0]), node.layer
     return (
         source is not None
+        and not own.rule.signs
         and source.spec.activation_dtype == own.spec.activation_dtype
         and stored_params(source) == stored_params(own)
     )

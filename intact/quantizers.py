@@ -23,7 +23,6 @@ from intact.numerics import (
     integer_range,
     power_of_two,
     round_through,
-    stored_range,
     straight_through,
     to_numpy,
     unquantized,
@@ -234,9 +233,9 @@ class FakeQuantize(keras.layers.Layer):
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.observing = False
-        low, high = stored_range(self.spec.bits, self.spec.symmetric)
-        self.low, self.high = float(low), float(high)
         self.rule: Quantizer = self.spec.rule
+        low, high = self.rule.ends(self.spec.bits, self.spec.symmetric)
+        self.low, self.high = float(low), float(high)
         self.learns = bool(self.rule.trained) and fixed is None
 
         def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
@@ -290,6 +289,19 @@ class FakeQuantize(keras.layers.Layer):
         )
         learned = {name: variable * 1.0 for name, variable in self.learned.items()}
         return self.rule.grid(seen, learned, at)
+
+    def first_grid(self, grid: Grid) -> Grid:
+        """The grid that kernels round to, which is finer where only the sign is kept.
+
+        Args:
+            grid: What `grid` returned.
+        """
+        if not self.rule.signs:
+            return grid
+        low, high = integer_range(8)
+        fine = ops.stop_gradient(grid.scale) * np.float32(1 / high)
+        zero = ops.zeros_like(fine)
+        return Grid(fine, zero, zero + float(low), zero + float(high))
 
     def grid_of(self, minimum: np.ndarray, maximum: np.ndarray) -> tuple[np.ndarray, ...]:
         """The integers that ranges would give.
@@ -413,9 +425,10 @@ class FakeQuantize(keras.layers.Layer):
         if final and training:
             return unquantized(_bounded(real, lower, upper))
         grid = self.grid(self._count(rule, pending), now)
-        params = QTensor(None, grid.scale, grid.zero_point)
-        low, high = self.bounds(grid, lower, upper)
-        if training and (self.learns or self.spec.stochastic):
+        first = self.first_grid(grid)
+        params = QTensor(None, first.scale, first.zero_point)
+        low, high = self.bounds(first, lower, upper)
+        if training and (self.learns or self.spec.stochastic) and not self.rule.signs:
             moves = self.learns and (self.rule.trains_bounds or upper is not None)
             values = self._trained(real * inverse(grid.scale), low, high, moves)
         elif training and not rule.in_training:
@@ -425,7 +438,12 @@ class FakeQuantize(keras.layers.Layer):
             values = rule.quantize_wide(pending, params, low, high)
         else:
             values = rule.quantize(pending, params, low, high)
-        quantized = params._replace(values=values)
+        if self.rule.signs:
+            values = ops.where(values < 0, -1.0, 1.0)
+            if training:
+                smooth = ops.clip(_bounded(real, lower, upper), -1.0, 1.0)
+                values = straight_through(values, smooth)
+        quantized = QTensor(values, grid.scale, grid.zero_point)
         if on is not None:
             # In units so small that biases are as in float, and fit in 32 bits nonetheless.
             unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)

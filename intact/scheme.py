@@ -11,15 +11,18 @@ from intact.errors import IntactError
 from intact.observers import Observer, get_observer
 from intact.widths import Quantizer, get_quantizer, quantizer_config, quantizer_from_config
 
+NARROW = ("int2", "int4")
+"""The types of weights of fewer than 8 bits, from narrow to wide."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
     """How one tensor is quantized.
 
     Args:
-        bits: Width in bits, 1 to 16. Files store weights of up to 4 bits as int4, where there
-            is a kernel for it; else, and up to 8 bits, as int8; activations of up to 8 bits as
-            int8, and of 9 to 16 bits as int16.
+        bits: Width in bits, 1 to 16. Files store weights of up to 2 bits as int2, and of up to 4
+            as int4, where there is a kernel for it; else, and up to 8 bits, as int8; activations
+            of up to 8 bits as int8, and of 9 to 16 bits as int16.
         symmetric: Zero point 0; of activations of less than 8 bits, in the middle.
         per_axis: A scale per output channel (weights only).
         kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
@@ -30,13 +33,13 @@ class TensorSpec:
         momentum: Share of the old range that a training step keeps (activations only): with 0
             it is the last batch's, with 1 it only grows.
         quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
-            "lsq_plus", "pact", "dorefa", "sign", "xnor", "twn" or "ttq", or a `Quantizer`;
-            `intact/widths.py` says what each of them is.
+            "lsq_plus", "pact", "dorefa", "sign", "xnor", "ternary", "twn" or "ttq", or a
+            `Quantizer`; `intact/widths.py` says what each of them is.
         power_of_two: Scales are powers of two.
         stochastic: Training rounds at random, up with the probability that is the distance
             from below (arXiv:1502.02551); inference and files round to the nearest.
-        stored: The type in the file, "int8" for weights of up to 4 bits; by default, the
-            narrowest that holds them.
+        stored: The type in the file, "int4" or "int8" for weights of fewer bits; by default,
+            the narrowest that holds them.
 
     Raises:
         IntactError: A width, kind, quantizer or observer that there is not.
@@ -90,14 +93,14 @@ class TensorSpec:
 
     @property
     def dtype(self) -> str:
-        """The type that stores weights: "int4", "int8", "uint8", "int16" or "float16"."""
+        """The type that stores weights: "int2", "int4", "int8", "uint8", "int16" or "float16"."""
         bits = self.rule.stored_bits(self.bits)
-        return self.stored or f"{self.kind}{next(n for n in (4, 8, 16, 32) if n >= bits)}"
+        return self.stored or f"{self.kind}{next(n for n in (2, 4, 8, 16, 32) if n >= bits)}"
 
     @property
     def wide(self) -> bool:
         """Whether weights have more bits than any integer kernel takes: they only train."""
-        return self.kind == "int" and self.dtype not in ("int4", "int8")
+        return self.kind == "int" and self.dtype not in (*NARROW, "int8")
 
     @property
     def activation_dtype(self) -> str:
@@ -181,7 +184,8 @@ class Scheme:
         name: What tables and errors call it.
         rules: The rules.
         inputs: How tensors that come in float are quantized: the model's inputs, and what
-            float layers compute. None: as the outputs of the layer that reads them.
+            float layers compute. None: as the outputs of the layer that reads them, or with
+            8 bits where these are signs.
 
     Example:
 
@@ -193,6 +197,13 @@ class Scheme:
     name: str
     rules: tuple[Rule, ...] = field(default=(Rule(),))
     inputs: TensorSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None and self.inputs.rule.signs:
+            raise IntactError(
+                f"What comes into scheme {self.name!r} cannot be reduced to its signs. Received: "
+                f"inputs={self.inputs!r}. Give the inputs 8 bits: `TensorSpec()`."
+            )
 
     def rule_for(self, layer: keras.layers.Layer) -> Rule:
         """The first rule that matches a layer; layers without one stay in float."""

@@ -20,11 +20,14 @@ from intact.numerics import (
     Accumulator,
     QTensor,
     Tensor,
+    accumulator,
+    add_bias,
     along,
     half_precision,
     host,
     moved,
     quantize_rows,
+    scale_channels,
     tied,
     to_numpy,
 )
@@ -51,6 +54,8 @@ class Quantized(keras.layers.Layer):
         tied_weights: Names of the weights whose equal values stay equal.
         schedule: When rounding of weights begins in training, and when a batch norm freezes.
         corrected: What bias correction has added to its sums, per channel.
+        norm: The batch norm behind it, if its factors are in the weights before these are
+            rounded.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Quantized(keras.layers.Layer):
         keep_zeros: bool = False,
         tied_weights: Iterable[str] = (),
         corrected: Any = None,
+        norm: keras.layers.BatchNormalization | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -74,6 +80,13 @@ class Quantized(keras.layers.Layer):
         self.shapes = [tuple(shape) for shape in input_shapes]
         if not layer.built:
             layer.build(self.shapes[0] if len(self.shapes) == 1 else self.shapes)
+        self.norm = norm
+        if norm is not None and not norm.built:
+            axes = get_op(layer).weights["kernel"].axis
+            norm.build((None, math.prod(layer.kernel.shape[a] for a in axes)))
+        self.keep_zeros = keep_zeros
+        # Per name of a weight, where the first weight of each one's value stands.
+        self.firsts: dict[str, Any] = {}
         # Per name of a quantized weight, the trained numbers that go with it: what they were
         # first, and how far training has moved them.
         self.learned: dict[str, dict[str, list[Any]]] = {}
@@ -82,16 +95,13 @@ class Quantized(keras.layers.Layer):
         self.schedule = schedule
         timed = spec is not None or isinstance(layer, keras.layers.BatchNormalization)
         self.clock = make_clock(schedule) if timed else None
-        self.keep_zeros = keep_zeros
-        # Per name of a weight, where the first weight of each one's value stands.
-        self.firsts: dict[str, Any] = {}
         for name in tied_weights:
             self._add_firsts(name)
         self.built = True
 
     def _add_learned(self, spec: TensorSpec) -> None:
         for weight, axis in self.weight_axes().items():
-            value = to_numpy(getattr(self.layer, weight)).astype("float32")
+            value = self.weight(weight, host)
             first = spec.rule.weight_state(value, self._setting(axis))
             self.learned[weight] = {
                 name: [
@@ -152,6 +162,14 @@ class Quantized(keras.layers.Layer):
             name: The weight's name.
             xp: `keras.ops`, or `host`.
         """
+        w = self._kept(name, xp)
+        if self.norm is None:
+            return w
+        variance = xp.convert_to_tensor(self.norm.moving_variance)
+        factor = self._norm_op.factor(self.norm, variance, xp)
+        return w * along(factor, get_op(self.layer).weights[name].axis, w.shape, xp)
+
+    def _kept(self, name: str, xp: Any = ops) -> Tensor:
         w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
         if name in self.firsts and xp is host:
             w = np.reshape(w.reshape(-1)[to_numpy(self.firsts[name])], w.shape)
@@ -247,13 +265,67 @@ class Quantized(keras.layers.Layer):
         now = self._tick(again, training)
         training = bool(training) and self.trainable
         moves: Any = training
-        if training and now is not None and self.spec is None:
+        if training and now is not None and (self.spec is None or self.norm is not None):
             assert self.clock is not None
             moves = ops.logical_not(self.clock.reached("freeze_batch_norm", now))
         if folds:
             return get_op(self.layer).fold(self.layer, Accumulator(*inputs), moves)
         weights = self.quantized_weights(training=training, now=now)
+        if self.norm is not None:
+            return self._normalized(QTensor(*inputs), *weights["kernel"], moves)
         return self.compute(inputs, weights, moves)
+
+    def _normalized(self, x: QTensor, kernel: Tensor, scale: Tensor, moves: Any) -> Accumulator:
+        """Sums of weights that have the batch norm's factors in them.
+
+        The weights have those of the moving variance, so that they do not follow each batch;
+        while the statistics move, sums are multiplied by `sigma / sigma_batch`, and the bias is
+        the batch's. So it comes to the batch norm of the batch, until that is frozen.
+
+        Source: batch normalization with correction and freeze, arXiv:1806.08342.
+        """
+        op: Any = get_op(self.layer)
+        norm: Any = self.norm
+        with exact_convolution():
+            values = op.products(self.layer, x.values, kernel)
+        if moves is False or not norm.trainable:
+            return self.units(x.scale, scale)._replace(values=values)
+        sigma = self._norm_op.sigma(norm, ops.convert_to_tensor(norm.moving_variance))
+        # Statistics are those of the float weights, by a second product.
+        real = op.products(self.layer, x.values * x.scale, self._kept("kernel"))
+        bias = ops.zeros_like(sigma) if self.layer.bias is None else self.layer.bias * 1.0
+        mean, variance = self._norm_op.statistics(norm, Accumulator(real, bias, 1.0, 1.0), moves)
+        acc = accumulator(values, x.scale, scale)
+        acc = scale_channels(acc, sigma / self._norm_op.sigma(norm, variance))
+        return self._shifted(acc, mean, variance)
+
+    def units(self, input_scale: Any, weight_scale: Any, xp: Any = ops) -> Accumulator:
+        """Scales and bias of the sums, whose values are yet to be filled in.
+
+        Args:
+            input_scale: Scale of the input.
+            weight_scale: Scale of the weights, per output channel or a scalar.
+            xp: `keras.ops`, or `intact.numerics.host`.
+        """
+        op: Any = get_op(self.layer)
+        if self.norm is None:
+            return op.units(self.layer, input_scale, weight_scale, xp)
+        mean, variance = (
+            xp.convert_to_tensor(v) for v in (self.norm.moving_mean, self.norm.moving_variance)
+        )
+        acc = accumulator(None, input_scale, weight_scale, xp)
+        return self._shifted(acc, mean, variance, xp)
+
+    def _shifted(self, acc: Accumulator, mean: Any, variance: Any, xp: Any = ops) -> Accumulator:
+        """Sums with the bias that the batch norm leaves."""
+        norm: Any = self.norm
+        bias = 0.0 if self.layer.bias is None else xp.convert_to_tensor(self.layer.bias)
+        acc = add_bias(acc, (bias - mean) * self._norm_op.factor(norm, variance, xp), xp)
+        return add_bias(acc, norm.beta, xp) if norm.center else acc
+
+    @property
+    def _norm_op(self) -> Any:
+        return get_op(self.norm)
 
     def compute(self, inputs: Any, weights: dict[str, Any], moves: Any = False) -> Any:
         """The same with given weights.
@@ -293,11 +365,15 @@ class Quantized(keras.layers.Layer):
             tied_weights=list(self.firsts),
             schedule=schedule_config(self.schedule),
         )
+        if self.norm is not None:
+            config["norm"] = keras.saving.serialize_keras_object(self.norm)
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Quantized":
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        if "norm" in config:
+            config["norm"] = keras.saving.deserialize_keras_object(config["norm"])
         spec = config.pop("spec")
         spec = None if spec is None else TensorSpec.from_config(spec)
         schedule = schedule_from_config(config.pop("schedule", None))
@@ -376,7 +452,7 @@ class Frozen(Quantized):
         keras.layers.Layer.__init__(self, autocast=False, **kwargs)
         # In a tuple, for Keras would track the layer and its weights.
         self._held = (layer,)
-        self.spec = self.schedule = self.clock = None
+        self.spec = self.schedule = self.clock = self.norm = None
         self.stored = stored
         self.own_shapes = [tuple(shape) for shape in shapes]
         self.shapes = [tuple(shape) for shape in input_shapes]
@@ -584,8 +660,9 @@ class _Builder:
             shapes = [t.shape for t in node.inputs]
             if step.takes_in:
                 norm = self.model.get_layer(step.takes_in)
-                layer = _with_norm(node.layer, norm, shapes[0])
-                made = Quantized(layer, step.weights, shapes, schedule=schedule)
+                layer = node.layer if step.keeps_norm else _with_norm(node.layer, norm, shapes[0])
+                kept = norm if step.keeps_norm else None
+                made = Quantized(layer, step.weights, shapes, schedule=schedule, norm=kept)
             elif step.integer:
                 made = Quantized(node.layer, step.weights, shapes, schedule=schedule)
             else:

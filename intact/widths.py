@@ -130,6 +130,8 @@ class Quantizer:
     * `trained`: Activations: the names of its trained numbers, scalars that start at 0: how
       far training has moved what was `seen` (`intact.numerics.moved`).
     * `trains_bounds`: Activations: whether values outside of the grid move its ends.
+    * `signs`: Activations: they are -1 or 1, times the scale, and never 0. Kernels round to a
+      127th of the scale first; a table then tells the sign, 1 of 0.
 
     Example:
 
@@ -146,7 +148,7 @@ class Quantizer:
     ...         return at.round_clip(w / scale, -1, 1), scale
     >>> spec = intact.TensorSpec(2, quantizer="thirds")
     >>> intact.Rule(weights=spec).weights.dtype
-    'int4'
+    'int2'
     """
 
     name: ClassVar[str] = ""
@@ -155,6 +157,7 @@ class Quantizer:
     activation_bits: ClassVar[range] = range(0)
     trained: ClassVar[tuple[str, ...]] = ()
     trains_bounds: ClassVar[bool] = False
+    signs: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if cls.name:
@@ -194,6 +197,15 @@ class Quantizer:
             broadcast to it and are the same along `at.reduced(w)`.
         """
         raise NotImplementedError
+
+    def ends(self, bits: int, symmetric: bool) -> tuple[int, int]:
+        """The smallest and largest integer that files store for activations.
+
+        Args:
+            bits: Width of the activations.
+            symmetric: Zero in the middle of them.
+        """
+        return (-1, 1) if self.signs else stored_range(bits, symmetric)
 
     def fixed(self, bits: int) -> tuple[float, float] | None:
         """Scale and zero point of activations, where neither data nor training moves them.
@@ -260,6 +272,10 @@ class LSQ(Quantizer):
     weight_bits = range(2, 17)
     activation_bits = range(2, 17)
     trained = ("scale",)
+
+    def stored_bits(self, bits: int) -> int:
+        # All four integers of 2 bits, and each of them turned round.
+        return 3 if bits == 2 else bits
 
     def weight_state(self, w: np.ndarray, at: Setting) -> dict[str, np.ndarray]:
         _, high = integer_range(at.bits)
@@ -387,13 +403,14 @@ class DoReFa(Quantizer):
 
 @dataclass(frozen=True)
 class Sign(Quantizer):
-    """Weights of -1 and 1; the gradient passes where `|w| <= 1`.
+    """Weights or activations of -1 and 1; the gradient passes where `|x| <= 1`.
 
     Source: BinaryNet, arXiv:1602.02830, equations 1 and 4.
     """
 
     name = "sign"
-    weight_bits = range(1, 2)
+    weight_bits = activation_bits = range(1, 2)
+    signs = True
 
     def stored_bits(self, bits: int) -> int:
         return 2
@@ -403,19 +420,26 @@ class Sign(Quantizer):
         ones = xp.zeros_like(xp.max(w, axis=at.reduced(w), keepdims=True)) + np.float32(1)
         return through(_sign(w, xp), xp.clip(w, -1.0, 1.0), xp), xp.stop_gradient(ones)
 
+    def fixed(self, bits: int) -> tuple[float, float] | None:
+        return 1.0, 0.0
+
 
 @dataclass(frozen=True)
 class XNOR(Quantizer):
-    """Weights of -1 and 1, times the mean of the absolute weights.
+    """Weights or activations of -1 and 1, times the mean of their absolute values.
 
     The gradient of a weight is that of its value times `1 / N + a [|w| <= 1]`, where N
-    weights share the scale `a`.
+    weights share the scale `a`; that of an activation, times `a [|x| <= 1]`. Where the paper
+    has a mean for each window of an activation, kernels have one scale for all: it starts at
+    the mean that was seen, and is trained, its gradient scaled as LSQ's.
 
-    Source: XNOR-Net, arXiv:1603.05279, section 3.1.
+    Source: XNOR-Net, arXiv:1603.05279, section 3; a trained scale: arXiv:1909.13863.
     """
 
     name = "xnor"
-    weight_bits = range(1, 2)
+    weight_bits = activation_bits = range(1, 2)
+    trained = ("scale",)
+    signs = True
 
     def stored_bits(self, bits: int) -> int:
         return 2
@@ -425,6 +449,29 @@ class XNOR(Quantizer):
         scale = at.scale(at.mean(xp.abs(xp.stop_gradient(w))))
         smooth = w * (inverse_of(scale, xp) * np.float32(1 / at.shared(w)))
         return through(_sign(w, xp), smooth + xp.clip(w, -1.0, 1.0), xp), scale
+
+    def grid(self, seen: Seen, learned: dict[str, Tensor], at: Setting) -> Grid:
+        first = ops.where(seen.size > 0, seen.size, 1.0)
+        scale = at.scale(_scaled(moved(first, learned["scale"]), at.count, 1.0))
+        zero = ops.zeros_like(scale)
+        return Grid(scale, zero, zero - 1.0, zero + 1.0)
+
+
+@dataclass(frozen=True)
+class Ternary(Quantizer):
+    """Activations of -1, 0 and 1: 0 where `|x| < 1/2`; the gradient passes where `|x| < 1`.
+
+    Source: GXNOR-Net, arXiv:1705.09283, with r = a = 1/2.
+    """
+
+    name = "ternary"
+    activation_bits = range(2, 3)
+
+    def ends(self, bits: int, symmetric: bool) -> tuple[int, int]:
+        return stored_range(bits, symmetric=True)
+
+    def fixed(self, bits: int) -> tuple[float, float] | None:
+        return 1.0, stored_range(bits)[1] - 1.0
 
 
 @dataclass(frozen=True)

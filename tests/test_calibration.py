@@ -71,6 +71,25 @@ def torch_loader(x):
     return torch.utils.data.DataLoader(dataset, batch_size=16)
 
 
+class OfUnknownLength:
+    """As a `tf.data.Dataset` made of a generator: it has `len`, which fails."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        raise TypeError("The dataset length is unknown.")
+
+    def __iter__(self):
+        return iter(np.split(self.x, 7))
+
+
+def generated_dataset(x):
+    tf = pytest.importorskip("tensorflow")
+    spec = tf.TensorSpec((None, x.shape[1]), "float32")
+    return tf.data.Dataset.from_generator(lambda: np.split(x, 7), output_signature=spec)
+
+
 KINDS = {
     "array": lambda x: x,
     "float64": lambda x: x.astype("float64"),
@@ -84,10 +103,16 @@ KINDS = {
     "generator of lists with targets": lambda x: ([p, p[:, :3]] for p in np.split(x, 7)),
     "generator with targets": lambda x: ((part, part[:, :3]) for part in np.split(x, 7)),
     "PyDataset": Sequence,
+    "of unknown length": OfUnknownLength,
+    "tf.data of a generator": generated_dataset,
     "tf.data": tensorflow_dataset,
     "torch DataLoader": torch_loader,
 }
-NEEDS = {"tf.data": "tensorflow", "torch DataLoader": "torch"}
+NEEDS = {
+    "tf.data": "tensorflow",
+    "tf.data of a generator": "tensorflow",
+    "torch DataLoader": "torch",
+}
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if NEEDS.get(k, "jax") in [*BACKENDS, "jax"]])
@@ -308,6 +333,29 @@ def test_progress_is_shown_or_not(q, x, capsys):
     assert capsys.readouterr().out == ""
     intact.calibrate(q, x, verbose=1)
     assert "3/3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["generator", "of unknown length"])
+def test_progress_of_data_of_unknown_length(kind, q, x, capsys):
+    intact.calibrate(q, KINDS[kind](x), bias_correction=True)
+    shown = capsys.readouterr().out
+    assert "14/Unknown" in shown.replace("\x1b[1m", "")
+    assert shown.endswith("\n")
+
+
+def test_data_of_unknown_length_elsewhere(q, model, x):
+    data = OfUnknownLength(x)
+    intact.recover(q, data, verbose=0)
+    assert len(intact.distill(q, model, data, verbose=0).history["loss"]) == 1
+    assert intact.sensitivity(model, data, verbose=0)
+
+
+@pytest.mark.skipif("tensorflow" not in BACKENDS, reason="no tf.data here")
+def test_a_dataset_without_end_needs_steps(q, x):
+    endless = KINDS["tf.data"](x).repeat()
+    with pytest.raises(intact.InvalidDataError, match="without end"):
+        intact.calibrate(q, endless, verbose=0)
+    intact.calibrate(q, endless, steps=3, verbose=0)
 
 
 def test_constant_and_zero_data_are_safe(q):

@@ -349,6 +349,87 @@ def test_indices_of_a_subclassed_model_become_integers():
     np.testing.assert_array_equal(flat.predict(tokens, verbose=0), expected)
 
 
+class Conv3x3(layers.Conv2D):
+    """A supported layer with arguments of its own, and the `call` of its parent."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, 3, padding="same", **kwargs)
+        self.label = "mine"
+
+    def get_config(self):
+        return {"filters": self.filters, "label": self.label}
+
+
+def renamed(kind):
+    return type(f"My{kind.__name__}", (kind,), {})
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: renamed(layers.Conv2D)(4, 3, activation="relu"), (6, 6, 2)),
+        (lambda: renamed(layers.ZeroPadding2D)(1, data_format="channels_first"), (2, 6, 6)),
+        (lambda: renamed(renamed(layers.DepthwiseConv2D))(3), (6, 6, 2)),
+        (lambda: renamed(layers.Conv2DTranspose)(4, 3), (6, 6, 2)),
+        (lambda: renamed(layers.SeparableConv2D)(4, 3), (6, 6, 2)),
+        (lambda: renamed(layers.Conv1D)(4, 3, padding="causal", activation=lambda x: x), (6, 2)),
+        (lambda: renamed(layers.MaxPooling3D)(2), (4, 4, 4, 2)),
+        (lambda: renamed(layers.Dense)(4), (6,)),
+        (lambda: renamed(layers.BatchNormalization)(), (6,)),
+        (lambda: renamed(layers.Activation)("tanh"), (6,)),
+        (lambda: renamed(layers.LSTM)(3), (4, 2)),
+        (lambda: layers.RNN(renamed(layers.GRUCell)(3)), (4, 2)),
+        (lambda: Conv3x3(4, name="mine"), (6, 6, 2)),
+    ],
+)
+def test_a_subclass_that_changes_nothing_is_its_parent(make, shape, rng):
+    layer = make()
+    flat = same(keras.Sequential([keras.Input(shape), layer]), shape, rng)
+    known = {type(part).__module__.split(".")[0] for part in flat.layers}
+    assert known <= {"keras", "intact"}
+    assert all(not name.startswith("call") for name in names(flat))
+
+
+class Doubled(layers.Conv2D):
+    """What it computes is not its parent's."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel) * 2.0
+
+
+class Louder(layers.Dense):
+    """It has a `call` of known parts, which is traced."""
+
+    def call(self, x):
+        return super().call(x) * 2.0
+
+
+class Weighty(layers.Conv2D):
+    """It has a weight that its parent has not."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gain = self.add_weight(name="gain", shape=(), initializer="ones")
+
+
+class Bent(layers.Activation):
+    """An activation that does something else than its function."""
+
+    def call(self, x):
+        return super().call(x) * 3.0
+
+
+def test_a_subclass_that_computes_something_else_is_not_its_parent(rng):
+    for layer in (Louder(3), Bent("tanh")):
+        same(keras.Sequential([keras.Input((4,)), layer]), (4,), rng)
+    for layer, message in (
+        (Doubled(3, 1, name="doubled"), "doubled"),
+        (Weighty(3, 1, name="weighty"), "Weighty 'weighty'.*weights that a Conv2D has not"),
+    ):
+        with pytest.raises(UnsupportedLayerError, match=message):
+            canonicalize(keras.Sequential([keras.Input((4, 4, 2)), layer]))
+
+
 def test_unknown_operation_is_named():
     inputs = keras.Input((4,))
     with pytest.raises(UnsupportedLayerError, match=r"Erfinv"):

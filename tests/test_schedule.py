@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import cnn, enliven, host, mlp, quantizers, ranges
+from small import cnn, enliven, host, mlp, parse, quantizers, ranges
 
 import intact
 from intact import IntactError, Rule, Schedule, Scheme, TensorSpec, callbacks
+from intact.training import Quantized
 
 BATCHES = 4
 
@@ -183,6 +184,61 @@ def test_resumed_in_the_middle_of_the_schedule(images, rng, tmp_path):
     assert intact.training_step(loaded) == 3 * BATCHES
 
 
+def narrow():
+    return keras.Sequential(
+        [
+            keras.Input((6,), name="x"),
+            layers.Dense(5, use_bias=False, name="dense"),
+            layers.BatchNormalization(momentum=0.8, name="norm"),
+            layers.ReLU(name="act"),
+            layers.Dense(3, name="head"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("at", "fold", "how"),
+    [
+        (2, False, "model"),
+        (5, True, "weights"),
+        (8, False, "weights"),
+        (8, True, "model"),
+        (11, False, "model"),
+    ],
+)
+def test_a_checkpoint_goes_on_as_the_unbroken_run(at, fold, how, rng, tmp_path):
+    """Saved before the delay is over, before and after ranges freeze, and after batch norm."""
+    schedule = Schedule(quant_delay=3, freeze_ranges=6, freeze_batch_norm=10)
+    x, y = rng.normal(size=(14 * 8, 6)).astype("float32"), rng.integers(0, 3, size=14 * 8)
+    model = enliven(narrow(), rng)
+
+    def make():
+        made = intact.quantize_model(
+            model, scheme(4, quantizer="lsq"), schedule=schedule, fold_batch_norm=fold
+        )
+        return compiled(made, keras.optimizers.Adam(0.01))
+
+    def steps(q, first, last):
+        return [float(q.train_on_batch(x[8 * i :][:8], y[8 * i :][:8])) for i in range(first, last)]
+
+    q = make()
+    steps(q, 0, at)
+    if how == "model":
+        q.save(tmp_path / "q.keras")
+        resumed = keras.saving.load_model(tmp_path / "q.keras")
+    else:
+        q.save_weights(tmp_path / "q.weights.h5")
+        resumed = make()
+        resumed.optimizer.build(resumed.trainable_variables)
+        resumed.load_weights(tmp_path / "q.weights.h5")
+    assert intact.training_step(resumed) == at
+    expected, found = steps(q, at, 14), steps(resumed, at, 14)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for a, b in zip(q.variables, resumed.variables, strict=True):
+        np.testing.assert_allclose(host(b), host(a), rtol=1e-4, atol=1e-6, err_msg=a.path)
+    assert intact.export(resumed) == intact.export(q)
+
+
 def warned(q, words):
     """The file of a model, whose export warns."""
     with warnings.catch_warnings(record=True) as seen:
@@ -224,3 +280,97 @@ def test_a_model_without_schedule_says_so():
 def test_steps_are_whole_numbers(step):
     with pytest.raises(IntactError, match="quant_delay to be a training step"):
         Schedule(quant_delay=step)
+
+
+# Batch norm in the weights -------------------------------------------------------------------
+
+ONE_SCALE = {
+    "int8": Scheme("one", (Rule(weights=TensorSpec(8, symmetric=True)),)),
+    "lsq": Scheme("one", (Rule(weights=TensorSpec(4, symmetric=True, quantizer="lsq")),)),
+    "uint8": "uint8",
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_batch_norm_with_correction_and_freeze(depthwise, frozen, rng):
+    """arXiv:1806.08342: weights by the moving variance, outputs by the batch's until it freezes."""
+    conv = layers.DepthwiseConv2D(1, depth_multiplier=2) if depthwise else layers.Conv2D(4, 1)
+    conv.build((None, 3, 3, 2))
+    norm = layers.BatchNormalization(momentum=0.9)
+    norm.build((None, 3, 3, 4))
+    for variable in (*conv.variables, *norm.variables):
+        value = rng.normal(size=variable.shape)
+        variable.assign(np.abs(value) + 0.3 if "variance" in variable.path else value)
+    spec = TensorSpec(8, symmetric=True)
+    schedule = Schedule(freeze_batch_norm=0 if frozen else None)
+    layer = Quantized(conv, spec, [(None, 3, 3, 2)], schedule, norm=norm)
+    x = rng.integers(-100, 100, size=(6, 3, 3, 2)).astype("float32")
+    gamma, beta, mean, var = (host(v) for v in norm.variables)
+    kernel, bias = host(conv.kernel), host(conv.bias)
+    sigma = np.sqrt(var + norm.epsilon)
+
+    def product(w):
+        if depthwise:
+            return (x[..., None] * w[0, 0]).reshape(6, 3, 3, 4)
+        return x @ w[0, 0]
+
+    y = product(kernel) * 0.02 + bias
+    batch = y.mean((0, 1, 2)), y.var((0, 1, 2))
+    folded = kernel * (gamma / sigma).reshape((2, 2) if depthwise else (4,))
+    step = np.abs(folded).max() / 127
+    used, used_sigma = (mean, sigma) if frozen else (batch[0], np.sqrt(batch[1] + norm.epsilon))
+    expected = product(np.rint(folded / step) * step) * 0.02 * (sigma / used_sigma)
+    expected += beta + (bias - used) * gamma / used_sigma
+    found = layer((x, np.float32(0.02), np.float32(0)), training=True)
+    values, units, *scales = (host(part) for part in found)
+    np.testing.assert_allclose(
+        (values + units) * scales[0] * scales[1], expected, rtol=2e-3, atol=2e-2
+    )
+    share = 0.0 if frozen else 0.1
+    moving = (norm.moving_mean, norm.moving_variance)
+    for variable, before, seen in zip(moving, (mean, var), batch, strict=True):
+        after = (1 - share) * before + share * seen
+        np.testing.assert_allclose(host(variable), after, rtol=1e-4, atol=1e-5)
+
+
+def test_folded_in_training_it_is_float_before_the_delay_is_over(images, rng):
+    model = enliven(cnn(), rng)
+    q = intact.quantize_model(
+        model, ONE_SCALE["int8"], schedule=Schedule(quant_delay=100), fold_batch_norm=True
+    )
+    np.testing.assert_allclose(
+        fit(compiled(q), images, 2), fit(compiled(model), images, 2), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", ONE_SCALE)
+def test_batch_norm_folded_in_training(name, images, rng, tmp_path):
+    schedule = Schedule(freeze_batch_norm=4 * BATCHES)
+    model = enliven(cnn(), rng)
+    q = intact.quantize_model(model, ONE_SCALE[name], schedule=schedule, fold_batch_norm=True)
+    losses = fit(compiled(q, keras.optimizers.Adam(0.02)), images, 6)
+    assert losses[-1] < 0.8 * losses[0]
+    norm = q.get_layer("conv").norm
+    before = host(norm.moving_variance)
+    fit(q, images)
+    np.testing.assert_array_equal(host(norm.moving_variance), before)
+    assert "bn" not in [layer.name for layer in q.layers]
+    q.save(tmp_path / "q.keras")
+    content = intact.export(q)
+    for other in (keras.saving.load_model(tmp_path / "q.keras"), intact.freeze(q)):
+        assert intact.export(other) == content
+    assert intact.compare(q, content, images[0]).max_lsb <= (1 if name == "uint8" else 0)
+    tensors = {t.name.decode(): t for t in parse(content).subgraphs[0].tensors}
+    assert len(tensors["conv/kernel"].quantization.scale) == 1
+
+
+def test_weights_do_not_follow_the_batch(images, rng):
+    q = intact.quantize_model(enliven(cnn(), rng), ONE_SCALE["int8"], fold_batch_norm=True)
+    conv = q.get_layer("conv")
+    conv.norm.momentum = 1.0
+    before = host(conv.quantized_weights()["kernel"][0])
+    q(10 * images[0], training=True)
+    np.testing.assert_array_equal(host(conv.quantized_weights()["kernel"][0]), before)
+    with pytest.raises(IntactError, match=r"'conv'.*fold_batch_norm"):
+        intact.recover(q, images[0], verbose=0)

@@ -71,6 +71,7 @@ TABLE = {
     ),
     "end to end: single layers, numerics": "test_ops::test_equals_litert",
     "end to end: full-integer": "test_ops::test_integer_only_file_has_integer_tensors",
+    "PQAT, CQAT, PCQAT": "test_tfmot_conformance::test_pruned_and_clustered_models_stay_so",
     "end to end: the MNIST CNN": "test_tfmot_guides::test_training_example",
     "end to end: checkpoints": (
         "test_training::test_saved_in_the_middle_training_continues_as_if_it_had_not_been"
@@ -194,3 +195,50 @@ def test_a_sum_and_its_activation_have_a_range():
     q = intact.quantize_model(keras.Model([a, b], total))
     assert sorted(quantizers(q)) == ["a", "b", "relu"]
     assert op_names(intact.export(ready(q))) == ["QUANTIZE", "QUANTIZE", "ADD", "DEQUANTIZE"]
+
+
+@pytest.mark.parametrize("name", ["pruned", "clustered", "both"])
+def test_pruned_and_clustered_models_stay_so(name, rng, tmp_path):
+    combine = intact.tfmot.experimental.combine
+    scheme = {
+        "pruned": combine.Default8BitPrunePreserveQuantizeScheme,
+        "clustered": combine.Default8BitClusterPreserveQuantizeScheme,
+        "both": lambda: combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True),
+    }[name]()
+    dense = [layers.Dense(6, activation="relu", name="a"), layers.Dense(3, name="b")]
+    model = enliven(keras.Sequential([keras.Input((8,)), *dense]), rng)
+    for layer in dense:
+        kernel = np.round(host(layer.kernel), 0 if name == "clustered" else 1)
+        kernel = kernel + 0.25 * (name == "clustered")
+        layer.kernel.assign(np.where(np.abs(kernel) < 0.3, 0.0, kernel))
+    before = {layer.name: host(layer.kernel) for layer in dense}
+    api = intact.tfmot.quantization.keras
+    q = api.quantize_apply(api.quantize_annotate_model(model), scheme)
+    q.compile(keras.optimizers.Adam(0.02), "mse")
+    x, y = rng.normal(size=(64, 8)).astype("float32"), rng.normal(size=(64, 3))
+    q.fit(x, y, epochs=3, verbose=0)
+    q.save(tmp_path / "q.keras")
+    loaded = keras.saving.load_model(tmp_path / "q.keras")
+    loaded.fit(x, y, epochs=1, verbose=0)
+    for found in (q, loaded):
+        for key, kernel in before.items():
+            after = host(found.get_layer(key).layer.kernel)
+            assert (after != kernel).any()
+            if name != "clustered":
+                np.testing.assert_array_equal(after[kernel == 0], 0)
+                values, _ = found.get_layer(key).quantized_weights()["kernel"]
+                np.testing.assert_array_equal(host(values)[kernel == 0], 0)
+            if name != "pruned":
+                assert len(np.unique(host(found.get_layer(key).weight("kernel")))) <= len(
+                    np.unique(kernel)
+                )
+
+
+def test_schemes_that_keep_something_are_the_default_otherwise():
+    combine = intact.tfmot.experimental.combine
+    scheme = combine.Default8BitPrunePreserveQuantizeScheme()
+    assert scheme.rules == intact.schemes.int8.rules
+    api = intact.tfmot.quantization.keras
+    model = keras.Sequential([keras.Input((4,)), api.quantize_annotate_layer(layers.Dense(2))])
+    held = [x for x in api.quantize_apply(model, scheme).layers if isinstance(x, Quantized)]
+    assert [layer.keep_zeros for layer in held] == [True]

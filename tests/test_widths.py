@@ -315,6 +315,49 @@ def test_dorefa_of_activations(bits, x, rng):
     assert layer.calibrated
 
 
+def signs_of(x):
+    return np.where(x < 0, -1.0, 1.0)
+
+
+def test_signs_of_activations(x, rng):
+    """BinaryNet: equation 1 forward, equation 4 backward."""
+    rule = get_quantizer("sign")
+    layer = FakeQuantize(TensorSpec(1, quantizer="sign"), fixed=rule.fixed(1))
+    g = rng.normal(size=x.shape).astype("float32")
+    layer.learned = {}
+    found = trained(layer, x, g)
+    np.testing.assert_array_equal(found["y"], signs_of(x))
+    np.testing.assert_allclose(found["x"], (g * (np.abs(x) <= 1))[0], rtol=1e-2, atol=1e-4)
+    assert layer.calibrated
+
+
+def test_scaled_signs_of_activations(x, rng):
+    """XNOR-Net: `mean|x| sign(x)`, with a scale that trains."""
+    layer = FakeQuantize(TensorSpec(1, quantizer="xnor"))
+    x = 0.5 * x
+    size = np.abs(x).mean()
+    layer(x, training=True)
+    layer.reset()
+    g = rng.normal(size=x.shape).astype("float32")
+    found = trained(layer, x, g)
+    np.testing.assert_allclose(found["y"], size * signs_of(x), rtol=1e-5)
+    expected = size * (g * (np.abs(x) <= 1))[0]
+    np.testing.assert_allclose(found["x"], expected, rtol=1e-2, atol=1e-4)
+    expected = (g * signs_of(x)).sum() / np.sqrt(x.size)
+    np.testing.assert_allclose(found["scale"] * size, expected, rtol=1e-2)
+
+
+def test_three_values_of_activations(x, rng):
+    """GXNOR-Net: -1, 0 and 1 beyond a half; the gradient of a rectangle about each step."""
+    rule = get_quantizer("ternary")
+    layer = FakeQuantize(TensorSpec(2, quantizer="ternary"), fixed=rule.fixed(2))
+    g = rng.normal(size=x.shape).astype("float32")
+    layer.learned = {}
+    found = trained(layer, x, g)
+    np.testing.assert_array_equal(found["y"], np.sign(x) * (np.abs(x) > 0.5))
+    np.testing.assert_allclose(found["x"], (g * (np.abs(x) < 1))[0], rtol=1e-2, atol=1e-4)
+
+
 def test_the_scale_keeps_its_bound_where_an_activation_clamps(x, rng):
     """Beyond a clamp of its own the output is constant, whatever the scale."""
     layer = FakeQuantize(TensorSpec(4, quantizer="lsq"))
@@ -530,6 +573,60 @@ def test_weights_alone(images, rng):
     assert np.abs(found - seen).max() <= 1e-5 * np.ptp(seen)
 
 
+def binary_cnn():
+    """Without ReLU, for signs; the pools look at signs, a mean, and a sum of branches."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="stem")(image)
+    x = y = layers.BatchNormalization(name="stem_norm")(x)
+    x = layers.MaxPooling2D(2, name="pool")(x)
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(x)
+    x = layers.BatchNormalization(name="norm")(x)
+    y = layers.Conv2D(8, 1, strides=2, name="gate")(y)
+    x = layers.Concatenate(name="both")([x, layers.Add(name="sum")([x, y])])
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(image, layers.Dense(4, name="head")(x))
+
+
+@pytest.mark.parametrize(("name", "bits"), [("sign", 1), ("xnor", 1), ("ternary", 2)])
+def test_activations_of_two_or_three_values(name, bits, images, rng, tmp_path):
+    few = TensorSpec(bits, quantizer=name)
+    weights = TensorSpec(1, symmetric=True, per_axis=True, quantizer="xnor")
+    rules = (Rule(layers.Dense), Rule("gate"), Rule("mean"), Rule(None, weights, few))
+    q = intact.quantize_model(enliven(binary_cnn(), rng), Scheme("few", rules))
+    losses = train(q, images, epochs=4)
+    assert losses[-1] < losses[0]
+    q.save(tmp_path / "q.keras")
+    for model in (q, keras.saving.load_model(tmp_path / "q.keras"), intact.freeze(q)):
+        content = intact.export(model, integer_only=True)
+        found = intact.load_litert(content).predict(images[0])
+        np.testing.assert_array_equal(found, model.predict(images[0], verbose=0))
+    assert content == intact.export(q, integer_only=True)
+    tensors = {t.name.decode(): t for t in parse(content).subgraphs[0].tensors}
+    scale = {"sign": 1, "ternary": 1}.get(name)
+    assert scale in (None, tensors["stem_norm"].quantization.scale[0])
+    assert intact.compare(q, content, images[0]).max_lsb == 0
+
+
+def test_calibration_finds_the_scale_of_signs(images, rng):
+    few = TensorSpec(1, quantizer="xnor")
+    rules = (Rule(layers.Dense), Rule("mean"), Rule(activations=few))
+    model = enliven(binary_cnn(), rng)
+    q = intact.quantize_model(model, Scheme("few", rules))
+    intact.calibrate(q, images[0], verbose=0, bias_correction=False)
+    inner = keras.Model(model.inputs, model.get_layer("gate").output)
+    size = np.abs(inner.predict(images[0], verbose=0)).mean()
+    np.testing.assert_allclose(host(quantizers(q)["gate"].grid().scale), size, rtol=0.02)
+    assert quantizers(q)["image"].spec.bits == 8
+
+
+def test_signs_of_what_has_but_one():
+    few = TensorSpec(1, quantizer="sign")
+    with pytest.raises(IntactError, match=r"'act'.*always 1.*'sign'"):
+        intact.quantize_model(cnn(), Scheme("few", (Rule(activations=few),)))
+    with pytest.raises(IntactError, match="'few' cannot be reduced to its signs"):
+        Scheme("few", inputs=few)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_integer_inputs_of_few_bits(dtype, images, rng):
     q = intact.quantize_model(enliven(cnn(), rng), scheme(activations=("range", 4)))
@@ -546,6 +643,56 @@ def test_layers_without_a_kernel_of_4_bits_store_8(rng, images):
     stored = {t.name.decode(): t.type for t in parse(intact.export(q)).subgraphs[0].tensors}
     int8, int4 = 9, 17
     assert (stored["up/kernel"], stored["stem/kernel"]) == (int8, int4)
+
+
+def two_bits(*sizes):
+    inputs = x = keras.Input((sizes[0],), name="x")
+    for i, size in enumerate(sizes[1:]):
+        x = layers.Dense(size, use_bias=bool(i % 2), name=f"dense_{size}")(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("weights", [("range", 2), ("twn", 2), ("xnor", 1), ("dorefa", 1)], ids=str)
+@pytest.mark.parametrize("activations", [("range", 8), None, "dynamic"], ids=str)
+def test_weights_of_2_bits_are_stored_so(weights, activations, rng):
+    made = scheme(weights, activations if isinstance(activations, tuple) else ("range", 8))
+    if not isinstance(activations, tuple):
+        spec = activations and TensorSpec(dynamic=True)
+        made = Scheme("own", (Rule(weights=made.rules[0].weights, activations=spec),))
+    model = enliven(two_bits(12, 8, 1, 6, 4), rng)
+    for norm in model.layers[2::3]:
+        # Factors of both signs, which turn weights round.
+        norm.gamma.assign(rng.normal(size=norm.gamma.shape) + 0.1)
+    q = intact.quantize_model(model, made)
+    x = rng.normal(size=(64, 12)).astype("float32")
+    content = intact.export(intact.calibrate(q, x, verbose=0))
+    stored = {t.name.decode(): t.type for t in parse(content).subgraphs[0].tensors}
+    kinds = [stored[f"dense_{size}/kernel"] for size in (8, 1, 6, 4)]
+    int2, int4 = 19, 17
+    # XNNPACK takes as many inputs as are a multiple of 4: 12 and 8, but not 1 or 6.
+    assert kinds == ([int2] * 4 if activations is None else [int2, int2, int4, int4])
+    assert not intact.verify(content)
+    seen = q.predict(x, verbose=0)
+    found = intact.load_litert(content).predict(x)
+    if isinstance(activations, tuple):
+        np.testing.assert_array_equal(found, seen)
+    else:
+        assert np.abs(found - seen).max() <= 1e-4 * np.ptp(seen)
+
+
+@pytest.mark.parametrize(
+    ("spec", "stored"),
+    [
+        (TensorSpec(2, symmetric=True, quantizer="lsq", per_axis=True), "int4"),
+        (TensorSpec(2, symmetric=True), "int4"),
+        (TensorSpec(2, symmetric=True, per_axis=True, stored="int8"), "int8"),
+        (TensorSpec(2, symmetric=True, per_axis=True), "int2"),
+    ],
+)
+def test_where_weights_of_2_bits_are_not_stored_so(spec, stored):
+    plan = intact.plan_model(two_bits(12, 8), Scheme("own", (Rule(weights=spec),)))
+    assert plan.steps[0].weights.dtype == stored
 
 
 @pytest.mark.parametrize(

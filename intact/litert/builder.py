@@ -9,12 +9,13 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from intact.litert.reader import IDENTIFIER
+from intact.litert.reader import BITS, IDENTIFIER
 from intact.litert.targets import runs
 
 DTYPES = {
     "float32": schema.TensorType.FLOAT32,
     "float16": schema.TensorType.FLOAT16,
+    "int2": schema.TensorType.INT2,
     "int4": schema.TensorType.INT4,
     "int8": schema.TensorType.INT8,
     "int16": schema.TensorType.INT16,
@@ -93,14 +94,16 @@ VERSIONS: dict[str, Callable[["Operator"], int]] = {
     ),
     "DEQUANTIZE": lambda op: (
         6
-        if op.inputs[0].dtype == "int4"
+        if BITS[op.inputs[0].dtype] < 8
         else 5
         if np.size(op.inputs[0].scale) > 1
         else {"uint8": 1, "int8": 2}.get(op.inputs[0].dtype, 3)
     ),
     "EXP": lambda op: _by_type(op, 2, 2),
     "FULLY_CONNECTED": lambda op: (
-        10
+        14
+        if op.inputs[1].dtype == "int2"
+        else 10
         if _is_int4(op)
         else (12 if np.size(op.inputs[1].scale) > 1 else 9)
         if _is_dynamic(op)
@@ -280,11 +283,12 @@ class Builder:
             The tensor.
         """
         dtype = dtype or str(values.dtype)
-        data = np.ascontiguousarray(values, "int8" if dtype == "int4" else dtype)
+        bits = BITS[dtype]
+        data = np.ascontiguousarray(values, "int8" if bits < 8 else dtype)
         key = (dtype, hashlib.sha256(data.data).digest())
         if key not in self._buffer_of:
             self._buffer_of[key] = len(self.buffers)
-            self.buffers.append(_pack_int4(data) if dtype == "int4" else _bytes(data))
+            self.buffers.append(_packed(data, bits) if bits < 8 else _bytes(data))
         buffer = self._buffer_of[key]
         shared = (buffer, values.shape, name, *(np.asarray(v).tobytes() for v in fields.values()))
         if shared in self._constant_of:
@@ -415,11 +419,12 @@ def _bytes(data: np.ndarray) -> np.ndarray:
     return data.reshape(-1).view("uint8")
 
 
-def _pack_int4(data: np.ndarray) -> np.ndarray:
-    """Two integers a byte, the first one in the low half."""
-    low = _bytes(data) & 15
-    low = np.append(low, np.zeros(low.size % 2, "uint8"))
-    return low[0::2] | low[1::2] << 4
+def _packed(data: np.ndarray, bits: int) -> np.ndarray:
+    """Several integers a byte, the first one in its lowest bits."""
+    each = 8 // bits
+    low = _bytes(data) & (2**bits - 1)
+    low = np.append(low, np.zeros(-low.size % each, "uint8")).reshape(-1, each)
+    return np.bitwise_or.reduce(low << np.arange(0, 8, bits, dtype="uint8"), axis=1)
 
 
 class _SharingBuilder(flatbuffers.Builder):

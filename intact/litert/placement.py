@@ -10,7 +10,7 @@ import numpy as np
 from intact.errors import ExportError, IntactError, TargetError
 from intact.litert import edge_tpu, micro, vela
 from intact.litert.inspection import columns
-from intact.litert.reader import FileOp, read
+from intact.litert.reader import BITS, FileOp, read
 from intact.litert.runtime import LiteRTModel, delegated, fix_sizes
 from intact.litert.targets import TARGETS, get_target, runs
 
@@ -274,8 +274,9 @@ def working_type(op: FileOp) -> str:
     inputs = [t for t in op.inputs if t is not None]
     first = next((t for t in inputs if t.data is None), inputs[0] if inputs else op.outputs[0])
     weights = [t.dtype for t in inputs if t.data is not None and t is not first and t.quantized]
-    if "int4" in weights:
-        return "int4"
+    narrow = next((dtype for dtype in weights if BITS[dtype] < 8), None)
+    if narrow:
+        return narrow
     if first.dtype == "float32" and weights:
         return "hybrid"
     return f"{first.dtype}_per_channel" if len(first.scales) > 1 else first.dtype

@@ -40,7 +40,7 @@ class OpRule:
         data: Places of the inputs that scales are about; none stands for all.
         mismatch: What happens where they differ.
         weights: Places of data, weights and bias, and the axis of the weights' channels.
-        int4: Whether weights may have 4 bits.
+        narrow: The types of less than 8 bits that weights may have.
         broken: Types for which the kernel is wrong or missing, and why.
         inexact: Types for which it is imprecise, and how much.
     """
@@ -52,7 +52,7 @@ class OpRule:
     data: tuple[int, ...] = (0,)
     mismatch: str = SILENT
     weights: tuple[int, int, int, int] | None = None
-    int4: bool = False
+    narrow: tuple[str, ...] = ()
     broken: dict[str, str] = field(default_factory=dict)
     inexact: dict[str, str] = field(default_factory=dict)
 
@@ -83,8 +83,8 @@ def _has_short_indices(op: FileOp) -> bool:
     return any(t is not None and t.dtype == "int16" for t in op.inputs[1:2])
 
 
-def _is_int4(op: FileOp) -> bool:
-    return any(t is not None and t.dtype == "int4" for t in op.inputs[1:2])
+def _weights_are(dtype: str) -> Callable[[FileOp], bool]:
+    return lambda op: any(t is not None and t.dtype == dtype for t in op.inputs[1:2])
 
 
 def _is_per_channel(op: FileOp) -> bool:
@@ -93,7 +93,8 @@ def _is_per_channel(op: FileOp) -> bool:
 
 CONDITIONS: dict[str, Callable[[FileOp], Any]] = {
     "16-bit indices": _has_short_indices,
-    "4-bit weights": _is_int4,
+    "2-bit weights": _weights_are("int2"),
+    "4-bit weights": _weights_are("int4"),
     "batch dimensions": lambda op: op.options["batch_dims"],
     "bias": lambda op: _has_bias(op, 3),
     "dilated, in float": lambda op: (
@@ -172,21 +173,24 @@ RULES: dict[str, OpRule] = {
     "SUM": OpRule(_versions(2)),
     # Sums of products.
     "CONV_2D": OpRule(
-        _versions(3), later={"grouped": 6, "4-bit weights": 7}, weights=(0, 1, 2, 0), int4=True
+        _versions(3),
+        later={"grouped": 6, "4-bit weights": 7},
+        weights=(0, 1, 2, 0),
+        narrow=("int4",),
     ),
     "DEPTHWISE_CONV_2D": OpRule(
         _versions(3),
         later={"dilated, in float": 2, "4-bit weights": 7},
         weights=(0, 1, 2, 3),
-        int4=True,
+        narrow=("int4",),
     ),
     "FULLY_CONNECTED": OpRule(
         _versions(4),
-        later={"keeps dimensions": 5, "no bias": 6, "4-bit weights": 10},
+        later={"keeps dimensions": 5, "no bias": 6, "4-bit weights": 10, "2-bit weights": 14},
         # Needed by two inputs; writers differ over a third one that is left out.
         optional=("no bias",),
         weights=(0, 1, 2, 0),
-        int4=True,
+        narrow=("int2", "int4"),
     ),
     # The weights of a gate have one scale.
     "UNIDIRECTIONAL_SEQUENCE_LSTM": OpRule(_versions(1), weights=(0, 1, 12, 0)),

@@ -31,9 +31,9 @@ class Target:
 TARGETS: dict[str, Target] = {
     "xnnpack": Target("XNNPACK", fixed_sizes=False, host="litert"),
     "tflite-micro": Target("TFLite Micro", fixed_sizes=True, host=""),
-    "ethos-u55": Target("Ethos-U55", True, host="tflite-micro", never=("int4",)),
-    "ethos-u65": Target("Ethos-U65", True, host="tflite-micro", never=("int4",)),
-    "ethos-u85": Target("Ethos-U85", True, host="tflite-micro", never=("int4",)),
+    "ethos-u55": Target("Ethos-U55", True, host="tflite-micro", never=("int2", "int4")),
+    "ethos-u65": Target("Ethos-U65", True, host="tflite-micro", never=("int2", "int4")),
+    "ethos-u85": Target("Ethos-U85", True, host="tflite-micro", never=("int2", "int4")),
     "edgetpu": Target("Edge TPU", fixed_sizes=True, host="litert"),
 }
 """The targets; LiteRT itself runs every op that intact writes."""
@@ -74,7 +74,7 @@ RUNS_ON: dict[str, dict[str, frozenset[str]]] = {
     "EXPAND_DIMS": _on(int8="M568", int16="M568"),
     "FLOOR": _on(float32="XM"),
     "FULLY_CONNECTED": _on(
-        int8="XM568", int16="M568", uint8="X568", int4="X", float32="XM", hybrid="X"
+        int8="XM568", int16="M568", uint8="X568", int4="X", int2="X", float32="XM", hybrid="X"
     ),
     "GATHER": _on(int8="M8", int16="8", uint8="8", int32="M8", float32="M"),
     "GELU": _on(int8="568", float32="X"),
@@ -132,9 +132,9 @@ RUNS_ON: dict[str, dict[str, frozenset[str]]] = {
 }
 """Per op of LiteRT and what it works on, the targets that take it; some with limits on shapes.
 
-That is the type of its data, but "int4" for weights of 4 bits, "hybrid" for float data and integer
-weights, and "int8_per_channel" for constants with many scales (which TFLite Micro takes, and gets
-wrong).
+That is the type of its data, but "int2" and "int4" for weights of these widths, "hybrid" for float
+data and integer weights, and "int8_per_channel" for constants with many scales (which TFLite Micro
+takes, and gets wrong).
 """
 
 

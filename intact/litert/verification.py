@@ -356,11 +356,11 @@ class _Checker:
         if not w.quantized:
             yield self.found(ERROR, w, "the weights have no scale", "Write their scales")
             return
-        if w.dtype in ("int2", "int4") and not rule.int4:
+        if w.dtype in ("int2", "int4") and w.dtype not in rule.narrow:
             yield self.found(
                 ERROR, w, f"{op.name} has no kernel for {w.dtype} weights", "Take 8 bits"
             )
-        if w.dtype in ("int8", "int4") and w.data is not None and w.zero_points.any():
+        if w.dtype in ("int8", "int4", "int2") and w.data is not None and w.zero_points.any():
             yield self.found(
                 ERROR,
                 w,

@@ -375,6 +375,17 @@ class Weighted(Op):
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 
     @classmethod
+    def stores(cls, layer: Any, dtype: str, per_axis: bool) -> bool:
+        """Whether the kernel takes weights of one of its types for a layer.
+
+        Args:
+            layer: The canonical layer.
+            dtype: The type.
+            per_axis: Whether each output channel has a scale of its own.
+        """
+        return True
+
+    @classmethod
     def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
         """The axes over which kernels look for the range of an input at run time.
 
@@ -434,6 +445,58 @@ def register_op(op: type[Op]) -> type[Op]:
     return op
 
 
+def known_class(layer: Any) -> Any:
+    """The registered class that a layer is of, or that its class only gives another name.
+
+    A subclass that overrides a method which does something in a call (`call`, `build`, ...) is
+    no such class; it may have its own `__init__` and config.
+
+    Args:
+        layer: A Keras layer.
+
+    Returns:
+        The registered class; the layer's own where there is none.
+
+    Example:
+
+    >>> class Conv3x3(keras.layers.Conv2D):
+    ...     def __init__(self, filters):
+    ...         super().__init__(filters, 3)
+    >>> known_class(Conv3x3(4)).__name__
+    'Conv2D'
+    """
+    above: list[type] = []
+    for kind in type(layer).__mro__:
+        if kind in _by_layer or kind is keras.layers.Activation:
+            changed = {name for other in above for name in vars(other) if hasattr(kind, name)}
+            return kind if all(map(_is_idle, changed)) else type(layer)
+        above.append(kind)
+    return type(layer)
+
+
+def _is_idle(name: str) -> bool:
+    """Whether what has a name in a layer class does nothing in a call."""
+    special = name.startswith("__") and name != "__call__"
+    return special or name in ("get_config", "from_config")
+
+
+def known_config(layer: Any) -> dict[str, Any]:
+    """The config of a layer, for its `known_class`; its activation may be code, and is left out.
+
+    Args:
+        layer: A Keras layer.
+    """
+    kind, function = known_class(layer), getattr(layer, "activation", None)
+    stays = kind is keras.layers.Activation or isinstance(function, keras.layers.Layer)
+    if function is None or stays:
+        return kind.get_config(layer)
+    try:
+        layer.activation = keras.activations.linear
+        return kind.get_config(layer)
+    finally:
+        layer.activation = function
+
+
 def activation_name(layer: keras.layers.Activation) -> str:
     """The name of an Activation layer's function."""
     return getattr(layer.activation, "__name__", type(layer.activation).__name__)
@@ -448,10 +511,11 @@ def find_op(layer: Any) -> type[Op] | None:
     Returns:
         The registered class.
     """
-    if isinstance(layer, keras.layers.Activation):
-        return _by_activation.get(activation_name(layer))
     if isinstance(layer, keras.layers.Layer):
-        return _by_layer.get(type(layer))
+        kind = known_class(layer)
+        if kind is keras.layers.Activation:
+            return _by_activation.get(activation_name(layer))
+        return _by_layer.get(kind)
     return _by_operation.get(type(layer).__name__)
 
 

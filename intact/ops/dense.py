@@ -15,7 +15,11 @@ class Dense(Weighted):
 
     keras_layers = (layers.Dense,)
     litert = ("FULLY_CONNECTED",)
-    weights = {"kernel": Weight(kernels=("int4", "int8", "uint8"), dynamic=("int4", "int8"))}
+    weights = {
+        "kernel": Weight(
+            kernels=("int2", "int4", "int8", "uint8"), dynamic=("int2", "int4", "int8")
+        )
+    }
     cases = (
         Case(lambda: layers.Dense(4), (8,)),
         Case(lambda: layers.Dense(4, activation="relu", use_bias=False), (8,)),
@@ -40,6 +44,11 @@ class Dense(Weighted):
         # XNNPACK takes 4-bit weights two at a time.
         odd = dtype == "int4" and layer.kernel.shape[0] % 2
         return "fixed_point_vector" if odd else cls.arithmetic
+
+    @classmethod
+    def stores(cls, layer: Any, dtype: str, per_axis: bool) -> bool:
+        # XNNPACK takes 2-bit weights four at a time, and the other kernels round otherwise.
+        return dtype != "int2" or (per_axis and layer.kernel.shape[0] % 4 == 0)
 
     @classmethod
     def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:

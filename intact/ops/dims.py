@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics import Tensor
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op, known_class, register_op
 from intact.ops.conv import same_padding
 from intact.ops.moves import reshape, twin
 
@@ -96,7 +96,7 @@ class OneDimensional(Op):
             )
             x = tracer.emit(pad, x)
             changes["padding"] = "valid"
-        flat = twin(layer, cls.kinds[type(layer)], x.shape, tracer, **changes)
+        flat = twin(layer, cls.kinds[known_class(layer)], x.shape, tracer, **changes)
         y = tracer.trace(flat, (x,), {})
         if len(y.shape) == 4:
             y = reshape(y, y.shape[2:], f"{layer.name}_1d", tracer)
@@ -234,7 +234,7 @@ class ThreeDimensional(Op):
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         depth, *image, channels = _known(layer, args[0], tracer)
-        kind, idle = cls.parts[type(layer)]
+        kind, idle = cls.parts[known_class(layer)]
         in_slice = {key: tuple(getattr(layer, key)[1:]) for key in idle}
         in_depth = {key: (getattr(layer, key)[0], value) for key, value in idle.items()}
 
@@ -271,6 +271,6 @@ class GlobalPooling3D(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         depth, height, width, channels = _known(layer, args[0], tracer)
         x = reshape(args[0], (depth, height * width, channels), f"{layer.name}_rows", tracer)
-        y = tracer.trace(twin(layer, cls.kinds[type(layer)], x.shape, tracer), (x,), {})
+        y = tracer.trace(twin(layer, cls.kinds[known_class(layer)], x.shape, tracer), (x,), {})
         shape = (1, 1, 1, channels)
         return reshape(y, shape, f"{layer.name}_3d", tracer) if layer.keepdims else y

@@ -15,8 +15,8 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph import Node, made_by
-from intact.numerics import Tensor, to_numpy
-from intact.ops.base import find_op
+from intact.numerics import Tensor
+from intact.ops.base import find_op, known_class, known_config
 
 if TYPE_CHECKING:
     from intact.canonicalize import Tracer
@@ -228,7 +228,7 @@ def channels_last(layer: Any, x: Any, tracer: "Tracer") -> Any:
     """
     rank = len(x.shape)
     moved, back = channel_last(x, 1, layer.name, tracer)
-    y = tracer.trace(twin(layer, type(layer), moved.shape, tracer), (moved,), {})
+    y = tracer.trace(twin(layer, known_class(layer), moved.shape, tracer), (moved,), {})
     y = back(y) if len(y.shape) == rank else y
     return tracer.activation(getattr(layer, "activation", None), y, layer)
 
@@ -256,13 +256,12 @@ def twin(
     """
 
     def make() -> Any:
-        config = {**layer.get_config(), "data_format": "channels_last", **changes}
+        config = {**known_config(layer), "data_format": "channels_last", **changes}
         if "activation" in config:
             config["activation"] = "linear"
         made = kind.from_config(config)
         made.build(shape)
-        for new, old in zip(made.variables, layer.variables, strict=True):
-            new.assign(convert(to_numpy(old)).reshape(new.shape))
+        tracer.copy_weights(layer, made, convert)
         return made
 
     return tracer.once((layer, kind.__name__, changes.get("name", "")), make)

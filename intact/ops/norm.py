@@ -117,7 +117,17 @@ class BatchNormalization(ByChannel):
         return True
 
     @classmethod
-    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+    def statistics(
+        cls, layer: Any, acc: Accumulator, training: Any, xp: Any = ops
+    ) -> tuple[Any, Any]:
+        """Mean and variance to normalize by; while training, the moving ones follow the batch's.
+
+        Args:
+            layer: The canonical layer.
+            acc: As for `fold`.
+            training: As for `fold`.
+            xp: As for `fold`.
+        """
         mean, variance = (
             xp.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance)
         )
@@ -134,12 +144,27 @@ class BatchNormalization(ByChannel):
             for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
                 batch = ops.stop_gradient(batch)
                 moving.assign(moving * (1.0 - rest) + batch * rest)
+        return mean, variance
+
+    @classmethod
+    def sigma(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
+        """The standard deviation that goes with a variance."""
         variance = variance + np.float32(layer.epsilon)
         # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
         root = np.sqrt(variance) if xp is host else sqrt(variance)
-        sigma = xp.maximum(root, np.float32(1e-12))
+        return xp.maximum(root, np.float32(1e-12))
+
+    @classmethod
+    def factor(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
+        """What each channel is multiplied by, for a variance."""
         gamma = xp.convert_to_tensor(layer.gamma) if layer.scale else np.float32(1)
-        acc = scale_channels(add_bias(acc, -mean, xp), gamma / sigma)
+        return gamma / cls.sigma(layer, variance, xp)
+
+    @classmethod
+    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+        mean, variance = cls.statistics(layer, acc, training, xp)
+        factor = cls.factor(layer, variance, xp)
+        acc = scale_channels(add_bias(acc, -mean, xp), factor)
         # Also without an offset: a factor of 0 must leave a scale that is not 0.
         return add_bias(acc, layer.beta if layer.center else 0.0, xp)
 

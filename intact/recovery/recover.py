@@ -94,6 +94,12 @@ def recover(
             f"Model {model.name!r} has no quantized weights to recover accuracy with. Make a "
             "quantized model first: `q = intact.quantize_model(model)`."
         )
+    folded = [layer.name for layer in held if layer.norm is not None]
+    if folded:
+        raise IntactError(
+            f"The weights of {folded} have the factors of a batch norm in them, which `recover` "
+            "does not adjust. Quantize the model without `fold_batch_norm`, which is for training."
+        )
     options = {
         "round": round,
         "bias_correction": bias_correction,

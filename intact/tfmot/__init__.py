@@ -5,4 +5,4 @@ In code written for the toolkit, `from intact import tfmot` takes the place of
 annotations become rules, quantizers become specs. `docs/migration.md` says what maps to what.
 """
 
-from intact.tfmot import quantization
+from intact.tfmot import experimental, quantization

@@ -13,6 +13,7 @@ from intact.plan import make_plan
 from intact.scheme import FLOAT_RULE, Scheme
 from intact.schemes import get_scheme
 from intact.tfmot.config import QuantizeConfig, rule_of_config
+from intact.tfmot.schemes import Preserving
 from intact.training import build
 
 
@@ -194,7 +195,7 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
     Args:
         model: A built model with annotated layers, at any depth.
         scheme: How layers without a `QuantizeConfig` are quantized: the name of a preset, a
-            `Scheme`, or one of the toolkit's.
+            `Scheme`, or one of the toolkit's, those of `tfmot.experimental.combine` included.
 
     Returns:
         A new model, with weights of its own that equal the given model's.
@@ -225,7 +226,10 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
             f"No layer of model {model.name!r} is annotated, so there is nothing to quantize. Use "
             "`quantize_annotate_layer` for some of its layers, or `quantize_model` for all."
         )
-    return build(canonical, plan)
+    quantized = build(canonical, plan)
+    for keep in scheme.keeps if isinstance(scheme, Preserving) else ():
+        keep(quantized)
+    return quantized
 
 
 def _between_annotated(model: Any) -> set[Any]:

@@ -1,5 +1,11 @@
 """The toolkit's schemes, as intact's."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
+import keras
+
+from intact.keeping import keep_clusters, keep_sparsity
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import int8
 
@@ -15,6 +21,45 @@ class Default8BitQuantizeScheme(Scheme):
 
     def __init__(self) -> None:
         super().__init__("default_8bit", int8.rules)
+
+
+class Preserving(Default8BitQuantizeScheme):
+    """A scheme whose weights keep something of the float model's while they train."""
+
+    keeps: ClassVar[tuple[Callable[[keras.Model], None], ...]]
+    """What `quantize_apply` calls with the quantized model."""
+
+
+class Default8BitPrunePreserveQuantizeScheme(Preserving):
+    """8 bits, and weights that are 0 stay 0 (PQAT): `intact.keep_sparsity`.
+
+    Example:
+
+    >>> [keep.__name__ for keep in Default8BitPrunePreserveQuantizeScheme().keeps]
+    ['keep_sparsity']
+    """
+
+    keeps = (keep_sparsity,)
+
+
+class Default8BitClusterPreserveQuantizeScheme(Preserving):
+    """8 bits, and equal weights of a layer stay equal (CQAT): `intact.keep_clusters`.
+
+    Args:
+        preserve_sparsity: Weights that are 0 stay 0, too (PCQAT).
+
+    Example:
+
+    >>> scheme = Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True)
+    >>> [keep.__name__ for keep in scheme.keeps]
+    ['keep_clusters', 'keep_sparsity']
+    """
+
+    def __init__(self, preserve_sparsity: bool = False) -> None:
+        super().__init__()
+        keeps = (keep_clusters, keep_sparsity) if preserve_sparsity else (keep_clusters,)
+        # The dataclass is frozen.
+        object.__setattr__(self, "keeps", keeps)
 
 
 class DefaultNBitQuantizeScheme(Scheme):

@@ -67,8 +67,8 @@ def dense(
     values = np.arange(8).reshape(2, 4) if values is None else values
     fields = {"scale": np.float32(weight_scale), "zero_point": weight_zero_point}
     w = b.constant(values.astype("int8"), "w", axis=weight_axis, **fields)
-    if weight_dtype == "int4":
-        w.dtype, w.shape = "int4", (2, 4)
+    if weight_dtype != "int8":
+        w.dtype, w.shape = weight_dtype, (2, 4)
     fields = {} if bias_scale is None else {"scale": np.float32(bias_scale)}
     bias_values = np.array(bias_values, bias_dtype)
     c = b.constant(bias_values, "b", zero_point=bias_zero_point, **fields) if bias else None
@@ -154,6 +154,7 @@ FINE = {
     "dense without bias, as TensorFlow has it": dense(bias=False, version=4),
     "a bias of zeros by any scale": dense(bias_scale=(1, 1), bias_values=(0, 0)),
     "dense, 4 bits": dense(np.ones(4), "int4", version=10),
+    "dense, 2 bits": dense(np.ones(2), "int2", version=14),
     "4 bits, an odd number": packed(8),
     "conv": conv("CONV_2D", (3, 1, 1, 2), (0.1, 0.2, 0.3), 0),
     "grouped conv": conv("CONV_2D", (4, 1, 1, 1), (0.1, 0.2, 0.3, 0.4), 0),

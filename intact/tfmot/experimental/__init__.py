@@ -1,0 +1,3 @@
+"""`tfmot.experimental`."""
+
+from intact.tfmot.experimental import combine

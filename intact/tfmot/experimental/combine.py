@@ -1,0 +1,6 @@
+"""`tfmot.experimental.combine`."""
+
+from intact.tfmot.schemes import (
+    Default8BitClusterPreserveQuantizeScheme,
+    Default8BitPrunePreserveQuantizeScheme,
+)
