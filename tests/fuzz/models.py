@@ -99,7 +99,7 @@ class Wrapped(layers.Layer):
 @st.composite
 def samples(draw: Callable[..., Any], max_steps: int = 8) -> Sample:
     """Random models with random weights and data."""
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)
     rng = np.random.default_rng(draw(st.integers(0, 9999)))
     garden = _Garden(draw, rng)
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
