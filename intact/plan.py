@@ -360,7 +360,9 @@ class _Planner:
             self.tensor_range[id(node.outputs[0])] = self._unify(node, step, inputs)
         else:
             fixed = op.output if isinstance(op.output, Fixed) else None
-            self._close_chain(node, op, self._new_range(node.layer.name, spec, fixed))
+            chain = self._chain(node, op)
+            found = self._new_range(node.layer.name, self._output_spec(chain), fixed)
+            self._close_chain(chain, op, found)
 
     def _unify(self, node: Node, step: Step, inputs: dict[int, RangePlan]) -> RangePlan:
         """One range for all inputs; those that cannot share it are requantized."""
@@ -382,33 +384,56 @@ class _Planner:
                 step.requantize[index] = self._site(name, common, "requantize")
         return common
 
-    def _close_chain(self, node: Node, op: type[Op], found: RangePlan) -> None:
-        """Follow batch norm and activation into the op; quantize what comes out."""
-        last = node
+    def _chain(self, node: Node, op: type[Op]) -> list[Node]:
+        """A node, and the batch norm and activation behind it that become part of its kernel."""
+        chain = [node]
+        if not isinstance(op.output, Observed):
+            return chain
+        following = self._follower(node)
+        if following and op.folds_batch_norm:
+            other = get_op(following.layer)
+            if other.folds_into_weights(following.layer, node.outputs[0].shape):
+                chain.append(following)
+        following = self._follower(chain[-1])
+        if following and op.fuses and relu_bounds(following.layer) is not None:
+            chain.append(following)
+        return chain
+
+    def _output_spec(self, chain: list[Node]) -> TensorSpec:
+        """How what comes out of a chain is quantized.
+
+        Of the rules for its layers the one counts that comes first in the scheme, for the
+        layers are one kernel; but kernels take one type alone.
+        """
+        dtype = self._spec(chain[0]).activation_dtype
+        first = min(chain, key=lambda node: self._place_in_scheme(node.layer))
+        spec = self._spec(first)
+        return spec if spec.activation_dtype == dtype else self._spec(chain[0])
+
+    def _place_in_scheme(self, layer: keras.layers.Layer) -> int:
+        """Which of the scheme's rules counts for a layer; its own is ahead of them all."""
+        if getattr(layer, "own_rule", None):
+            return -1
+        rule = self.scheme.rule_for(layer)
+        return next(i for i, known in enumerate((*self.scheme.rules, rule)) if known is rule)
+
+    def _close_chain(self, chain: list[Node], op: type[Op], found: RangePlan) -> None:
+        """Batch norm and activation are part of the op; quantize what comes out."""
+        node, last = chain[0], chain[-1]
+        step = self.steps[id(node)]
         lower, upper = relu_bounds(node.layer) or (None, None)
-        if isinstance(op.output, Observed):
-            following = self._follower(last)
-            if (
-                following
-                and op.folds_batch_norm
-                and get_op(following.layer).folds_into_weights(
-                    following.layer, last.outputs[0].shape
-                )
-            ):
-                step, other = self.steps[id(node)], self.steps[id(following)]
+        for following in chain[1:]:
+            other, bounds = self.steps[id(following)], relu_bounds(following.layer)
+            if bounds is None:
                 other.folds = True
                 step.keeps_norm = self._trains_on(node, following)
                 if step.keeps_norm or (step.weights and step.weights.kind == "uint"):
                     # The channels' factors cannot go into one scale for them all.
                     step.takes_in, other.fused = following.layer.name, True
-                last = following
-        following = self._follower(last)
-        if isinstance(op.output, Observed) and following and op.fuses:
-            bounds = relu_bounds(following.layer)
-            if bounds is not None:
-                lower, upper = bounds
-                self.steps[id(following)].fused = True
-                last = following
+            else:
+                (lower, upper), other.fused = bounds, True
+        for part in chain:
+            self.steps[id(part)].activations = found.spec
         name = last.layer.name
         if found.spec.rule.signs and lower is not None and lower >= 0:
             raise IntactError(
@@ -419,7 +444,7 @@ class _Planner:
         found.name = name
         # Kernels clamp at 0 or 6; any other limit is where the integers end.
         found.private = op.own_range or op.clamps_by_range or upper not in (None, 6.0)
-        weights = self.steps[id(node)].weights
+        weights = step.weights
         rounding = op.rounding(node.layer, weights.dtype if weights else "int8")
         site = self._site(name, found, rounding)
         site.lower, site.upper = lower, upper

@@ -355,3 +355,39 @@ def test_input_stats_of_sixteen_bits(rng):
 def test_input_stats_that_cannot_be(scheme, stats, message):
     with pytest.raises(IntactError, match=message):
         intact.quantize_model(image_model(), scheme, input_stats=stats)
+
+
+FOUR = intact.TensorSpec(4, quantizer="lsq")
+
+
+def fused(rules):
+    """The range of a convolution with batch norm and ReLU, of a sum with ReLU, and the plan."""
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv", padding="same")(x))
+    first = layers.ReLU(name="relu")(x)
+    second = layers.Conv2D(4, 1, name="branch")(first)
+    outputs = layers.ReLU(name="sum_relu")(layers.Add(name="sum")([first, second]))
+    model = keras.Model(inputs, layers.Dense(2, name="head")(outputs))
+    plan = intact.plan_model(model, intact.Scheme("mine", rules))
+    return {found.name: found.spec.bits for found in plan.ranges}, str(plan)
+
+
+def test_of_fused_layers_the_rule_counts_that_comes_first():
+    first = {"relu": 4, "branch": 8, "sum_relu": 4}
+    found, text = fused((intact.Rule(layers.ReLU, activations=FOUR), intact.Rule()))
+    assert first.items() <= found.items()
+    # The table says of all of them what their one tensor has.
+    assert [line.split()[2:4] for line in text.splitlines() if line.startswith("conv")] == [
+        ["w8", "a4"]
+    ]
+    found, _ = fused((intact.Rule("conv", activations=FOUR), intact.Rule()))
+    assert {"relu": 4, "branch": 8, "sum_relu": 8}.items() <= found.items()
+    rules = (intact.Rule("conv"), intact.Rule(layers.ReLU, activations=FOUR), intact.Rule())
+    found, _ = fused(rules)
+    assert {"relu": 8, "branch": 8, "sum_relu": 4}.items() <= found.items()
+
+
+def test_of_fused_layers_kernels_take_one_type():
+    wide = intact.TensorSpec(16, symmetric=True)
+    found, _ = fused((intact.Rule(layers.ReLU, activations=wide), intact.Rule()))
+    assert {"relu": 8, "branch": 8, "sum_relu": 8}.items() <= found.items()
