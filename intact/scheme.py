@@ -180,6 +180,9 @@ class Rule:
 class Scheme:
     """An ordered list of rules; the first that matches a layer counts.
 
+    Layers that become one kernel, such as a convolution, its batch norm and its ReLU, have one
+    output: of their rules, `activations` of the one that comes first in the list counts.
+
     Args:
         name: What tables and errors call it.
         rules: The rules.
