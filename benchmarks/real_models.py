@@ -142,8 +142,39 @@ def kws() -> list[list[str]]:
         q.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
         q.fit(x, y, 64, epochs=5, verbose=0)
         found[names[2]].append(row("DS-CNN", names[2], q, x_test, y_test))
+    return means(found)
+
+
+def kws_delay() -> list[list[str]]:
+    """The same network from scratch: a float twin, and one that computes on integers from the
+    middle of its training on (`Schedule(quant_delay=...)`); same data, rate and epochs."""
+    x, y, x_test, y_test = keywords()
+    mean, std = x.mean(), x.std()
+    x, x_test = (x - mean) / std, (x_test - mean) / std
+    epochs, steps = 20, -(-len(x) // 64)
+    name = f"quantized from epoch {epochs // 2} on"
+    found: dict[str, list[list[str]]] = {"float twin": [], name: []}
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        twin = ds_cnn(int(y.max()) + 1)
+        delay = intact.Schedule(quant_delay=epochs // 2 * steps)
+        q = intact.quantize_model(twin, schedule=delay)
+        for model in (twin, q):
+            keras.utils.set_random_seed(seed)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps)
+            model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
+            model.fit(x, y, 64, epochs=epochs, verbose=0)
+        found["float twin"].append(floating("DS-CNN", twin, x_test, y_test))
+        found[name].append(row("DS-CNN", name, q, x_test, y_test))
+        print(*(rows[-1] for rows in found.values()), sep="\n", flush=True)
+    return means(found)
+
+
+def means(found: dict[str, list[list[str]]]) -> list[list[str]]:
+    """A row for each kind: the mean of its seeds' scores, and the worst agreement."""
     rows = []
-    for name in names:
+    for name in found:
         scores = [float(r[2].split()[0]) for r in found[name]]
         seeds = ", ".join(f"{s:.2f}" for s in scores)
         worst = max(found[name], key=lambda r: float(r[4] or 0))
@@ -188,21 +219,28 @@ def run(command: list[str], one_core: bool = False, **env: str) -> str:
 
 
 def speed_step() -> list[list[str]]:
-    """A training step of ResNet-20, batch 64, compiled: quantized against float, in turns."""
-    rows = [["backend", "float ms", "quantized ms", "ratio (median)"]]
-    for backend in ("jax", "torch", "tensorflow"):
-        text = run([sys.executable, __file__, "_step"], KERAS_BACKEND=backend)
-        rows.append([backend, *re.search(r"RESULT (.*)", text)[1].split()])
+    """A training step, compiled: ResNet-20 with a batch of 64, MobileNetV2 (224 x 224) with one
+    of 8; quantized against float, in turns."""
+    rows = [["model", "backend", "float ms", "quantized ms", "ratio (median)"]]
+    for name in ("ResNet-20", "MobileNetV2"):
+        for backend in ("jax", "torch", "tensorflow"):
+            text = run([sys.executable, __file__, "_step", name], KERAS_BACKEND=backend)
+            rows.append([name, backend, *re.search(r"RESULT (.*)", text)[1].split()])
+            print(rows[-1], flush=True)
     return rows
 
 
-def _step() -> None:
-    model = pretrained("resnet20_cifar10")
+def _step(name: str) -> None:
+    small = name == "ResNet-20"
+    model = (
+        pretrained("resnet20_cifar10") if small else keras.applications.MobileNetV2(weights=None)
+    )
     pair = (keras.models.clone_model(model), intact.quantize_model(model))
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(64, 32, 32, 3)).astype("float32"), rng.integers(0, 10, 64)
+    shape = (64 if small else 8, *model.input_shape[1:])
+    x, y = rng.normal(size=shape).astype("float32"), rng.integers(0, 10, shape[0])
     for m in pair:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=small)
         m.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     times = np.array([[_seconds(m, x, y) for m in pair] for _ in range(12)])[2:]
     ratio = np.median(times[:, 1] / times[:, 0])
@@ -270,6 +308,7 @@ SECTIONS = {
     "mobilenet_25": mobilenet_25,
     "mobilenet_75": mobilenet_75,
     "kws": kws,
+    "kws_delay": kws_delay,
     "speed_conversion": speed_conversion,
     "speed_step": speed_step,
     "speed_file": speed_file,
@@ -277,8 +316,8 @@ SECTIONS = {
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["_step"]:
-        _step()
+    if sys.argv[1:2] == ["_step"]:
+        _step(sys.argv[2])
         sys.exit()
     for chosen in sys.argv[1:] or SECTIONS:
         began = time.perf_counter()

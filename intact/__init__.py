@@ -37,6 +37,7 @@ from intact.litert.placement import PlacedOp, Placement
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.timing import Timing, benchmark
 from intact.litert.verification import Finding, Findings, verify
+from intact.lstm import reset_states
 from intact.ops import Op, register_op
 from intact.recovery.recover import recover
 from intact.report import Agreement, Comparison, Distribution, FileNode, compare

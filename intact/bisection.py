@@ -10,6 +10,7 @@ import numpy as np
 from intact.calibration import check_batch
 from intact.errors import IntactError, InvalidDataError
 from intact.graph import with_outputs
+from intact.lstm import refuse_stream
 from intact.points import Point, Reference, as_real, find_points
 from intact.quantizers import check_calibrated
 from intact.training import is_quantized
@@ -127,6 +128,7 @@ def bisect(
     if not is_quantized(model):
         raise IntactError("Pass the quantized model first, then the float model that it is of.")
     check_calibrated(model, "looking for where it loses accuracy")
+    refuse_stream(model, "`bisect`")
     arrays = check_batch(x, model.inputs)
     reference = Reference(model, float_model)
     points = find_points(model)

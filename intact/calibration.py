@@ -11,6 +11,7 @@ from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
 from intact.graph import Graph, Node, view
+from intact.lstm import check_stream, keepers, reset_states
 from intact.numerics import along, host, to_numpy
 from intact.observers import Observer, get_observer
 from intact.ops.base import get_op
@@ -43,7 +44,8 @@ def calibrate(
             tuples are taken as `(inputs, targets, ...)`, as in `fit`. About 100 samples are
             enough.
         steps: How many batches to take at most.
-        batch_size: Samples per batch, for arrays.
+        batch_size: Samples per batch, for arrays. A model that keeps its state has its own, and
+            goes through the batches as through a stream that begins anew.
         observer: "min_max", "moving_average", "percentile", "entropy" or "mse", or an
             `Observer` such as `intact.observers.Percentile(99.9)`; None takes what the
             scheme says for each range.
@@ -94,6 +96,8 @@ def calibrate(
                 _fill(layer, range_calls(graph), low, high)
         return model
     observers = {id(fake): get_observer(observer or fake.spec.observer) for fake in observed}
+    if keepers(model):
+        batch_size = model.inputs[0].shape[0]
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
     source = Source(data, steps, batch_size, model.inputs)
@@ -128,6 +132,7 @@ def calibrate(
                     "numbers, on this data. Scale the data, or the layers before."
                 )
             layer.set_range(*bounds, size)
+        reset_states(model)
     except BaseException:
         # A calibration that fails leaves the model as it was.
         for variable, value in zip(model.variables, before, strict=True):
@@ -152,7 +157,9 @@ def _look(model: keras.Model, watches: list[Watch], source: "Source", bar: Any) 
         return []
     watcher = Watcher(model, watches)
     states: list[Any] = []
+    reset_states(model)
     for batch in source:
+        check_stream(model, len(batch[0]))
         seen = watcher(batch)
         pairs = zip(watches, states or seen, seen, strict=True)
         states = [o.update(old, new, host) if states else new for (_, o), old, new in pairs]
@@ -225,12 +232,12 @@ def _rounding(quantized: Quantized) -> np.ndarray:
 def _in_float(quantizers: list[FakeQuantize]) -> Iterator[None]:
     """Let real values through all quantizers."""
     for layer in quantizers:
-        layer.observing = True
+        layer.observe(True)
     try:
         yield
     finally:
         for layer in quantizers:
-            layer.observing = False
+            layer.observe(False)
 
 
 class Source:

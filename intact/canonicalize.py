@@ -510,6 +510,10 @@ class Tracer:
         seen[place] += 1
         return (*place, seen[place])
 
+    def called(self, layer: keras.layers.Layer) -> bool:
+        """Whether a layer has been emitted already."""
+        return id(layer) in self._copies
+
     def built_rank(self, layer: keras.layers.Layer) -> int | None:
         """The rank of the tensors that a layer has been built for, if it is bound to one."""
         copy = self._copies.get(id(layer))

@@ -35,6 +35,7 @@ from intact.litert.timing import benchmark as benchmark_file
 from intact.litert.verification import verify as verify_file
 from intact.lowering import check_path, write_whole
 from intact.observers import OBSERVERS
+from intact.plan import InputStats
 from intact.quantizers import FakeQuantize
 from intact.recovery.recover import recover as recover_model
 from intact.report import compare as compare_model
@@ -280,6 +281,9 @@ def quantize(
     activations come from about 100 samples, such as it sees when it is used; the schemes
     dynamic_range, float16 and weight_only_* need none.
 
+    With --input-dtype uint8 or int8, one input, and one number each for --mean and --std, these
+    fix the input, too: the file's bytes, from 0 on, are the pixels before they are scaled.
+
     \b
     Examples:
         intact quantize model.keras --data images/ --mean 127.5 --std 127.5 -o model.tflite
@@ -293,7 +297,8 @@ def quantize(
     if save is not None:
         _check_keras_path(save)
     loaded = load_keras(model)
-    q = quantize_model(loaded, scheme, allow_float, target=target)
+    stats = _input_stats(loaded, input_dtype, mean, std)
+    q = quantize_model(loaded, scheme, allow_float, target=target, input_stats=stats)
     observed = [layer for layer in q.layers if isinstance(layer, FakeQuantize)]
     x = None
     if data is not None:
@@ -315,6 +320,15 @@ def quantize(
         _save(q, save)
     write_whole(content, output)
     _echo(as_json, _written_dict(output, content), _written(output, content))
+
+
+def _input_stats(model: keras.Model, dtype: str, mean: Any, std: Any) -> InputStats | None:
+    """What `--mean` and `--std` say of the bytes that a file takes."""
+    numbers = (mean or (0.0,), std or (1.0,))
+    single = len(model.inputs) == 1 and all(len(found) == 1 for found in numbers)
+    if dtype not in ("int8", "uint8") or not (mean or std) or not single:
+        return None
+    return {model.inputs[0].name: (numbers[0][0], numbers[1][0])}
 
 
 def _check_keras_path(path: Path) -> None:

@@ -79,7 +79,7 @@ def multiply(values: Tensor, by: Multiplier, half_up: Tensor | bool = False) -> 
     """Whole numbers times a multiplier, rounded as the kernels do.
 
     Args:
-        values: int32, below 2**28 in magnitude.
+        values: int32, up to 2**30 in magnitude.
         by: The multiplier.
         half_up: Where halves go up rather than away from zero, as in vectorized kernels.
 
@@ -95,7 +95,7 @@ def multiply(values: Tensor, by: Multiplier, half_up: Tensor | bool = False) -> 
     """
     left = ops.maximum(by.exponent, 0)
     limit = ops.right_shift(ops.ones_like(left) * (1 << 23), left)
-    limit = ops.where(left > 0, limit, 1 << 28)
+    limit = ops.where(left > 0, limit, 1 << 30)
     values = ops.left_shift(ops.clip(values, -limit, limit), left)
     negative = values < 0
     size = ops.abs(values)

@@ -7,7 +7,6 @@ import keras
 from intact.errors import IntactError
 from intact.graph import deep_graphs, structure
 from intact.lowering import Lowering
-from intact.numerics import to_numpy
 from intact.quantizers import FakeQuantize
 from intact.training import Frozen, Quantized
 
@@ -97,8 +96,7 @@ class _Freezer:
 
     def _copy(self, layer: Any) -> keras.layers.Layer:
         if isinstance(layer, FakeQuantize):
-            scale, zero_point = (float(to_numpy(part)) for part in layer.grid()[:2])
-            return FakeQuantize(layer.spec, layer.slots, (scale, zero_point), name=layer.name)
+            return layer.settled()
         made = type(layer).from_config(layer.get_config())
         if layer.built and not made.built:
             made.build_from_config(layer.get_build_config())

@@ -76,6 +76,7 @@ class LoweringNode:
         sums: Bias and scales of the integer sums, for integer ops with weights.
         real_bias: Bias of a float op.
         activation: The fused activation, by the schema's name.
+        quantizer: What rounds the output, if it is known.
     """
 
     lowering: "Lowering"
@@ -89,6 +90,7 @@ class LoweringNode:
     sums: Any = None
     real_bias: np.ndarray | None = None
     activation: str = "NONE"
+    quantizer: FakeQuantize | None = None
     _output: Tensor | None = None
 
     @property
@@ -361,6 +363,7 @@ class Lowering:
                 # Other limits are where the integers of the range end.
                 waiting.activation = fused = _FUSED.get(bounds, "RELU")
             tensor = self._rounded(out.shape, tensor_name(quantizer, kwargs), quantizer)
+            waiting.quantizer = quantizer
             tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
@@ -581,6 +584,8 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
     op = node.op
     if not issubclass(op, Weighted):
+        if quantized.spec is not None:
+            _stored_weights(node, quantized)
         return
     if isinstance(quantized, Frozen):
         scale, zero_point = quantized.kernel_scale, to_numpy(quantized.kernel_zero_point)

@@ -384,7 +384,9 @@ def exact_mean(x: Any, axes: tuple[int, ...], xp: Any = ops) -> Any:
     top = xp.maximum(xp.max(x, axis=axes, keepdims=True), np.float32(MIN_SCALE))
     whole = xp.cast(xp.round(x * inverse_of(top, xp) * steps), "int32")
     total = xp.cast(xp.sum(whole, axis=axes, keepdims=True), "float32")
-    return total * (top * (np.float32(1 / count) / steps))
+    unit = xp.maximum(top * (np.float32(1 / count) / steps), np.float32(1e-37))
+    # The maxima keep a constant factor where it is: TensorFlow would move it to `total`.
+    return xp.maximum(total * unit, np.float32(0))
 
 
 def moved(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:

@@ -418,7 +418,7 @@ class _Planner:
             )
         found.name = name
         # Kernels clamp at 0 or 6; any other limit is where the integers end.
-        found.private = op.clamps_by_range or upper not in (None, 6.0)
+        found.private = op.own_range or op.clamps_by_range or upper not in (None, 6.0)
         weights = self.steps[id(node)].weights
         rounding = op.rounding(node.layer, weights.dtype if weights else "int8")
         site = self._site(name, found, rounding)

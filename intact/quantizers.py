@@ -37,10 +37,12 @@ class Arithmetic:
     """How an op's results become integers of the output's scale.
 
     A subclass is one kernel's way of rounding. It is found by `name`, which the
-    graph of a quantized model stores.
+    graph of a quantized model stores. Training rounds once and to the nearest, whatever
+    the kernel does, but where `in_training` says that it does as the kernel.
     """
 
     name: ClassVar[str]
+    in_training: ClassVar[bool] = False
     registry: ClassVar[dict[str, type["Arithmetic"]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -336,6 +338,23 @@ class FakeQuantize(keras.layers.Layer):
                 size = np.maximum(np.abs(minimum), np.abs(maximum)) / 2
             self._start(ones * size)
 
+    def observe(self, on: bool) -> None:
+        """Let real values through, for calibration to look at; or end that.
+
+        Args:
+            on: Whether to let them through.
+        """
+        self.observing = on
+
+    def stored_pair(self) -> tuple[float, float]:
+        """Scale and zero point, as they are now."""
+        scale, zero_point = (float(to_numpy(part)) for part in self.grid()[:2])
+        return scale, zero_point
+
+    def settled(self) -> "FakeQuantize":
+        """A copy whose range is fixed to what it is now."""
+        return FakeQuantize(self.spec, self.slots, self.stored_pair(), name=self.name)
+
     def reset(self) -> None:
         """Forget the range."""
         zeros = np.zeros(self.slots, "float32")
@@ -412,7 +431,7 @@ class FakeQuantize(keras.layers.Layer):
         if training and (self.learns or self.spec.stochastic) and not self.rule.signs:
             moves = self.learns and (self.rule.trains_bounds or upper is not None)
             values = self._trained(real * inverse(grid.scale), low, high, moves)
-        elif training:
+        elif training and not rule.in_training:
             # Rounded once; few values differ from those of the kernels, by 1.
             values = RealArithmetic.quantize(real, params, low, high)
         elif self.spec.bits > 8:

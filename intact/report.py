@@ -16,6 +16,7 @@ from intact.litert.inspection import is_float
 from intact.litert.reader import read
 from intact.litert.runtime import expose, load_litert
 from intact.lowering import write_whole
+from intact.lstm import check_stream, keepers, refuse_stream, reset_states
 from intact.numerics import dequantize, to_numpy
 from intact.page import page
 from intact.points import Noise, Point, Reference, find_points, range_of
@@ -347,6 +348,8 @@ def compare(
         )
     names = [tensor.name for tensor in content.graphs[0].tensors]
     points = find_points(model, names) if per_layer and rounded else []
+    if float_model is not None and float_model is not model:
+        refuse_stream(model, "a comparison with the float model")
     runner, parts = _runner(model, points, float_model)
     exposed = load_litert(expose(plain.content, [p.tensor for p in points]), kernels=kernels)
     kinds = {t.name: t.dtype for t in content.graphs[0].tensors}
@@ -358,6 +361,10 @@ def compare(
     ]
     tallies += [_Tally(p.name, p.tensor, kinds[p.tensor], p) for p in points]
     samples = len(arrays[0])
+    check_stream(model, samples)
+    reset_states(model)
+    if keepers(model):
+        batch_size = model.inputs[0].shape[0]
     batch_size = max(1, min(batch_size, MOST_VALUES // _values_per_sample(runner)))
     for start in range(0, samples, batch_size):
         part = [a[start : start + batch_size] for a in arrays]
@@ -369,6 +376,7 @@ def compare(
             real, noise = (None if i is None else seen[i] for i in places[1:])
             params = exposed.output_params(tally.tensor)
             tally.add(seen[places[0]], theirs, params, real, noise)
+    reset_states(model)
     results = [tally.agreement() for tally in tallies]
     cut = len(model.outputs)
     return Comparison(

@@ -15,6 +15,7 @@ from keras import ops
 
 from intact.graph import deep_graphs, structure, view
 from intact.kernels import exact_convolution, inverse
+from intact.lstm import LSTMArithmetic, StatefulQuantize
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -676,13 +677,19 @@ class _Builder:
     def _quantize(self, pending: Any, site: Site, final: bool = False) -> Any:
         found = site.range
         if id(found) not in self.quantizers:
-            self.quantizers[id(found)] = FakeQuantize(
-                found.spec,
-                slots=len(found.sites),
-                fixed=found.fixed,
-                schedule=self.schedule,
-                name=self._name(found.name, "_quantizer"),
-            )
+            fields: dict[str, Any] = {
+                "slots": len(found.sites),
+                "fixed": found.fixed,
+                "schedule": self.schedule,
+                "name": self._name(found.name, "_quantizer"),
+            }
+            made: FakeQuantize
+            if site.arithmetic == LSTMArithmetic.name:
+                batch, _, units = LSTMArithmetic.output_shape(pending)
+                made = StatefulQuantize(found.spec, state=(batch, units), **fields)
+            else:
+                made = FakeQuantize(found.spec, **fields)
+            self.quantizers[id(found)] = made
         kwargs: dict[str, Any] = {"arithmetic": site.arithmetic}
         if final and found.fixed:
             kwargs["final"] = True

@@ -13,6 +13,7 @@ from intact.errors import IntactError
 from intact.graph import Node, with_outputs
 from intact.litert.runtime import LiteRTModel
 from intact.lowering import lower_products, lower_real
+from intact.lstm import keepers
 from intact.numerics import FINE, host, to_numpy
 from intact.observers import Observer
 from intact.ops.base import get_op
@@ -29,7 +30,7 @@ class Watcher:
 
     The model is written as a float LiteRT file whose outputs are these tensors, as its
     kernels are many times as fast as Keras. Where an op has no float form there, or a
-    tensor is not finite, Keras runs the model.
+    tensor is not finite, or the model keeps a state, Keras runs it.
 
     Args:
         model: A quantized model whose quantizers let real values through.
@@ -44,7 +45,7 @@ class Watcher:
         self.step = 1
         # Reductions in numpy let other threads run.
         self._pool = ThreadPoolExecutor(os.cpu_count())
-        if fast:
+        if fast and not keepers(model):
             try:
                 content, self.names = lower_real(model, [tensor for tensor, _ in watches])
                 self.file = LiteRTModel(content, threads=os.cpu_count() or 1)

@@ -312,6 +312,25 @@ def test_images_and_observers(call, models, rng):
     assert "none of them in float" in result.stdout
 
 
+@pytest.mark.parametrize("dtype, first", [("uint8", 0), ("int8", -128)])
+def test_mean_and_std_fix_the_bytes_of_the_file(call, models, dtype, first):
+    # Pixels of half of the range alone: calibration would find another scale.
+    np.save(models / "dark.npy", np.full((8, 8, 8, 3), 60, "uint8"))
+    scale = ("--data", "dark.npy", "--mean", "100", "--std", "50")
+    result = call("quantize", "model.keras", "-o", "m.tflite", *scale, "--input-dtype", dtype)
+    assert result.exit_code == 0, result.output
+    detail = intact.load_litert(models / "m.tflite").interpreter.get_input_details()[0]
+    assert detail["quantization"] == pytest.approx((1 / 50, 100 + first))
+
+
+def test_mean_and_std_per_channel_leave_the_range_to_the_samples(call, models):
+    scale = ("--data", "x.npy", "--mean", "0,0,0", "--std", "255,255,255")
+    result = call(*QUANTIZE, *scale, "--input-dtype", "uint8")
+    assert result.exit_code == 0, result.output
+    detail = intact.load_litert(models / "out.tflite").interpreter.get_input_details()[0]
+    assert detail["quantization"] == pytest.approx((1 / 255, 0), abs=1e-4)
+
+
 def test_what_has_no_integer_kernel(call, models):
     inputs = keras.Input((8,), name="x")
     sorted_ = keras.ops.sort(keras.layers.Dense(4, name="d")(inputs))

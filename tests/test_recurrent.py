@@ -138,13 +138,6 @@ def test_what_has_no_form_is_refused(name):
         intact.quantize_model(model_of(function, *shape))
 
 
-def test_stateful_layers_are_refused():
-    x = keras.Input((4, 3), batch_size=2)
-    model = keras.Model(x, layers.LSTM(2, stateful=True)(x))
-    with pytest.raises(intact.UnsupportedLayerError, match=r"stateful.*`initial_state=`"):
-        intact.quantize_model(model)
-
-
 def test_a_stream_in_chunks_equals_the_whole(rng):
     # The state leaves the file as an output and comes back as an input.
     def listening(steps):

@@ -52,7 +52,49 @@ def check_host(rule, w, at, **state):
         np.testing.assert_array_equal(host(a), b)
 
 
+class Weights(layers.Layer):
+    """Gives the integers and scales of its weights, whatever it is called with."""
+
+    def __init__(self, rule, at, value):
+        super().__init__()
+        self.rule, self.at, self.value = rule, at, value
+        state = rule.weight_state(value, at)
+        self.held = {k: self.constant(v) for k, v in {"w": value, **state}.items()}
+        self.built = True
+
+    def constant(self, value):
+        found = self.add_weight(shape=value.shape, initializer="zeros")
+        found.assign(value)
+        return found
+
+    def call(self, x):
+        w, *state = self.held.values()
+        n, scale = self.rule.weights(
+            ops.convert_to_tensor(w), dict(zip([*self.held][1:], state, strict=True)), self.at
+        )
+        return [ops.expand_dims(n, 0) + 0 * x, ops.expand_dims(scale, 0) + 0 * x]
+
+    def compute_output_shape(self, shape):
+        return [(None, *self.value.shape), (None, *[1] * (self.value.ndim - 1), 1)]
+
+
 # Weights -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bits, name", [(4, "lsq"), (1, "xnor"), (1, "dorefa"), (2, "twn"), (2, "ttq")]
+)
+def test_compilers_leave_integers_and_scales_as_they_are(bits, name, rng):
+    """As many weights as a layer has, of sizes from small to large: an ulp off would show."""
+    value = (rng.normal(size=(3, 3, 64, 64)) * 10.0 ** rng.uniform(-3, 1, 64)).astype("float32")
+    rule, at = get_quantizer(name), Setting(bits, (-1,), True)
+    inputs = keras.Input((1, 1, 1, 1))
+    model = keras.Model(inputs, Weights(rule, at, value)(inputs))
+    found = model.predict(np.zeros((1, 1, 1, 1, 1), "float32"), verbose=0)
+    on_host = Setting(bits, (-1,), True, xp=numpy_ops)
+    expected = rule.weights(value, rule.weight_state(value, at), on_host)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a[0], b)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5])

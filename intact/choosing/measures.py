@@ -1,12 +1,12 @@
 """What is measured of a file: size, time, and how good its outputs are."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from intact.litert.runtime import LiteRTModel, load_litert
+from intact.litert.runtime import load_litert
+from intact.litert.timing import spans
 
 Metric = Callable[[Any], float]
 """From a model's outputs to a number, larger is better."""
@@ -59,19 +59,5 @@ def latencies(files: list[bytes], threads: int = 1, seconds: float = 1.0) -> lis
         threads: Threads that the runtime may use.
         seconds: How long to measure, for each file.
     """
-    models = [load_litert(file, threads) for file in files]
-    spans: list[list[float]] = [[] for _ in models]
-    for model in models:
-        _run(model)
-    end = time.perf_counter() + seconds * len(models)
-    while time.perf_counter() < end or not spans[-1]:
-        for model, found in zip(models, spans, strict=True):
-            start = time.perf_counter()
-            _run(model)
-            found.append(time.perf_counter() - start)
-    return [1000 * float(np.median(found)) for found in spans]
-
-
-def _run(model: LiteRTModel) -> None:
-    """One run, on zeros: time does not depend on values."""
-    model.interpreter.invoke()
+    found = spans([load_litert(file, threads) for file in files], seconds)
+    return [1000 * float(np.median(times)) for times in found]

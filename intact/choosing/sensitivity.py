@@ -12,6 +12,7 @@ from intact.api import quantize_model
 from intact.calibration import calibrate, collect
 from intact.graph import Graph, Node, view
 from intact.kernels import round_clip
+from intact.lstm import refuse_stream
 from intact.numerics import QTensor, to_numpy, unquantized
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
 from intact.quantizers import FakeQuantize
@@ -114,6 +115,7 @@ def sensitivity(
     ['head']
     """
     q = quantize_model(model, scheme, allow_float)
+    refuse_stream(q, "`sensitivity`")
     arrays = collect(data, steps, batch_size, q.inputs)
     calibrate(
         q,

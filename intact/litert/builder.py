@@ -40,6 +40,7 @@ class Tensor:
         zero_point: Zero point, likewise.
         axis: The axis of the channels' scales.
         buffer: Index of its constant data; 0 for none.
+        variable: Whether the runtime keeps its values from one call to the next.
         index: Its place in the file.
     """
 
@@ -50,6 +51,7 @@ class Tensor:
     zero_point: Any = 0
     axis: int = 0
     buffer: int = 0
+    variable: bool = False
     index: int = -1
 
     @property
@@ -67,6 +69,7 @@ class Operator:
     inputs: list[Any]
     outputs: list[Tensor]
     options: dict[str, Any] = field(default_factory=dict)
+    inside: list[Tensor] = field(default_factory=list)
 
 
 # The version that a reader must at least know, by what the op is used for. LiteRT
@@ -213,6 +216,7 @@ OPTIONS = {
     "REDUCE_MAX": "ReducerOptions",
     "REDUCE_MIN": "ReducerOptions",
     "SUM": "ReducerOptions",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
 }
 _ENUMS = {
@@ -309,6 +313,7 @@ class Builder:
         inputs: list[Tensor | None],
         outputs: list[Tensor],
         options: dict[str, Any] | None = None,
+        inside: list[Tensor] | None = None,
     ) -> None:
         """Add an op.
 
@@ -317,8 +322,9 @@ class Builder:
             inputs: Its inputs; None for an optional one.
             outputs: Its outputs.
             options: Fields of its options table, by the schema's names.
+            inside: Tensors that only say what scales its kernel has inside.
         """
-        op = Operator(name, 1, inputs, outputs, options or {})
+        op = Operator(name, 1, inputs, outputs, options or {}, inside or [])
         if name in VERSIONS:
             op.version = VERSIONS[name](op)
         self.operators.append(op)
@@ -358,7 +364,7 @@ class Builder:
     def _drop_unused(self, kept: list[Tensor]) -> None:
         used = {id(tensor) for tensor in kept}
         for op in self.operators:
-            used.update(id(tensor) for tensor in (*op.inputs, *op.outputs))
+            used.update(id(tensor) for tensor in (*op.inputs, *op.outputs, *op.inside))
         self.tensors = [tensor for tensor in self.tensors if id(tensor) in used]
         names: set[str] = set()
         for index, tensor in enumerate(self.tensors):
@@ -421,10 +427,27 @@ def _packed(data: np.ndarray, bits: int) -> np.ndarray:
     return np.bitwise_or.reduce(low << np.arange(0, 8, bits, dtype="uint8"), axis=1)
 
 
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal scales and zero points once: with one for each channel of every layer's
+    weights and biases they are a tenth of a small network's file."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.known: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
+        if x.dtype.name not in ("float32", "int64"):
+            return super().CreateNumpyVector(x)
+        key = (x.dtype.name, x.tobytes())
+        if key not in self.known:
+            self.known[key] = super().CreateNumpyVector(x)
+        return self.known[key]
+
+
 def pack(model: schema.ModelT) -> bytes:
     """The bytes of a file, from its object form."""
     size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
-    builder = flatbuffers.Builder(size + 65536)
+    builder = _SharingBuilder(size + 65536)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 
@@ -455,6 +478,7 @@ def _pack_tensor(tensor: Tensor) -> schema.TensorT:
         buffer=tensor.buffer,
         name=tensor.name,
         quantization=quantization,
+        isVariable=tensor.variable,
         hasRank=True,
     )
 
@@ -476,6 +500,7 @@ def _pack_operator(op: Operator, codes: list[tuple[str, int]]) -> schema.Operato
         opcodeIndex=codes.index((op.name, op.version)),
         inputs=[-1 if t is None else t.index for t in op.inputs],
         outputs=[t.index for t in op.outputs],
+        intermediates=[t.index for t in op.inside] or None,
         builtinOptionsType=getattr(schema.BuiltinOptions, title, 0) if made else 0,
         builtinOptions=made,
     )

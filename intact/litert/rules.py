@@ -192,6 +192,8 @@ RULES: dict[str, OpRule] = {
         weights=(0, 1, 2, 0),
         narrow=("int2", "int4"),
     ),
+    # The weights of a gate have one scale.
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": OpRule(_versions(1), weights=(0, 1, 12, 0)),
     "TRANSPOSE_CONV": OpRule(
         _versions(2), later={"bias": 3, "fused activation": 4}, weights=(2, 1, 3, 0), data=(2,)
     ),

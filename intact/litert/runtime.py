@@ -165,6 +165,10 @@ class LiteRTModel:
             results = {name: self._to_real(name, value) for name, value in results.items()}
         return next(iter(results.values())) if len(results) == 1 else results
 
+    def reset_states(self) -> None:
+        """Begin anew, where the file keeps a state from one call to the next."""
+        self.interpreter.reset_all_variables()
+
     def run_on_zeros(self) -> None:
         """Run once on zeros, one sample where the batch is dynamic.
 

@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from intact.errors import IntactError
-from intact.litert.runtime import load_litert
+from intact.litert.runtime import LiteRTModel, load_litert
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,29 @@ def benchmark(
             f"Received: threads={threads}, seconds={seconds}."
         )
     model = load_litert(file, threads, kernels)
-    # This sets the inputs and warms up; what is timed is the runtime alone.
-    model.run_on_zeros()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        model.interpreter.invoke()
-        times.append(time.perf_counter() - start)
+    times = spans([model], seconds)[0]
     best, median, slow = (float(np.quantile(times, q)) for q in (0, 0.5, 0.9))
     return Timing(best, median, slow, len(times), threads, kernels)
+
+
+def spans(models: Sequence[LiteRTModel], seconds: float) -> list[list[float]]:
+    """How long runs of files take, in turns, so that what else the machine does hits all alike.
+
+    Args:
+        models: The files, loaded.
+        seconds: How long to measure, for each of them.
+
+    Returns:
+        For each, the seconds of its runs: one at least.
+    """
+    for model in models:
+        # This sets the inputs and warms up; what is timed is the runtime alone.
+        model.run_on_zeros()
+    found: list[list[float]] = [[] for _ in models]
+    end = time.perf_counter() + seconds * len(models)
+    while not found[-1] or time.perf_counter() < end:
+        for model, times in zip(models, found, strict=True):
+            start = time.perf_counter()
+            model.interpreter.invoke()
+            times.append(time.perf_counter() - start)
+    return found

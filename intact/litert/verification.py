@@ -15,6 +15,7 @@ from intact.litert.rules import (
     REQUANTIZED,
     RULES,
     SAME,
+    SILENT,
     UNSCALED,
     OpRule,
 )
@@ -233,6 +234,8 @@ class _Checker:
         yield from self.kernels(op, rule, inputs)
         if rule.weights is not None:
             yield from self.weights(op, rule)
+        if op.name == "UNIDIRECTIONAL_SEQUENCE_LSTM":
+            yield from self.state(op)
         if rule.scales == FREE:
             yield from self.present(op, [*inputs, *op.outputs])
         elif rule.scales in (SAME, ALL_SAME):
@@ -289,6 +292,26 @@ class _Checker:
                     "LiteRT returns zeros for a constant right side with scales per channel",
                     "Quantize it with one scale, or write FULLY_CONNECTED",
                 )
+
+    def state(self, op: FileOp) -> Iterator[Finding]:
+        """An LSTM's hidden state is its output; each of its weights has one scale."""
+        for w in op.inputs[1:9]:
+            if w is not None and len(w.scales) > 1:
+                yield self.found(
+                    ERROR,
+                    w,
+                    f"it has {len(w.scales)} scales, and the kernel takes the first for all",
+                    "Quantize each weight of a gate with one scale",
+                )
+        hidden, output = op.inputs[18], op.outputs[0]
+        if hidden is not None and _params(hidden) != _params(output):
+            yield self.found(
+                ERROR,
+                hidden,
+                f"the state {_show(hidden)} and the output {_show(output)} must have one scale and "
+                f"zero point: {SILENT}",
+                "Give both the same",
+            )
 
     def present(self, op: FileOp, tensors: list[FileTensor]) -> Iterator[Finding]:
         for t in tensors:

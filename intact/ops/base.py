@@ -85,6 +85,7 @@ class Case:
         low: Smallest value of the test data.
         high: Largest value of the test data.
         dtype: Type of the test data.
+        batch: The size of the batch, where it must be known.
     """
 
     build: Callable[[], Any]
@@ -93,6 +94,7 @@ class Case:
     low: float = -1.0
     high: float = 1.0
     dtype: str = "float32"
+    batch: int | None = None
 
 
 class Op:
@@ -113,6 +115,7 @@ class Op:
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
     * `folds_batch_norm`: whether a batch norm can follow into the weights.
     * `clamps_by_range`: whether it relies on its output's range to saturate.
+    * `own_range`: whether nothing else may share its output's range, for a state is kept in it.
     * `pointwise`: whether it looks at each value alone, wherever it stands.
     * `max_step`: how many steps of the output one step of its sums may be, before kernels
       refuse it or overflow.
@@ -144,6 +147,7 @@ class Op:
     fuses: ClassVar[bool] = False
     folds_batch_norm: ClassVar[bool] = False
     clamps_by_range: ClassVar[bool] = False
+    own_range: ClassVar[bool] = False
     pointwise: ClassVar[bool] = False
     max_step: ClassVar[float] = 256
     notes: ClassVar[str] = ""

@@ -12,8 +12,15 @@ from intact.numerics import QTensor, Tensor, is_symbolic, to_numpy
 from intact.ops.base import Case, Fixed, Op, find_op, register_op
 from intact.ops.logic import Select
 from intact.ops.moves import reshape
+from intact.ops.sequence import streamed, why_not
 from intact.ops.shape import Moving, reshaped
 from intact.ops.slicing import sliced
+
+KEEPS = "it keeps its state between calls (stateful=True), and there is no kernel for that"
+REMEDY = (
+    "Let the model take the state and return it: stateful=False, `initial_state=` and "
+    "`return_state=True`"
+)
 
 SYMMETRIC = (keras.activations.sigmoid, keras.activations.hard_sigmoid)
 """Functions with `f(-x) = 1 - f(x)`."""
@@ -168,12 +175,7 @@ class Cell(Op):
             x: The inputs.
             tracer: The tracer.
         """
-        if cell.dropout:
-            kind = layers.Dropout if len(x.shape) == 2 else layers.SpatialDropout1D
-            drop = tracer.once(
-                (cell, "dropout"), lambda: kind(cell.dropout, seed=cell.seed, name="dropout")
-            )
-            x = tracer.trace(drop, (x,), {})
+        x = dropped_inputs(cell, x, tracer)
         return dense(cell, "kernel", *cls.input_weights(cell), x, tracer)
 
     @classmethod
@@ -195,6 +197,17 @@ class Cell(Op):
             The output and the new states.
         """
         raise NotImplementedError
+
+
+def dropped_inputs(cell: Any, x: Any, tracer: Any) -> Any:
+    """The inputs on their way into a cell's products."""
+    if not cell.dropout:
+        return x
+    kind = layers.Dropout if len(x.shape) == 2 else layers.SpatialDropout1D
+    drop = tracer.once(
+        (cell, "dropout"), lambda: kind(cell.dropout, seed=cell.seed, name="dropout")
+    )
+    return tracer.trace(drop, (x,), {})
 
 
 def dropped(cell: Any, state: Any, tracer: Any) -> Any:
@@ -379,7 +392,8 @@ class Recurrent(Op):
     litert = ("FULLY_CONNECTED", "STRIDED_SLICE", "ADD", "MUL", "LOGISTIC", "TANH", "CONCATENATION")
     masks = True
     notes = (
-        "A known number of steps; not stateful: let states be inputs and outputs. "
+        "A known number of steps. LSTM(stateful=True): UNIDIRECTIONAL_SEQUENCE_LSTM, which keeps "
+        "the state; other layers' states are inputs and outputs. "
         "Recurrent dropout draws anew at every step."
     )
     cases = (
@@ -423,15 +437,35 @@ class Recurrent(Op):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if layer.stateful:
+            return stateful(layer, args, kwargs, tracer)
         steps, states = unrolled(layer, *arguments(layer, args, kwargs, tracer), tracer)
         with tracer.scope(layer):
             y = joined(steps, tracer) if layer.return_sequences else flat(steps[-1], tracer)
         return (y, *states) if layer.return_state else y
 
 
+def stateful(layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    """The output of a layer that keeps its state between calls."""
+    given = named(args, kwargs)
+    x = given["sequences"]
+    reason = why_not(layer, x, given)
+    if reason is not None:
+        tracer.refuse(layer, f"{KEEPS} ({reason} there). {REMEDY}")
+    check_steps(layer, x, tracer)
+    with tracer.scope(layer):
+        x = dropped_inputs(layer.cell, x, tracer)
+    return streamed(layer, x, tracer)
+
+
+def named(args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a recurrent layer's call by their names."""
+    return dict(zip(("sequences", "initial_state", "mask"), args, strict=False)) | kwargs
+
+
 def arguments(layer: Any, args: tuple, kwargs: dict, tracer: Any) -> tuple[Any, Any, Any]:
     """The sequence, the initial state and the mask of a recurrent layer's call."""
-    given = dict(zip(("sequences", "initial_state", "mask"), args, strict=False)) | kwargs
+    given = named(args, kwargs)
     mask = given.get("mask")
     if mask is not None:
         if not is_symbolic(mask) or mask.dtype != "bool":
@@ -456,11 +490,7 @@ def unrolled(layer: Any, x: Any, initial: Any, mask: Any, tracer: Any) -> tuple[
         and the final states.
     """
     if layer.stateful:
-        tracer.refuse(
-            layer,
-            "it keeps its state between calls (stateful=True). Let the model take the state and "
-            "return it: `initial_state=` and `return_state=True`",
-        )
+        tracer.refuse(layer, f"{KEEPS}. {REMEDY}")
     check_steps(layer, x, tracer)
     if not all(is_symbolic(t) for t in keras.tree.flatten(initial) if t is not None):
         tracer.refuse(layer, "its initial state is a constant; leave it out, or make it an input")

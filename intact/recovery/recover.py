@@ -8,6 +8,7 @@ import numpy as np
 from intact.calibration import calibrate, collect
 from intact.errors import IntactError
 from intact.graph import view
+from intact.lstm import refuse_stream
 from intact.numerics import to_numpy
 from intact.ops.base import get_op
 from intact.quantizers import FakeQuantize
@@ -86,6 +87,7 @@ def recover(
     >>> intact.compare(q, intact.export(q), x).different
     0
     """
+    refuse_stream(model, "`recover`")
     held = [layer for layer in model.layers if adjustable(layer)]
     if not held:
         raise IntactError(

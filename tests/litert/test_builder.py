@@ -69,6 +69,29 @@ def test_equal_constants_share_a_buffer():
     np.testing.assert_array_equal(found, 1 + values + values + values + 1)
 
 
+def test_equal_scales_and_zero_points_are_written_once():
+    def size(scales):
+        builder = Builder("test")
+        x = builder.tensor((2, 64), "int8", "x", scale=1.0)
+        for i, scale in enumerate(scales):
+            fields = {"scale": np.full(64, scale), "axis": 1}
+            constant = builder.constant(np.full((2, 64), i, "int8"), f"c{i}", **fields)
+            y = builder.tensor((2, 64), "int8", f"y{i}", scale=1.0)
+            builder.add("ADD", [x, constant], [y], {"fusedActivationFunction": "NONE"})
+            x = y
+        content = builder.finish([("x", builder.tensors[0])], [("y", x)])
+        for i, scale in enumerate(scales):
+            found = next(
+                t for t in parse(content).subgraphs[0].tensors if t.name == f"c{i}".encode()
+            )
+            np.testing.assert_array_equal(found.quantization.scale, np.full(64, scale, "float32"))
+            np.testing.assert_array_equal(found.quantization.zeroPoint, np.zeros(64))
+        return len(content)
+
+    # Zero points are all alike, scales in the second file alone.
+    assert size([1, 2, 3]) - size([1, 1, 1]) == 2 * 64 * 4 + 2 * 4
+
+
 def test_constants_without_a_name_are_one_tensor():
     builder = Builder("test")
     shape = np.array([1, 2], "int32")

@@ -122,6 +122,27 @@ def packed(size, shape=(3, 5)):
     return net.finish("FULLY_CONNECTED", [net.x((1, 5)), w, b], net.y((1, 3)), FULLY, 10)
 
 
+def lstm(hidden_scale=0.5, weight_scale=0.1):
+    net = Net()
+    x, y = net.x((1, 2, 3)), net.y((1, 2, 2))
+
+    def constant(shape, dtype, scale):
+        return net.builder.constant(np.ones(shape, dtype), scale=np.float32(scale))
+
+    first, *more = (
+        constant(shape, "int8", scale)
+        for shape, scale in [((2, 3), 0.1)] * 4 + [((2, 2), 0.1)] * 3 + [((2, 2), weight_scale)]
+    )
+    more[-1].name = "w"
+    biases = [constant(2, "int32", 0.1 * x.scale) for _ in range(4)]
+    fields = {"zero_point": y.zero_point, "variable": True}
+    hidden = net.builder.tensor((1, 2), "int8", "hidden", scale=np.float32(hidden_scale), **fields)
+    cell = net.builder.tensor((1, 2), "int16", "cell", scale=np.float32(2.0**-12), variable=True)
+    none = [None]
+    inputs = [x, first, *more, *3 * none, *biases, *2 * none, hidden, cell, *4 * none]
+    return net.finish("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, y, {}, 1)
+
+
 SOFT = {"scale": 1 / 256, "zero_point": -128}
 HALF, OTHER = {"scale": 0.5}, {"scale": 0.25}
 INT16 = {"dtype": "int16", "zero_point": 0}
@@ -155,6 +176,7 @@ FINE = {
         "EQUAL", {"scale": None}, {"scale": None}, {"dtype": "bool", "scale": None}
     ),
     "bytes that are moved": unary("RESHAPE", {"scale": None}, {"scale": None}),
+    "a state": lstm(),
     "an op without rules": unary("CAST", {"scale": None}, {"scale": None}),
 }
 
@@ -234,6 +256,8 @@ BROKEN = {
     "number of scales": (dense(weight_scale=(0.1, 0.2, 0.3), bias=False), ERROR, "w", "3 scales"),
     "4 bits that are not packed": (packed(15), ERROR, "w", "take 8 bytes, and it has 15.*Pack 2"),
     "4 bits packed row by row": (packed(9), ERROR, "w", "has 9"),
+    "a state of another scale": (lstm(0.25), ERROR, "hidden", "one scale and zero point"),
+    "many scales of a gate": (lstm(0.5, (0.1, 0.2)), ERROR, "w", "2 scales, .* the first for all"),
     "inputs missing": (unary("ADD", options=NONE, version=2), ERROR, None, "missing"),
 }
 

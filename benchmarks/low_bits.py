@@ -1,0 +1,165 @@
+"""Accuracy against bits: ResNet-20 on CIFAR-10, trained at 8 to 1 bits.
+
+    python benchmarks/low_bits.py               all of it, about 40 minutes on two cores
+    python benchmarks/low_bits.py W2A2 binary
+
+Scores are of the files, as LiteRT runs them. Writes to `docs/results.md` and, where matplotlib
+is installed, draws `docs/low_bits.svg`.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from data import cifar10, pretrained
+from keras import layers
+from real_models import HEADING, augmented, floating, row
+from results import RESULTS, write_section
+
+import intact
+from intact import Rule, Scheme, TensorSpec
+
+SEED, BATCH = 0, 64
+EIGHT = TensorSpec(symmetric=True, per_axis=True)
+
+
+@dataclass
+class Variant:
+    """What is trained and how: weights and activations inside of the network; the first and the
+    last layer and the sums of the shortcuts have 8 bits, as in the papers. A mirrored teacher
+    says the mean of what it says of an image and of its mirror image."""
+
+    weights: TensorSpec
+    activations: TensorSpec
+    epochs: int
+    rate: float
+    mirrored: bool = False
+
+    def scheme(self, name: str) -> Scheme:
+        def ends(layer: layers.Layer) -> bool:
+            return layer.name in ("conv1", "linear", "re_lu_18")
+
+        return Scheme(
+            name,
+            (
+                Rule(ends, EIGHT, TensorSpec()),
+                Rule(layers.ReLU, EIGHT, self.activations),
+                Rule(layers.Conv2D, self.weights, TensorSpec()),
+                Rule(),
+            ),
+        )
+
+
+def weights(bits: int, quantizer: str) -> TensorSpec:
+    return TensorSpec(bits, symmetric=True, per_axis=True, quantizer=quantizer)
+
+
+VARIANTS = {
+    "W8A8": Variant(EIGHT, TensorSpec(), 3, 3e-4, mirrored=True),
+    "W4A8": Variant(weights(4, "lsq"), TensorSpec(), 3, 5e-4),
+    "W4A4": Variant(weights(4, "lsq"), TensorSpec(4, quantizer="lsq"), 3, 5e-4),
+    "W2A2": Variant(weights(2, "lsq"), TensorSpec(2, quantizer="lsq"), 6, 1e-3),
+    "ternary": Variant(weights(2, "twn"), TensorSpec(), 3, 1e-3),
+    "binary": Variant(weights(1, "xnor"), TensorSpec(), 3, 1e-3),
+}
+
+
+class Augmented(keras.utils.PyDataset):
+    """Flipped and cropped images, drawn anew in each epoch."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        super().__init__()
+        self.x = x
+        self.rng = np.random.default_rng(SEED)
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return len(self.x) // BATCH
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return augmented(self.x[self.order[index * BATCH : (index + 1) * BATCH]], self.rng)
+
+    def on_epoch_end(self) -> None:
+        self.order = self.rng.permutation(len(self.x))
+
+
+def trained(name: str, x: np.ndarray) -> keras.Model:
+    """A variant after its training: it learns the float model's outputs, from images alone."""
+    keras.utils.set_random_seed(SEED)
+    variant = VARIANTS[name]
+    model = pretrained("resnet20_cifar10")
+    q = intact.quantize_model(model, variant.scheme(name))
+    intact.calibrate(q, x[:256], verbose=0)
+    steps = variant.epochs * (len(x) // BATCH)
+    intact.distill(
+        q,
+        teacher=mirrored(model) if variant.mirrored else model,
+        data=Augmented(x),
+        epochs=variant.epochs,
+        optimizer=keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(variant.rate, steps)
+        ),
+        freeze_norms=False,
+        verbose=2,
+    )
+    return q
+
+
+def mirrored(model: keras.Model) -> keras.Model:
+    """A model that says the mean of what another says of an image and of its mirror image."""
+    x = keras.Input(model.input_shape[1:])
+    return keras.Model(x, layers.Average()([model(x), model(x[:, :, ::-1])]))
+
+
+def draw(rows: list[list[str]]) -> None:
+    """The table as a picture."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    names = [row[0] for row in rows]
+    scores = [float(row[2].split()[0]) for row in rows]
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    bars = axes.bar(names, scores, color="#4477aa")
+    axes.bar_label(bars, fmt="%.1f", padding=2)
+    axes.set(ylim=(min(scores) - 5, 95), ylabel="accuracy of the file, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS.parent / "low_bits.svg", metadata={"Date": None})
+
+
+def main(chosen: list[str]) -> None:
+    """ResNet-20 on CIFAR-10, from the pretrained float model, by distillation on flips and
+    crops of the 20,000 images without their labels, at a batch of 64 with Adam, seed 0.
+    (W8A8 learns the mean of what the float model says of an image and of its mirror image.)
+    Inside of the network: W, the bits of the weights; A, those of what ReLU gives; ternary
+    (TWN) and binary (XNOR) weights with A8. The first and last layers and the shortcuts' sums
+    have 8 bits."""
+    x, _, x_test, y_test = cifar10()
+    rows = {"float": [*floating("float", pretrained("resnet20_cifar10"), x_test, y_test), ""]}
+    for name in chosen:
+        start = time.perf_counter()
+        q = trained(name, x)
+        epochs = f"trained, {VARIANTS[name].epochs} epochs"
+        share = len(intact.export(q)) / len(intact.export(pretrained("resnet20_cifar10")))
+        rows[name] = [*row(name, epochs, q, x_test, y_test), f"{share:.3f}"]
+        print(rows[name], f"{time.perf_counter() - start:.0f} s", flush=True)
+        made = [rows[known] for known in ("float", *VARIANTS) if known in rows]
+        command = f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/low_bits.py"
+        text = " ".join((main.__doc__ or "").split())
+        if len(rows) == len(VARIANTS) + 1:
+            text += "\n\n![Accuracy against bits](low_bits.svg)"
+            draw(made)
+        write_section("low_bits", text, [[*HEADING, "of float's bytes"], *made], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(VARIANTS))

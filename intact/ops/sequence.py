@@ -1,0 +1,311 @@
+"""Recurrent layers that keep their state: one kernel for all steps."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.gates import GATE_BITS
+from intact.kernels import exact_convolution
+from intact.lstm import GATES, LSTMArithmetic, State, Steps, Sums, in_float
+from intact.numerics import (
+    MAX_BIAS,
+    MIN_SCALE,
+    QTensor,
+    Tensor,
+    host,
+    inverse_of,
+    round_through,
+    to_numpy,
+)
+from intact.ops.base import Case, Op, Weight, register_op
+from intact.ops.slicing import sliced
+
+LIMITS = {"regularizer": keras.regularizers, "constraint": keras.constraints}
+"""What may go with a weight, and where Keras has it."""
+
+
+@keras.saving.register_keras_serializable("intact")
+class StatefulLSTM(layers.Layer):
+    """A `keras.layers.LSTM(stateful=True, return_sequences=True)`, with its weights by gates.
+
+    Args:
+        units: Size of the output.
+        use_bias: Whether there is a bias.
+        **kwargs: Regularizers and constraints, by the names that `keras.layers.LSTM` has for
+            them, and what any layer takes.
+    """
+
+    def __init__(self, units: int, use_bias: bool = True, **kwargs: Any) -> None:
+        self.limits = {
+            f"{weight}_{kind}": getter.get(kwargs.pop(f"{weight}_{kind}", None))
+            for kind, getter in LIMITS.items()
+            for weight in ("kernel", "recurrent", "bias")
+        }
+        super().__init__(**kwargs)
+        self.units = units
+        self.use_bias = use_bias
+
+    def build(self, shape: Any) -> None:
+        """Make the weights and the state.
+
+        Args:
+            shape: (batch, steps, inputs), the batch known.
+        """
+        gates = (len(GATES), self.units)
+
+        def weight(name: str, limits: str, *shape: int) -> Any:
+            fields = {kind: self.limits[f"{limits}_{kind}"] for kind in LIMITS}
+            return self.add_weight(name=name, shape=shape, **fields)
+
+        self.input_kernel = weight("input_kernel", "kernel", shape[-1], *gates)
+        self.recurrent_kernel = weight("recurrent_kernel", "recurrent", self.units, *gates)
+        self.bias = weight("bias", "bias", *gates) if self.use_bias else None
+        self.hidden, self.cell = (
+            self.add_weight(
+                name=name, shape=(shape[0], self.units), initializer="zeros", trainable=False
+            )
+            for name in State._fields
+        )
+
+    def call(self, x: Tensor) -> Tensor:
+        """All outputs, from the state that was kept; the one after is kept.
+
+        Args:
+            x: (batch, steps, inputs).
+        """
+        return self.with_weights(x, *map(ops.convert_to_tensor, self.kernels()))
+
+    def kernels(self) -> list[Any]:
+        """The weights but the bias."""
+        return [self.input_kernel, self.recurrent_kernel]
+
+    def with_weights(self, x: Tensor, input_kernel: Tensor, recurrent_kernel: Tensor) -> Tensor:
+        """The same with other weights.
+
+        Args:
+            x: (batch, steps, inputs).
+            input_kernel: (inputs, 4, units).
+            recurrent_kernel: (units, 4, units).
+        """
+        sums = products(x, input_kernel)
+        sums = sums if self.bias is None else sums + self.bias
+        before = State(self.hidden * 1.0, self.cell * 1.0)
+        made: Steps = in_float(sums, recurrent_kernel, before)
+        self.hidden.assign(ops.stop_gradient(made.last.hidden))
+        self.cell.assign(ops.stop_gradient(made.last.cell))
+        return made.hidden
+
+    def reset_state(self) -> None:
+        """Begin anew: hidden state and cell are zero."""
+        for variable in (self.hidden, self.cell):
+            variable.assign(np.zeros(variable.shape, "float32"))
+
+    def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
+        return (*shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        limits = {name: keras.saving.serialize_keras_object(v) for name, v in self.limits.items()}
+        return {**super().get_config(), "units": self.units, "use_bias": self.use_bias, **limits}
+
+
+def products(x: Tensor, kernel: Tensor) -> Tensor:
+    """Sums of products with the inputs of all steps, (batch, steps, 4, units)."""
+    inputs, gates, units = kernel.shape
+    flat = ops.matmul(x, ops.reshape(kernel, (inputs, gates * units)))
+    return ops.reshape(flat, (-1, x.shape[1], gates, units))
+
+
+def bias_of(layer: Any, input_scale: Any, weight_scale: Any, xp: Any = ops) -> tuple[Any, Any]:
+    """The bias in whole numbers, and the weights' scale that it counts in.
+
+    Args:
+        layer: The canonical layer.
+        input_scale: Scale of the inputs.
+        weight_scale: Scale of the inputs' weights, one or (4, 1).
+        xp: `keras.ops`, or `intact.numerics.host`.
+
+    Returns:
+        `(bias, weight_scale)`; gates whose bias would not fit in 32 bits have a larger scale.
+    """
+    if layer.bias is None:
+        return xp.zeros_like(weight_scale), weight_scale
+    bias = xp.cast(xp.convert_to_tensor(layer.bias), "float32")
+    axes = -1 if len(weight_scale.shape) else None
+    largest = xp.max(xp.abs(bias), axis=axes, keepdims=axes is not None)
+    floor = xp.maximum(largest * (np.float32(1 / MAX_BIAS) / input_scale), np.float32(MIN_SCALE))
+    weight_scale = xp.maximum(weight_scale, xp.stop_gradient(floor))
+    return round_through(bias * inverse_of(input_scale * weight_scale, xp), xp), weight_scale
+
+
+@register_op
+class SequenceLSTM(Op):
+    """An LSTM whose state LiteRT keeps between calls."""
+
+    keras_layers = (StatefulLSTM,)
+    litert = ("UNIDIRECTIONAL_SEQUENCE_LSTM",)
+    # Per gate one scale.
+    weights = {
+        "input_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
+        "recurrent_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
+    }
+    arithmetic = LSTMArithmetic.name
+    own_range = True
+    cases = (
+        Case(lambda: layers.LSTM(4, stateful=True, return_sequences=True), (5, 3), batch=32),
+        Case(lambda: layers.LSTM(3, stateful=True, use_bias=False), (2, 2), batch=32),
+        Case(
+            lambda: (
+                lambda x: layers.Concatenate()(
+                    [layers.LSTM(3, stateful=True, dropout=0.2)(x), x[:, 0]]
+                )
+            ),
+            (3, 2),
+            batch=32,
+        ),
+    )
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,), (kernel, scale) = inputs, weights["input_kernel"]
+        recurrent, recurrent_scale = weights["recurrent_kernel"]
+        scale, recurrent_scale = (_by_gate(s) for s in (scale, recurrent_scale))
+        bias, scale = bias_of(layer, x.scale, scale)
+        with exact_convolution():
+            sums = products(x.values, kernel)
+        bias = ops.broadcast_to(bias, (len(GATES), layer.units))
+        return tuple(Sums(sums, bias, x.scale, scale, recurrent, recurrent_scale))
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        batch, steps, units = shape
+        gates, one = (len(GATES), units), (None, 1)
+        shapes = Sums((batch, steps, *gates), gates, (), one, (units, *gates), one)
+        return tuple(keras.KerasTensor(s, "float32") for s in shapes)
+
+    @classmethod
+    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+        return layer.with_weights(inputs[0], weights["input_kernel"], weights["recurrent_kernel"])
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        x, y, layer = node.input, node.output, node.layer
+        units, inside, cell = (y.shape[0], layer.units), [], {"dtype": y.dtype}
+        biases = _biases(node, builder)
+        inputs, recurrent = (_by_gates(node, name, builder) for name in cls.weights)
+        if node.integer:
+            cell = {"dtype": "int16", "scale": np.float32(to_numpy(node.quantizer.cell_scale()))}
+            # The kernel takes the scale of the products of the last one, and none of the others'.
+            fields = {"dtype": "int16", "scale": np.float32(2.0 ** (GATE_BITS - 15))}
+            inside = [builder.tensor((0,), name=f"{layer.name}/{g}_sums", **fields) for g in GATES]
+            inside.append(builder.like(y, (0,)))
+        states = [builder.like(y, units), builder.tensor(units, name="", **cell)]
+        for state, name in zip(states, State._fields, strict=True):
+            state.name, state.variable = f"{layer.name}/{name}", True
+        none = [None]
+        operands = [x, *inputs, *recurrent, *3 * none, *biases, *2 * none, *states, *4 * none]
+        options = {"fusedActivationFunction": "TANH"}
+        builder.add(cls.litert[0], operands, [y], options, inside)
+
+
+def _by_gate(scale: Any) -> Any:
+    """Scales per gate, to multiply sums (..., 4, units) with; or one for all."""
+    return scale if not len(scale.shape) else scale[:, None]
+
+
+def _biases(node: Any, builder: Any) -> list[Any]:
+    """The bias of each gate as a constant of the file; weights get the scale that goes with it."""
+    layer, fields = node.layer, [{"dtype": "float32"}] * len(GATES)
+    if node.integer:
+        stored = node.weights["input_kernel"]
+        bias, scale = bias_of(layer, node.input.scale, _by_gate(np.asarray(stored.scale)), host)
+        stored.scale = np.broadcast_to(scale, (len(GATES), 1))[:, 0]
+        fields = [{"dtype": "int32", "scale": node.input.scale * one} for one in stored.scale]
+    else:
+        bias = np.zeros(1) if layer.bias is None else to_numpy(layer.bias)
+    bias = np.broadcast_to(bias, (len(GATES), layer.units))
+    names = [f"{layer.name}/{gate}_bias" for gate in GATES]
+    given = zip(bias, names, fields, strict=True)
+    return [builder.constant(values, name, **more) for values, name, more in given]
+
+
+def _by_gates(node: Any, weight: str, builder: Any) -> list[Any]:
+    """The weights of each gate as a constant of the file, (units, inputs)."""
+    real = SimpleNamespace(
+        values=to_numpy(getattr(node.layer, weight)), dtype="float32", scale=None
+    )
+    stored, found = node.weights.get(weight, real), []
+    for place, gate in enumerate(GATES):
+        name, fields = f"{node.layer.name}/{gate}_{weight}", {}
+        if stored.scale is not None:
+            fields["scale"] = np.broadcast_to(stored.scale, len(GATES))[place]
+        values = stored.values[:, place].T
+        made = builder.constant(values, name, dtype=stored.dtype, **fields)
+        if not (node.integer or stored.dtype == "float32"):
+            real = builder.tensor(made.shape, "float32", f"{name}_float")
+            builder.add("DEQUANTIZE", [made], [real])
+            made = real
+        found.append(made)
+    return found
+
+
+def streamed(layer: Any, x: Any, tracer: Any) -> Any:
+    """The outputs of an LSTM that keeps its state.
+
+    Args:
+        layer: The user's layer.
+        x: Its inputs, of known sizes.
+        tracer: The tracer.
+
+    Returns:
+        All outputs, or the last one.
+    """
+    cell = layer.cell
+
+    def make() -> StatefulLSTM:
+        bias = cell.bias is not None
+        made = StatefulLSTM(cell.units, bias, name=layer.name, trainable=layer.trainable)
+        made.limits = {name: getattr(cell, name) for name in made.limits}
+        made.build(x.shape)
+        given = [cell.kernel, cell.recurrent_kernel, *([cell.bias] if bias else [])]
+        for variable, value in zip(made.weights, given, strict=False):
+            variable.assign(to_numpy(value).reshape(variable.shape))
+        return made
+
+    made = tracer.once((layer, "stateful"), make)
+    if tracer.called(made):
+        tracer.refuse(layer, "it keeps one state (stateful=True), and is called twice")
+    y = tracer.emit(made, x)
+    if layer.return_sequences:
+        return y
+    with tracer.scope(layer):
+        return sliced(tracer, SimpleNamespace(name="last"), y, [slice(None), -1])
+
+
+def why_not(layer: Any, x: Any, given: dict[str, Any]) -> str | None:
+    """Why a layer that keeps its state has no kernel, or None if it has one.
+
+    Args:
+        layer: The user's layer.
+        x: Its inputs.
+        given: The arguments of its call.
+    """
+    named = {
+        "only an LSTM can": type(layer) is not layers.LSTM,
+        "the size of the batch must be known": x.shape[0] is None,
+        "an `initial_state` is given": given.get("initial_state") is not None,
+        "it is called with a mask": given.get("mask") is not None,
+    }
+    if type(layer) is layers.LSTM:
+        named |= {
+            "its activation must be tanh": layer.activation is not keras.activations.tanh,
+            "its recurrent_activation must be sigmoid": (
+                layer.recurrent_activation is not keras.activations.sigmoid
+            ),
+            "go_backwards must be False": layer.go_backwards,
+            "return_state must be False": layer.return_state,
+            "recurrent_dropout must be 0": bool(layer.recurrent_dropout),
+        }
+    return next((reason for reason, holds in named.items() if holds), None)
