@@ -386,6 +386,9 @@ class Tracer:
         inner_args, inner_kwargs = keras.tree.map_structure(symbol, (args, kwargs))
         try:
             outputs = function(*inner_args, **inner_kwargs)
+            unchanged = next((t for t in given if symbols[id(t)] is outputs), None)
+            if unchanged is not None:
+                return unchanged
             inner = keras.Model(list(symbols.values()), outputs)
         except IntactError:
             raise
