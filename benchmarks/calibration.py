@@ -95,7 +95,7 @@ def main() -> None:
     print(*rows, sep="\n")
     write_section(
         "speed_calibration",
-        " ".join((main.__doc__ or "").split()),
+        main.__doc__ or "",
         rows,
         "PEER_PYTHON=peer/bin/python python benchmarks/calibration.py",
     )

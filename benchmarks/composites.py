@@ -19,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from data import cifar10, fashion_mnist, keywords
+from data import cifar10, fashion_mnist, keywords, scaled_keywords
 from keras import layers, ops
 from results import write_section
 
@@ -242,9 +242,8 @@ def reader() -> keras.Model:
 
 def frames() -> tuple:
     """Keywords as 49 frames of 10 features."""
-    x, y, x_test, y_test = keywords()
-    mean, std = x.mean(), x.std()
-    return (x[..., 0] - mean) / std, y, (x_test[..., 0] - mean) / std, y_test
+    x, y, x_test, y_test = scaled_keywords()
+    return x[..., 0], y, x_test[..., 0], y_test
 
 
 def recurrent(cell: type) -> keras.Model:

@@ -49,6 +49,13 @@ def keywords() -> tuple[np.ndarray, ...]:
     return x[~test], y[~test], x[test], y[test]
 
 
+def scaled_keywords() -> tuple[np.ndarray, ...]:
+    """The same with features of mean 0 and deviation 1 in training."""
+    x, y, x_test, y_test = keywords()
+    mean, std = x.mean(), x.std()
+    return (x - mean) / std, y, (x_test - mean) / std, y_test
+
+
 def pretrained(name: str) -> keras.Model:
     """A pretrained model by its file's name."""
     return keras.saving.load_model(DATA / "models" / f"{name}.keras", compile=False)

@@ -90,11 +90,10 @@ class Augmented(keras.utils.PyDataset):
         self.order = self.rng.permutation(len(self.x))
 
 
-def trained(name: str, x: np.ndarray) -> keras.Model:
+def trained(name: str, model: keras.Model, x: np.ndarray) -> keras.Model:
     """A variant after its training: it learns the float model's outputs, from images alone."""
     keras.utils.set_random_seed(SEED)
     variant = VARIANTS[name]
-    model = pretrained("resnet20_cifar10")
     q = intact.quantize_model(model, variant.scheme(name))
     intact.calibrate(q, x[:256], verbose=0)
     steps = variant.epochs * (len(x) // BATCH)
@@ -138,17 +137,19 @@ def main(chosen: list[str]) -> None:
     (TWN) and binary (XNOR) weights with A8. The first and last layers and the shortcuts' sums
     have 8 bits."""
     x, _, x_test, y_test = cifar10()
-    rows = {"float": [*floating("float", pretrained("resnet20_cifar10"), x_test, y_test), ""]}
+    model = pretrained("resnet20_cifar10")
+    size = len(intact.export(model))
+    rows = {"float": [*floating("float", model, x_test, y_test), ""]}
     for name in chosen:
         start = time.perf_counter()
-        q = trained(name, x)
+        q = trained(name, model, x)
         epochs = f"trained, {VARIANTS[name].epochs} epochs"
-        share = len(intact.export(q)) / len(intact.export(pretrained("resnet20_cifar10")))
+        share = len(intact.export(q)) / size
         rows[name] = [*row(name, epochs, q, x_test, y_test), f"{share:.3f}"]
         print(rows[name], f"{time.perf_counter() - start:.0f} s", flush=True)
         made = [rows[known] for known in ("float", *VARIANTS) if known in rows]
         command = f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/low_bits.py"
-        text = " ".join((main.__doc__ or "").split())
+        text = main.__doc__ or ""
         if len(rows) == len(VARIANTS) + 1:
             text += "\n\n![Accuracy against bits](low_bits.svg)"
             draw(made)

@@ -19,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from data import CIFAR_BLACK, cifar10, imagenet, keywords, pretrained
+from data import CIFAR_BLACK, cifar10, imagenet, pretrained, scaled_keywords
 from keras import layers
 from results import write_section
 
@@ -120,27 +120,29 @@ def ds_cnn(classes: int) -> keras.Model:
     return keras.Model(inputs, layers.Dense(classes)(x), name="ds_cnn")
 
 
+def train_keywords(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, rate: float, epochs: int
+) -> None:
+    """Train by Adam with a cosine, in batches of 64."""
+    decay = keras.optimizers.schedules.CosineDecay(rate, epochs * len(x) // 64)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(decay), loss, jit_compile=False)
+    model.fit(x, y, 64, epochs=epochs, verbose=0)
+
+
 def kws() -> list[list[str]]:
     """A DS-CNN for keywords, split by speaker; trained here, mean of 3 seeds."""
-    x, y, x_test, y_test = keywords()
-    mean, std = x.mean(), x.std()
-    x, x_test = (x - mean) / std, (x_test - mean) / std
+    x, y, x_test, y_test = scaled_keywords()
     names = ("float", "post-training", "trained, 5 epochs")
     found: dict[str, list[list[str]]] = {name: [] for name in names}
     for seed in range(3):
         keras.utils.set_random_seed(seed)
         model = ds_cnn(int(y.max()) + 1)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        steps = 20 * len(x) // 64
-        rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
-        model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
-        model.fit(x, y, 64, epochs=20, verbose=0)
+        train_keywords(model, x, y, 2e-3, epochs=20)
         found["float"].append(floating("DS-CNN", model, x_test, y_test))
         q = intact.calibrate(intact.quantize_model(model), x[:100], verbose=0)
         found["post-training"].append(row("DS-CNN", names[1], q, x_test, y_test))
-        rate = keras.optimizers.schedules.CosineDecay(2e-4, 5 * len(x) // 64)
-        q.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
-        q.fit(x, y, 64, epochs=5, verbose=0)
+        train_keywords(q, x, y, 2e-4, epochs=5)
         found[names[2]].append(row("DS-CNN", names[2], q, x_test, y_test))
     return means(found)
 
@@ -148,23 +150,18 @@ def kws() -> list[list[str]]:
 def kws_delay() -> list[list[str]]:
     """The same network from scratch: a float twin, and one that computes on integers from the
     middle of its training on (`Schedule(quant_delay=...)`); same data, rate and epochs."""
-    x, y, x_test, y_test = keywords()
-    mean, std = x.mean(), x.std()
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    epochs, steps = 20, -(-len(x) // 64)
+    x, y, x_test, y_test = scaled_keywords()
+    epochs = 20
     name = f"quantized from epoch {epochs // 2} on"
     found: dict[str, list[list[str]]] = {"float twin": [], name: []}
     for seed in range(3):
         keras.utils.set_random_seed(seed)
         twin = ds_cnn(int(y.max()) + 1)
-        delay = intact.Schedule(quant_delay=epochs // 2 * steps)
+        delay = intact.Schedule(quant_delay=epochs // 2 * -(-len(x) // 64))
         q = intact.quantize_model(twin, schedule=delay)
         for model in (twin, q):
             keras.utils.set_random_seed(seed)
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-            rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps)
-            model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
-            model.fit(x, y, 64, epochs=epochs, verbose=0)
+            train_keywords(model, x, y, 2e-3, epochs)
         found["float twin"].append(floating("DS-CNN", twin, x_test, y_test))
         found[name].append(row("DS-CNN", name, q, x_test, y_test))
         print(*(rows[-1] for rows in found.values()), sep="\n", flush=True)
@@ -240,14 +237,20 @@ def _step(name: str) -> None:
     shape = (64 if small else 8, *model.input_shape[1:])
     x, y = rng.normal(size=shape).astype("float32"), rng.integers(0, 10, shape[0])
     for m in pair:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=small)
-        m.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
-    times = np.array([[_seconds(m, x, y) for m in pair] for _ in range(12)])[2:]
+        compile_step(m, logits=small)
+    times = np.array([[step_seconds(m, x, y) for m in pair] for _ in range(12)])[2:]
     ratio = np.median(times[:, 1] / times[:, 0])
     print("RESULT", *(f"{1000 * t:.0f}" for t in np.median(times, 0)), f"{ratio:.2f}")
 
 
-def _seconds(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+def compile_step(model: keras.Model, logits: bool = True) -> None:
+    """Make a model ready for steps that are timed."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+
+
+def step_seconds(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    """Seconds of a training step, the mean of five."""
     start = time.perf_counter()
     for _ in range(5):
         model.train_on_batch(x, y)

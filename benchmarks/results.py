@@ -11,13 +11,14 @@ def write_section(name: str, text: str, rows: list[list[str]], command: str) -> 
 
     Args:
         name: Its heading.
-        text: What was measured.
+        text: What was measured, in paragraphs; how their lines are broken does not matter.
         rows: The table; the first row is its heading.
         command: What measures it again.
     """
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
-    section = "\n".join([f"## {name}", "", text, "", *lines, "", f"`{command}`", "", ""])
+    paragraphs = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    section = "\n".join([f"## {name}", "", paragraphs, "", *lines, "", f"`{command}`", "", ""])
     page = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
     parts = re.split(r"(?m)^(?=## )", page)
     kept = [p for p in parts if not p.startswith(f"## {name}\n")]

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import keras
 import numpy as np
 from battery import build_model, make_data
-from data import cifar10, imagenet, keywords, pretrained
+from data import cifar10, imagenet, pretrained, scaled_keywords
 from real_models import ds_cnn
 from results import write_section
 
@@ -38,9 +38,7 @@ IO = {"int16x8": "int16", "uint8": "uint8", "float32": "float32"}
 
 def networks() -> dict[str, tuple[keras.Model, np.ndarray, int]]:
     """Each network with its data, of which the first 100 calibrate, and so many more run."""
-    x, y, x_test, _ = keywords()
-    mean, std = x.mean(), x.std()
-    x, x_test = (x - mean) / std, (x_test - mean) / std
+    x, y, x_test, _ = scaled_keywords()
     keras.utils.set_random_seed(0)
     kws = ds_cnn(int(y.max()) + 1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -144,5 +142,5 @@ if __name__ == "__main__":
         kernels(schemes or ["int8"])
     else:
         command = "python benchmarks/targets.py targets"
-        text = " ".join((targets.__doc__ or "").split())
+        text = targets.__doc__ or ""
         write_section("targets", text, targets(), command)

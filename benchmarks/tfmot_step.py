@@ -9,7 +9,6 @@ tensorflow-model-optimization tf_keras`, in versions that go together. Writes wh
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -18,11 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from data import pretrained
+from real_models import compile_step, step_seconds
 from results import write_section
 
 import intact
 
-STEPS = 5
 ROUNDS = int(os.environ.get("ROUNDS", "12"))
 KINDS = ("float", "quantized")
 
@@ -32,8 +31,7 @@ def models() -> dict[str, keras.Model]:
     model = pretrained("resnet20_cifar10")
     pair = dict(zip(KINDS, (model, intact.quantize_model(model)), strict=True))
     for made in pair.values():
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        made.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+        compile_step(made)
     return pair
 
 
@@ -71,10 +69,7 @@ def main() -> None:
     ours, peer = models(), Peer(os.environ["PEER_PYTHON"])
 
     def seconds(kind: str) -> float:
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            ours[kind].train_on_batch(x, y)
-        return (time.perf_counter() - start) / STEPS
+        return step_seconds(ours[kind], x, y)
 
     turns = [(ask, kind) for ask in (seconds, peer.seconds) for kind in KINDS]
     times = np.array([[ask(kind) for ask, kind in turns] for _ in range(ROUNDS + 2)])[2:]
@@ -88,7 +83,7 @@ def main() -> None:
     print(*rows, sep="\n")
     write_section(
         "speed_tfmot",
-        " ".join((main.__doc__ or "").split()),
+        main.__doc__ or "",
         rows,
         "PEER_PYTHON=peer/bin/python python benchmarks/tfmot_step.py",
     )

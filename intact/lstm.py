@@ -90,6 +90,27 @@ class State(NamedTuple):
     cell: Tensor
 
 
+class Keeper:
+    """A layer that keeps a state between calls, in the variables `hidden` and `cell`."""
+
+    hidden: Any
+    cell: Any
+
+    def keep(self, state: State) -> None:
+        """Begin the next call with a state; no gradient goes there.
+
+        Args:
+            state: The state.
+        """
+        for variable, value in zip((self.hidden, self.cell), state, strict=True):
+            variable.assign(ops.stop_gradient(value))
+
+    def reset_state(self) -> None:
+        """Begin anew: hidden state and cell are zero, as after LiteRT's `reset_all_variables`."""
+        for variable in (self.hidden, self.cell):
+            variable.assign(np.zeros(variable.shape, "float32"))
+
+
 def in_float(inputs: Tensor, recurrent: Tensor, before: State) -> Steps:
     """All steps of an LSTM in float (Hochreiter & Schmidhuber, 1997).
 
@@ -237,7 +258,7 @@ class LSTMArithmetic(Arithmetic):
 
 
 @keras.saving.register_keras_serializable("intact")
-class StatefulQuantize(FakeQuantize):
+class StatefulQuantize(Keeper, FakeQuantize):
     """Quantizes the outputs of an LSTM that keeps its state, and keeps it.
 
     The output is the hidden state, rounded at every step; so the steps are computed here.
@@ -269,53 +290,26 @@ class StatefulQuantize(FakeQuantize):
         if on:
             self.peak.assign(0.0)
 
-    def reset_state(self) -> None:
-        """Begin anew: hidden state and cell are zero, as after LiteRT's `reset_all_variables`."""
-        for variable in (self.hidden, self.cell):
-            variable.assign(np.zeros(self.state, "float32"))
-
     def settled(self) -> "StatefulQuantize":
         made = StatefulQuantize(self.spec, 1, self.stored_pair(), state=self.state, name=self.name)
         for name in ("hidden", "cell", "peak"):
             getattr(made, name).assign(to_numpy(getattr(self, name)))
         return made
 
-    def call(
-        self,
-        pending: Any,
-        arithmetic: str = "real",
-        slot: int = 0,
-        lower: float | None = None,
-        upper: float | None = None,
-        final: bool = False,
-        training: bool | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute all steps from the state that was kept, and keep the one after.
-
-        Args:
-            pending: `Sums`; a float tensor where the arithmetic is not "lstm".
-            arithmetic: "lstm", for it to compute steps.
-            slot: As for any quantizer, like the rest.
-            lower: See there.
-            upper: See there.
-            final: See there.
-            training: Whether ranges follow the data.
-
-        Returns:
-            `(values, scale, zero_point)`, a `QTensor`.
-        """
-        if arithmetic != LSTMArithmetic.name:
-            return super().call(pending, arithmetic, slot, lower, upper, final, training)
+    def _quantized(
+        self, rule: type[Arithmetic], pending: Any, training: bool | None, *rest: Any
+    ) -> QTensor:
+        """Compute all steps from the state that was kept, and keep the one after."""
+        if rule is not LSTMArithmetic:
+            return super()._quantized(rule, pending, training, *rest)
         before = State(*map(self._value, State._fields))
         run = Run(Sums(*pending), before, self.cell_scale())
         if self.observing or (training and self.trainable and self.fixed is None):
             seen = ops.max(ops.abs(ops.stop_gradient(run.real.cell)))
             self.peak.assign(ops.maximum(self._value("peak"), seen))
             run.cell_scale = self.cell_scale()
-        made = QTensor(*super().call(run, arithmetic, slot, lower, upper, final, training))
-        after = self._after(run, made)
-        self.hidden.assign(ops.stop_gradient(after.hidden))
-        self.cell.assign(ops.stop_gradient(after.cell))
+        made = super()._quantized(rule, run, training, *rest)
+        self.keep(self._after(run, made))
         return made
 
     def _after(self, run: Run, made: QTensor) -> State:
@@ -333,10 +327,10 @@ class StatefulQuantize(FakeQuantize):
         return {**super().get_config(), "state": list(self.state)}
 
 
-def keepers(model: keras.Model) -> list[Any]:
+def keepers(model: keras.Model) -> list[Keeper]:
     """The layers of a quantized or canonical model that keep a state between calls."""
     held = [one for layer in model.layers for one in (layer, getattr(layer, "layer", None))]
-    return [layer for layer in held if hasattr(layer, "reset_state")]
+    return [layer for layer in held if isinstance(layer, Keeper)]
 
 
 def check_stream(model: keras.Model, samples: int) -> None:

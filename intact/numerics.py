@@ -384,9 +384,7 @@ def exact_mean(x: Any, axes: tuple[int, ...], xp: Any = ops) -> Any:
     top = xp.maximum(xp.max(x, axis=axes, keepdims=True), np.float32(MIN_SCALE))
     whole = xp.cast(xp.round(x * inverse_of(top, xp) * steps), "int32")
     total = xp.cast(xp.sum(whole, axis=axes, keepdims=True), "float32")
-    unit = xp.maximum(top * (np.float32(1 / count) / steps), np.float32(1e-37))
-    # The maxima keep a constant factor where it is: TensorFlow would move it to `total`.
-    return xp.maximum(total * unit, np.float32(0))
+    return unfused(total * unfused(top * (np.float32(1 / count) / steps), xp), xp)
 
 
 def moved(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
@@ -613,13 +611,13 @@ def divide(a: Tensor, b: Tensor) -> Tensor:
     return a / ops.maximum(b, -ops.abs(a))
 
 
-def unfused(x: Tensor) -> Tensor:
-    """A product as float32 rounds it, also where a compiler would fuse a sum to it.
+def unfused(x: Any, xp: Any = ops) -> Any:
+    """A product as float32 rounds it, also where a compiler would make one with what follows.
 
-    A fused multiply-add rounds once where kernels round twice; the (empty) clamp
-    between the two keeps them apart.
+    A fused multiply-add rounds once where kernels round twice, and TensorFlow moves a
+    constant factor from one product to the next; the (empty) clamp between keeps them apart.
     """
-    return ops.clip(x, -3e38, 3e38)
+    return xp.clip(x, -3e38, 3e38)
 
 
 _EXPONENTS = np.arange(-126, 128)

@@ -407,10 +407,23 @@ class FakeQuantize(keras.layers.Layer):
         Returns:
             `(values, scale, zero_point)`, a `QTensor`.
         """
-        rule = Arithmetic.registry[arithmetic]
         if arithmetic == RealArithmetic.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
+        rule = Arithmetic.registry[arithmetic]
+        return self._quantized(rule, pending, training, slot, lower, upper, final)
+
+    def _quantized(
+        self,
+        rule: type[Arithmetic],
+        pending: Any,
+        training: bool | None,
+        slot: int,
+        lower: float | None,
+        upper: float | None,
+        final: bool,
+    ) -> QTensor:
+        """What `call` returns, by the class that rounds."""
         if self.observing:
             # Calibration looks at what float activations would be.
             return unquantized(_bounded(rule.real(pending), lower, upper))
@@ -453,7 +466,7 @@ class FakeQuantize(keras.layers.Layer):
             return quantized
         # A model that has seen no data computes in float rather than in zeros.
         ready = self.count[slot] > 0
-        real = self.real(pending, arithmetic, lower=lower, upper=upper)
+        real = self.real(pending, rule.name, lower=lower, upper=upper)
         return QTensor(*(ops.where(ready, a, b) for a, b in zip(quantized, real, strict=True)))
 
     def real(

@@ -319,15 +319,22 @@ def signs_of(x):
     return np.where(x < 0, -1.0, 1.0)
 
 
-def test_signs_of_activations(x, rng):
-    """BinaryNet: equation 1 forward, equation 4 backward."""
-    rule = get_quantizer("sign")
-    layer = FakeQuantize(TensorSpec(1, quantizer="sign"), fixed=rule.fixed(1))
+@pytest.mark.parametrize(
+    ("name", "bits", "values", "passes"),
+    [
+        # BinaryNet: equation 1 forward, equation 4 backward.
+        ("sign", 1, signs_of, lambda x: np.abs(x) <= 1),
+        # GXNOR-Net: -1, 0 and 1 beyond a half; the gradient of a rectangle about each step.
+        ("ternary", 2, lambda x: np.sign(x) * (np.abs(x) > 0.5), lambda x: np.abs(x) < 1),
+    ],
+)
+def test_activations_of_a_fixed_scale(name, bits, values, passes, x, rng):
+    layer = FakeQuantize(TensorSpec(bits, quantizer=name), fixed=get_quantizer(name).fixed(bits))
     g = rng.normal(size=x.shape).astype("float32")
     layer.learned = {}
     found = trained(layer, x, g)
-    np.testing.assert_array_equal(found["y"], signs_of(x))
-    np.testing.assert_allclose(found["x"], (g * (np.abs(x) <= 1))[0], rtol=1e-2, atol=1e-4)
+    np.testing.assert_array_equal(found["y"], values(x))
+    np.testing.assert_allclose(found["x"], (g * passes(x))[0], rtol=1e-2, atol=1e-4)
     assert layer.calibrated
 
 
@@ -345,17 +352,6 @@ def test_scaled_signs_of_activations(x, rng):
     np.testing.assert_allclose(found["x"], expected, rtol=1e-2, atol=1e-4)
     expected = (g * signs_of(x)).sum() / np.sqrt(x.size)
     np.testing.assert_allclose(found["scale"] * size, expected, rtol=1e-2)
-
-
-def test_three_values_of_activations(x, rng):
-    """GXNOR-Net: -1, 0 and 1 beyond a half; the gradient of a rectangle about each step."""
-    rule = get_quantizer("ternary")
-    layer = FakeQuantize(TensorSpec(2, quantizer="ternary"), fixed=rule.fixed(2))
-    g = rng.normal(size=x.shape).astype("float32")
-    layer.learned = {}
-    found = trained(layer, x, g)
-    np.testing.assert_array_equal(found["y"], np.sign(x) * (np.abs(x) > 0.5))
-    np.testing.assert_allclose(found["x"], (g * (np.abs(x) < 1))[0], rtol=1e-2, atol=1e-4)
 
 
 def test_the_scale_keeps_its_bound_where_an_activation_clamps(x, rng):

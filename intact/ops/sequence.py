@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from intact.gates import GATE_BITS
 from intact.kernels import exact_convolution
-from intact.lstm import GATES, LSTMArithmetic, State, Steps, Sums, in_float
+from intact.lstm import GATES, Keeper, LSTMArithmetic, State, Steps, Sums, in_float
 from intact.numerics import (
     MAX_BIAS,
     MIN_SCALE,
@@ -28,7 +28,7 @@ LIMITS = {"regularizer": keras.regularizers, "constraint": keras.constraints}
 
 
 @keras.saving.register_keras_serializable("intact")
-class StatefulLSTM(layers.Layer):
+class StatefulLSTM(Keeper, layers.Layer):
     """A `keras.layers.LSTM(stateful=True, return_sequences=True)`, with its weights by gates.
 
     Args:
@@ -94,14 +94,8 @@ class StatefulLSTM(layers.Layer):
         sums = sums if self.bias is None else sums + self.bias
         before = State(self.hidden * 1.0, self.cell * 1.0)
         made: Steps = in_float(sums, recurrent_kernel, before)
-        self.hidden.assign(ops.stop_gradient(made.last.hidden))
-        self.cell.assign(ops.stop_gradient(made.last.cell))
+        self.keep(made.last)
         return made.hidden
-
-    def reset_state(self) -> None:
-        """Begin anew: hidden state and cell are zero."""
-        for variable in (self.hidden, self.cell):
-            variable.assign(np.zeros(variable.shape, "float32"))
 
     def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
         return (*shape[:-1], self.units)
@@ -244,9 +238,8 @@ def _by_gates(node: Any, weight: str, builder: Any) -> list[Any]:
         values = stored.values[:, place].T
         made = builder.constant(values, name, dtype=stored.dtype, **fields)
         if not (node.integer or stored.dtype == "float32"):
-            real = builder.tensor(made.shape, "float32", f"{name}_float")
-            builder.add("DEQUANTIZE", [made], [real])
-            made = real
+            packed, made = made, builder.tensor(made.shape, "float32", f"{name}_float")
+            builder.add("DEQUANTIZE", [packed], [made])
         found.append(made)
     return found
 
