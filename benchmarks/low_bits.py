@@ -39,6 +39,7 @@ class Variant:
     epochs: int
     rate: float
     freeze_norms: bool = False
+    mirrored: bool = False
 
     def scheme(self, name: str) -> Scheme:
         def last(layer: layers.Layer) -> bool:
@@ -90,6 +91,13 @@ class Augmented(keras.utils.PyDataset):
         self.order = self.rng.permutation(len(self.x))
 
 
+def mirrored(model: keras.Model) -> keras.Model:
+    """What a model says of an image and of its mirror image, on average: a better teacher."""
+    image = keras.Input(model.input_shape[1:])
+    mirror = keras.ops.flip(image, axis=2)
+    return keras.Model(image, layers.Average()([model(image), model(mirror)]))
+
+
 def trained(name: str, model: keras.Model, x: np.ndarray) -> keras.Model:
     """A variant after its training: it learns the float model's outputs, from images alone."""
     keras.utils.set_random_seed(SEED)
@@ -99,7 +107,7 @@ def trained(name: str, model: keras.Model, x: np.ndarray) -> keras.Model:
     steps = variant.epochs * (len(x) // BATCH)
     intact.distill(
         q,
-        teacher=model,
+        teacher=mirrored(model) if variant.mirrored else model,
         data=Augmented(x),
         epochs=variant.epochs,
         optimizer=keras.optimizers.Adam(
