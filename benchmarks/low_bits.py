@@ -40,6 +40,7 @@ class Variant:
     rate: float
     freeze_norms: bool = False
     mirrored: bool = False
+    temperature: float | None = None  # of the divergence of shares; None: squares of logits
 
     def scheme(self, name: str) -> Scheme:
         def last(layer: layers.Layer) -> bool:
@@ -62,11 +63,11 @@ def weights(bits: int, quantizer: str) -> TensorSpec:
 
 
 VARIANTS = {
-    "W8A8": Variant(EIGHT, TensorSpec(), 2, 5e-5, freeze_norms=True),
+    "W8A8": Variant(EIGHT, TensorSpec(), 4, 2e-4, freeze_norms=True, mirrored=True),
     "W4A8": Variant(weights(4, "lsq"), TensorSpec(), 3, 5e-4),
     "W4A4": Variant(weights(4, "lsq"), TensorSpec(4, quantizer="lsq"), 3, 5e-4),
     "W2A8": Variant(weights(2, "lsq"), TensorSpec(), 6, 1e-3),
-    "W2A2": Variant(weights(2, "lsq"), TensorSpec(2, quantizer="lsq"), 6, 1e-3),
+    "W2A2": Variant(weights(2, "lsq"), TensorSpec(2, quantizer="lsq"), 12, 2e-3, temperature=2.0),
     "ternary": Variant(weights(2, "twn"), TensorSpec(), 3, 1e-3),
     "binary": Variant(weights(1, "xnor"), TensorSpec(), 6, 1e-3),
 }
@@ -113,6 +114,8 @@ def trained(name: str, model: keras.Model, x: np.ndarray) -> keras.Model:
         optimizer=keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(variant.rate, steps)
         ),
+        loss="mse" if variant.temperature is None else "kl",
+        temperature=variant.temperature or 1.0,
         freeze_norms=variant.freeze_norms,
         verbose=2,
     )

@@ -452,7 +452,8 @@ class Tracer:
         """Call a copy of a layer in the new graph; an inline activation becomes its own.
 
         Args:
-            layer: The user's layer, or one that a `trace` has just made.
+            layer: The user's layer, or one that a `trace` has just made. Its attribute `limit`, if
+                it has one, is a function from bits to where the range of its output may end.
             inputs: Tensors of the new graph.
             **overrides: Changes to the layer's config.
 
@@ -479,6 +480,7 @@ class Tracer:
             if layer.built:
                 self.copy_weights(layer, copy)
             copy.one_range, copy.own_rule = self.in_step, self._rule
+            copy.limit = getattr(layer, "limit", None)
             self._copies[key] = copy
             self._kept.append(layer)
         else:

@@ -408,7 +408,11 @@ class _Planner:
         dtype = self._spec(chain[0]).activation_dtype
         first = min(chain, key=lambda node: self._place_in_scheme(node.layer))
         spec = self._spec(first)
-        return spec if spec.activation_dtype == dtype else self._spec(chain[0])
+        spec = spec if spec.activation_dtype == dtype else self._spec(chain[0])
+        limit = getattr(chain[0].layer, "limit", None)
+        if limit and spec.limit is None and spec.activation_dtype != "int16":
+            spec = replace(spec, limit=limit(spec.bits))
+        return spec
 
     def _place_in_scheme(self, layer: keras.layers.Layer) -> int:
         """Which of the scheme's rules counts for a layer; its own is ahead of them all."""

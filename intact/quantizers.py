@@ -375,6 +375,8 @@ class FakeQuantize(keras.layers.Layer):
 
     def _params(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
         spec = self.spec
+        if spec.limit is not None:
+            minimum, maximum = ops.maximum(minimum, -spec.limit), ops.minimum(maximum, spec.limit)
         scale, zero_point = affine_params(
             minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two
         )

@@ -38,6 +38,8 @@ class TensorSpec:
         power_of_two: Scales are powers of two.
         stochastic: Training rounds at random, up with the probability that is the distance
             from below (arXiv:1502.02551); inference and files round to the nearest.
+        limit: The range ends at `-limit` and `limit` at the latest, whatever the data (ranges of
+            activations only): for what a function reads that is constant beyond.
         stored: The type in the file, "int4" or "int8" for weights of fewer bits; by default,
             the narrowest that holds them.
 
@@ -60,6 +62,7 @@ class TensorSpec:
     quantizer: str | Quantizer = "range"
     power_of_two: bool = False
     stochastic: bool = False
+    limit: float | None = None
     stored: str | None = None
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class TensorSpec:
                 "Expected kind 'int' with 2 to 16 bits, 'uint' with 8 or 'float' with 16. "
                 f"Received: kind={self.kind!r}, bits={self.bits!r}."
             )
+        if self.limit is not None and not self.limit > 0:
+            raise IntactError(f"Expected a limit above 0, or None. Received: {self.limit!r}.")
         # From its name, or from what a saved model has of it.
         object.__setattr__(self, "observer", get_observer(self.observer))
 

@@ -56,6 +56,18 @@ def test_symmetric_range_has_zero_point_0(x):
     assert host(layer(-100 * np.abs(x))[0]).min() == -128
 
 
+def test_a_range_ends_at_its_limit(x):
+    layer = FakeQuantize(TensorSpec(symmetric=True, limit=2.0))
+    values, scale, _ = (host(part) for part in layer(x, training=True))
+    np.testing.assert_allclose(scale, 2 / 127, rtol=1e-5)
+    np.testing.assert_allclose(values * scale, np.minimum(x, 2.0), atol=0.51 * scale)
+    small = FakeQuantize(TensorSpec(symmetric=True, limit=100.0))
+    small(x, training=True)
+    np.testing.assert_allclose(host(small.scale), np.abs(x).max() / 127, rtol=1e-5)
+    with pytest.raises(intact.IntactError, match="limit above 0"):
+        TensorSpec(limit=0.0)
+
+
 def test_moving_average_while_training(x):
     layer = FakeQuantize(TensorSpec(momentum=0.9))
     for factor in (1.0, 2.0, 4.0):

@@ -10,6 +10,7 @@ from keras import layers
 import intact
 from intact.canonicalize import canonicalize
 from intact.graph import view
+from intact.numerics import to_numpy
 from intact.quantizers import FakeQuantize
 
 
@@ -39,6 +40,42 @@ def test_steps_share_layers_weights_and_ranges(rng):
     )
     assert operators["FULLY_CONNECTED"] == 1 + 5
     assert len(content) < 20_000
+
+
+def a_long_memory():
+    """An LSTM whose cells add up what comes in."""
+    model = model_of(layers.LSTM(4, unit_forget_bias=False, name="lstm"), 20, 4)
+    bias = np.repeat([4.0, 4.0, 0.0, 4.0], 4)  # all gates are open
+    model.set_weights([np.tile(np.eye(4), 4) * 0.5, np.zeros((4, 16)), bias])
+    return model
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int16x8"])
+def test_the_range_of_a_cell_ends_where_tanh_does(scheme, rng):
+    model = a_long_memory()
+    x = (rng.normal(size=(256, 20, 4)) + 0.5).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0)
+    ranges = {layer.name.split("_cell_")[-1]: layer for layer in q.layers}
+    seen = {name: ranges[f"{name}_quantizer"] for name in ("c", "kept")}
+    limits = {layer.spec.limit for layer in seen.values()}
+    assert limits == {np.arctanh(255 / 256) if scheme == "int8" else None}
+    for layer in seen.values():
+        low, high = (float(to_numpy(end).min()) for end in (layer.minimum, -layer.maximum))
+        assert -high > 5, "what the test is about"
+        scale, _ = layer.stored_pair()
+        if scheme == "int8":
+            assert scale * 255 == pytest.approx(min(3.12, -high) + min(3.12, -low), abs=0.05)
+        else:
+            assert scale * 32767 == pytest.approx(max(-high, -low), rel=1e-3)
+    if scheme == "int8":
+        comparison = intact.compare(q, intact.export(q, integer_only=True), x)
+        assert comparison.max_lsb <= 1, str(comparison)
+
+
+def test_an_lstm_with_another_activation_has_no_such_end(rng):
+    model = model_of(layers.LSTM(4, activation="relu", name="lstm"), 3, 4)
+    specs = [layer.spec for layer in intact.quantize_model(model).layers if hasattr(layer, "spec")]
+    assert all(getattr(spec, "limit", None) is None for spec in specs)
 
 
 def test_the_first_step_has_no_state(rng):

@@ -221,14 +221,18 @@ def dropped(cell: Any, state: Any, tracer: Any) -> Any:
     return tracer.emit(tracer.once((cell, "recurrent_dropout"), make), state)
 
 
-def add(name: str, a: Any, b: Any, tracer: Any) -> Any:
-    """The sum of two tensors of the new graph."""
-    return tracer.emit(layers.Add(name=name), [a, b])
+def add(name: str, a: Any, b: Any, tracer: Any, limit: Any = None) -> Any:
+    """The sum of two tensors of the new graph; `limit` as `emit` has it."""
+    made = layers.Add(name=name)
+    made.limit = limit
+    return tracer.emit(made, [a, b])
 
 
-def multiply(name: str, a: Any, b: Any, tracer: Any) -> Any:
-    """The product of two tensors of the new graph."""
-    return tracer.emit(layers.Multiply(name=name), [a, b])
+def multiply(name: str, a: Any, b: Any, tracer: Any, limit: Any = None) -> Any:
+    """The product of two tensors of the new graph; `limit` as `emit` has it."""
+    made = layers.Multiply(name=name)
+    made.limit = limit
+    return tracer.emit(made, [a, b])
 
 
 def zeros(units: int, x: Any, tracer: Any) -> Any:
@@ -275,9 +279,22 @@ class SimpleRNNCell(Cell):
         return h, [h]
 
 
+def end_of_tanh(bits: int) -> float:
+    """Where tanh is 1 to within half a step of its integers: `atanh(1 - 2^-bits)`.
+
+    Args:
+        bits: Width of what tanh gives, in bits.
+    """
+    return float(np.arctanh(1 - 2.0**-bits))
+
+
 @register_op
 class LSTMCell(Cell):
-    """Long short-term memory (Hochreiter & Schmidhuber, 1997)."""
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997).
+
+    What it remembers is read through tanh, and rounded at each step. Its range ends where
+    tanh does, so that the steps are small; a cell that holds more is held there.
+    """
 
     keras_layers = (layers.LSTMCell,)
     cases = (
@@ -305,7 +322,8 @@ class LSTMCell(Cell):
         new = multiply("new", i, g, tracer)
         if states:
             f = activated("f", cell.recurrent_activation, f, tracer)
-            new = add("c", multiply("kept", f, c, tracer), new, tracer)
+            limit = end_of_tanh if cell.activation is keras.activations.tanh else None
+            new = add("c", multiply("kept", f, c, tracer, limit), new, tracer, limit)
         new = carried(new, tracer)
         h = multiply("h", o, activated("c", cell.activation, new, tracer), tracer)
         return h, [h, new]
