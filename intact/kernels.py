@@ -124,3 +124,27 @@ def moments(x: Any, centre: Any) -> tuple[Any, Any]:
         return torch_kernels.moments(x)
     found = _moments(x, centre)
     return found[0], found[1]
+
+
+def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tuple[Any, Any, Any]:
+    """Normalize by the mean and variance over all axes but the last.
+
+    Args:
+        x: Values.
+        centre: As for `moments`.
+        gamma: Factor, per channel.
+        beta: Offset, per channel.
+        epsilon: What is added to the variance, per channel.
+
+    Returns:
+        `(y, mean, variance)`, with `y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`;
+        there is no gradient through the last two.
+    """
+    given = [ops.convert_to_tensor(v, "float32") for v in (x, gamma, beta, epsilon)]
+    if TORCH:
+        return torch_kernels.batch_norm(*given)
+    if TENSORFLOW and tensorflow_kernels.on_cpu():
+        return tensorflow_kernels.batch_norm(*given)
+    mean, variance = moments(x, centre)
+    factor = gamma * ops.rsqrt(variance + epsilon)
+    return (x - mean) * factor + beta, ops.stop_gradient(mean), ops.stop_gradient(variance)

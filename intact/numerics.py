@@ -41,12 +41,13 @@ class Accumulator(NamedTuple):
 
     The scales stay apart because kernels multiply them in this order; the sign of a
     batch norm's factor lives in `weight_scale` until export. `bias` is the int32 bias.
+    Behind a batch norm that trains, values are real already, and the rest is None.
     """
 
     values: Tensor
-    bias: Tensor
-    input_scale: Tensor
-    weight_scale: Tensor
+    bias: Any
+    input_scale: Any
+    weight_scale: Any
 
 
 FINE = 2.0**-8

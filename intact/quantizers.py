@@ -112,6 +112,8 @@ class AccumulatorArithmetic(Arithmetic):
     @staticmethod
     def real(pending: Any) -> Tensor:
         acc = Accumulator(*pending)
+        if acc.bias is None:
+            return acc.values
         return (acc.values + acc.bias) * (acc.input_scale * acc.weight_scale)
 
     @staticmethod

@@ -5,6 +5,11 @@ from typing import Any
 import tensorflow as tf
 
 
+def on_cpu() -> bool:
+    """Whether there is no other device; of a GPU, `batch_norm` would get other statistics."""
+    return not tf.config.list_logical_devices("GPU")
+
+
 @tf.custom_gradient
 def round_clip(x: Any, factor: Any, low: Any, high: Any) -> Any:
     """Scales, rounds half to even and saturates; the gradient passes inside the bounds.
@@ -21,7 +26,52 @@ def round_clip(x: Any, factor: Any, low: Any, high: Any) -> Any:
 
     def grad(g: Any) -> tuple[Any, None, None, None]:
         # A select is as slow as ten other ops; this is one, with bounds of 0 and 6.
-        six = (x * factor - low) * (6.0 / tf.maximum(high - low, 1e-30))
+        part = 6.0 / tf.maximum(high - low, 1e-30)
+        six = x * (factor * part) - low * part
         return tf.raw_ops.Relu6Grad(gradients=g, features=six) * factor, None, None, None
 
-    return tf.maximum(tf.minimum(tf.round(x * factor), high), low), grad
+    y = tf.round(x * factor)
+    return tf.raw_ops.ClipByValue(t=y, clip_value_min=low, clip_value_max=high), grad
+
+
+@tf.custom_gradient
+def batch_norm(x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
+    """Normalizes over all axes but the last, by one kernel for the statistics and one back.
+
+    Args:
+        x: Values, float32.
+        gamma: Factor of each channel.
+        beta: Offset of each channel.
+        epsilon: What is added to the variance of each channel.
+
+    Returns:
+        `(y, mean, variance)`; there is no gradient through the last two.
+    """
+    channels = x.shape[-1]
+    image = x if len(x.shape) == 4 else tf.reshape(x, (-1, 1, 1, channels))
+    ones, none = tf.ones((channels,)), tf.zeros((0,))
+    seen = tf.raw_ops.FusedBatchNormV3(
+        x=image, scale=ones, offset=ones, mean=none, variance=none, is_training=True
+    )
+    mean, variance = seen.reserve_space_1, seen.reserve_space_2
+    spread = variance + epsilon
+    factor = gamma * tf.math.rsqrt(spread)
+
+    def grad(g: Any, *_: Any) -> tuple[Any, Any, Any, Any]:
+        # That of the kernel's own epsilon is the same for all channels.
+        back = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=tf.reshape(g, tf.shape(image)),
+            x=image,
+            scale=gamma,
+            reserve_space_1=mean,
+            reserve_space_2=spread,
+            reserve_space_3=seen.reserve_space_3,
+            epsilon=0.0,
+            is_training=True,
+        )
+        of_gamma = back.scale_backprop
+        of_epsilon = of_gamma * gamma / spread * -0.5
+        of_x = tf.reshape(back.x_backprop, tf.shape(x))
+        return of_x, of_gamma, back.offset_backprop, of_epsilon
+
+    return (x * factor + (beta - mean * factor), mean, variance), grad

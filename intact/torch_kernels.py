@@ -68,5 +68,44 @@ class Moments(torch.autograd.Function):
         return (x * slope).add_(of_mean / count - slope * mean)
 
 
+class BatchNorm(torch.autograd.Function):
+    """Normalizes over all axes but the last; there is no gradient through the statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
+        """The values, the mean and the variance.
+
+        Args:
+            ctx: Torch's.
+            x: Values, channels last.
+            gamma: Factor of each channel.
+            beta: Offset of each channel.
+            epsilon: What is added to the variance of each channel.
+        """
+        mean, variance = torch.batch_norm_update_stats(torch.movedim(x, -1, 1), None, None, 0.0)
+        inverse = torch.rsqrt(variance + epsilon)
+        factor = gamma * inverse
+        ctx.save_for_backward(x, gamma, mean, inverse)
+        ctx.mark_non_differentiable(mean, variance)
+        return torch.addcmul(beta - mean * factor, x, factor), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradients of all arguments."""
+        x, gamma, mean, inverse = ctx.saved_tensors
+        first, of_y = (torch.movedim(t, -1, 1) for t in (x, gradients[0]))
+        # Tensors that lie in memory in different orders take five times as long.
+        if first.is_contiguous():
+            of_y = of_y.contiguous()
+        elif first.ndim == 4:
+            of_y = of_y.contiguous(memory_format=torch.channels_last)
+        of_x, of_gamma, of_beta = torch.ops.aten.native_batch_norm_backward(
+            of_y, first, gamma, None, None, mean, inverse, True, 0.0, [True, True, True]
+        )
+        of_epsilon = of_gamma * gamma * inverse * inverse * -0.5
+        return torch.movedim(of_x, 1, -1), of_gamma, of_beta, of_epsilon
+
+
 round_clip = RoundClip.apply
 moments = Moments.apply
+batch_norm = BatchNorm.apply

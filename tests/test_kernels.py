@@ -1,10 +1,11 @@
 """Native kernels give the numbers of the formulas."""
 
 import numpy as np
+import pytest
 from keras import ops
-from small import gradient, host
+from small import gradient, gradients, host
 
-from intact.kernels import moments, round_clip
+from intact.kernels import batch_norm, moments, round_clip
 
 
 def test_round_clip_passes_the_gradient_inside_only():
@@ -42,3 +43,36 @@ def test_moments_have_the_gradients_of_their_formulas():
     np.testing.assert_allclose(
         found, np.array([1, 2]) / 6 + np.array([3, 4]) * centred * 2 / 6, rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("shape", [(8, 5, 6, 3), (40, 3), (10, 4, 3), (4, 2, 3, 2, 3)])
+def test_batch_norm_has_the_numbers_and_gradients_of_its_formula(shape, rng):
+    x = rng.normal(30.0, 4.0, size=shape).astype("float32")
+    g = rng.normal(size=shape).astype("float32")
+    gamma, beta = np.array([1.5, -0.5, 0.0], "float32"), np.array([0.0, 2.0, 3.0], "float32")
+    epsilon = np.array([0.1, 5.0, 20.0], "float32")
+    axes = tuple(range(len(shape) - 1))
+
+    def plain(x, gamma, beta, epsilon):
+        mean = ops.mean(x, axes)
+        variance = ops.mean(ops.square(x - mean), axes)
+        return (x - mean) * (gamma / ops.sqrt(variance + epsilon)) + beta, mean, variance
+
+    def ours(x, *rest):
+        return batch_norm(x, np.array([29.0, 30.0, 31.0], "float32"), *rest)
+
+    given = [ops.convert_to_tensor(v) for v in (x, gamma, beta, epsilon)]
+    for a, b in zip(ours(*given), plain(*given), strict=True):
+        np.testing.assert_allclose(host(a), host(b), rtol=1e-4, atol=1e-4)
+
+    def slopes(function):
+        return gradients(
+            lambda *given: ops.sum(function(*given)[0] * ops.convert_to_tensor(g)),
+            x,
+            gamma,
+            beta,
+            epsilon,
+        )
+
+    for a, b in zip(slopes(ours), slopes(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)

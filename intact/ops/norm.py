@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.kernels import moments, sqrt
+from intact.kernels import batch_norm, moments, sqrt
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -135,16 +135,34 @@ class BatchNormalization(ByChannel):
             unit = acc.input_scale * acc.weight_scale
             kept = mean, variance
             mean, variance = _batch_moments(layer, acc, mean / unit, unit)
-            rest = 1.0 - layer.momentum
             if training is not True:
                 # A schedule says in the graph whether the statistics still move.
                 mean = ops.where(training, mean, kept[0])
                 variance = ops.where(training, variance, kept[1])
-                rest = ops.where(training, rest, 0.0)
-            for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-                batch = ops.stop_gradient(batch)
-                moving.assign(moving * (1.0 - rest) + batch * rest)
+            cls.follow(layer, mean, variance, training)
         return mean, variance
+
+    @classmethod
+    def follow(cls, layer: Any, mean: Any, variance: Any, moves: Any = True) -> None:
+        """Let the moving statistics follow a batch's, if they still move."""
+        rest = 1.0 - layer.momentum
+        rest = rest if moves is True else ops.where(moves, rest, 0.0)
+        for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            moving.assign(moving * (1.0 - rest) + ops.stop_gradient(batch) * rest)
+
+    @classmethod
+    def of_batch(cls, layer: Any, acc: Accumulator) -> Accumulator:
+        """What `fold` comes to by a batch's own statistics: real values."""
+        ones = ops.ones((acc.values.shape[-1],))
+        unit = ops.stop_gradient(acc.input_scale * acc.weight_scale) * ones
+        gamma = ops.sign(unit) * (layer.gamma if layer.scale else 1.0)
+        beta = ones * (layer.beta if layer.center else 0.0)
+        epsilon = layer.epsilon / ops.maximum(unit * unit, 1e-30)
+        # The moving mean is near the batch's.
+        centre = ops.stop_gradient(layer.moving_mean / unit - acc.bias)
+        y, mean, variance = batch_norm(acc.values, centre, gamma, beta, epsilon)
+        cls.follow(layer, (mean + acc.bias) * unit, variance * unit * unit)
+        return Accumulator(y, None, None, None)
 
     @classmethod
     def sigma(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
@@ -162,6 +180,8 @@ class BatchNormalization(ByChannel):
 
     @classmethod
     def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+        if training is True and layer.trainable and not layer.synchronized:
+            return cls.of_batch(layer, acc)
         mean, variance = cls.statistics(layer, acc, training, xp)
         factor = cls.factor(layer, variance, xp)
         acc = scale_channels(add_bias(acc, -mean, xp), factor)
