@@ -156,7 +156,8 @@ class BatchNormalization(ByChannel):
         ones = ops.ones((acc.values.shape[-1],))
         unit = ops.stop_gradient(acc.input_scale * acc.weight_scale) * ones
         gamma = ops.sign(unit) * (layer.gamma if layer.scale else 1.0)
-        beta = ones * (layer.beta if layer.center else 0.0)
+        # A bias before it changes nothing: its gradient is 0, and not missing.
+        beta = ones * (layer.beta if layer.center else 0.0) + 0.0 * acc.bias
         epsilon = layer.epsilon / ops.maximum(unit * unit, 1e-30)
         # The moving mean is near the batch's.
         centre = ops.stop_gradient(layer.moving_mean / unit - acc.bias)
