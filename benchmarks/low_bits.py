@@ -1,10 +1,10 @@
 """Accuracy against bits: ResNet-20 on CIFAR-10, trained at 8 to 1 bits.
 
-    python benchmarks/low_bits.py               all of it, about 40 minutes on two cores
+    python benchmarks/low_bits.py               all of it, about an hour on two cores
     python benchmarks/low_bits.py W2A2 binary
 
-Scores are of the files, as LiteRT runs them. Writes to `docs/results.md` and, where matplotlib
-is installed, draws `docs/low_bits.svg`.
+Scores are of the files, as LiteRT runs them. All of it is written to `docs/results.md` and, where
+matplotlib is installed, drawn in `docs/low_bits.svg`.
 """
 
 import os
@@ -148,11 +148,11 @@ def draw(rows: list[list[str]]) -> None:
 def main(chosen: list[str]) -> None:
     """ResNet-20 on CIFAR-10, from the pretrained float model, by distillation on flips and
     crops of the 20,000 images without their labels, at a batch of 64 (W2A2: 32) with Adam,
-    seed 0.
-    Inside of the network: W, the bits of the weights; A, those of what ReLU gives; ternary
-    (TWN) and binary (XNOR) weights with A8. The first and last layers and the shortcuts' sums
-    have 8 bits. W8A8 learns what the float model says of an image and its mirror image on
-    average; W2A2 learns its shares at a temperature of 2, the others its logits."""
+    seed 0. Inside of the network: W, the bits of the weights; A, those of what ReLU gives;
+    ternary (TWN) and binary (XNOR) weights with A8. The first and last layers and the
+    shortcuts' sums have 8 bits. W8A8 learns what the float model says of an image and its
+    mirror image on average; W2A2 learns its shares at a temperature of 2, the others its
+    logits."""
     x, _, x_test, y_test = cifar10()
     model = pretrained("resnet20_cifar10")
     size = len(intact.export(model))
@@ -164,12 +164,11 @@ def main(chosen: list[str]) -> None:
         share = len(intact.export(q)) / size
         rows[name] = [*row(name, epochs, q, x_test, y_test), f"{share:.3f}"]
         print(rows[name], f"{time.perf_counter() - start:.0f} s", flush=True)
-        made = [rows[known] for known in ("float", *VARIANTS) if known in rows]
+    if set(chosen) == set(VARIANTS):
+        made = [rows[known] for known in ("float", *VARIANTS)]
+        draw(made)
+        text = f"{main.__doc__}\n\n![Accuracy against bits](low_bits.svg)"
         command = f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/low_bits.py"
-        text = main.__doc__ or ""
-        if len(rows) == len(VARIANTS) + 1:
-            text += "\n\n![Accuracy against bits](low_bits.svg)"
-            draw(made)
         write_section("low_bits", text, [[*HEADING, "of float's bytes"], *made], command)
 
 
