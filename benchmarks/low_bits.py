@@ -25,14 +25,18 @@ from results import RESULTS, write_section
 import intact
 from intact import Rule, Scheme, TensorSpec
 
-SEED = 0
+SEED, BATCH = 0, 64
 EIGHT = TensorSpec(symmetric=True, per_axis=True)
+
+
+INSIDE = {f"re_lu_{n}" for n in range(1, 18, 2)}
+"""The activations that a convolution alone reads."""
 
 
 @dataclass
 class Variant:
-    """What is trained and how: weights and activations inside of the network; the first and the
-    last layer and the sums of the shortcuts have 8 bits, as in the papers."""
+    """What is trained and how: weights, and activations that convolutions read; the first and the
+    last layer, and what shortcuts read and add, have 8 bits, as in the papers."""
 
     weights: TensorSpec
     activations: TensorSpec
@@ -41,22 +45,39 @@ class Variant:
     freeze_norms: bool = False
     mirrored: bool = False
     temperature: float | None = None  # of the divergence of shares; None: squares of logits
-    batch: int = 64
 
     def scheme(self, name: str) -> Scheme:
-        def last(layer: layers.Layer) -> bool:
-            return layer.name in ("re_lu_18", "linear")
+        def read(layer: layers.Layer) -> bool:
+            return layer.name in INSIDE or layer.name.endswith("_read")
 
         return Scheme(
             name,
             (
-                Rule(last, EIGHT, TensorSpec()),
-                Rule(layers.ReLU, EIGHT, self.activations),
+                Rule("linear", EIGHT, TensorSpec()),
+                Rule(read, EIGHT, self.activations),
                 Rule("conv1", EIGHT, TensorSpec()),
                 Rule(layers.Conv2D, self.weights, TensorSpec()),
                 Rule(),
             ),
         )
+
+
+def forked(model: keras.Model) -> keras.Model:
+    """The same network with a ReLU more where a shortcut leaves, for the convolution there."""
+
+    def call(layer: layers.Layer, x: keras.KerasTensor, **_: None) -> keras.KerasTensor:
+        if layer.name.endswith("_conv1"):
+            x = layers.ReLU(name=f"{layer.name}_read")(x)
+        return layer(x)
+
+    made = keras.models.clone_model(
+        model,
+        clone_function=lambda layer: layer.from_config(layer.get_config()),
+        call_function=call,
+    )
+    for layer in model.layers:
+        made.get_layer(layer.name).set_weights(layer.get_weights())
+    return made
 
 
 def weights(bits: int, quantizer: str) -> TensorSpec:
@@ -68,9 +89,7 @@ VARIANTS = {
     "W4A8": Variant(weights(4, "lsq"), TensorSpec(), 3, 5e-4),
     "W4A4": Variant(weights(4, "lsq"), TensorSpec(4, quantizer="lsq"), 3, 5e-4),
     "W2A8": Variant(weights(2, "lsq"), TensorSpec(), 6, 1e-3),
-    "W2A2": Variant(
-        weights(2, "lsq"), TensorSpec(2, quantizer="lsq"), 12, 2e-3, temperature=2.0, batch=32
-    ),
+    "W2A2": Variant(weights(2, "lsq"), TensorSpec(2, quantizer="lsq"), 12, 2e-3, temperature=2.0),
     "ternary": Variant(weights(2, "twn"), TensorSpec(), 3, 1e-3),
     "binary": Variant(weights(1, "xnor"), TensorSpec(), 6, 1e-3),
 }
@@ -79,17 +98,17 @@ VARIANTS = {
 class Augmented(keras.utils.PyDataset):
     """Flipped and cropped images, drawn anew in each epoch."""
 
-    def __init__(self, x: np.ndarray, batch: int) -> None:
+    def __init__(self, x: np.ndarray) -> None:
         super().__init__()
-        self.x, self.batch = x, batch
+        self.x = x
         self.rng = np.random.default_rng(SEED)
         self.on_epoch_end()
 
     def __len__(self) -> int:
-        return len(self.x) // self.batch
+        return len(self.x) // BATCH
 
     def __getitem__(self, index: int) -> np.ndarray:
-        chosen = self.order[index * self.batch : (index + 1) * self.batch]
+        chosen = self.order[index * BATCH : (index + 1) * BATCH]
         return augmented(self.x[chosen], self.rng)
 
     def on_epoch_end(self) -> None:
@@ -107,9 +126,10 @@ def trained(name: str, model: keras.Model, x: np.ndarray) -> keras.Model:
     """A variant after its training: it learns the float model's outputs, from images alone."""
     keras.utils.set_random_seed(SEED)
     variant = VARIANTS[name]
-    q = intact.quantize_model(model, variant.scheme(name))
+    few = variant.activations.bits < 8
+    q = intact.quantize_model(forked(model) if few else model, variant.scheme(name))
     intact.calibrate(q, x[:256], verbose=0)
-    data = Augmented(x, variant.batch)
+    data = Augmented(x)
     intact.distill(
         q,
         teacher=mirrored(model) if variant.mirrored else model,
@@ -147,10 +167,10 @@ def draw(rows: list[list[str]]) -> None:
 
 def main(chosen: list[str]) -> None:
     """ResNet-20 on CIFAR-10, from the pretrained float model, by distillation on flips and
-    crops of the 20,000 images without their labels, at a batch of 64 (W2A2: 32) with Adam,
-    seed 0. Inside of the network: W, the bits of the weights; A, those of what ReLU gives;
-    ternary (TWN) and binary (XNOR) weights with A8. The first and last layers and the
-    shortcuts' sums have 8 bits. W8A8 learns what the float model says of an image and its
+    crops of the 20,000 images without their labels, at a batch of 64 with Adam, seed 0. W, the
+    bits of the weights; A, those of the activations that convolutions read; ternary (TWN) and
+    binary (XNOR) weights with A8. The first and last layers, and what shortcuts read and add,
+    have 8 bits. W8A8 learns what the float model says of an image and its
     mirror image on average; W2A2 learns its shares at a temperature of 2, the others its
     logits."""
     x, _, x_test, y_test = cifar10()

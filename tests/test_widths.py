@@ -731,3 +731,20 @@ def test_grid_of_data_that_is_not_there():
         learned = dict.fromkeys(rule.trained, zero)
         found = rule.grid(Seen(zero, zero, zero), learned, Setting(4))
         assert float(host(found.scale)) > 0
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_an_activation_of_few_bits_beside_one_of_eight(bits, rng):
+    """A convolution reads the few bits, a shortcut all of them."""
+    x = keras.Input((6, 6, 3))
+    all_bits = layers.ReLU()(layers.Conv2D(8, 3, padding="same")(x))
+    few = layers.Conv2D(8, 3, padding="same")(layers.ReLU(name="few")(all_bits))
+    model = keras.Model(x, layers.Add()([all_bits, few]))
+    spec = TensorSpec(bits, quantizer="pact")
+    scheme = intact.Scheme("few", (intact.Rule("few", activations=spec), intact.Rule()))
+    data = rng.normal(size=(64, 6, 6, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model, scheme), data, verbose=0)
+    comparison = intact.compare(q, intact.export(q, integer_only=True), data)
+    assert comparison.different == 0, str(comparison)
+    tensor = next(t for t in comparison.layers if t.name == "few")
+    assert tensor.values == 64 * 6 * 6 * 8

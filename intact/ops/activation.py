@@ -149,15 +149,12 @@ class ReLU(Requantizing):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        y = node.output
-        if y.quantized and y.zero_point == np.iinfo(y.dtype).min:
-            builder.add("QUANTIZE", [node.input], [y])
+        if node.output.quantized:
+            # The upper limit is where the integers end; where 0 is not where they begin, a
+            # maximum follows. The kernel RELU rounds otherwise, and no better.
+            builder.add("QUANTIZE", [node.input], [node.output])
             return
         upper = node.layer.max_value
-        if y.quantized:
-            # The zero is not where the integers begin; the upper limit is where they end.
-            builder.add("RELU", [node.input], [y])
-            return
         if upper in (None, 6.0):
             builder.add("RELU" if upper is None else "RELU6", [node.input], [node.output])
             return
