@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from data import cifar10, fashion_mnist, keywords
 from keras import layers, ops
-from results import write_section
+from results import mean_row, write_section
 
 import intact
 
@@ -352,22 +352,13 @@ def measure(name: str, seed: int) -> list[list[str]]:
     return rows
 
 
-def mean(rows: list[list[str]]) -> list[str]:
-    """The rows of several seeds as one: the mean score, and the worst agreement."""
-    if len(rows) == 1:
-        return rows[0]
-    scores = [float(r[2].split()[0]) for r in rows]
-    each = ", ".join(f"{s:.2f}" for s in scores)
-    worst = max(rows, key=lambda r: float(r[5] or 0))
-    return [*rows[0][:2], f"{np.mean(scores):.2f} % ({each})", *worst[3:]]
-
-
 def main(names: list[str]) -> None:
     """Measure, print and write the table."""
     rows = [HEADING]
     for name in names or TASKS:
         found = [measure(name, seed) for seed in range(TASKS[name].seeds)]
-        rows += [mean(list(kind)) for kind in zip(*found, strict=True)]
+        one = len(found) == 1
+        rows += found[0] if one else [mean_row(list(k), 5) for k in zip(*found, strict=True)]
         print(*rows[-3:], sep="\n", flush=True)
     if not names:
         command = f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/composites.py"

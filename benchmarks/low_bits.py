@@ -27,8 +27,6 @@ from intact import Rule, Scheme, TensorSpec
 
 SEED, BATCH = 0, 64
 EIGHT = TensorSpec(symmetric=True, per_axis=True)
-
-
 INSIDE = {f"re_lu_{n}" for n in range(1, 18, 2)}
 """The activations that a convolution alone reads."""
 

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from data import CIFAR_BLACK, cifar10, imagenet, pretrained, scaled_keywords
 from keras import layers
-from results import write_section
+from results import mean_row, write_section
 
 import intact
 
@@ -170,13 +170,7 @@ def kws_delay() -> list[list[str]]:
 
 def means(found: dict[str, list[list[str]]]) -> list[list[str]]:
     """A row for each kind: the mean of its seeds' scores, and the worst agreement."""
-    rows = []
-    for name in found:
-        scores = [float(r[2].split()[0]) for r in found[name]]
-        seeds = ", ".join(f"{s:.2f}" for s in scores)
-        worst = max(found[name], key=lambda r: float(r[4] or 0))
-        rows.append(["DS-CNN, 3 seeds", name, f"{np.mean(scores):.2f} % ({seeds})", *worst[3:]])
-    return rows
+    return [["DS-CNN, 3 seeds", name, *mean_row(found[name], 4)[2:]] for name in found]
 
 
 def speed_conversion() -> list[list[str]]:

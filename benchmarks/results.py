@@ -25,3 +25,16 @@ def write_section(name: str, text: str, rows: list[list[str]], command: str) -> 
     place = next((i for i, p in enumerate(parts) if p.startswith(f"## {name}\n")), len(kept))
     kept.insert(place, section)
     RESULTS.write_text("".join(p.rstrip() + "\n\n" for p in kept).rstrip() + "\n")
+
+
+def mean_row(rows: list[list[str]], worst: int) -> list[str]:
+    """The rows of several seeds as one: the mean score, and the rest of the worst of them.
+
+    Args:
+        rows: Rows whose third cell is a score in percent.
+        worst: Which cell says how bad a row is.
+    """
+    scores = [float(row[2].split()[0]) for row in rows]
+    each = ", ".join(f"{score:.2f}" for score in scores)
+    rest = max(rows, key=lambda row: float(row[worst] or 0))[3:]
+    return [*rows[0][:2], f"{sum(scores) / len(scores):.2f} % ({each})", *rest]

@@ -448,13 +448,15 @@ class Tracer:
             "your own with `intact.register_op`."
         )
 
-    def emit(self, layer: keras.layers.Layer, inputs: Any, **overrides: Any) -> Any:
+    def emit(
+        self, layer: keras.layers.Layer, inputs: Any, range_limit: Any = None, **overrides: Any
+    ) -> Any:
         """Call a copy of a layer in the new graph; an inline activation becomes its own.
 
         Args:
-            layer: The user's layer, or one that a `trace` has just made. Its attribute `limit`, if
-                it has one, is a function from bits to where the range of its output may end.
+            layer: The user's layer, or one that a `trace` has just made.
             inputs: Tensors of the new graph.
+            range_limit: A function from bits to where the range of the output may end, or None.
             **overrides: Changes to the layer's config.
 
         Returns:
@@ -480,7 +482,7 @@ class Tracer:
             if layer.built:
                 self.copy_weights(layer, copy)
             copy.one_range, copy.own_rule = self.in_step, self._rule
-            copy.limit = getattr(layer, "limit", None)
+            copy.range_limit = range_limit
             self._copies[key] = copy
             self._kept.append(layer)
         else:

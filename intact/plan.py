@@ -409,7 +409,7 @@ class _Planner:
         first = min(chain, key=lambda node: self._place_in_scheme(node.layer))
         spec = self._spec(first)
         spec = spec if spec.activation_dtype == dtype else self._spec(chain[0])
-        limit = getattr(chain[0].layer, "limit", None)
+        limit = getattr(chain[0].layer, "range_limit", None)
         if limit and spec.limit is None and spec.activation_dtype != "int16":
             spec = replace(spec, limit=limit(spec.bits))
         return spec

@@ -72,7 +72,7 @@ def test_the_range_of_a_cell_ends_where_tanh_does(scheme, rng):
         assert comparison.max_lsb <= 1, str(comparison)
 
 
-def test_an_lstm_with_another_activation_has_no_such_end(rng):
+def test_an_lstm_with_another_activation_has_no_such_end():
     model = model_of(layers.LSTM(4, activation="relu", name="lstm"), 3, 4)
     specs = [layer.spec for layer in intact.quantize_model(model).layers if hasattr(layer, "spec")]
     assert all(getattr(spec, "limit", None) is None for spec in specs)
@@ -200,3 +200,23 @@ def test_a_stream_in_chunks_equals_the_whole(rng):
     for chunk in np.split(stream, 4, axis=1):
         found, *state = file.predict([chunk, *state]).values()
     assert np.abs(found - expected).max() < 0.06 * np.ptp(expected)
+
+
+class Limited(layers.Add):
+    """A layer that has a limit of its own, which is nobody else's."""
+
+    def __init__(self, limit=3.0, **kwargs):
+        super().__init__(**kwargs)
+        self.limit = limit
+
+    def get_config(self):
+        return {**super().get_config(), "limit": self.limit}
+
+
+def test_a_limit_of_a_users_layer_is_no_end_of_a_range(rng):
+    x = keras.Input((4,))
+    model = keras.Model(x, Limited(name="sum")([x, layers.ReLU()(x)]))
+    data = rng.normal(size=(64, 4)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    assert q.get_layer("sum_quantizer").spec.limit is None
+    assert intact.compare(q, intact.export(q), data).max_lsb <= 1

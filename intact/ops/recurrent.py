@@ -222,17 +222,13 @@ def dropped(cell: Any, state: Any, tracer: Any) -> Any:
 
 
 def add(name: str, a: Any, b: Any, tracer: Any, limit: Any = None) -> Any:
-    """The sum of two tensors of the new graph; `limit` as `emit` has it."""
-    made = layers.Add(name=name)
-    made.limit = limit
-    return tracer.emit(made, [a, b])
+    """The sum of two tensors of the new graph; `limit` is `emit`'s `range_limit`."""
+    return tracer.emit(layers.Add(name=name), [a, b], range_limit=limit)
 
 
 def multiply(name: str, a: Any, b: Any, tracer: Any, limit: Any = None) -> Any:
-    """The product of two tensors of the new graph; `limit` as `emit` has it."""
-    made = layers.Multiply(name=name)
-    made.limit = limit
-    return tracer.emit(made, [a, b])
+    """The product of two tensors of the new graph; `limit` is `emit`'s `range_limit`."""
+    return tracer.emit(layers.Multiply(name=name), [a, b], range_limit=limit)
 
 
 def zeros(units: int, x: Any, tracer: Any) -> Any:
