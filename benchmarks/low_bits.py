@@ -17,9 +17,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from data import cifar10, pretrained
+from data import CIFAR_BLACK, Augmented, cifar10, pretrained
 from keras import layers
-from real_models import HEADING, augmented, floating, row
+from real_models import HEADING, floating, row
 from results import RESULTS, write_section
 
 import intact
@@ -93,26 +93,6 @@ VARIANTS = {
 }
 
 
-class Augmented(keras.utils.PyDataset):
-    """Flipped and cropped images, drawn anew in each epoch."""
-
-    def __init__(self, x: np.ndarray) -> None:
-        super().__init__()
-        self.x = x
-        self.rng = np.random.default_rng(SEED)
-        self.on_epoch_end()
-
-    def __len__(self) -> int:
-        return len(self.x) // BATCH
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        chosen = self.order[index * BATCH : (index + 1) * BATCH]
-        return augmented(self.x[chosen], self.rng)
-
-    def on_epoch_end(self) -> None:
-        self.order = self.rng.permutation(len(self.x))
-
-
 def mirrored(model: keras.Model) -> keras.Model:
     """What a model says of an image and of its mirror image, on average: a better teacher."""
     image = keras.Input(model.input_shape[1:])
@@ -127,7 +107,7 @@ def trained(name: str, model: keras.Model, x: np.ndarray) -> keras.Model:
     few = variant.activations.bits < 8
     q = intact.quantize_model(forked(model) if few else model, variant.scheme(name))
     intact.calibrate(q, x[:256], verbose=0)
-    data = Augmented(x)
+    data = Augmented(x, batch=BATCH, seed=SEED, fill=CIFAR_BLACK)
     intact.distill(
         q,
         teacher=mirrored(model) if variant.mirrored else model,

@@ -49,6 +49,12 @@ class Accumulator(NamedTuple):
     input_scale: Any
     weight_scale: Any
 
+    def real(self) -> Tensor:
+        """The real values."""
+        if self.bias is None:
+            return self.values
+        return (self.values + self.bias) * (self.input_scale * self.weight_scale)
+
 
 FINE = 2.0**-8
 """The unit of real values where integers are expected.

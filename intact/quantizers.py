@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import keras
@@ -111,10 +112,7 @@ class AccumulatorArithmetic(Arithmetic):
 
     @staticmethod
     def real(pending: Any) -> Tensor:
-        acc = Accumulator(*pending)
-        if acc.bias is None:
-            return acc.values
-        return (acc.values + acc.bias) * (acc.input_scale * acc.weight_scale)
+        return Accumulator(*pending).real()
 
     @staticmethod
     def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
@@ -442,13 +440,44 @@ class FakeQuantize(keras.layers.Layer):
         if final and training:
             return unquantized(_bounded(real, lower, upper))
         grid = self.grid(self._count(rule, pending), now)
+
+        def quantized() -> QTensor:
+            values = self._rounded(rule, pending, real, grid, lower, upper)
+            return QTensor(values, grid.scale, grid.zero_point)
+
+        if on is not None:
+            # In units so small that biases are as in float, and fit in 32 bits nonetheless.
+            unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)
+            if self.learns:
+                # The gradient of trained numbers is 0 before they are used, and not missing.
+                unit = unit + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
+            float_values = partial(unquantized, _bounded(real, lower, upper), unit)
+            return QTensor(*ops.cond(on, quantized, float_values))
+        if self.fixed is not None or training:
+            return quantized()
+        # A model that has seen no data computes in float rather than in zeros.
+        ready = self.count[slot] > 0
+        plain = self.real(pending, rule.name, lower=lower, upper=upper)
+        return QTensor(*(ops.where(ready, a, b) for a, b in zip(quantized(), plain, strict=True)))
+
+    def _rounded(
+        self,
+        rule: type[Arithmetic],
+        pending: Any,
+        real: Tensor | None,
+        grid: Grid,
+        lower: float | None,
+        upper: float | None,
+    ) -> Tensor:
+        """Whole numbers; while training, `real` are the values without rounding, else None."""
         first = self.first_grid(grid)
         params = QTensor(None, first.scale, first.zero_point)
         low, high = self.bounds(first, lower, upper)
+        training = real is not None
         if training and (self.learns or self.spec.stochastic) and not self.rule.signs:
             moves = self.learns and (self.rule.trains_bounds or upper is not None)
-            values = self._trained(real * inverse(grid.scale), low, high, moves)
-        elif training and not rule.in_training:
+            return self._trained(real * inverse(grid.scale), low, high, moves)
+        if training and not rule.in_training:
             # Rounded once; few values differ from those of the kernels, by 1.
             values = RealArithmetic.quantize(real, params, low, high)
         elif self.spec.bits > 8:
@@ -460,18 +489,7 @@ class FakeQuantize(keras.layers.Layer):
             if training:
                 smooth = ops.clip(_bounded(real, lower, upper), -1.0, 1.0)
                 values = straight_through(values, smooth)
-        quantized = QTensor(values, grid.scale, grid.zero_point)
-        if on is not None:
-            # In units so small that biases are as in float, and fit in 32 bits nonetheless.
-            unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)
-            plain = unquantized(_bounded(real, lower, upper), unit)
-            return QTensor(*(ops.where(on, a, b) for a, b in zip(quantized, plain, strict=True)))
-        if self.fixed is not None or training:
-            return quantized
-        # A model that has seen no data computes in float rather than in zeros.
-        ready = self.count[slot] > 0
-        real = self.real(pending, rule.name, lower=lower, upper=upper)
-        return QTensor(*(ops.where(ready, a, b) for a, b in zip(quantized, real, strict=True)))
+        return values
 
     def real(
         self,
@@ -534,35 +552,36 @@ class FakeQuantize(keras.layers.Layer):
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        observer = following(self.spec.momentum)
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
-        seen = observer.look(real)
-        # The ends of what is clamped are the ends, clamped.
-        minimum, maximum = (_bounded(end, lower, upper) for end in seen[:2])
-        new = observer.update(state, Range(minimum, maximum, seen.count))
-        if self.learns:
+        kept = [*state, self.size[slot]] if self.learns else [*state]
+
+        def followed() -> list[Tensor]:
+            observer = following(self.spec.momentum)
+            seen = observer.look(real)
+            # The ends of what is clamped are the ends, clamped.
+            minimum, maximum = (_bounded(end, lower, upper) for end in seen[:2])
+            new = observer.update(state, Range(minimum, maximum, seen.count))
+            if not self.learns:
+                return [*new]
             mean = ops.mean(ops.abs(_bounded(real, lower, upper)))
-            size = self.size[slot] + (mean - self.size[slot]) / new.count
-            # The optimizer moves what the first data gave, or those before it began.
-            first = state.count == 0
-            if self.clock is not None:
-                begun = self.clock.reached("quant_delay", now)
-                first = ops.logical_or(first, ops.logical_not(begun))
-            new = Range(*(ops.where(first, n, o) for n, o in zip(new, state, strict=True)))
-            size = ops.where(first, size, self.size[slot])
-            here = np.arange(self.slots) == slot
-            self.size.assign(ops.where(here, size, self._value("size")))
+            return [*new, kept[-1] + (mean - kept[-1]) / new.count]
+
+        # A range that has seen nothing has nothing to keep.
+        observes = state.count == 0
         if self.clock is not None:
-            # A range that has seen nothing has nothing to keep.
-            frozen = self.clock.reached("freeze_ranges", now)
-            frozen = ops.logical_and(frozen, state.count > 0)
-            new = Range(*(ops.where(frozen, o, n) for n, o in zip(new, state, strict=True)))
-        if self.slots == 1:
-            self._assign(Range(*(ops.reshape(part, (1,)) for part in new)))
-        else:
-            here = np.arange(self.slots) == slot
-            old = Range(*(self._value(name) for name in Range._fields))
-            self._assign(Range(*(ops.where(here, n, o) for n, o in zip(new, old, strict=True))))
+            over = self.clock.reached("freeze_ranges", now)
+            if self.learns:
+                # The optimizer moves what the first data gave, or those before it began.
+                over = ops.logical_or(over, self.clock.reached("quant_delay", now))
+            observes = ops.logical_or(observes, ops.logical_not(over))
+        always = self.clock is None and not self.learns
+        new = followed() if always else ops.cond(observes, followed, lambda: kept)
+        names = [*Range._fields, "size"][: len(new)]
+        here = np.arange(self.slots) == slot
+        new = [ops.where(here, n, self._value(k)) for n, k in zip(new, names, strict=True)]
+        self._assign(Range(*new[:3]))
+        if self.learns:
+            self.size.assign(new[3])
 
     def _assign(self, new: Range) -> None:
         self.minimum.assign(new.minimum)

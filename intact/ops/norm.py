@@ -151,8 +151,24 @@ class BatchNormalization(ByChannel):
             moving.assign(moving * (1.0 - rest) + ops.stop_gradient(batch) * rest)
 
     @classmethod
-    def of_batch(cls, layer: Any, acc: Accumulator) -> Accumulator:
-        """What `fold` comes to by a batch's own statistics: real values."""
+    def of_batch(cls, layer: Any, acc: Accumulator, moves: Any) -> Accumulator:
+        """What `fold` comes to by a batch's own statistics, while these move: real values."""
+
+        def kept() -> tuple[Any, Any, Any]:
+            real = cls.fold(layer, acc, False).real()
+            return real, layer.moving_mean * 1.0, layer.moving_variance * 1.0
+
+        if moves is True:
+            y, mean, variance = cls.by_batch(layer, acc)
+        else:
+            # A schedule says in the graph whether the statistics still move.
+            y, mean, variance = ops.cond(moves, lambda: cls.by_batch(layer, acc), kept)
+        cls.follow(layer, mean, variance, moves)
+        return Accumulator(y, None, None, None)
+
+    @classmethod
+    def by_batch(cls, layer: Any, acc: Accumulator) -> tuple[Any, Any, Any]:
+        """Sums normalized by their own mean and variance, and these."""
         ones = ops.ones((acc.values.shape[-1],))
         unit = ops.stop_gradient(acc.input_scale * acc.weight_scale) * ones
         gamma = ops.sign(unit) * (layer.gamma if layer.scale else 1.0)
@@ -162,8 +178,7 @@ class BatchNormalization(ByChannel):
         # The moving mean is near the batch's.
         centre = ops.stop_gradient(layer.moving_mean / unit - acc.bias)
         y, mean, variance = batch_norm(acc.values, centre, gamma, beta, epsilon)
-        cls.follow(layer, (mean + acc.bias) * unit, variance * unit * unit)
-        return Accumulator(y, None, None, None)
+        return y, (mean + acc.bias) * unit, variance * unit * unit
 
     @classmethod
     def sigma(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
@@ -181,8 +196,8 @@ class BatchNormalization(ByChannel):
 
     @classmethod
     def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
-        if training is True and layer.trainable and not layer.synchronized:
-            return cls.of_batch(layer, acc)
+        if training is not False and layer.trainable and not layer.synchronized:
+            return cls.of_batch(layer, acc, training)
         mean, variance = cls.statistics(layer, acc, training, xp)
         factor = cls.factor(layer, variance, xp)
         acc = scale_channels(add_bias(acc, -mean, xp), factor)
