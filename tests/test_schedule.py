@@ -1,6 +1,7 @@
 """When quantization begins in training, and what freezes when."""
 
 import warnings
+from collections import Counter
 
 import keras
 import numpy as np
@@ -9,7 +10,9 @@ from keras import layers
 from small import cnn, enliven, host, mlp, parse, quantizers, ranges
 
 import intact
-from intact import IntactError, Rule, Schedule, Scheme, TensorSpec, callbacks
+from intact import IntactError, Rule, Schedule, Scheme, TensorSpec, callbacks, observers
+from intact.ops import norm as ops_norm
+from intact.quantizers import RealArithmetic
 from intact.training import Quantized
 
 BATCHES = 4
@@ -101,6 +104,34 @@ def test_ranges_freeze_at_a_step(images, rng):
     for path, value in ranges(q).items():
         if "clock" not in path:
             np.testing.assert_array_equal(value, before[path])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="compiled steps hold both branches")
+def test_a_step_computes_only_what_it_needs(images, rng, monkeypatch):
+    calls = Counter()
+
+    def count(holder, name, kind=lambda f: f):
+        real = getattr(holder, name)
+
+        def counting(*args):
+            calls[name] += 1
+            return real(*args)
+
+        monkeypatch.setattr(holder, name, kind(counting))
+
+    count(observers.MovingAverage, "look")
+    count(RealArithmetic, "quantize", staticmethod)
+    count(ops_norm, "batch_norm")
+    then = 2 * BATCHES
+    schedule = Schedule(quant_delay=then, freeze_ranges=then, freeze_batch_norm=then)
+    q = compiled(intact.quantize_model(enliven(cnn(), rng), schedule=schedule))
+    fit(q, images)  # Keras calls all layers once before the first step.
+    calls.clear()
+    fit(q, images)
+    assert set(calls) == {"look", "batch_norm"}
+    calls.clear()
+    fit(q, images)
+    assert set(calls) == {"quantize"}
 
 
 def test_a_range_without_data_does_not_freeze(images, rng):
