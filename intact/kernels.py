@@ -1,6 +1,7 @@
 """What a single backend needs or does better, behind one function each."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -35,6 +36,23 @@ def no_gradients() -> contextlib.AbstractContextManager:
 
         return torch.no_grad()
     return contextlib.nullcontext()
+
+
+def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tuple[Any, ...]:
+    """What one of two functions returns, at the least cost.
+
+    Args:
+        condition: A scalar truth value.
+        yes: Returns tensors; called where it holds.
+        no: Returns tensors of the same shapes; called where it does not.
+
+    Returns:
+        The tensors.
+    """
+    if keras.backend.backend() == "jax":
+        # XLA fuses a choice into what is around it, but nothing across the ends of a branch.
+        return tuple(ops.where(condition, a, b) for a, b in zip(yes(), no(), strict=True))
+    return tuple(ops.cond(condition, lambda: tuple(yes()), lambda: tuple(no())))
 
 
 def inverse(x: Any) -> Any:

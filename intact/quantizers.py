@@ -13,7 +13,7 @@ from keras import ops
 from intact.errors import NotCalibratedError
 from intact.fixed_point import multiplier, multiply
 from intact.graph import Graph, Node, view
-from intact.kernels import inverse, round_clip
+from intact.kernels import either, inverse, round_clip
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -452,7 +452,7 @@ class FakeQuantize(keras.layers.Layer):
                 # The gradient of trained numbers is 0 before they are used, and not missing.
                 unit = unit + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
             float_values = partial(unquantized, _bounded(real, lower, upper), unit)
-            return QTensor(*ops.cond(on, quantized, float_values))
+            return QTensor(*either(on, quantized, float_values))
         if self.fixed is not None or training:
             return quantized()
         # A model that has seen no data computes in float rather than in zeros.
@@ -575,7 +575,7 @@ class FakeQuantize(keras.layers.Layer):
                 over = ops.logical_or(over, self.clock.reached("quant_delay", now))
             observes = ops.logical_or(observes, ops.logical_not(over))
         always = self.clock is None and not self.learns
-        new = followed() if always else ops.cond(observes, followed, lambda: kept)
+        new = followed() if always else either(observes, followed, lambda: kept)
         names = [*Range._fields, "size"][: len(new)]
         here = np.arange(self.slots) == slot
         new = [ops.where(here, n, self._value(k)) for n, k in zip(new, names, strict=True)]
