@@ -14,6 +14,10 @@ COMPILED ?= --cases 1 --ignore tests/litert --ignore tests/fuzz $(addprefix --ig
 OLDEST := keras==3.13.0
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Of two workers on two cores, more threads would wait for each other, and take several times as long.
+test test-torch test-tensorflow test-oldest: export OMP_NUM_THREADS ?= 1
+test test-torch test-tensorflow test-oldest: export TF_NUM_INTRAOP_THREADS ?= 1
+test test-torch test-tensorflow test-oldest: export TF_NUM_INTEROP_THREADS ?= 1
 
 .PHONY: help demo test test-torch test-tensorflow test-oldest lint clean
 
