@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 import keras
@@ -445,14 +444,16 @@ class FakeQuantize(keras.layers.Layer):
             values = self._rounded(rule, pending, real, grid, lower, upper)
             return QTensor(values, grid.scale, grid.zero_point)
 
-        if on is not None:
+        def unrounded() -> QTensor:
             # In units so small that biases are as in float, and fit in 32 bits nonetheless.
             unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)
             if self.learns:
                 # The gradient of trained numbers is 0 before they are used, and not missing.
                 unit = unit + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
-            float_values = partial(unquantized, _bounded(real, lower, upper), unit)
-            return QTensor(*either(on, quantized, float_values))
+            return unquantized(_bounded(real, lower, upper), unit)
+
+        if on is not None:
+            return QTensor(*either(on, quantized, unrounded))
         if self.fixed is not None or training:
             return quantized()
         # A model that has seen no data computes in float rather than in zeros.
