@@ -25,8 +25,8 @@ from real_models import ds_cnn
 from results import write_section
 
 import intact
-from intact.litert import micro, vela
-from intact.litert.placement import place, working_type
+from intact.litert import vela
+from intact.litert.placement import micro_faults, place, working_type
 from intact.litert.reader import read
 from intact.litert.runtime import delegated, fix_sizes
 from intact.litert.targets import TARGETS, runs
@@ -106,7 +106,7 @@ def kernels(schemes: list[str]) -> None:
                 if file is None or all(seen[key] >= 3 for key in keys):
                     continue
                 seen.update(set(keys))
-                failed = micro.try_ops(file)
+                failed = micro_faults(file)
                 found = {"tflite-micro": [i not in failed for i in range(len(ops))]}
                 found["xnnpack"] = delegated(file)
                 for npu in NPUS:

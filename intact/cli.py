@@ -777,12 +777,13 @@ def check(file: Path, target: str, as_json: bool) -> None:
     The target's own tool is asked: TFLite Micro runs the file, Vela compiles it for an Ethos-U.
     They come with pip install 'intact[targets]'.
 
-    The exit code is 1 if the target does not run the file.
+    The exit code is 1 if the target does not run the file, runs none of its ops, or computes other
+    values than LiteRT.
     """
     is_keras = file.suffix in (".keras", ".h5", ".hdf5")
     found = check_target(load_keras(file) if is_keras else file, target)
     _echo(as_json, found.to_dict(), found)
-    if not found.runs:
+    if not found.ok:
         sys.exit(1)
 
 

@@ -39,6 +39,13 @@ def test_float_models_are_checked_before_anything(target, rng):
     assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
 
 
+def test_schemes_of_few_bits_are_checked(rng):
+    """Activations of 4 bits are stored in int8."""
+    spec = intact.TensorSpec(4)
+    scheme = intact.Scheme("few", (intact.Rule(activations=spec),))
+    assert intact.check(enliven(mlp(), rng), "edgetpu", scheme=scheme).ok
+
+
 def test_stand_in_ranges_do_not_stay(rng):
     q = intact.quantize_model(enliven(mlp(), rng))
     intact.check(q, "edgetpu")

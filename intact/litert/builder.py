@@ -76,7 +76,7 @@ class Operator:
 # itself checks only that a version is not too high for it; other compilers are strict.
 VERSIONS: dict[str, Callable[["Operator"], int]] = {
     "ADD": lambda op: _by_type(op, 2, 3),
-    "ARG_MAX": lambda op: 2 if op.inputs[0].dtype == "int8" else 1,
+    "ARG_MAX": lambda op: _by_input_type(op, 2, 1),
     "AVERAGE_POOL_2D": lambda op: _by_type(op, 2, 3),
     "BATCH_MATMUL": lambda op: _by_type(op, 2, 3),
     "CONCATENATION": lambda op: _by_type(op, 2, 3),
@@ -99,6 +99,7 @@ VERSIONS: dict[str, Callable[["Operator"], int]] = {
         if np.size(op.inputs[0].scale) > 1
         else {"uint8": 1, "int8": 2}.get(op.inputs[0].dtype, 3)
     ),
+    "EQUAL": lambda op: _by_input_type(op, 2, 4),
     "EXP": lambda op: _by_type(op, 2, 2),
     "FULLY_CONNECTED": lambda op: (
         14
@@ -117,6 +118,10 @@ VERSIONS: dict[str, Callable[["Operator"], int]] = {
     ),
     "GATHER": lambda op: _by_type(op, 2, 4),
     "GELU": lambda op: _by_type(op, 2, 2),
+    "GREATER": lambda op: _by_input_type(op, 2, 2),
+    "GREATER_EQUAL": lambda op: _by_input_type(op, 2, 3),
+    "LESS": lambda op: _by_input_type(op, 2, 3),
+    "LESS_EQUAL": lambda op: _by_input_type(op, 2, 2),
     "LOG": lambda op: _by_type(op, 2, 2),
     "LOG_SOFTMAX": lambda op: _by_type(op, 2, 2),
     "LOGISTIC": lambda op: _by_type(op, 2, 3),
@@ -129,6 +134,7 @@ VERSIONS: dict[str, Callable[["Operator"], int]] = {
         if _is_int8(op) and op.inputs[0].scale * op.inputs[1].scale >= op.outputs[0].scale
         else _by_type(op, 2, 4)
     ),
+    "NOT_EQUAL": lambda op: _by_input_type(op, 2, 4),
     "PAD": lambda op: 4 if _rank(op) > 4 else _by_type(op, 2, 3),
     "LEAKY_RELU": lambda op: _by_type(op, 1, 2),
     "QUANTIZE": lambda op: 2 if "int16" in (op.inputs[0].dtype, op.outputs[0].dtype) else 1,
@@ -165,6 +171,11 @@ VERSIONS: dict[str, Callable[["Operator"], int]] = {
 def _by_type(op: Operator, int8: int, int16: int, other: int = 1) -> int:
     """The version by the type of the output."""
     return {"int8": int8, "int16": int16}.get(op.outputs[0].dtype, other)
+
+
+def _by_input_type(op: Operator, int8: int, int16: int) -> int:
+    """The version by the type of the first input, for ops that return indices or truth values."""
+    return {"int8": int8, "int16": int16}.get(op.inputs[0].dtype, 1)
 
 
 def _is_int4(op: Operator) -> bool:

@@ -2,14 +2,27 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from intact.litert.reader import FileGraph, FileOp, FileTensor, LiteRTFile, read
 
-_HEADING = ("", "op", "version", "input", "output", "scale", "zero point", "constants", "name")
+_HEADING = (
+    "",
+    "op",
+    "version",
+    "input",
+    "weights",
+    "output",
+    "scale",
+    "zero point",
+    "constants",
+    "name",
+)
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+_INDICES = ("int32", "int64", "bool")
+"""The types of constants that are sizes, axes and biases, and no weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +44,16 @@ class Inspection:
 
     @property
     def float_ops(self) -> tuple[str, ...]:
-        """The ops that compute in float, in order; conversions do not count."""
-        return tuple(op.name for graph in self.file.graphs for op in graph.ops if is_float(op))
+        """The ops that compute in float, in order; conversions and hybrid ops do not count."""
+        return self._names(is_float)
+
+    @property
+    def hybrid_ops(self) -> tuple[str, ...]:
+        """The ops with float data and integer weights: they quantize their input at run time."""
+        return self._names(is_hybrid)
+
+    def _names(self, counts: Callable[[FileOp], bool]) -> tuple[str, ...]:
+        return tuple(op.name for graph in self.file.graphs for op in graph.ops if counts(op))
 
     @property
     def op_counts(self) -> dict[str, int]:
@@ -55,6 +76,7 @@ class Inspection:
             "version": file.version,
             "op_counts": self.op_counts,
             "float_ops": list(self.float_ops),
+            "hybrid_ops": list(self.hybrid_ops),
             "signatures": [
                 {
                     "name": s.name,
@@ -81,9 +103,9 @@ class Inspection:
             lines += ["", f"{title}{len(graph.ops)} ops, {len(graph.tensors)} tensors"]
             lines += columns(_HEADING, [_row(op) for op in graph.ops])
         lines += ["", "In all: " + ", ".join(f"{n} {op}" for op, n in self.op_counts.items())]
-        floats = Counter(self.float_ops)
-        in_float = ", ".join(f"{n} {op}" for op, n in floats.items()) or "none"
-        lines.append(f"In float: {in_float}")
+        if self.hybrid_ops:
+            lines.append(f"Hybrid, float data and integer weights: {_counts(self.hybrid_ops)}")
+        lines.append(f"In float: {_counts(self.float_ops) or 'none'}")
         return "\n".join(lines)
 
 
@@ -111,10 +133,40 @@ def inspect(file: str | os.PathLike | bytes) -> Inspection:
 
 
 def is_float(op: FileOp) -> bool:
-    """Whether an op computes in float; conversions do not count."""
+    """Whether an op computes in float; conversions and hybrid ops do not count.
+
+    Args:
+        op: The op.
+    """
+    return _has_float_data(op) and not is_hybrid(op)
+
+
+def is_hybrid(op: FileOp) -> bool:
+    """Whether an op has float data and integer weights, and sums products of integers.
+
+    Args:
+        op: The op.
+    """
+    weights = _weights(op)
+    return weights is not None and weights.quantized and _has_float_data(op)
+
+
+def _has_float_data(op: FileOp) -> bool:
+    """Whether an op that is no conversion has a float tensor."""
     tensors = (*op.inputs, *op.outputs)
-    found = any(t is not None and t.dtype.startswith(("float", "bfloat")) for t in tensors)
-    return found and op.name not in _CONVERSIONS
+    has_float = any(t is not None and t.dtype.startswith(("float", "bfloat")) for t in tensors)
+    return has_float and op.name not in _CONVERSIONS
+
+
+def _weights(op: FileOp) -> FileTensor | None:
+    """The largest constant of an op that holds weights."""
+    constants = [t for t in op.inputs if t is not None and t.data is not None]
+    values = [t for t in constants if t.dtype not in _INDICES]
+    return max(values, key=lambda t: t.bytes, default=None)
+
+
+def _counts(names: Sequence[str]) -> str:
+    return ", ".join(f"{n} {op}" for op, n in Counter(names).items())
 
 
 def _held(tensors: Any) -> dict[int, int]:
@@ -133,11 +185,13 @@ def _row(op: FileOp) -> tuple[str, ...]:
     if output is not None and output.quantized:
         scale = f"{output.scales[0]:.6g}" if len(output.scales) == 1 else "per channel"
         zero_point = str(output.zero_points[0]) if len(output.zero_points) else ""
+    weights = _weights(op)
     return (
         str(op.index),
         op.name,
         str(op.version),
         _kind(first) if first else "",
+        weights.dtype if weights else "",
         _kind(output) if output else "",
         scale,
         zero_point,
@@ -177,6 +231,7 @@ def _graph_dict(graph: FileGraph) -> dict[str, Any]:
                 "options": op.options,
                 "constant_bytes": sum(_held(op.inputs).values()),
                 "float": is_float(op),
+                "hybrid": is_hybrid(op),
             }
             for op in graph.ops
         ],

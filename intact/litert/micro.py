@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from math import prod
@@ -68,35 +68,32 @@ def run_micro(file: bytes, inputs: list[np.ndarray]) -> MicroRun:
         MissingToolError: TFLite Micro is not installed.
         IntactError: It takes longer than `SECONDS`.
     """
-    version()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "model.tflite"
-        place.write_bytes(file)
-        if inputs:
-            np.savez(place.with_suffix(".in.npz"), *inputs)
-        log = _run(folder, _arena(read(file)))["model"]
-        return _result(place, log)
+    return run_files([file], [inputs])[0]
 
 
-def try_ops(file: bytes) -> dict[int, str]:
-    """Try the ops of a file's first graph on TFLite Micro, each alone.
+def run_files(files: Sequence[bytes], inputs: Sequence[list[np.ndarray]]) -> list[MicroRun]:
+    """Run several files on TFLite Micro.
 
     Args:
-        file: The file's bytes.
+        files: The bytes of each file.
+        inputs: Per file and input, stored values (samples, *shape); none stand for zeros.
 
     Returns:
-        Why they do not run, of those that do not.
+        For each file its outputs and needs, or why it does not run.
 
     Raises:
         MissingToolError: TFLite Micro is not installed.
+        IntactError: A file takes longer than `SECONDS`.
     """
     version()
     with tempfile.TemporaryDirectory() as folder:
-        for index, content in enumerate(_alone(file)):
-            (Path(folder) / f"{index:06}.tflite").write_bytes(content)
-        logs = _run(folder, _arena(read(file)))
-        tried = {name: _result(Path(folder) / f"{name}.tflite", log) for name, log in logs.items()}
-    return {int(name): one.reason for name, one in tried.items() if one.outputs is None}
+        paths = [Path(folder) / f"{index:06}.tflite" for index in range(len(files))]
+        for path, file, arrays in zip(paths, files, inputs, strict=True):
+            path.write_bytes(file)
+            if arrays:
+                np.savez(path.with_suffix(".in.npz"), *arrays)
+        logs = _run(folder, max(_arena(read(file)) for file in files))
+        return [_result(path, logs[path.stem]) for path in paths]
 
 
 def _run(folder: str, arena: int) -> dict[str, str]:
@@ -142,7 +139,7 @@ def _bytes(graph: FileGraph) -> int:
     return sum(prod(n or 1 for n in t.shape) * BITS.get(t.dtype, 64) // 8 for t in moving)
 
 
-def _alone(file: bytes) -> Iterator[bytes]:
+def single_ops(file: bytes) -> Iterator[bytes]:
     """Each op of a file's first graph as a file."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file, 0))
     graph, buffers, operators = model.subgraphs[0], model.buffers, model.subgraphs[0].operators

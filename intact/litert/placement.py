@@ -54,6 +54,8 @@ class Placement:
         runs: Whether the target with its host runs the file at all.
         figures: Numbers that the tool tells; the names say the unit.
         settings: What the tool took for granted.
+        agrees: Whether the outputs are those of LiteRT's reference kernels, but for rounding.
+        notes: What else is worth knowing, a sentence each.
 
     Example:
 
@@ -68,29 +70,42 @@ class Placement:
     runs: bool
     figures: dict[str, float]
     settings: str
+    agrees: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the target runs the file and some of its ops, and computes what LiteRT does."""
+        return self.runs and self.agrees and any(op.taken for op in self.ops)
 
     @property
     def share(self) -> float:
-        """The share of the ops that the target takes."""
+        """The share of the ops that run on the target."""
         return sum(op.taken for op in self.ops) / max(len(self.ops), 1)
 
     @property
     def left(self) -> tuple[PlacedOp, ...]:
-        """The ops that the target does not take."""
+        """The ops that do not run on the target."""
         return tuple(op for op in self.ops if not op.taken)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        return {**asdict(self), "share": self.share}
+        return {**asdict(self), "share": self.share, "ok": self.ok}
 
     def __str__(self) -> str:
         settings = f", {self.settings}" if self.settings else ""
         rows = [(str(op.index), op.op, op.output, op.where, op.reason) for op in self.ops]
         taken = len(self.ops) - len(self.left)
         lines = [f"{self.target} ({self.tool}{settings})", "", *columns(_HEADING, rows), ""]
-        lines.append(f"{taken} of {len(self.ops)} ops ({100 * self.share:.1f} %) are taken.")
+        title = TARGETS[get_target(self.target)].title
+        lines.append(f"{taken} of {len(self.ops)} ops ({100 * self.share:.1f} %) run on {title}.")
         if not self.runs:
-            lines.append("The target does not run this file.")
+            lines.append(f"{title} does not run this file.")
+        elif not self.agrees:
+            lines.append(f"{title} runs this file, and computes other values than LiteRT.")
+        elif not taken:
+            lines.append("Quantize the model with the scheme 'int8'.")
+        lines += self.notes
         lines += [f"{name.replace('_', ' ')}: {value:,.6g}" for name, value in self.figures.items()]
         return "\n".join(lines)
 
@@ -144,24 +159,80 @@ def _micro(file: bytes, ops: tuple[FileOp, ...], target: str, data: Any, samples
     inputs = _random(model, samples) if data is None else model.stored(data)
     ran = micro.run_micro(file, [_in_batches(model, name, x) for name, x in inputs.items()])
     if ran.outputs is None:
-        reasons = micro.try_ops(file)
-        placed = _placed(ops, reasons, "TFLite Micro", "nowhere")
-        settings = "" if reasons else ran.reason
-        return Placement(target, tool, placed, False, {}, settings)
-    expected = model.predict(inputs, batch_size=1, raw=True)
-    expected = expected if isinstance(expected, dict) else {model.output_names[0]: expected}
+        faults = micro_faults(file)
+        placed = _placed(ops, faults, "TFLite Micro", "nowhere")
+        return Placement(target, tool, placed, False, {}, "" if faults else ran.reason)
+    expected = _outputs(model, inputs)
     figures: dict[str, float] = {"arena_bytes": ran.arena_bytes}
-    figures |= _difference(list(expected.values()), ran.outputs)
-    return Placement(target, tool, _placed(ops, {}, "TFLite Micro", ""), True, figures, "")
+    figures |= _difference(expected, ran.outputs)
+    agrees = all(map(_agree, expected, ran.outputs))
+    placed = _placed(ops, {} if agrees else micro_faults(file), "TFLite Micro", "nowhere")
+    return Placement(target, tool, placed, True, figures, "", agrees)
 
 
-def _difference(expected: list[np.ndarray], found: list[np.ndarray]) -> dict[str, float]:
+def _outputs(model: LiteRTModel, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The stored outputs of a file for stored inputs, sample by sample."""
+    if not inputs:
+        # An op of constants alone.
+        model.interpreter.invoke()
+        details = model.interpreter.get_output_details()
+        return [model.interpreter.get_tensor(detail["index"]) for detail in details]
+    outputs = model.predict(inputs, batch_size=1, raw=True)
+    return list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+
+
+def micro_faults(file: bytes) -> dict[int, str]:
+    """Try the ops of a file's first graph on TFLite Micro, each alone, on random values.
+
+    Args:
+        file: The file's bytes.
+
+    Returns:
+        By index of the op, why it does not run or that it computes other values.
+
+    Raises:
+        MissingToolError: TFLite Micro is not installed.
+    """
+    files = list(micro.single_ops(file))
+    models = [_reference(content) for content in files]
+    inputs = [_random(model, 1) if model else {} for model in models]
+    runs = micro.run_files(files, [[x[None] for x in arrays.values()] for arrays in inputs])
+    faults = {}
+    for index, (model, arrays, run) in enumerate(zip(models, inputs, runs, strict=True)):
+        if run.outputs is None:
+            faults[index] = run.reason
+        elif model and not all(map(_agree, _outputs(model, arrays), run.outputs)):
+            faults[index] = "it computes other values than LiteRT's kernel"
+    return faults
+
+
+def _reference(file: bytes) -> LiteRTModel | None:
+    """A file on LiteRT's reference kernels; None if they do not run it by itself."""
+    try:
+        return LiteRTModel(file, kernels="reference")
+    except IntactError:
+        return None
+
+
+def _agree(expected: np.ndarray, values: np.ndarray) -> bool:
+    """Whether outputs are equal but for rounding: by one step, or by 20 dB."""
+    gaps = _gaps(expected, values)
+    finite = expected[np.isfinite(expected)].astype("float64")
+    step = 1.0 if expected.dtype.kind != "f" else 1e-4 * np.abs(finite).max(initial=0)
+    return bool(gaps.max(initial=0) <= step or (gaps**2).sum() <= 0.01 * finite.size * finite.var())
+
+
+def _gaps(expected: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """By how much each value differs; the last batch may have been filled up."""
+    a = expected.reshape(-1).astype("float64")
+    b = values.reshape(-1)[: a.size].astype("float64")
+    with np.errstate(invalid="ignore"):
+        return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
+
+
+def _difference(expected: list[np.ndarray], outputs: list[np.ndarray]) -> dict[str, float]:
     """How outputs differ from those of LiteRT's reference kernels."""
-    pairs = [
-        (a.reshape(-1).astype("float64"), b.reshape(-1)[: a.size].astype("float64"))
-        for a, b in zip(expected, found, strict=True)
-    ]
-    gaps = np.concatenate([np.abs(a - b) for a, b in pairs])
+    gaps = np.concatenate([_gaps(a, b) for a, b in zip(expected, outputs, strict=True)])
     return {
         "values_compared": gaps.size,
         "values_unlike_reference_kernels": int((gaps > 0).sum()),

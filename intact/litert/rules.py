@@ -38,7 +38,7 @@ class OpRule:
         optional: Those conditions that allow the version, and do not ask for it.
         scales: `FREE`, `SAME`, `ALL_SAME`, or what the output must have.
         data: Places of the inputs that scales are about; none stands for all.
-        mismatch: What happens where they differ.
+        mismatch: What happens where they differ; by type, where that depends on it.
         weights: Places of data, weights and bias, and the axis of the weights' channels.
         narrow: The types of less than 8 bits that weights may have.
         broken: Types for which the kernel is wrong or missing, and why.
@@ -50,11 +50,15 @@ class OpRule:
     later: dict[str, int] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     data: tuple[int, ...] = (0,)
-    mismatch: str = SILENT
+    mismatch: str | dict[str, str] = SILENT
     weights: tuple[int, int, int, int] | None = None
     narrow: tuple[str, ...] = ()
     broken: dict[str, str] = field(default_factory=dict)
     inexact: dict[str, str] = field(default_factory=dict)
+
+    def on_mismatch(self, dtype: str) -> str:
+        """What happens where scales of a type differ: `SILENT`, `REJECTED` or `REQUANTIZED`."""
+        return self.mismatch if isinstance(self.mismatch, str) else self.mismatch[dtype]
 
 
 def _rank(op: FileOp) -> int:
@@ -134,18 +138,17 @@ RULES: dict[str, OpRule] = {
     "ABS": OpRule(_versions(2, 3)),
     "ADD": OpRule(_versions(2, 3), data=(0, 1)),
     "BATCH_MATMUL": OpRule(_versions(2, 3), data=(0, 1)),
+    "CEIL": OpRule({}, broken=_NO_KERNEL),
     "COS": OpRule({}, broken=_NO_KERNEL),
     "CUMSUM": OpRule({}, broken=_NO_KERNEL),
     "DIV": OpRule(_versions(1), data=(0, 1)),
     "ELU": OpRule(_versions(1)),
-    "EQUAL": OpRule({}, data=(0, 1)),
     "EXP": OpRule(_versions(2, 2), inexact={"int16": _ROUNDED.format(87)}),
     "FLOOR": OpRule({}, broken=_NO_KERNEL),
     "FLOOR_DIV": OpRule(
         {}, data=(0, 1), broken={"int8": "the int8 kernel ignores scales and zero points"}
     ),
     "GELU": OpRule(_versions(2)),
-    "GREATER": OpRule({}, data=(0, 1)),
     "HARD_SWISH": OpRule(_versions(1)),
     "L2_POOL_2D": OpRule({}, broken=_NO_KERNEL),
     "LEAKY_RELU": OpRule(_versions(1, 2)),
@@ -171,7 +174,24 @@ RULES: dict[str, OpRule] = {
     "SQUARED_DIFFERENCE": OpRule(_versions(2), data=(0, 1)),
     "SUB": OpRule(_versions(2, 5), later={"more than 4 dimensions, broadcast": 3}, data=(0, 1)),
     "SUM": OpRule(_versions(2)),
+    # Comparisons, logic and indices.
+    "ARG_MAX": OpRule({"float32": 1, "int8": 2, "uint8": 1}),
+    "ARG_MIN": OpRule({"float32": 1, "int8": 2, "uint8": 1}),
+    "CAST": OpRule({}),
+    "EQUAL": OpRule(_versions(2, 4), data=(0, 1)),
+    "GREATER": OpRule(_versions(2), data=(0, 1)),
+    "GREATER_EQUAL": OpRule(_versions(2, 3), data=(0, 1)),
+    "LESS": OpRule(_versions(2, 3), data=(0, 1)),
+    "LESS_EQUAL": OpRule(_versions(2), data=(0, 1)),
+    "LOGICAL_AND": OpRule({}, data=(0, 1)),
+    "LOGICAL_NOT": OpRule({}),
+    "LOGICAL_OR": OpRule({}, data=(0, 1)),
+    "NOT_EQUAL": OpRule(_versions(2, 4), data=(0, 1)),
+    "REDUCE_ALL": OpRule({}),
+    "REDUCE_ANY": OpRule({}),
     # Sums of products.
+    "CONV_3D": OpRule({"float32": 1}, broken=_NO_KERNEL),
+    "CONV_3D_TRANSPOSE": OpRule({"float32": 1}, data=(2,), broken=_NO_KERNEL),
     "CONV_2D": OpRule(
         _versions(3),
         later={"grouped": 6, "4-bit weights": 7},
@@ -214,7 +234,12 @@ RULES: dict[str, OpRule] = {
     # Ops that move values, or choose among them.
     "AVERAGE_POOL_2D": OpRule(_versions(2, 3), SAME),
     "BROADCAST_TO": OpRule(_versions(3, 3, float32=2), SAME),
-    "CONCATENATION": OpRule(_versions(2, 3), ALL_SAME, data=(), mismatch=REJECTED),
+    "CONCATENATION": OpRule(
+        _versions(2, 3),
+        ALL_SAME,
+        data=(),
+        mismatch={"int8": REJECTED, "uint8": REQUANTIZED, "int16": SILENT},
+    ),
     "DEPTH_TO_SPACE": OpRule(_versions(2), SAME),
     "EXPAND_DIMS": OpRule(_versions(1), SAME, mismatch=REJECTED),
     "GATHER": OpRule(_versions(2, 4), SAME, later={"batch dimensions": 5, "16-bit indices": 6}),
@@ -227,7 +252,7 @@ RULES: dict[str, OpRule] = {
     "PAD": OpRule(_versions(2, 3), SAME, later={"more than 4 dimensions": 4}),
     "PADV2": OpRule(_versions(2, 3), ALL_SAME, later={"more than 4 dimensions": 4}, data=(0, 2)),
     "REDUCE_MAX": OpRule(_versions(2, 3), SAME),
-    "REDUCE_MIN": OpRule(_versions(2, 3), SAME, mismatch=REJECTED),
+    "REDUCE_MIN": OpRule(_versions(2, 3), SAME),
     "RESHAPE": OpRule(_versions(1), SAME),
     "RESIZE_BILINEAR": OpRule(_versions(2, 4), SAME, later={"half-pixel centers": 3}),
     "RESIZE_NEAREST_NEIGHBOR": OpRule(
@@ -256,5 +281,19 @@ RULES: dict[str, OpRule] = {
     "QUANTIZE": OpRule({"float32": 1, "int8": 1, "int16": 2}, later={"per channel": 3}),
 }
 
-# Ops that may have integers without a scale: they compare, count or convert.
-UNSCALED = ("EQUAL", "GREATER", "FLOOR_DIV", "NEG", "ABS", "SIGN", "POW", "CUMSUM")
+# Ops whose integers need no scale: they compare, count or convert.
+UNSCALED = (
+    "ABS",
+    "CAST",
+    "CUMSUM",
+    "EQUAL",
+    "FLOOR_DIV",
+    "GREATER",
+    "GREATER_EQUAL",
+    "LESS",
+    "LESS_EQUAL",
+    "NEG",
+    "NOT_EQUAL",
+    "POW",
+    "SIGN",
+)

@@ -1,6 +1,7 @@
 """Whether a LiteRT file keeps the rules that the runtime does not check."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from intact.litert.rules import (
     OpRule,
 )
 
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, INFO = "error", "warning", "info"
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int4": (-8, 7)}
 LIMITS |= {"int2": (-2, 1), "uint4": (0, 15)}
 _INTEGERS = ("int8", "uint8", "int16")
@@ -28,11 +29,11 @@ _INTEGERS = ("int8", "uint8", "int16")
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that a file breaks.
+    """A rule that a file breaks, or a kernel that has no rule.
 
     Args:
         severity: "error" where outputs are wrong or the file is refused; "warning" where that
-            holds for some runtimes or is a matter of precision.
+            holds for some runtimes or is a matter of precision; "info" for what is not checked.
         graph: The subgraph.
         op: Index of the op; None for a tensor of its own.
         op_name: The name of the op.
@@ -81,15 +82,25 @@ class Findings(list[Finding]):
         """Those that make outputs wrong, or the file unusable."""
         return [f for f in self if f.severity == ERROR]
 
+    @property
+    def unchecked(self) -> list[Finding]:
+        """The kernels that have no rule, one finding for each."""
+        return [f for f in self if f.severity == INFO]
+
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         findings = [{**asdict(f), "where": f.where} for f in self]
-        return {"errors": len(self.errors), "findings": findings}
+        unchecked = [f.op_name for f in self.unchecked]
+        return {"errors": len(self.errors), "not_checked": unchecked, "findings": findings}
 
     def __str__(self) -> str:
-        errors = len(self.errors)
-        total = f"{errors} errors, {len(self) - errors} warnings"
-        return "\n".join([*map(str, self), total if self else "The file keeps all rules."])
+        errors, unchecked = len(self.errors), len(self.unchecked)
+        warnings = len(self) - errors - unchecked
+        total = f"{errors} errors, {warnings} warnings" if errors or warnings else ""
+        if not total:
+            where = ", where it was checked" if unchecked else ""
+            total = f"The file keeps all rules{where}."
+        return "\n".join([*map(str, self), total])
 
 
 def verify(file: str | os.PathLike | bytes) -> Findings:
@@ -102,7 +113,8 @@ def verify(file: str | os.PathLike | bytes) -> Findings:
         file: Path of a `.tflite` file, or its bytes.
 
     Returns:
-        The findings; none for a file without fault. Print them.
+        The findings. A file without fault has none, but for one "info" per kernel that has no
+        rule, and was not checked. Print them.
 
     Raises:
         IntactError: There is no such file, or it is damaged, or no LiteRT file.
@@ -130,11 +142,19 @@ class _Checker:
     def run(self) -> Iterator[Finding]:
         for tensor in self.graph.tensors:
             yield from self.tensor(tensor)
+        unchecked = Counter(op.name for op in self.graph.ops if op.name not in RULES)
         for op in self.graph.ops:
-            rule = RULES.get(op.name)
-            if rule is not None:
-                self.op = op
-                yield from self.check(op, rule)
+            self.op = op
+            if op.name in RULES:
+                yield from self.check(op, RULES[op.name])
+            elif op.name in unchecked:
+                yield self.unchecked(unchecked.pop(op.name))
+
+    def unchecked(self, count: int) -> Finding:
+        """Says that a kernel has no rule; once for all ops that take it."""
+        ops = "1 op takes this kernel" if count == 1 else f"{count} ops take this kernel"
+        what = f"not checked: {ops}, and there is no rule for it"
+        return self.found(INFO, None, what, "Compare its outputs with the model's")
 
     def found(self, severity: str, tensor: FileTensor | None, what: str, fix: str) -> Finding:
         index, name = (None, None) if self.op is None else (self.op.index, self.op.name)
@@ -322,14 +342,15 @@ class _Checker:
 
     def same(self, inputs: list[FileTensor], rule: OpRule) -> Iterator[Finding]:
         assert self.op is not None
+        mismatch = rule.on_mismatch(inputs[0].dtype)
         for output in self.op.outputs:
             for t in inputs if rule.scales == ALL_SAME else inputs[:1]:
                 if _params(t) != _params(output):
                     yield self.found(
-                        WARNING if rule.mismatch == REQUANTIZED else ERROR,
+                        WARNING if mismatch == REQUANTIZED else ERROR,
                         output if rule.scales == SAME else t,
                         f"input {_show(t)} and output {_show(output)} must have one scale and "
-                        f"zero point: {rule.mismatch}",
+                        f"zero point: {mismatch}",
                         "Give both the same, or put a QUANTIZE between",
                     )
 
@@ -339,11 +360,12 @@ class _Checker:
         want = rule.scales.get(output.dtype)
         if want is None or _params(output) == ((float(np.float32(want[0])),), (want[1],)):
             return
+        mismatch = rule.on_mismatch(output.dtype)
         yield self.found(
-            WARNING if rule.mismatch == REQUANTIZED else ERROR,
+            WARNING if mismatch == REQUANTIZED else ERROR,
             output,
             f"its output has {_show(output)}, and the op prescribes 1/{1 / want[0]:g} and "
-            f"{want[1]}: {rule.mismatch}",
+            f"{want[1]}: {mismatch}",
             "Write these, and a QUANTIZE behind it for others",
         )
 

@@ -66,6 +66,17 @@ def test_float_files_say_so():
     assert str(found).splitlines()[-1] == "In float: 2 FULLY_CONNECTED"
 
 
+def test_hybrid_ops_are_not_float(rng):
+    found = intact.inspect(intact.export(intact.quantize_model(cnn(), "dynamic_range")))
+    assert found.hybrid_ops == ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    assert found.float_ops == ("MEAN",)
+    lines = str(found).splitlines()
+    row = next(line for line in lines if "  CONV_2D" in line)
+    assert "float32 (?, 8, 8, 3)  int8  " in row
+    assert lines[-2].startswith("Hybrid, float data and integer weights: 1 CONV_2D")
+    assert found.to_dict()["graphs"][0]["ops"][0]["hybrid"] is True
+
+
 def test_path_and_bytes_are_one(content, tmp_path):
     path = tmp_path / "m.tflite"
     path.write_bytes(content)

@@ -11,7 +11,7 @@ from intact import InvalidDataError, MissingToolError, TargetError
 from intact.errors import ExportError, IntactError
 from intact.litert import micro, vela
 from intact.litert.builder import Builder
-from intact.litert.placement import keep_to, place
+from intact.litert.placement import keep_to, micro_faults, place
 from intact.litert.reader import read
 
 
@@ -65,6 +65,10 @@ def test_what_micro_gets_wrong_is_seen():
     content = builder.finish([("x", x)], [("z", z)])
     found = place(content, "tflite-micro", np.zeros((1, 3), "float32"))
     assert found.figures["values_unlike_reference_kernels"] == 2
+    assert found.runs and not found.agrees and not found.ok
+    assert [op.where for op in found.ops] == ["nowhere", "TFLite Micro"]
+    assert "computes other values" in found.ops[0].reason
+    assert "TFLite Micro runs this file, and computes other values than LiteRT." in str(found)
     with pytest.raises(TargetError, match=r"y \(DEQUANTIZE, int8_per_channel\)"):
         keep_to(content, "tflite-micro")
 
@@ -78,9 +82,25 @@ def test_a_run_that_kills_micro_is_told(monkeypatch, tmp_path):
     mark = "    from tflite_micro import runtime\n"
     runner.write_text(text.replace(mark, broken + mark))
     monkeypatch.setattr(micro, "__file__", str(tmp_path / "micro.py"))
-    failed = micro.try_ops(chain("RELU", "RELU6", "GELU"))
+    failed = micro_faults(chain("RELU", "RELU6", "GELU"))
     assert list(failed) == [1, 2]
     assert "it ends the process" in failed[1]
+
+
+def test_values_that_are_not_numbers_agree_with_themselves():
+    pytest.importorskip("tflite_micro")
+    content = one_op("LOG", "float32")
+    found = place(content, "tflite-micro", np.full((1, *SHAPE[1:]), -1.0, "float32"))
+    assert found.ok
+
+
+@pytest.mark.parametrize("target", ["edgetpu", "ethos-u55"])
+def test_a_target_that_runs_no_op_is_not_ok(target):
+    if target != "edgetpu":
+        pytest.importorskip("ethosu")
+    found = place(one_op("RELU", "float32"), target)
+    assert found.runs and not found.ok
+    assert "0 of 1 ops (0.0 %) run on" in str(found)
 
 
 def test_vela_places_ops():

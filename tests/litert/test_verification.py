@@ -13,6 +13,7 @@ import intact
 from intact.litert.builder import Builder
 from intact.litert.rules import ALL_SAME, RULES, SAME
 from intact.litert.verification import ERROR, WARNING, verify
+from intact.ops import REGISTRY
 
 NONE = {"fusedActivationFunction": "NONE"}
 FULLY = {**NONE, "weightsFormat": 0, "keepNumDims": False}
@@ -146,6 +147,7 @@ def lstm(hidden_scale=0.5, weight_scale=0.1):
 SOFT = {"scale": 1 / 256, "zero_point": -128}
 HALF, OTHER = {"scale": 0.5}, {"scale": 0.25}
 INT16 = {"dtype": "int16", "zero_point": 0}
+UINT8 = {"dtype": "uint8"}
 
 FINE = {
     "dense": dense(),
@@ -177,7 +179,9 @@ FINE = {
     ),
     "bytes that are moved": unary("RESHAPE", {"scale": None}, {"scale": None}),
     "a state": lstm(),
-    "an op without rules": unary("CAST", {"scale": None}, {"scale": None}),
+    "a conversion without scales": unary("CAST", {"scale": None}, {"scale": None}),
+    "int8 is compared": binary("LESS", y={"dtype": "bool", "scale": None}, version=2),
+    "an index": unary("ARG_MAX", y={"dtype": "int32", "scale": None}, version=2),
 }
 
 # What is broken; severity, tensor, words.
@@ -227,6 +231,30 @@ BROKEN = {
     "negation": (unary("NEG"), ERROR, "y", "ignores.*SUB or MUL"),
     "floor division": (binary("FLOOR_DIV"), ERROR, "y", "ignores"),
     "no kernel": (unary("SIN"), ERROR, "y", "no int8 kernel"),
+    "bytes that are joined": (
+        binary("CONCATENATION", y={"scale": 0.25}, version=2),
+        ERROR,
+        "x0",
+        "LiteRT refuses the file",
+    ),
+    "unsigned bytes that are joined": (
+        binary("CONCATENATION", UINT8, UINT8, {**UINT8, "scale": 0.25}, version=1),
+        WARNING,
+        "x0",
+        "LiteRT requantizes",
+    ),
+    "16 bits that are joined": (
+        binary("CONCATENATION", INT16, INT16, {**INT16, "scale": 0.25}, version=3),
+        ERROR,
+        "x0",
+        "without a word",
+    ),
+    "version of a comparison": (
+        binary("LESS", y={"dtype": "bool", "scale": None}, version=1),
+        WARNING,
+        None,
+        "int8 needs 2",
+    ),
     "imprecise kernel": (unary("RSQRT", INT16, INT16, version=3), WARNING, "y", "611"),
     "int16 zero point": (
         unary("RELU", INT16, {"dtype": "int16", "zero_point": 1}, version=3),
@@ -282,6 +310,21 @@ def test_broken_files(kind):
     assert any(re.search(words, str(f)) for f in hits), str(findings)
     if severity == WARNING:
         assert not findings.errors
+
+
+def test_kernels_without_a_rule_are_not_checked():
+    findings = verify(unary("TOPK_V2"))
+    (finding,) = findings.unchecked
+    assert (finding.severity, finding.op_name) == ("info", "TOPK_V2")
+    assert "not checked: 1 op takes this kernel" in str(findings)
+    assert str(findings).splitlines()[-1] == "The file keeps all rules, where it was checked."
+    assert not findings.errors
+    assert findings.to_dict()["not_checked"] == ["TOPK_V2"]
+
+
+def test_every_kernel_that_is_written_has_a_rule():
+    kernels = {kernel for op in REGISTRY for kernel in op.litert}
+    assert kernels <= set(RULES)
 
 
 @pytest.mark.parametrize("name", FIXED)
