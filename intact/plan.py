@@ -431,7 +431,7 @@ class _Planner:
             if bounds is None:
                 other.folds = True
                 step.keeps_norm = self._trains_on(node, following)
-                if step.keeps_norm or (step.weights and step.weights.kind == "uint"):
+                if step.keeps_norm or _has_one_scale(step.weights):
                     # The channels' factors cannot go into one scale for them all.
                     step.takes_in, other.fused = following.layer.name, True
             else:
@@ -490,6 +490,11 @@ def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> 
         if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
             return spec if dtype == spec.dtype else replace(spec, stored=dtype)
     return replace(spec, stored="int8")
+
+
+def _has_one_scale(weights: TensorSpec | None) -> bool:
+    """Whether one scale, by their range, is for all the weights of a layer."""
+    return weights is not None and not weights.per_axis and weights.rule.name == "range"
 
 
 def _taken_in(spec: TensorSpec) -> TensorSpec:

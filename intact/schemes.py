@@ -3,6 +3,7 @@
 | name | weights | activations | calibration |
 | --- | --- | --- | --- |
 | `int8` | 8 bits, per channel | 8 bits | yes |
+| `int8_dense_per_tensor` | 8 bits, per channel; one scale in `Dense` | 8 bits | yes |
 | `int4` | 4 bits, per channel (transposed convolutions 8) | 8 bits | yes |
 | `int16x8` | 8 bits, per channel | 16 bits, zero point 0 | yes |
 | `uint8` | 8 bits unsigned, per tensor, with a zero point | 8 bits unsigned | yes |
@@ -18,10 +19,15 @@ from keras import layers
 from intact.errors import IntactError
 from intact.scheme import FLOAT_RULE, Rule, Scheme, TensorSpec
 
+_TENSOR_8 = TensorSpec(8, symmetric=True)
 _CHANNELS_8 = TensorSpec(8, symmetric=True, per_axis=True)
 _CHANNELS_4 = TensorSpec(4, symmetric=True, per_axis=True)
 
 int8 = Scheme("int8")
+# Kernels of microcontrollers and NPUs copy the scales of each FULLY_CONNECTED into their arena.
+int8_dense_per_tensor = Scheme(
+    "int8_dense_per_tensor", (Rule(layers.Dense, weights=_TENSOR_8), Rule())
+)
 int4 = Scheme("int4", (Rule(layers.Conv2DTranspose), Rule(weights=_CHANNELS_4)))
 int16x8 = Scheme("int16x8", (Rule(activations=TensorSpec(16, symmetric=True)),))
 uint8 = Scheme(
@@ -37,6 +43,7 @@ SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
         int8,
+        int8_dense_per_tensor,
         int4,
         int16x8,
         uint8,

@@ -70,6 +70,21 @@ def test_micro_agrees_with_the_reference_kernels(rng):
     assert found.share == 1
 
 
+def test_scales_of_dense_layers_that_cost_memory_are_named(rng):
+    pytest.importorskip("tflite_micro")
+    arenas = []
+    for scheme in ("int8", "int8_dense_per_tensor"):
+        q = ready(intact.quantize_model(enliven(mlp(), rng), scheme))
+        found = intact.check(q, "tflite-micro")
+        arenas.append(found.figures["arena_bytes"])
+        assert ("int8_dense_per_tensor" in str(found)) == (scheme == "int8")
+    channels = sum(layer.units for layer in mlp().layers if isinstance(layer, layers.Dense))
+    assert (
+        f"take {8 * channels} bytes" in intact.check(enliven(mlp(), rng), "tflite-micro").notes[0]
+    )
+    assert arenas[0] - arenas[1] == pytest.approx(8 * channels, abs=64)
+
+
 def test_npus_take_all_of_a_cnn(rng):
     pytest.importorskip("ethosu")
     model = enliven(cnn(), rng)

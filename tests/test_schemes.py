@@ -16,6 +16,7 @@ WEIGHTS_ALONE = ("weight_only_8", "weight_only_4", "float16", "dynamic_range")
 # How far the quantized model may be from the float one, as a share of the outputs' span.
 ACCURACY = {
     "int8": 0.03,
+    "int8_dense_per_tensor": 0.04,
     "int4": 0.25,
     "int16x8": 0.02,
     "uint8": 0.06,
@@ -25,7 +26,13 @@ ACCURACY = {
     "float16": 1e-3,
 }
 # How far the file may be from Keras: in LSB of each tensor, or as a share of the span.
-EQUAL_LSB = {"int8": 1e-3, "int4": 1e-3, "uint8": 1e-3, "int16x8": 2.01}
+EQUAL_LSB = {
+    "int8": 1e-3,
+    "int8_dense_per_tensor": 1e-3,
+    "int4": 1e-3,
+    "uint8": 1e-3,
+    "int16x8": 2.01,
+}
 EQUAL = {
     "weight_only_8": 1e-6,
     "weight_only_4": 1e-6,
@@ -183,6 +190,7 @@ def test_size_of_the_file(scheme, limit, rng):
 
 TYPES = {
     "int8": ["int8"] * 6,
+    "int8_dense_per_tensor": ["int8"] * 6,
     "int4": ["w4 a8", "int8", "int8", "w4 a8", "int8", "w4 a8"],
     "int16x8": ["w8 a16", "int16", "int16", "w8 a16", "int16", "w8 a16"],
     "uint8": ["uint8"] * 6,
@@ -192,6 +200,21 @@ TYPES = {
     "float16": ["float16", "float", "float", "float16", "float", "float16"],
     "float32": ["float (by rule)"] * 6,
 }
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["", "batch_norm"])
+def test_dense_layers_have_one_scale_on_request(norm, rng):
+    x = keras.Input((6, 6, 2))
+    y = layers.Conv2D(3, 3)(x)
+    y = layers.Dense(4, name="hidden")(layers.Flatten()(y))
+    y = layers.BatchNormalization()(y) if norm else y
+    model = enliven(keras.Model(x, layers.Dense(2)(layers.ReLU()(y))), rng)
+    data = rng.normal(size=(32, 6, 6, 2)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model, "int8_dense_per_tensor"), data, verbose=0)
+    assert_agreement(q, "int8_dense_per_tensor", data)
+    ops = intact.inspect(intact.export(q)).file.graphs[0].ops
+    scales = {op.name: len(op.inputs[1].scales) for op in ops if len(op.inputs) > 2}
+    assert scales == {"CONV_2D": 3, "FULLY_CONNECTED": 1}
 
 
 @pytest.mark.parametrize("scheme", TYPES)

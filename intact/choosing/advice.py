@@ -10,6 +10,7 @@ from intact.api import export, quantize_model
 from intact.calibration import calibrate, collect
 from intact.choosing.measures import Metric, agreement, latencies, top1
 from intact.errors import IntactError
+from intact.litert.placement import dense_scales_note
 from intact.litert.runtime import load_litert
 from intact.quantizers import FakeQuantize
 from intact.recovery.recover import recover
@@ -162,7 +163,9 @@ def advise(
         Option(name, len(file), spent, score)
         for name, file, spent, score in zip(names, files, times, scores, strict=True)
     )
-    return Advice(made, measure, *recommend(made, tolerance))
+    recommended, reason = recommend(made, tolerance)
+    note = dense_scales_note(files[names.index(recommended)])
+    return Advice(made, measure, recommended, f"{reason} {note}".rstrip())
 
 
 def recommend(options: Sequence[Option], tolerance: float) -> tuple[str, str]:

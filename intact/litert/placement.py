@@ -167,7 +167,28 @@ def _micro(file: bytes, ops: tuple[FileOp, ...], target: str, data: Any, samples
     figures |= _difference(expected, ran.outputs)
     agrees = all(map(_agree, expected, ran.outputs))
     placed = _placed(ops, {} if agrees else micro_faults(file), "TFLite Micro", "nowhere")
-    return Placement(target, tool, placed, True, figures, "", agrees)
+    notes = tuple(filter(None, [dense_scales_note(file)]))
+    return Placement(target, tool, placed, True, figures, "", agrees, notes)
+
+
+def dense_scales_note(file: bytes) -> str:
+    """What the scales per channel of FULLY_CONNECTED cost on TFLite Micro, and the remedy.
+
+    Args:
+        file: The file's bytes.
+
+    Returns:
+        Two sentences; none where the file has no such scales.
+    """
+    dense = [op.inputs[1] for op in read(file).graphs[0].ops if op.name == "FULLY_CONNECTED"]
+    channels = sum(len(w.scales) for w in dense if w is not None and len(w.scales) > 1)
+    if not channels:
+        return ""
+    # TFLite Micro keeps a 32-bit multiplier and a 32-bit shift for each.
+    return (
+        f"On TFLite Micro, the {channels} scales of FULLY_CONNECTED take {8 * channels} bytes of "
+        "the arena. The scheme 'int8_dense_per_tensor' has one scale for each layer instead."
+    )
 
 
 def _outputs(model: LiteRTModel, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
