@@ -23,6 +23,7 @@ from intact.errors import (
     MissingToolError,
     NotCalibratedError,
     NotIntegerError,
+    NotKeptWarning,
     ScheduleWarning,
     TargetError,
     UnsupportedLayerError,

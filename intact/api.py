@@ -112,7 +112,7 @@ def quantize_model(
             MaskedOutputWarning,
             stacklevel=2,
         )
-    quantized = build(canonical, plan, schedule)
+    quantized = build(canonical, plan, schedule, model)
     if target is not None:
         with stand_in_ranges(quantized):
             lower(quantized, target=target)

@@ -15,7 +15,18 @@ import keras
 import numpy as np
 
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
-from intact.graph import Node, deep_graphs, is_graph, made_by, mask_of, set_mask, structure, view
+from intact.graph import (
+    Node,
+    deep_graphs,
+    has_graph,
+    is_graph,
+    made_by,
+    mask_of,
+    output_names,
+    set_mask,
+    structure,
+    view,
+)
 from intact.numerics import is_symbolic, is_trainable, to_numpy
 from intact.ops.base import find_op, known_class, known_config
 from intact.ops.constant import Constant
@@ -37,7 +48,8 @@ def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Mod
             about as that layer. All that a layer becomes has its rule, as `own_rule`.
 
     Returns:
-        A functional model that computes the same; weights are copied, names kept.
+        A functional model that computes the same; weights are copied, names kept. Its
+        `output_names` are those of the model.
 
     Raises:
         InvalidModelError: Not a model, not built, or weights that are not finite.
@@ -79,12 +91,14 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> kera
                 lambda t: tracer.new_input(t, "int32" if t.name in wanted else None), inputs
             )
             outputs = tracer.trace_model(model, (new_inputs,), {})
-        return keras.Model(new_inputs, outputs, name=model.name)
+        flat = keras.Model(new_inputs, outputs, name=model.name)
+        flat.output_names = tracer.output_names.get(id(model), flat.output_names)
+        return flat
 
 
 def _input_structure(model: keras.Model) -> Any:
     """Symbolic inputs that a model can be called with."""
-    if is_graph(model):
+    if has_graph(model):
         return structure(model)[0]
     if not model.built:
         raise InvalidModelError(
@@ -178,6 +192,8 @@ class Tracer:
         self._step: tuple[int, Counter] | None = None
         self._anchor: Any = None
         self.integer_inputs: set[str] = set()
+        # By the id of a model of the user's, the names that Keras has for its outputs.
+        self.output_names: dict[int, list[str]] = {}
         # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
         self.masks: Masks = {}
 
@@ -246,6 +262,7 @@ class Tracer:
         """Inline a model that is called on tensors of the new graph."""
         if not is_graph(model):
             return self.trace_into(model, args, kwargs)
+        self.output_names[id(model)] = output_names(model)
         _, outputs = structure(model)
         graph = view(model)
         tensors: dict[int, Any] = {}
@@ -390,6 +407,7 @@ class Tracer:
             if unchanged is not None:
                 return unchanged
             inner = keras.Model(list(symbols.values()), outputs)
+            self.output_names[id(layer)] = output_names(inner)
         except IntactError:
             raise
         except Exception as error:

@@ -56,5 +56,9 @@ class MaskedOutputWarning(UserWarning):
     """An output of the float model has a mask, which that of the quantized one has not."""
 
 
+class NotKeptWarning(UserWarning):
+    """The float model has something for training that the quantized one does not have."""
+
+
 class ScheduleWarning(UserWarning):
     """A model is exported before its schedule has let quantization begin."""

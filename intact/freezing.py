@@ -7,6 +7,7 @@ import keras
 from intact.errors import IntactError
 from intact.graph import deep_graphs, structure
 from intact.lowering import Lowering
+from intact.quantized_model import like
 from intact.quantizers import FakeQuantize
 from intact.training import Frozen, Quantized
 
@@ -67,7 +68,7 @@ class _Freezer:
             if not node.is_input:
                 self._node(node)
         new_outputs = keras.tree.map_structure(self._new, outputs)
-        made = keras.Model(new_inputs, new_outputs, name=self.source.name)
+        made = like(self.source, new_inputs, new_outputs)
         made.trainable = False
         return made
 

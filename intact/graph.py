@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+from keras.src.models.functional import Functional
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +89,7 @@ def view(model: keras.Model) -> Graph:
     >>> [node.layer.name for node in view(model).nodes if not node.is_input]
     ['head']
     """
-    if isinstance(model, keras.Sequential):
-        model = model._functional
+    model = _functional(model)
     nodes = []
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
@@ -128,18 +128,31 @@ def set_mask(tensor: keras.KerasTensor, mask: keras.KerasTensor) -> None:
     tensor._keras_mask = mask
 
 
+def has_graph(model: Any) -> bool:
+    """Whether a model was made from a graph: Functional, or a built Sequential."""
+    return getattr(_functional(model), "_nodes_by_depth", None) is not None
+
+
 def is_graph(model: Any) -> bool:
-    """Whether a model has a graph to view: Functional, or a built Sequential."""
-    if isinstance(model, keras.Sequential):
-        return model._functional is not None
-    return hasattr(model, "_nodes_by_depth")
+    """Whether a model is its graph to view: it has one, and computes that and nothing else."""
+    return has_graph(model) and type(model).call in (Functional.call, keras.Sequential.call)
 
 
 def structure(model: keras.Model) -> tuple[Any, Any]:
     """The nested structures of a graph model's inputs and outputs."""
-    if isinstance(model, keras.Sequential):
-        model = model._functional
+    model = _functional(model)
     return model._inputs_struct, model._outputs_struct
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """The names that Keras has for a graph model's outputs, which a dict of losses is keyed by."""
+    return list(_functional(model).output_names)
+
+
+def _functional(model: Any) -> Any:
+    """The functional model that a graph model is, or is made of."""
+    inner = isinstance(model, keras.Sequential) and not isinstance(model, Functional)
+    return model._functional if inner else model
 
 
 def with_outputs(model: keras.Model, outputs: Any) -> keras.Model:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from intact.errors import ExportError, NotIntegerError
-from intact.graph import Graph, Node, structure, view
+from intact.graph import Graph, Node, output_names, structure, view
 from intact.litert.builder import DTYPES, Builder, Shape, Tensor
 from intact.litert.placement import keep_to
 from intact.numerics import FINE, along, host, to_numpy, weight_params
@@ -260,7 +260,7 @@ class Lowering:
         for node in self.graph.nodes:
             if not node.is_input:
                 self._node(node)
-        names = _names(structure(self.model)[1], self.graph)
+        names = _names(self.model)
         outputs: list[tuple[str, Tensor]] = []
         for name, tensor in zip(names, self.graph.outputs, strict=True):
             outputs.append((name, self._output(tensor, [t for _, t in inputs + outputs])))
@@ -279,6 +279,10 @@ class Lowering:
         name = self.graph.producer(tensor).layer.name
         quantizer = self._quantizer(tensor)
         dtype = self.dtypes[0]
+        unread = not self.graph.consumers(tensor) and not self.graph.is_output(tensor)
+        if unread and _dtype(tensor) == "float32" != dtype:
+            # Whatever its integers mean, nothing reads them.
+            return name, self.builder.tensor(tensor.shape, dtype, name, scale=1.0, zero_point=0)
         if quantizer is None:
             made = self.builder.tensor(tensor.shape, _dtype(tensor), name)
             self.tensors[id(tensor)] = made
@@ -686,15 +690,13 @@ def _follow(before: LoweringNode, layer: Any) -> bool:
     return False
 
 
-def _names(outputs: Any, graph: Graph) -> list[str]:
-    """Names of the outputs in the signature: a dict's keys, else the layers' names."""
-    if isinstance(outputs, dict):
-        flat = keras.tree.flatten({key: key for key in outputs})
-        if len(flat) == len(graph.outputs):
-            return flat
+def _names(model: keras.Model) -> list[str]:
+    """Names of the outputs in the signature: a dict's keys, else Keras' names, each once."""
+    outputs = structure(model)[1]
+    if isinstance(outputs, dict) and len(outputs) == len(model.outputs):
+        return keras.tree.flatten({key: key for key in outputs})
     names: list[str] = []
-    for tensor in graph.outputs:
-        base = graph.producer(tensor).layer.name.removesuffix("_dequantize")
+    for base in output_names(model):
         name, n = base, 1
         while name in names:
             name, n = f"{base}_{n}", n + 1

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact.graph import deep_graphs, structure, view
+from intact.graph import deep_graphs, output_names, structure, view
 from intact.kernels import exact_convolution, inverse
 from intact.lstm import LSTMArithmetic, StatefulQuantize
 from intact.numerics import (
@@ -33,6 +33,7 @@ from intact.numerics import (
 )
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
 from intact.plan import Plan, Site, Step
+from intact.quantized_model import class_like
 from intact.quantizers import FakeQuantize
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
@@ -565,19 +566,26 @@ def is_quantized(model: keras.Model) -> bool:
     )
 
 
-def build(model: keras.Model, plan: Plan, schedule: Schedule | None = None) -> keras.Model:
+def build(
+    model: keras.Model,
+    plan: Plan,
+    schedule: Schedule | None = None,
+    float_model: keras.Model | None = None,
+) -> keras.Model:
     """Make the quantized model that a plan describes.
 
     Args:
         model: The canonical model; its layers are taken over.
         plan: What `make_plan` returned for it.
         schedule: When quantization begins in training, and what freezes when.
+        float_model: The user's model, whose class is kept if that can be.
 
     Returns:
-        A functional model with the same inputs and outputs.
+        A functional model with the same inputs, outputs and names of outputs.
     """
+    kind = class_like(float_model or model, output_names(model))
     with deep_graphs(4 * len(model.layers)):
-        return _Builder(model, plan, schedule).build()
+        return _Builder(model, plan, schedule).build(kind)
 
 
 class _Builder:
@@ -593,7 +601,7 @@ class _Builder:
         self.quantized: dict[int, Any] = {}
         self.names = {layer.name for layer in model.layers}
 
-    def build(self) -> keras.Model:
+    def build(self, kind: type[keras.Model]) -> keras.Model:
         steps = iter(self.plan.steps)
         inputs, outputs = structure(self.model)
         new_inputs = keras.tree.map_structure(
@@ -605,7 +613,7 @@ class _Builder:
             if not node.is_input:
                 self._build_node(node, next(steps))
         new_outputs = keras.tree.map_structure(self._as_real, outputs)
-        return keras.Model(new_inputs, new_outputs, name=self.model.name)
+        return kind(new_inputs, new_outputs, name=self.model.name)
 
     def _build_node(self, node: Any, step: Step) -> None:
         (output,) = node.outputs

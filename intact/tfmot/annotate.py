@@ -216,6 +216,10 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
         raise IntactError(f"Model {model.name!r} is quantized already.")
     operations = _between_annotated(model)
     canonical = canonicalize(model, lambda layer: None if layer in operations else FLOAT_RULE)
+    inner = {
+        part.name: part.layer.name for part in model.layers if isinstance(part, QuantizeAnnotate)
+    }
+    canonical.output_names = [inner.get(name, name) for name in canonical.output_names]
     scheme = get_scheme(scheme)
     # What comes in is quantized as the scheme says, whatever the config of its reader.
     rule = scheme.rules[-1]
@@ -226,7 +230,7 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
             f"No layer of model {model.name!r} is annotated, so there is nothing to quantize. Use "
             "`quantize_annotate_layer` for some of its layers, or `quantize_model` for all."
         )
-    quantized = build(canonical, plan)
+    quantized = build(canonical, plan, float_model=model)
     for keep in scheme.keeps if isinstance(scheme, Preserving) else ():
         keep(quantized)
     return quantized

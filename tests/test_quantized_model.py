@@ -1,0 +1,266 @@
+"""A quantized model keeps what the float one was to its user: names of outputs, class, losses."""
+
+import copy
+import pickle
+import re
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import intact
+from tests.small import mlp, ready
+
+
+def heads(structure):
+    """A model with three heads that have activations; a function arranges the outputs."""
+    x = keras.Input((6,), name="x")
+    h = layers.Dense(5, "relu", name="hidden")(x)
+    cls, reg, mid = (
+        layers.Dense(n, activation, name=name)(h)
+        for n, activation, name in ((3, "softmax", "cls"), (1, None, "reg"), (2, "tanh", "Mid"))
+    )
+    return keras.Model(x, structure(x, h, cls, reg, mid), name="heads")
+
+
+class Subclassed(keras.Model):
+    """A model that has no graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = layers.Dense(5, "relu")
+        self.cls = layers.Dense(3, "softmax", name="cls")
+        self.reg = layers.Dense(1, name="reg")
+
+    def call(self, x):
+        h = self.hidden(x)
+        return {"scores": self.cls(h), "Box": self.reg(h)}
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def tower(x, h):
+    inner = keras.Sequential([keras.Input((5,)), layers.Dense(2, "sigmoid", name="o")], name="t w")
+    return inner(h)
+
+
+STRUCTURES = {
+    "list": (lambda x, h, a, b, c: [a, b, c], ["cls", "reg", "Mid"]),
+    "tuple": (lambda x, h, a, b, c: (b, [c, a]), ["reg", "Mid", "cls"]),
+    "dict": (lambda x, h, a, b, c: {"z": a, "B": b, "A": c}, ["A", "B", "z"]),
+    "dict of lists": (lambda x, h, a, b, c: {"z": [a, b], "A": c}, ["Mid", "cls", "reg"]),
+    "one tensor twice": (lambda x, h, a, b, c: [a, b, a], ["cls", "reg", "cls_1"]),
+    "read further on": (lambda x, h, a, b, c: [h, a], ["hidden", "cls"]),
+    "an input": (lambda x, h, a, b, c: [a, x], ["cls", "x"]),
+    "moved": (lambda x, h, a, b, c: layers.Reshape((3, 1), name="high")(a), ["high"]),
+    "nothing in between": (lambda x, h, a, b, c: layers.Dropout(0.5, name="drop")(a), ["drop"]),
+    "nested model": (lambda x, h, a, b, c: [tower(x, h), a], ["t w", "cls"]),
+}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "weight_only_8"])
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_outputs_have_the_names_of_the_float_model(case, scheme):
+    structure, names = STRUCTURES[case]
+    model = heads(structure)
+    q = ready(intact.quantize_model(model, scheme))
+    assert q.output_names == model.output_names
+    assert intact.load_litert(intact.export(q)).output_names == names
+    assert intact.load_litert(intact.export(model)).output_names == names
+
+
+@pytest.mark.parametrize(
+    "build, keras_names, names",
+    [(mlp, ["head"], ["head"]), (subclassed, ["reg", "cls"], ["Box", "scores"])],
+)
+def test_models_of_other_kinds_name_their_outputs(build, keras_names, names):
+    q = ready(intact.quantize_model(build()))
+    assert q.output_names == keras_names
+    assert intact.load_litert(intact.export(q)).output_names == names
+
+
+def test_the_order_of_outputs_is_that_of_the_float_model():
+    model = heads(lambda x, h, a, b, c: [c, a, b])
+    q = ready(intact.quantize_model(model))
+    file = intact.load_litert(intact.export(q))
+    assert [p.shape[-1] for p in q.predict(np.zeros((2, 6), "float32"), verbose=0)] == [2, 3, 1]
+    assert [d["shape"][-1] for d in file.interpreter.get_output_details()] == [2, 3, 1]
+
+
+def saved(q, path):
+    q.save(path)
+    return keras.saving.load_model(path)
+
+
+COPIES = {
+    "keras": lambda q, tmp: saved(q, tmp / "q.keras"),
+    "h5": lambda q, tmp: saved(q, tmp / "q.h5"),
+    "clone": lambda q, tmp: keras.models.clone_model(q),
+    "json": lambda q, tmp: keras.models.model_from_json(q.to_json()),
+    "pickle": lambda q, tmp: pickle.loads(pickle.dumps(q)),
+    "deepcopy": lambda q, tmp: copy.deepcopy(q),
+    "freeze": lambda q, tmp: intact.freeze(q),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_keep_the_names(how, tmp_path):
+    q = ready(intact.quantize_model(heads(lambda x, h, a, b, c: [a, b, c])))
+    assert COPIES[how](q, tmp_path).output_names == ["cls", "reg", "Mid"]
+
+
+TARGETS = {"cls": np.zeros(16), "reg": np.zeros((16, 1)), "Mid": np.zeros((16, 2))}
+LOSSES = {"cls": "sparse_categorical_crossentropy", "reg": "mse", "Mid": "mae"}
+
+
+def test_losses_metrics_and_weights_by_name(tmp_path):
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    q = intact.quantize_model(heads(lambda x, h, a, b, c: [a, b, c]))
+    weights = {"cls": 1.0, "reg": 0.5, "Mid": 2.0}
+    q.compile("sgd", LOSSES, loss_weights=weights, metrics={"cls": ["accuracy"], "Mid": "mse"})
+    history = q.fit(x, TARGETS, verbose=0).history
+    assert {"cls_accuracy", "Mid_mse", "reg_loss"} <= set(history)
+    again = saved(q, tmp_path / "q.keras")
+    assert set(again.fit(x, TARGETS, verbose=0).history) == set(history)
+
+
+def test_an_input_that_nothing_reads_is_stored_in_integers():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    q = ready(intact.quantize_model(keras.Model([a, b], layers.Dense(2)(a))))
+    file = intact.load_litert(intact.export(q, None, "int8", "int8", integer_only=True))
+    assert {d["dtype"] for d in file.interpreter.get_tensor_details()} <= {np.int8, np.int32}
+    assert file.input_names == ["a", "b"]
+
+
+# Classes of the user's --------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnStep(keras.Model):
+    """A graph that is trained in another way."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return 3.0 * super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def train_step(self, *args, **kwargs):
+        self.steps = getattr(self, "steps", 0) + 1
+        return super().train_step(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithSettings(OwnStep):
+    """One whose constructor takes more than the graph."""
+
+    def __init__(self, inputs, outputs, factor, name=None):
+        super().__init__(inputs, outputs, name=name)
+        self.factor = factor
+
+
+class OwnSequence(keras.Sequential):
+    """The same as a stack of layers."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return 3.0 * super().compute_loss(x, y, y_pred, sample_weight, training)
+
+
+class OwnGraph(OwnStep):
+    """One that makes its graph by itself."""
+
+    def __init__(self, units):
+        x = keras.Input((6,))
+        super().__init__(x, layers.Dense(units)(x))
+
+
+class OwnCall(OwnStep):
+    """One that does more than its graph."""
+
+    def call(self, *args, **kwargs):
+        return 2.0 * super().call(*args, **kwargs)
+
+
+def graph():
+    x = keras.Input((6,), name="x")
+    return x, layers.Dense(2, "tanh", name="out")(layers.Dense(4, "relu")(x))
+
+
+X = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+Y = np.zeros((16, 2), "float32")
+
+
+def warned(function, match):
+    """What a function returns, which warns that something is not kept."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = function()
+    (only,) = (w.message for w in told if w.category is intact.NotKeptWarning)
+    assert re.search(match, str(only))
+    return result
+
+
+def loss_of(model):
+    model.compile("sgd", "mse")
+    return model.evaluate(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("copied", [lambda q, tmp: q, *COPIES.values()], ids=["q", *COPIES])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
+def test_the_class_of_a_graph_is_kept(copied, tmp_path):
+    model = WithSettings(*graph(), factor=7, name="own")
+    q = copied(ready(intact.quantize_model(model)), tmp_path)
+    assert isinstance(q, WithSettings) and q.factor == 7
+    assert (q.name, q.output_names) == ("own", ["out"])
+
+
+def test_a_graph_is_trained_by_its_own_class():
+    for model in (OwnStep(*graph()), OwnSequence([keras.Input((6,)), layers.Dense(2)])):
+        q = ready(intact.quantize_model(model))
+        plain = keras.Model(q.inputs, q.outputs)
+        assert loss_of(q) == pytest.approx(3 * loss_of(plain))
+    q = intact.quantize_model(OwnStep(*graph()))
+    q.compile("sgd", "mse")
+    q.fit(X, Y, batch_size=8, verbose=0)
+    assert q.steps >= 1
+
+
+@pytest.mark.parametrize("build", [lambda: OwnGraph(2), lambda: OwnCall(*graph())])
+def test_a_class_that_cannot_be_kept_is_told(build):
+    q = warned(lambda: intact.quantize_model(build()), "compute_loss, train_step")
+    assert not isinstance(q, OwnStep)
+
+
+def test_a_call_of_its_own_counts_beside_the_graph():
+    model = OwnCall(*graph())
+    q = warned(lambda: intact.quantize_model(model), "compute_loss")
+    q = intact.calibrate(q, X, verbose=0)
+    np.testing.assert_allclose(q.predict(X, verbose=0), model.predict(X, verbose=0), atol=0.1)
+
+
+def test_a_class_unknown_where_the_model_is_loaded(tmp_path):
+    q = ready(intact.quantize_model(OwnSequence([keras.Input((6,)), layers.Dense(2)])))
+    q.save(tmp_path / "q.keras")
+    again = warned(lambda: keras.saving.load_model(tmp_path / "q.keras"), "OwnSequence")
+    np.testing.assert_array_equal(again.predict(X, verbose=0), q.predict(X, verbose=0))
+    known = {"OwnSequence": OwnSequence}
+    assert isinstance(
+        keras.saving.load_model(tmp_path / "q.keras", custom_objects=known), OwnSequence
+    )
+
+
+# Keras' own verbs -------------------------------------------------------------------------
+
+
+def test_keras_quantizes_no_quantized_model():
+    with pytest.raises(intact.IntactError, match=r"intact\.quantize_model"):
+        intact.quantize_model(mlp()).quantize("int8")
+
+
+def test_keras_exports_no_litert_file_of_a_quantized_model(tmp_path):
+    with pytest.raises(intact.ExportError, match=r"intact\.export"):
+        intact.quantize_model(mlp()).export(tmp_path / "m.tflite", format="litert")
