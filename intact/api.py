@@ -11,6 +11,7 @@ from intact.canonicalize import canonicalize
 from intact.errors import IntactError, MaskedOutputWarning, ScheduleWarning, UnusedRuleWarning
 from intact.filters import Chosen, Filters
 from intact.graph import is_graph, mask_of
+from intact.input_norms import fold_input_norms
 from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
 from intact.lowering import lower, write_whole
@@ -86,7 +87,7 @@ def quantize_model(
             f"Model {model.name!r} is quantized already. Pass the float model it was made from."
         )
     chosen = Chosen(filters)
-    canonical = canonicalize(model, chosen.rule)
+    canonical = fold_input_norms(canonicalize(model, chosen.rule))
     scheme = get_scheme(scheme)
     idle = chosen.check()
     if idle:
@@ -147,7 +148,7 @@ def plan_model(
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
-    canonical = canonicalize(model, Chosen(filters).rule)
+    canonical = fold_input_norms(canonicalize(model, Chosen(filters).rule))
     return make_plan(canonical, get_scheme(scheme), allow_float)
 
 
@@ -198,7 +199,7 @@ def export(
         if dtype not in IO_DTYPES:
             raise IntactError(f"Expected {name} in {IO_DTYPES}. Received: {dtype!r}.")
     if not is_quantized(model):
-        canonical = canonicalize(model)
+        canonical = fold_input_norms(canonicalize(model))
         model = build(canonical, make_plan(canonical, get_scheme("float32")))
     left = delay_left(model)
     if left > 0:

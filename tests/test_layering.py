@@ -34,6 +34,7 @@ RANKS = {
     "filters": 3,
     "ops": 4,
     "canonicalize": 5,
+    "input_norms": 5,
     "plan": 6,
     "explain": 7,
     "training": 7,

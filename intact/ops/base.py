@@ -316,9 +316,14 @@ class Op:
 
 
 class Weighted(Op):
-    """Base of the ops that sum products with weights; they have an int32 bias."""
+    """Base of the ops that sum products with weights; they have an int32 bias.
+
+    Attribute `input_axis`: the kernel's axis of input channels, where a norm before the layer can
+    become part of the kernel (`intact.input_norms`).
+    """
 
     weights = {"kernel": Weight()}
+    input_axis: ClassVar[int | None] = None
     dtypes = INTEGERS
     fuses = True
     folds_batch_norm = True

@@ -100,6 +100,7 @@ class Conv2D(Convolution):
     keras_layers = (layers.Conv2D,)
     litert = ("CONV_2D",)
     weights = {"kernel": Weight(kernels=WEIGHTS, dynamic=("int4", "int8"))}
+    input_axis = -2
     cases = (
         *conv_cases(layers.Conv2D, filters=6),
         Case(lambda: layers.Conv2D(6, 3, groups=2), (8, 8, 4)),
@@ -166,6 +167,7 @@ class DepthwiseConv2D(Convolution):
     keras_layers = (layers.DepthwiseConv2D,)
     litert = ("DEPTHWISE_CONV_2D",)
     weights = {"kernel": Weight(axis=(-2, -1), kernels=WEIGHTS)}
+    input_axis = -2
     cases = (
         *conv_cases(layers.DepthwiseConv2D),
         *conv_cases(layers.DepthwiseConv2D, depth_multiplier=3),

@@ -20,6 +20,7 @@ class Dense(Weighted):
             kernels=("int2", "int4", "int8", "uint8"), dynamic=("int2", "int4", "int8")
         )
     }
+    input_axis = 0
     cases = (
         Case(lambda: layers.Dense(4), (8,)),
         Case(lambda: layers.Dense(4, activation="relu", use_bias=False), (8,)),
