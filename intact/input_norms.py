@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from intact.graph import Graph, Node, recompute, structure, view
+from intact.graph import Graph, Node, output_names, recompute, structure, view
 from intact.numerics import host, to_numpy
 from intact.ops.base import get_op
 from intact.ops.norm import ByChannel
@@ -53,7 +53,9 @@ def fold_input_norms(model: keras.Model) -> keras.Model:
     inputs, outputs = structure(model)
     values = recompute(graph, values)
     outputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
-    return keras.Model(inputs, outputs, name=model.name)
+    folded = keras.Model(inputs, outputs, name=model.name)
+    folded.output_names = output_names(model)
+    return folded
 
 
 def _without(graph: Graph, norm: Node, reader: Node) -> keras.KerasTensor:

@@ -55,6 +55,12 @@ def test_a_batch_norm_of_the_input_folds(kind, rng):
     assert 10 * np.log10(expected.var() / (error**2).mean()) > 25
 
 
+def test_names_of_the_outputs_stay(rng):
+    x = keras.Input((6,))
+    y = layers.Dense(2, "softmax", name="scores")(layers.Rescaling(0.5)(x))
+    assert intact.quantize_model(enliven(keras.Model(x, y), rng)).output_names == ["scores"]
+
+
 def test_constants_of_the_input_fold(rng):
     norm = layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 4.0, 2.0])
     model = enliven(sensor(layers.Conv2D(4, 3), (8, 8, 3), norm), rng)

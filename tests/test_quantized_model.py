@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small import mlp, ready
 
 import intact
-from tests.small import mlp, ready
 
 
 def heads(structure):
