@@ -16,6 +16,7 @@ from intact.choosing.sensitivity import Damage, Sensitivity, sensitivity
 from intact.distillation import distill
 from intact.errors import (
     ExportError,
+    FusedLayerWarning,
     IntactError,
     InvalidDataError,
     InvalidModelError,

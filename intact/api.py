@@ -16,11 +16,12 @@ from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
 from intact.lowering import lower, write_whole
 from intact.plan import InputStats, Plan, make_plan
+from intact.quantized_model import is_quantized, refuse_quantized
 from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
 from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
-from intact.training import build, is_quantized
+from intact.training import build, flat
 
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
 
@@ -82,10 +83,7 @@ def quantize_model(
     >>> q.output_shape
     (None, 2)
     """
-    if is_quantized(model):
-        raise IntactError(
-            f"Model {model.name!r} is quantized already. Pass the float model it was made from."
-        )
+    refuse_quantized(model)
     chosen = Chosen(filters)
     canonical = fold_input_norms(canonicalize(model, chosen.rule))
     scheme = get_scheme(scheme)
@@ -148,6 +146,7 @@ def plan_model(
     a       Dense  int8  -
     a_relu  ReLU   int8  fused a_relu
     """
+    refuse_quantized(model)
     canonical = fold_input_norms(canonicalize(model, Chosen(filters).rule))
     return make_plan(canonical, get_scheme(scheme), allow_float)
 
@@ -198,9 +197,10 @@ def export(
     for name, dtype in (("input_dtype", input_dtype), ("output_dtype", output_dtype)):
         if dtype not in IO_DTYPES:
             raise IntactError(f"Expected {name} in {IO_DTYPES}. Received: {dtype!r}.")
+    model = flat(model)
     if not is_quantized(model):
-        canonical = fold_input_norms(canonicalize(model))
-        model = build(canonical, make_plan(canonical, get_scheme("float32")))
+        model = fold_input_norms(model)
+        model = build(model, make_plan(model, get_scheme("float32")))
     left = delay_left(model)
     if left > 0:
         steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"

@@ -12,8 +12,8 @@ from intact.errors import IntactError, InvalidDataError
 from intact.graph import with_outputs
 from intact.lstm import refuse_stream
 from intact.points import Point, Reference, as_real, find_points
+from intact.quantized_model import is_quantized
 from intact.quantizers import check_calibrated
-from intact.training import is_quantized
 
 
 @dataclass(frozen=True)

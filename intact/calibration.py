@@ -15,7 +15,7 @@ from intact.lstm import check_stream, keepers, reset_states
 from intact.numerics import along, host, to_numpy
 from intact.observers import Observer, get_observer
 from intact.ops.base import get_op
-from intact.quantizers import FakeQuantize, range_calls
+from intact.quantizers import FakeQuantize, range_calls, refuse_nested
 from intact.training import Quantized, QuantizedWeights
 from intact.watching import Watch, Watcher, products
 
@@ -72,6 +72,7 @@ def calibrate(
     >>> q = intact.quantize_model(model)
     >>> q = calibrate(q, np.random.default_rng(0).normal(size=(100, 4)), verbose=0)
     """
+    refuse_nested(model, "calibrating")
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
     observed = [layer for layer in quantizers if layer.fixed is None]
     if not observed and any(

@@ -17,6 +17,7 @@ import numpy as np
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
 from intact.graph import (
     Node,
+    all_layers,
     deep_graphs,
     has_graph,
     is_graph,
@@ -32,6 +33,7 @@ from intact.ops.base import find_op, known_class, known_config
 from intact.ops.constant import Constant
 from intact.ops.moves import channels_last, emit_moved
 from intact.ops.table import Elementwise, make_steps
+from intact.quantized_layer import QuantizedLayer
 from intact.scheme import Rule
 
 RuleOf = Callable[[Any], Rule | None]
@@ -79,6 +81,7 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> kera
     Returns:
         The new model.
     """
+    _refuse_foreign(model)
     inputs = _input_structure(model)
     with deep_graphs(len(model.layers) + 1000):
         tracer = make_tracer()
@@ -94,6 +97,18 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> kera
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
         return flat
+
+
+def _refuse_foreign(model: keras.Model) -> None:
+    """Refuse what Keras' own `quantize` has made of a model: the float weights are gone."""
+    for layer in all_layers(model):
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise InvalidModelError(
+                f"{type(layer).__name__} {layer.name!r} was quantized by Keras' own "
+                f"`quantize({mode!r})`: its float weights are gone, and what is left would be "
+                "rounded twice. Load the float model again, and call `intact.quantize_model` on it."
+            )
 
 
 def _input_structure(model: keras.Model) -> Any:
@@ -306,6 +321,8 @@ class Tracer:
         """
         masks = masks or {}
         kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+        if isinstance(layer, QuantizedLayer) or type(layer).__module__.startswith("intact.ops."):
+            return self._itself(layer)(*args, **kwargs)
         op = find_op(layer)
         if op is not None:
             first = getattr(layer, "data_format", None) == "channels_first"
@@ -506,6 +523,18 @@ class Tracer:
         else:
             outputs = self._copies[key](inputs)
         return self.activation(activation, outputs, layer)
+
+    def _itself(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """What stands for a layer of intact's own: itself if it is quantized, else a copy."""
+        if id(layer) not in self._copies:
+            made = layer
+            if layer.name in self._names or not isinstance(layer, QuantizedLayer):
+                made = type(layer).from_config(layer.get_config())
+                made.set_weights(layer.get_weights())
+            made.name = self.unique(layer.name)
+            self._copies[id(layer)] = made
+            self._kept.append(layer)
+        return self._copies[id(layer)]
 
     def copy_weights(
         self,

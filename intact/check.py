@@ -5,12 +5,14 @@ from typing import Any
 
 import keras
 
-from intact.api import export, is_quantized, quantize_model
+from intact.api import export, quantize_model
 from intact.litert.placement import Placement, place
 from intact.litert.reader import read_bytes
 from intact.litert.targets import get_target
+from intact.quantized_model import is_quantized
 from intact.quantizers import FakeQuantize, stand_in_ranges
 from intact.scheme import Scheme
+from intact.training import flat
 
 
 def check(
@@ -64,8 +66,8 @@ def check(
 
 def _file(model: keras.Model, target: str, scheme: str | Scheme) -> bytes:
     """The file that a model would become, with integers in and out."""
-    if not is_quantized(model):
-        model = quantize_model(model, scheme, allow_float=True)
+    float_model = not is_quantized(model)
+    model = quantize_model(model, scheme, allow_float=True) if float_model else flat(model)
     base = get_target(target)
     quantizers = (layer for layer in model.layers if isinstance(layer, FakeQuantize))
     dtypes = {quantizer.spec.activation_dtype for quantizer in quantizers}

@@ -56,6 +56,10 @@ class MaskedOutputWarning(UserWarning):
     """An output of the float model has a mask, which that of the quantized one has not."""
 
 
+class FusedLayerWarning(UserWarning):
+    """The output of a layer was asked for, and other layers are part of the same kernel."""
+
+
 class NotKeptWarning(UserWarning):
     """The float model has something for training that the quantized one does not have."""
 

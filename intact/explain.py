@@ -10,6 +10,7 @@ from intact.errors import UnsupportedLayerError
 from intact.filters import Chosen, Filters
 from intact.ops.base import Op, get_op, register_op
 from intact.plan import BY_CHOICE, make_plan
+from intact.quantized_model import refuse_quantized
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
 
@@ -163,6 +164,7 @@ def explain(
     <BLANKLINE>
     3 of 3 layers run on integers.
     """
+    refuse_quantized(model)
     chosen = Chosen(filters)
     canonical = trace_whole(model, lambda: _Explainer(chosen.rule))
     plan = make_plan(canonical, get_scheme(scheme), allow_float=True)

@@ -8,7 +8,7 @@ from intact.errors import IntactError
 from intact.graph import deep_graphs, structure
 from intact.lowering import Lowering
 from intact.quantized_model import like
-from intact.quantizers import FakeQuantize
+from intact.quantizers import FakeQuantize, refuse_nested
 from intact.training import Frozen, Quantized
 
 
@@ -39,6 +39,7 @@ def freeze(model: keras.Model) -> keras.Model:
     >>> len(frozen.trainable_variables), intact.export(frozen) == intact.export(q)
     (0, True)
     """
+    refuse_nested(model, "freezing")
     if not any(isinstance(layer, FakeQuantize | Quantized) for layer in model.layers):
         raise IntactError(
             f"Model {model.name!r} is not quantized. Freeze what `intact.quantize_model` made."

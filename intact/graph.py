@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 from keras.src.models.functional import Functional
+from keras.src.ops.function import Function
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,36 @@ def _node(node: Any) -> Node:
         tuple(node.input_tensors),
         tuple(node.outputs),
     )
+
+
+def first_call(layer: Any) -> Node:
+    """The first call of a layer, in whatever graph it stands."""
+    return _node(layer._inbound_nodes[0])
+
+
+def forget_calls(layer: Any) -> None:
+    """Let a layer's next call be its first, whose output Keras gives as the layer's `output`."""
+    layer._inbound_nodes.clear()
+    layer._outbound_nodes.clear()
+
+
+def keras_counts_outputs() -> bool:
+    """Whether a property `output` is read by Keras itself, which counts a layer's tensors by it.
+
+    It does so whenever it makes a functional model.
+    """
+    return sys._getframe(2).f_globals.get("__name__") == Function.__module__
+
+
+def readers(tensor: keras.KerasTensor) -> list[Node]:
+    """The calls that read a tensor, in whatever graphs they stand, in the order they were made."""
+    nodes = tensor._keras_history.operation._outbound_nodes
+    return [_node(node) for node in nodes if any(t is tensor for t in node.input_tensors)]
+
+
+def all_layers(model: keras.Model) -> list[Any]:
+    """The layers of a model and, at any depth, of the models and layers in it."""
+    return list(model._flatten_layers(include_self=False))
 
 
 def is_shared(layer: Any) -> bool:

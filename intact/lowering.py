@@ -22,8 +22,9 @@ from intact.numerics import FINE, along, host, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
 from intact.ops.table import look_up
+from intact.quantized_layer import Dequantize
 from intact.quantizers import FakeQuantize, check_calibrated
-from intact.training import Dequantize, Frozen, Quantized, QuantizedWeights
+from intact.training import Frozen, Quantized, QuantizedWeights
 
 _FUSED = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
 

@@ -15,8 +15,9 @@ from intact.lowering import stored_params, tensor_name
 from intact.numerics import Tensor
 from intact.ops.base import AllSame, SameAsInput, get_op
 from intact.ops.constant import Constant
+from intact.quantized_layer import Dequantize
 from intact.quantizers import FakeQuantize
-from intact.training import Dequantize, Quantized, QuantizedWeights
+from intact.training import Quantized, QuantizedWeights
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NoReturn
 import keras
 
 from intact.errors import ExportError, IntactError, NotKeptWarning
-from intact.graph import Functional, is_graph
+from intact.graph import Functional, all_layers, is_graph
+from intact.quantized_layer import QuantizedLayer
 
 TRAINING = (
     "compile",
@@ -188,6 +189,32 @@ def class_like(model: keras.Model, names: Iterable[str]) -> type[QuantizedModel]
             stacklevel=3,
         )
     return model_class(Origin(names))
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """Whether a model came from `quantize_model`, or has one that did inside."""
+    return isinstance(model, keras.Model) and any(
+        isinstance(layer, QuantizedLayer) for layer in all_layers(model)
+    )
+
+
+def refuse_quantized(model: keras.Model) -> None:
+    """Make sure that a model is a float one.
+
+    Args:
+        model: The model.
+
+    Raises:
+        IntactError: It is quantized, or calls a quantized model.
+    """
+    if not is_quantized(model):
+        return
+    parts = [p.name for p in all_layers(model) if isinstance(p, keras.Model) and is_quantized(p)]
+    what = f"calls the quantized model {parts[0]!r}" if parts else "is quantized already"
+    raise IntactError(
+        f"Model {model.name!r} {what}. Pass the float model, all of it: what is quantized is made "
+        "of it in one go. `intact.export` takes the model as it is."
+    )
 
 
 def like(model: keras.Model, inputs: Any, outputs: Any) -> keras.Model:

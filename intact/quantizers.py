@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact.errors import NotCalibratedError
+from intact.errors import IntactError, NotCalibratedError
 from intact.fixed_point import multiplier, multiply
-from intact.graph import Graph, Node, view
+from intact.graph import Graph, Node, all_layers, view
 from intact.kernels import either, inverse, round_clip
 from intact.numerics import (
     Accumulator,
@@ -28,6 +28,7 @@ from intact.numerics import (
     unquantized,
 )
 from intact.observers import Range, following
+from intact.quantized_layer import Gives, QuantizedLayer
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Grid, Quantizer, Seen, Setting
@@ -193,7 +194,7 @@ class ConvertArithmetic(RealArithmetic):
 
 
 @keras.saving.register_keras_serializable("intact")
-class FakeQuantize(keras.layers.Layer):
+class FakeQuantize(QuantizedLayer):
     """Quantizes activations by a range that is observed, or fixed.
 
     One layer stands for one range. It is called at every tensor that shares the
@@ -259,6 +260,11 @@ class FakeQuantize(keras.layers.Layer):
         if self.spec.stochastic:
             self.seeds = keras.random.SeedGenerator()
         self.built = True
+
+    @property
+    def gives(self) -> Gives:
+        """What a call returns."""
+        return "integers"
 
     @property
     def calibrated(self) -> bool:
@@ -654,6 +660,26 @@ def stand_in_ranges(model: keras.Model) -> Iterator[None]:
             layer.reset()
 
 
+def refuse_nested(model: keras.Model, before: str) -> None:
+    """Make sure that a quantized model does not stand inside another one.
+
+    Args:
+        model: A model.
+        before: What is about to be done, for the error.
+
+    Raises:
+        IntactError: The model calls a quantized one; its name is said.
+    """
+    for inner in all_layers(model):
+        if isinstance(inner, keras.Model) and any(
+            isinstance(layer, QuantizedLayer) for layer in inner.layers
+        ):
+            raise IntactError(
+                f"Model {model.name!r} calls the quantized model {inner.name!r}. Pass "
+                f"{inner.name!r} itself for {before}: its layers are the same ones."
+            )
+
+
 def check_calibrated(model: keras.Model, before: str) -> None:
     """Make sure that every range of a model has seen data.
 
@@ -665,6 +691,7 @@ def check_calibrated(model: keras.Model, before: str) -> None:
         NotCalibratedError: Ranges are missing; each is named with its layer.
     """
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    refuse_nested(model, before)
     if all(layer.calibrated for layer in quantizers):
         return
     graph = view(model)

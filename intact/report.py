@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from intact.calibration import check_batch
-from intact.canonicalize import canonicalize
 from intact.errors import IntactError, InvalidDataError
 from intact.graph import view, with_outputs
 from intact.litert.inspection import is_float
@@ -20,7 +19,8 @@ from intact.lstm import check_stream, keepers, refuse_stream, reset_states
 from intact.numerics import dequantize, to_numpy
 from intact.page import page
 from intact.points import Noise, Point, Reference, find_points, range_of
-from intact.training import Quantized, is_quantized
+from intact.quantized_model import is_quantized
+from intact.training import Quantized, flat
 
 BINS = 48
 """Bars of a histogram."""
@@ -337,8 +337,8 @@ def compare(
     plain = load_litert(file)
     content = read(plain.content)
     rounded = any(t.quantized or t.dtype == "float16" for g in content.graphs for t in g.tensors)
+    model = flat(model)
     if not is_quantized(model):
-        model = canonicalize(model)
         float_model = model if rounded or float_model is not None else None
     arrays = check_batch(x, model.inputs)
     if len(plain.output_names) != len(model.outputs):

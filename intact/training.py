@@ -13,7 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact.graph import deep_graphs, output_names, structure, view
+from intact.canonicalize import canonicalize
+from intact.graph import deep_graphs, forget_calls, output_names, structure, view
 from intact.kernels import exact_convolution, inverse
 from intact.lstm import LSTMArithmetic, StatefulQuantize
 from intact.numerics import (
@@ -33,7 +34,8 @@ from intact.numerics import (
 )
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
 from intact.plan import Plan, Site, Step
-from intact.quantized_model import class_like
+from intact.quantized_layer import Dequantize, Gives, QuantizedLayer
+from intact.quantized_model import QuantizedModel, class_like
 from intact.quantizers import FakeQuantize
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
@@ -41,7 +43,7 @@ from intact.widths import Setting
 
 
 @keras.saving.register_keras_serializable("intact")
-class Quantized(keras.layers.Layer):
+class Quantized(QuantizedLayer):
     """A layer that computes on integer values, with quantized weights.
 
     It has the name of the layer that it holds. Freeze it by `trainable = False` like
@@ -99,6 +101,14 @@ class Quantized(keras.layers.Layer):
         for name in tied_weights:
             self._add_firsts(name)
         self.built = True
+
+    @property
+    def gives(self) -> Gives:
+        """What a call returns."""
+        output = get_op(self.layer).output
+        if isinstance(output, Plain):
+            return "real"
+        return "integers" if isinstance(output, SameAsInput | AllSame) else "sums"
 
     def _add_learned(self, spec: TensorSpec) -> None:
         for weight, axis in self.weight_axes().items():
@@ -399,6 +409,11 @@ class QuantizedWeights(Quantized):
         super().__init__(layer, spec, **kwargs)
         self.dynamic = dynamic
 
+    @property
+    def gives(self) -> Gives:
+        """What a call returns."""
+        return "real"
+
     def call(
         self,
         inputs: Any,
@@ -533,37 +548,17 @@ class Frozen(Quantized):
         return cls(layer, **config)
 
 
-@keras.saving.register_keras_serializable("intact")
-class Dequantize(keras.layers.Layer):
-    """Integer values to real ones: `values * scale`.
+def flat(model: keras.Model) -> keras.Model:
+    """A model as it is lowered and compared: all its layers side by side, and known.
 
-    Example:
+    Args:
+        model: Any model.
 
-    >>> import numpy as np
-    >>> triple = (np.array([[3.0]], "float32"), np.float32(0.5), np.float32(0.0))
-    >>> float(Dequantize()(triple)[0, 0])
-    1.5
+    Returns:
+        The model itself if it is a quantized one; else a flat one, in which layers that are
+        quantized are the same, and others copies.
     """
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(autocast=False, **kwargs)
-        self.built = True
-
-    def call(self, inputs: Any) -> Tensor:
-        """Real values of a triple `(values, scale, zero_point)`."""
-        x = QTensor(*inputs)
-        return x.values * x.scale
-
-    def compute_output_spec(self, inputs: Any) -> Any:
-        return keras.KerasTensor(inputs[0].shape, "float32")
-
-
-def is_quantized(model: keras.Model) -> bool:
-    """Whether a model came from `quantize_model`."""
-    return isinstance(model, keras.Model) and any(
-        isinstance(layer, FakeQuantize | Quantized) for layer in model.layers
-    )
+    return model if isinstance(model, QuantizedModel) else canonicalize(model)
 
 
 def build(
@@ -600,6 +595,8 @@ class _Builder:
         self.pending: dict[int, Any] = {}
         self.quantized: dict[int, Any] = {}
         self.names = {layer.name for layer in model.layers}
+        for node in self.graph.nodes:
+            forget_calls(node.layer)
 
     def build(self, kind: type[keras.Model]) -> keras.Model:
         steps = iter(self.plan.steps)

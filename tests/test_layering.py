@@ -27,6 +27,7 @@ RANKS = {
     "scheme": 2.5,
     "graph": 2,
     "litert": 2,
+    "quantized_layer": 2.5,
     "quantized_model": 3,
     "quantizers": 3,
     "lstm": 3.5,

@@ -8,7 +8,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from small import mlp, ready
 
 import intact
@@ -264,3 +264,161 @@ def test_keras_quantizes_no_quantized_model():
 def test_keras_exports_no_litert_file_of_a_quantized_model(tmp_path):
     with pytest.raises(intact.ExportError, match=r"intact\.export"):
         intact.quantize_model(mlp()).export(tmp_path / "m.tflite", format="litert")
+
+
+# Parts ------------------------------------------------------------------------------------
+
+
+def network():
+    """A network whose layers fuse, fold, share a range, expand, and give indices."""
+    x = keras.Input((8, 8, 3), name="x")
+    h = layers.Conv2D(4, 3, name="conv")(x)
+    h = layers.ReLU(name="act")(layers.BatchNormalization(name="bn")(h))
+    side = layers.Conv2D(4, 1, activation="relu6", name="side")(h)
+    h = layers.Concatenate(name="cat")([h, side])
+    h = layers.Conv2D(4, 1, activation="swish", name="last")(h)
+    y = layers.Dense(3, "softmax", name="out")(layers.Flatten(name="flat")(h))
+    return keras.Model(x, [y, ops.argmax(y, -1)])
+
+
+IMAGES = np.random.default_rng(1).normal(size=(24, 8, 8, 3)).astype("float32")
+
+
+@pytest.mark.filterwarnings("ignore::intact.FusedLayerWarning")
+@pytest.mark.parametrize("scheme", ["int8", "weight_only_8"])
+def test_a_part_of_a_quantized_model_is_one(scheme, tmp_path):
+    q = intact.calibrate(intact.quantize_model(network(), scheme), IMAGES, verbose=0)
+    for layer in q.layers[1:]:
+        part = keras.Model(q.input, layer.output)
+        content = intact.export(part, integer_only=scheme == "int8")
+        expected = part.predict(IMAGES, verbose=0)
+        seen = intact.load_litert(content).predict(IMAGES)
+        np.testing.assert_allclose(expected, seen, atol=1e-6 if scheme == "int8" else 1e-5)
+    assert intact.export(saved(part, tmp_path / "part.keras")) == content
+    assert not intact.compare(part, content, IMAGES).different or scheme != "int8"
+
+
+def test_the_output_of_a_layer_that_is_folded_is_told():
+    q = ready(intact.quantize_model(network()))
+    for name, other in (("conv", "bn"), ("bn", None), ("side", None), ("cat", None)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert q.get_layer(name).output.shape[-1] in (4, 8)
+        told = [str(w.message) for w in told if w.category is intact.FusedLayerWarning]
+        assert len(told) == (other is not None) and all(f"{other!r}" in text for text in told)
+
+
+def test_making_a_part_changes_nothing_in_the_model():
+    q = intact.calibrate(intact.quantize_model(network()), IMAGES, verbose=0)
+    before, count = intact.export(q), len(q.layers)
+    tensor = q.get_layer("cat").output
+    assert q.get_layer("cat").output is tensor
+    keras.Model(q.input, tensor).predict(IMAGES, verbose=0)
+    assert intact.export(q) == before and len(q.layers) == count
+    assert q.get_layer("out_softmax").output is q.outputs[0]
+
+
+def test_a_part_with_a_float_head_is_exported():
+    q = intact.calibrate(intact.quantize_model(network()), IMAGES, verbose=0)
+    flat = q.get_layer("flat").output
+    model = keras.Model(q.input, layers.Dense(5, activation="softmax", name="out")(flat))
+    seen = intact.load_litert(intact.export(model)).predict(IMAGES)
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), seen, atol=1e-6)
+
+
+# Inside other models ----------------------------------------------------------------------
+
+
+class Holder(keras.Model):
+    """A subclassed model around another."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def call(self, x):
+        return self.net(x)
+
+
+def around(q):
+    x = keras.Input((6,), name="x")
+    return keras.Model(x, q(x))
+
+
+def twice(q):
+    x = keras.Input((6,), name="x")
+    return keras.Model(x, q(x) + q(layers.Rescaling(2.0)(x)))
+
+
+def two(q):
+    other = ready(intact.quantize_model(mlp("other")), -2.0, 2.0)
+    x = keras.Input((6,), name="x")
+    return keras.Model(x, [q(x), other(x)])
+
+
+def holder(q):
+    model = Holder(q)
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+AROUND = {
+    "functional": around,
+    "called twice": twice,
+    "two of the same names": two,
+    "subclassed": holder,
+    "sequential": lambda q: keras.Sequential([keras.Input((6,)), q, layers.Softmax()]),
+    "nested twice": lambda q: around(around(q)),
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_a_model_around_a_quantized_one_is_exported(kind):
+    q = intact.calibrate(intact.quantize_model(mlp()), X, verbose=0)
+    before = intact.export(q)
+    model = AROUND[kind](q)
+    seen = intact.load_litert(intact.export(model)).predict(X)
+    seen = list(seen.values()) if isinstance(seen, dict) else [seen]
+    for ours, theirs in zip(keras.tree.flatten(model.predict(X, verbose=0)), seen, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert intact.export(q) == before
+
+
+def test_a_model_around_a_quantized_one_is_its_integers():
+    q = intact.calibrate(intact.quantize_model(mlp()), X, verbose=0)
+    content = intact.export(around(q), None, "int8", "int8", integer_only=True)
+    assert not intact.compare(around(q), content, X).different
+
+
+@pytest.mark.parametrize("verb", [intact.quantize_model, intact.explain, intact.plan_model])
+def test_a_model_around_a_quantized_one_is_no_float_model(verb):
+    with pytest.raises(intact.IntactError, match="calls the quantized model 'mlp'"):
+        verb(around(ready(intact.quantize_model(mlp()))))
+
+
+def test_a_verb_that_wants_the_quantized_model_itself_says_so():
+    model = around(ready(intact.quantize_model(mlp())))
+    for verb in (lambda: intact.calibrate(model, X), lambda: intact.freeze(model)):
+        with pytest.raises(intact.IntactError, match="Pass 'mlp' itself"):
+            verb()
+
+
+# Quantized by Keras -----------------------------------------------------------------------
+
+no_quantize = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+
+
+@no_quantize
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("verb", [intact.export, intact.quantize_model, intact.explain])
+def test_a_model_that_keras_quantized_is_refused(mode, verb):
+    model = mlp()
+    model.quantize(mode)
+    with pytest.raises(intact.InvalidModelError, match=f"'hidden' was quantized by .*'{mode}'"):
+        verb(model)
+
+
+@no_quantize
+def test_keras_quantizes_no_quantized_model_inside_another():
+    with pytest.raises(intact.IntactError, match="quantized by intact already"):
+        around(intact.quantize_model(mlp())).quantize("int8")

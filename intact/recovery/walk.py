@@ -12,8 +12,9 @@ from intact.graph import Graph, Node, view
 from intact.kernels import no_gradients
 from intact.numerics import along, half_precision, host, to_numpy
 from intact.ops.base import Fixed, find_op, get_op
+from intact.quantized_layer import Dequantize
 from intact.quantizers import FakeQuantize
-from intact.training import Dequantize, Quantized, QuantizedWeights
+from intact.training import Quantized, QuantizedWeights
 
 Call = Callable[[Graph, Node, tuple[Any, ...]], Any]
 

@@ -10,6 +10,7 @@ from intact.errors import IntactError, InvalidModelError
 from intact.graph import is_graph, view
 from intact.ops.base import Case, Op, register_op
 from intact.plan import make_plan
+from intact.quantized_model import refuse_quantized
 from intact.scheme import FLOAT_RULE, Scheme
 from intact.schemes import get_scheme
 from intact.tfmot.config import QuantizeConfig, rule_of_config
@@ -212,8 +213,7 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
     >>> [layer.name for layer in q.layers if hasattr(layer, "quantized_weights")]
     ['dense']
     """
-    if api.is_quantized(model):
-        raise IntactError(f"Model {model.name!r} is quantized already.")
+    refuse_quantized(model)
     operations = _between_annotated(model)
     canonical = canonicalize(model, lambda layer: None if layer in operations else FLOAT_RULE)
     inner = {

@@ -7,9 +7,10 @@ import keras
 from intact.errors import IntactError
 from intact.graph import Graph, deep_graphs, view
 from intact.ops.base import AllSame, SameAsInput, get_op
+from intact.quantized_layer import Dequantize
 from intact.quantizers import FakeQuantize
 from intact.tfmot.quantizers import fixed_params
-from intact.training import Dequantize, Quantized
+from intact.training import Quantized
 
 
 def fix_input_output_range(
