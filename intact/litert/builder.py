@@ -149,6 +149,7 @@ VERSIONS: dict[str, Callable[["Operator"], int]] = {
         3 if op.options.get("halfPixelCenters") else _by_type(op, 2, 4)
     ),
     "SOFTMAX": lambda op: _by_type(op, 2, 3),
+    "SPACE_TO_DEPTH": lambda op: _by_type(op, 2, 1),
     "STRIDED_SLICE": lambda op: 4 if _rank(op) > 4 else 2 if _is_int8(op) else 1,
     "SUB": lambda op: (
         3

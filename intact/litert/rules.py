@@ -99,6 +99,7 @@ CONDITIONS: dict[str, Callable[[FileOp], Any]] = {
     "16-bit indices": _has_short_indices,
     "2-bit weights": _weights_are("int2"),
     "4-bit weights": _weights_are("int4"),
+    "8-bit data": lambda op: op.outputs[0].dtype == "int8",
     "batch dimensions": lambda op: op.options["batch_dims"],
     "bias": lambda op: _has_bias(op, 3),
     "dilated, in float": lambda op: (
@@ -240,7 +241,8 @@ RULES: dict[str, OpRule] = {
         data=(),
         mismatch={"int8": REJECTED, "uint8": REQUANTIZED, "int16": SILENT},
     ),
-    "DEPTH_TO_SPACE": OpRule(_versions(2), SAME),
+    # Converters write version 2 for int8, and LiteRT's reference kernels know version 1 alone.
+    "DEPTH_TO_SPACE": OpRule(_versions(1), SAME, later={"8-bit data": 2}, optional=("8-bit data",)),
     "EXPAND_DIMS": OpRule(_versions(1), SAME, mismatch=REJECTED),
     "GATHER": OpRule(_versions(2, 4), SAME, later={"batch dimensions": 5, "16-bit indices": 6}),
     "GATHER_ND": OpRule(_versions(1, 3), SAME),

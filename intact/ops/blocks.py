@@ -1,0 +1,126 @@
+"""Blocks of pixels moved to channels and back."""
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from intact.numerics import Tensor
+from intact.ops.base import BYTES, Case, register_op
+from intact.ops.shape import Moving
+
+
+@keras.saving.register_keras_serializable("intact")
+class DepthToSpace(keras.layers.Layer):
+    """Channels become square blocks of pixels, channels last.
+
+    Args:
+        block_size: Height and width of a block.
+
+    Example:
+
+    >>> DepthToSpace(2).compute_output_shape((None, 3, 3, 8))
+    (None, 6, 6, 2)
+    """
+
+    def __init__(self, block_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.block_size = block_size
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The same values, in larger images of fewer channels."""
+        _, height, width, channels = x.shape
+        size, rest = self.block_size, channels // self.block_size**2
+        x = ops.reshape(x, (-1, height, width, size, size, rest))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (-1, height * size, width * size, rest))
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        batch, height, width, channels = shape
+        size = self.block_size
+        grown = (None if n is None else n * size for n in (height, width))
+        return (batch, *grown, None if channels is None else channels // size**2)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "block_size": self.block_size}
+
+
+@keras.saving.register_keras_serializable("intact")
+class SpaceToDepth(DepthToSpace):
+    """Square blocks of pixels become channels, channels last.
+
+    Args:
+        block_size: Height and width of a block.
+    """
+
+    def call(self, x: Tensor) -> Tensor:
+        """The same values, in smaller images of more channels."""
+        _, height, width, channels = x.shape
+        size = self.block_size
+        x = ops.reshape(x, (-1, height // size, size, width // size, size, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (-1, height // size, width // size, size * size * channels))
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        batch, height, width, channels = shape
+        size = self.block_size
+        shrunk = (None if n is None else n // size for n in (height, width))
+        return (batch, *shrunk, None if channels is None else channels * size**2)
+
+
+class Blocks(Moving):
+    """Base of the ops that move blocks of pixels."""
+
+    dtypes = BYTES
+    notes = "Channels last, for the backends of Keras disagree about channels first."
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        kind = cls.keras_layers[0]
+        if isinstance(layer, kind):
+            return tracer.emit(layer, args[0])
+        if layer.data_format != "channels_last":
+            tracer.refuse(
+                layer,
+                "the backends of Keras disagree about the order of its values with channels first; "
+                "move the channels to the end by `ops.transpose` before it",
+            )
+        return tracer.emit(kind(layer.block_size, name=layer.name), args[0])
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        if None in shapes[0][1:]:
+            return f"all sizes but the batch must be known, received shape {shapes[0]}"
+        return None
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        options = {"blockSize": node.layer.block_size}
+        builder.add(cls.litert[0], [node.input], [node.output], options)
+
+
+@register_op
+class DepthToSpaceOp(Blocks):
+    """Channels to blocks of pixels."""
+
+    keras_layers = (DepthToSpace,)
+    operations = ("DepthToSpace",)
+    litert = ("DEPTH_TO_SPACE",)
+    cases = (
+        Case(lambda: DepthToSpace(2), (3, 4, 8)),
+        Case(lambda: lambda x: DepthToSpace(3)(layers.Conv2D(18, 1)(x)), (3, 4, 2)),
+    )
+
+
+@register_op
+class SpaceToDepthOp(Blocks):
+    """Blocks of pixels to channels."""
+
+    keras_layers = (SpaceToDepth,)
+    operations = ("SpaceToDepth",)
+    litert = ("SPACE_TO_DEPTH",)
+    cases = (
+        Case(lambda: SpaceToDepth(2), (4, 6, 3)),
+        Case(lambda: lambda x: layers.Conv2D(4, 1)(SpaceToDepth(3)(x)), (6, 3, 2)),
+    )
