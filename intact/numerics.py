@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import KerasTensor, Variable, ops
 
-from intact.kernels import inverse
+from intact.kernels import inverse, over
 
 Tensor = Any
 """A tensor of the active Keras backend."""
@@ -604,18 +604,20 @@ def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:
     return acc._replace(weight_scale=acc.weight_scale * factor)
 
 
-def divide(a: Tensor, b: Tensor) -> Tensor:
+def divide(a: Tensor | float, b: Tensor | float) -> Tensor:
     """The quotient as IEEE 754 rounds it, also where a compiler would multiply by `1 / b`.
 
     Args:
-        a: Values.
-        b: A positive scalar.
+        a: Values, or a constant.
+        b: Values, or a constant if `a` is none.
 
     Returns:
         `a / b`.
     """
-    # The maximum is `b`; that it is no scalar any more keeps the compiler from it.
-    return a / ops.maximum(b, -ops.abs(a))
+    if isinstance(a, int | float):
+        return over(a, b)
+    # The maximum is `b`. It hides from compilers that `b` is a scalar or a constant.
+    return a / ops.maximum(b, -ops.abs(a) - abs(b))
 
 
 def unfused(x: Any, xp: Any = ops) -> Any:

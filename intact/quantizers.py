@@ -12,7 +12,7 @@ from keras import ops
 from intact.errors import IntactError, NotCalibratedError
 from intact.fixed_point import multiplier, multiply
 from intact.graph import Graph, Node, all_layers, view
-from intact.kernels import either, inverse, round_clip
+from intact.kernels import either, inverse, over, round_clip
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -533,9 +533,9 @@ class FakeQuantize(QuantizedLayer):
         whole = round_through if self.learns else ops.round
         low, high = grid.low, grid.high
         if lower is not None:
-            low = ops.maximum(low, whole(lower / grid.scale))
+            low = ops.maximum(low, whole(over(lower, grid.scale)))
         if upper is not None:
-            high = ops.minimum(high, whole(upper / grid.scale))
+            high = ops.minimum(high, whole(over(upper, grid.scale)))
         return low, high
 
     def _value(self, name: str) -> Tensor:

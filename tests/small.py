@@ -113,6 +113,20 @@ def op_versions(content):
     return {_NAMES[code.builtinCode]: code.version for code in parse(content).operatorCodes}
 
 
+def compiled(function):
+    """The function as a graph, of a backend that has graphs."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)
+    return lambda *arrays: function(*map(ops.convert_to_tensor, arrays))
+
+
 def gradients(function, *arrays):
     """The gradients of a scalar function of arrays, on any backend."""
     arrays = [np.asarray(a, "float32") for a in arrays]

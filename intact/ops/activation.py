@@ -15,6 +15,7 @@ from intact.numerics import (
     Tensor,
     accumulator,
     binary_exponent,
+    divide,
     host,
     power_of_two,
     quantize_weight,
@@ -32,7 +33,12 @@ from intact.ops.base import (
 )
 from intact.ops.moves import channel_last
 from intact.ops.table import Table, all_values, look_up
-from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
+from intact.ops.wide import (
+    LogSoftmaxArithmetic,
+    SigmoidArithmetic,
+    SoftmaxArithmetic,
+    TanhArithmetic,
+)
 from intact.quantizers import Arithmetic
 
 
@@ -246,7 +252,7 @@ class Curve(Op):
 
 
 class OfIntegers(Requantizing, Curve):
-    """Base of the curves whose 16-bit kernels work on the input's integers."""
+    """Base of the curves whose kernels work on the input's integers."""
 
 
 def _as_activation(layer: Any, x: Any, tracer: Any, function: str) -> Any:
@@ -275,7 +281,7 @@ class Sigmoid(OfIntegers):
     litert = ("LOGISTIC",)
     output = Fixed(1 / 256, -128)
     pointwise = True
-    cases = (Case(lambda: layers.Activation("sigmoid"), (50, 4), False, low=-8.0, high=8.0),)
+    cases = (Case(lambda: layers.Activation("sigmoid"), (50, 4), low=-8.0, high=8.0),)
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -293,7 +299,7 @@ class Tanh(OfIntegers):
     litert = ("TANH",)
     output = Fixed(1 / 128, 0)
     pointwise = True
-    cases = (Case(lambda: layers.Activation("tanh"), (50, 4), False, low=-4.0, high=4.0),)
+    cases = (Case(lambda: layers.Activation("tanh"), (50, 4), low=-4.0, high=4.0),)
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -313,10 +319,10 @@ class Softmax(OfIntegers):
     output = Fixed(1 / 256, -128)
     notes = "One axis; no mask."
     cases = (
-        Case(lambda: layers.Softmax(axis=1), (3, 5), False),
-        Case(lambda: layers.Softmax(), (10,), False, low=-9.0, high=9.0),
-        Case(lambda: layers.Activation("softmax"), (3, 5), False),
-        Case(lambda: layers.Dense(5, activation="softmax"), (6,), False),
+        Case(lambda: layers.Softmax(axis=1), (3, 5)),
+        Case(lambda: layers.Softmax(), (10,), low=-9.0, high=9.0),
+        Case(lambda: layers.Activation("softmax"), (3, 5)),
+        Case(lambda: layers.Dense(5, activation="softmax"), (6,)),
     )
 
     @classmethod
@@ -330,18 +336,19 @@ class Softmax(OfIntegers):
 
 
 @register_op
-class LogSoftmax(Curve):
+class LogSoftmax(OfIntegers):
     """The logarithm of softmax, not below -16."""
 
     dtypes = BYTES
+    arithmetic = LogSoftmaxArithmetic.name
     operations = ("LogSoftmax",)
     activations = ("log_softmax",)
     litert = ("LOG_SOFTMAX",)
     output = Fixed(16 / 256, 127)
     notes = "One axis; it saturates at -16, in steps of 1/16."
     cases = (
-        Case(lambda: layers.Activation("log_softmax"), (10,), False, low=-4.0, high=4.0),
-        Case(lambda: ops.log_softmax, (3, 5), False, low=-7.0, high=7.0),
+        Case(lambda: layers.Activation("log_softmax"), (10,), low=-4.0, high=4.0),
+        Case(lambda: ops.log_softmax, (3, 5), low=-7.0, high=7.0),
     )
 
     @classmethod
@@ -357,7 +364,7 @@ class Silu(Op):
     operations = ("Silu",)
     activations = ("silu", "swish")
     litert = ("LOGISTIC", "MUL")
-    cases = (Case(lambda: layers.Activation("silu"), (50, 4), False, low=-6.0, high=6.0),)
+    cases = (Case(lambda: layers.Activation("silu"), (50, 4), low=-6.0, high=6.0),)
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -410,7 +417,7 @@ class HardSwishArithmetic(Arithmetic):
         smooth = cls.real(pending) / params.scale
         fine = x.scale * np.float32(1 / 128)
         out_factor, out_exponent = _factor_15(fine / params.scale)
-        in_factor, in_exponent = _factor_15(fine / np.float32(3.0 / 32768))
+        in_factor, in_exponent = _factor_15(divide(fine, np.float32(3.0 / 32768)))
         high_res = ops.cast(x.values, "int32") * 128
         scaled = _doubling_high_multiply(high_res, out_factor)
         left = ops.maximum(in_exponent, 0)

@@ -279,6 +279,10 @@ class Conv2DTranspose(Weighted):
         Case(lambda: layers.Conv2DTranspose(5, 3, strides=2, padding="same"), (4, 5, 3)),
         Case(lambda: layers.Conv2DTranspose(5, 2, strides=2, use_bias=False), (4, 5, 3)),
         Case(lambda: layers.Conv2DTranspose(5, 4, strides=2, activation="relu"), (4, 4, 3)),
+        # A kernel smaller than the strides leaves gaps.
+        Case(lambda: layers.Conv2DTranspose(13, 2, strides=3, padding="same"), (9, 7, 4)),
+        Case(lambda: layers.Conv2DTranspose(5, (3, 1), strides=2, padding="same"), (9, 7, 4)),
+        Case(lambda: layers.Conv2DTranspose(5, 2, strides=3), (9, 7, 4)),
         Case(
             lambda: (
                 lambda x: layers.ReLU()(
@@ -298,6 +302,12 @@ class Conv2DTranspose(Weighted):
         if None in shapes[0][1:]:
             return f"the input's spatial size must be known, received shape {shapes[0]}"
         return None
+
+    @classmethod
+    def rounding(cls, layer: Any, dtype: str) -> str:
+        # XNNPACK refuses what leaves gaps between windows (CalculateTransposeConvPaddings).
+        gaps = any(k < s for k, s in zip(layer.kernel_size, layer.strides, strict=True))
+        return "fixed_point_blocks" if gaps and layer.padding == "same" else cls.arithmetic
 
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:

@@ -337,7 +337,7 @@ class Glu(Op):
     operations = ("Glu",)
     activations = ("glu",)
     litert = ("STRIDED_SLICE", "LOGISTIC", "MUL")
-    cases = (Case(lambda: layers.Activation("glu"), (3, 8), exact=False),)
+    cases = (Case(lambda: layers.Activation("glu"), (3, 8)),)
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:

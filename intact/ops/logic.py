@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.kernels import over
 from intact.numerics import QTensor, Tensor, is_integer, is_symbolic, to_numpy
 from intact.ops.base import ALL_SAME, Case, Op, Plain, register_op
 from intact.ops.constant import Gather
@@ -106,7 +107,7 @@ class Compare(Op):
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         compare, whole, extra, kernel = KINDS[layer.kind]
-        limit = ops.convert_to_tensor(layer.limit, "float32") / x.scale
+        limit = over(layer.limit, x.scale)
         place = whole(limit) + extra
         exact = x.values >= place if kernel == "GREATER_EQUAL" else x.values < place
         return ops.where(is_integer(x), exact, compare(x.values, limit))

@@ -13,6 +13,7 @@ from intact.numerics import (
     accumulator,
     add_bias,
     host,
+    inverse_of,
     is_trainable,
     scale_channels,
     to_numpy,
@@ -191,8 +192,10 @@ class BatchNormalization(ByChannel):
     @classmethod
     def factor(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
         """What each channel is multiplied by, for a variance."""
-        gamma = xp.convert_to_tensor(layer.gamma) if layer.scale else np.float32(1)
-        return gamma / cls.sigma(layer, variance, xp)
+        sigma = cls.sigma(layer, variance, xp)
+        if not layer.scale:
+            return inverse_of(sigma, xp)
+        return xp.convert_to_tensor(layer.gamma) / sigma
 
     @classmethod
     def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:

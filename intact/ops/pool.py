@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
+from intact.kernels import inverse
 from intact.numerics import QTensor, Tensor, is_integer, straight_through
 from intact.ops.base import (
     INTEGERS,
@@ -87,13 +88,14 @@ class AveragePooling2D(Op):
         # Windows that reach over the edge have fewer values.
         inside = np.ones((1, *x.values.shape[1:3], 1), "float32")
         count = ops.round(window_sums(inside)) if layer.padding == "same" else size
+        share = inverse(count) if layer.padding == "same" else 1.0 / size
         total = window_sums(x.values)
-        mean = total / count
+        mean = total * share
         # The kernel divides the sum of the stored integers, zero points included.
         stored = ops.round(total) + x.zero_point * count
         # Half a unit more keeps the floor clear of rounding; it changes no quotient.
         half = ops.floor(ops.convert_to_tensor(count) * 0.5) + 0.5
-        quotient = ops.sign(stored) * ops.floor((ops.abs(stored) + half) / count)
+        quotient = ops.sign(stored) * ops.floor((ops.abs(stored) + half) * share)
         exact = ops.where(is_integer(x), quotient - x.zero_point, mean)
         return x._replace(values=straight_through(exact, mean))
 

@@ -182,7 +182,7 @@ class Summing(Reducing):
         count = ops.ones((), "float32")
         for axis in layer.axes:
             count = count * ops.cast(sizes[axis], "float32")
-        share = 1.0 / count if isinstance(layer, Mean) else ops.ones((), "float32")
+        share = inverse(count) if isinstance(layer, Mean) else ops.ones((), "float32")
         return total, count, share, x.scale, x.zero_point
 
 

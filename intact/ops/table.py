@@ -11,9 +11,18 @@ from keras import activations, layers, ops
 
 from intact.errors import IntactError
 from intact.graph import view
+from intact.kernels import inverse
 from intact.litert.builder import Builder
 from intact.litert.runtime import load_litert
-from intact.numerics import QTensor, Tensor, finite_gradient, quantize, to_numpy, unfused
+from intact.numerics import (
+    QTensor,
+    Tensor,
+    divide,
+    finite_gradient,
+    quantize,
+    to_numpy,
+    unfused,
+)
 from intact.ops.base import BYTES, Case, Op, register_op
 from intact.quantizers import RealArithmetic
 
@@ -60,6 +69,9 @@ KERNELS = {
     "Where": "SELECT_V2",
 }
 """The float kernels of Keras' operations, by the operation's class name."""
+
+EXACT: dict[str, Callable] = {"Divide": divide, "Reciprocal": inverse, "TrueDivide": divide}
+"""What stands for operations that compilers would replace by approximations."""
 
 PLAIN = {"alpha": 1.0, "decimals": 0}
 """Attributes for which there is a kernel only if they have these values."""
@@ -229,6 +241,8 @@ class Elementwise(keras.layers.Layer):
         """The function that goes with an operation's class name."""
         if name in ("Mish", "ReLU"):
             return getattr(activations, name.lower())
+        if name in EXACT:
+            return EXACT[name]
         return getattr(ops, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
 
     @property

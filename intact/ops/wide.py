@@ -1,7 +1,10 @@
-"""The logistic function, the hyperbolic tangent and softmax as the 16-bit kernels compute them.
+"""The logistic function, the hyperbolic tangent and softmax as the kernels compute them.
 
-The first two interpolate in one table of the logistic function, 24 entries for each unit
-of its argument; softmax in one of the exponential function and one of the reciprocal.
+With 8 bits, the first two are tables of 256 entries (XNNPACK's `init_lut_op_with_config`), and
+softmax is a float formula on a table of powers (LiteRT's `optimized_ops::Softmax`).
+
+With 16 bits, the first two interpolate in one table of the logistic function, 24 entries for
+each unit of its argument; softmax in one of the exponential function and one of the reciprocal.
 """
 
 from collections.abc import Callable
@@ -11,8 +14,15 @@ import numpy as np
 from keras import ops
 
 from intact.fixed_point import mantissa, multiplier, multiply
-from intact.kernels import round_clip
-from intact.numerics import QTensor, Tensor, binary_exponent, straight_through
+from intact.kernels import inverse, precisely, round_clip
+from intact.numerics import (
+    QTensor,
+    Tensor,
+    binary_exponent,
+    is_integer,
+    straight_through,
+    unfused,
+)
 from intact.quantizers import RealArithmetic
 
 # Entries that are not the nearest integers, but the ones above.
@@ -48,11 +58,33 @@ def _lookup(x: QTensor, bits: int) -> tuple[Tensor, Tensor]:
     return ops.where(place >= 255, 65535 << bits, found), argument >= 0
 
 
+def of_integers(function: Callable[[Tensor], Tensor], x: QTensor) -> Tensor:
+    """A function of each value, which is computed once for each integer and looked up.
+
+    Args:
+        function: The function of real values.
+        x: Values of 8 bits.
+
+    Returns:
+        The function's values, of the shape of `x`.
+    """
+    differences = ops.convert_to_tensor(np.arange(-255, 256), "float32")
+    entries = function(ops.stop_gradient(x.scale) * differences)
+    index = ops.cast(ops.clip(x.values, -255.0, 255.0), "int32") + 255
+    return ops.take(entries, index)
+
+
 class SigmoidArithmetic(RealArithmetic):
     """The logistic function."""
 
     name = "sigmoid"
     function: ClassVar[Callable] = staticmethod(ops.sigmoid)
+
+    @staticmethod
+    def precise(x: Tensor) -> Tensor:
+        """The function in float64."""
+        power = ops.exp(ops.clip(x, -100.0, 100.0))
+        return power / (1.0 + power)
 
     @staticmethod
     def output_shape(pending: Any) -> tuple[int | None, ...]:
@@ -65,12 +97,19 @@ class SigmoidArithmetic(RealArithmetic):
 
     @classmethod
     def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return RealArithmetic.quantize(cls.real(pending), params, low, high)
+        x, smooth = QTensor(*pending), cls.real(pending)
+        entries = of_integers(lambda real: precisely(cls.precise, real), x)
+        exact = ops.where(is_integer(x), entries, smooth)
+        # XNNPACK adds the zero point before it rounds. The product is exact.
+        stored = straight_through(exact, smooth) * inverse(params.scale) + params.zero_point
+        return round_clip(stored, low + params.zero_point, high + params.zero_point) - (
+            params.zero_point
+        )
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         exact = ops.cast(cls.kernel(QTensor(*pending)), "float32")
-        smooth = cls.real(pending) * (1.0 / params.scale)
+        smooth = cls.real(pending) * inverse(params.scale)
         return round_clip(straight_through(exact, smooth), low, high)
 
     @staticmethod
@@ -86,6 +125,7 @@ class TanhArithmetic(SigmoidArithmetic):
 
     name = "tanh"
     function: ClassVar[Callable] = staticmethod(ops.tanh)
+    precise: ClassVar[Callable] = staticmethod(ops.tanh)
 
     @staticmethod
     def kernel(x: QTensor) -> Tensor:
@@ -125,11 +165,39 @@ def _look_up(table: np.ndarray, index: Tensor) -> Tensor:
     return first + ops.right_shift(rest + 64, 7)
 
 
+def _powers(x: QTensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The terms of softmax, their sum along the last axis, and the largest value there."""
+    values = ops.stop_gradient(x.values)
+    top = ops.max(values, axis=-1, keepdims=True)
+    below = x._replace(values=values - top)
+    powers = of_integers(lambda real: precisely(ops.exp, real), below)
+    # A float sum depends on its order: kernels add one term after the other.
+    terms = ops.moveaxis(powers, -1, 0)
+    total = ops.fori_loop(
+        0,
+        ops.shape(terms)[0],
+        lambda i, so_far: so_far + ops.take(terms, i, axis=0),
+        ops.zeros_like(top[..., 0]),
+    )
+    return powers, ops.expand_dims(total, -1), top
+
+
 class SoftmaxArithmetic(SigmoidArithmetic):
     """Shares that sum to 1 along the last axis."""
 
     name = "softmax"
     function: ClassVar[Callable] = staticmethod(ops.softmax)
+
+    @classmethod
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        x, smooth = QTensor(*pending), cls.real(pending) * inverse(params.scale)
+        powers, total, _ = _powers(x)
+        share = powers * inverse(total * params.scale)
+        # Halves go up.
+        whole = ops.floor(share)
+        exact = whole + ops.cast(share - whole >= 0.5, "float32")
+        exact = ops.where(is_integer(x), exact, smooth)
+        return round_clip(straight_through(exact, smooth), low, high)
 
     @staticmethod
     def kernel(x: QTensor) -> Tensor:
@@ -146,3 +214,21 @@ class SoftmaxArithmetic(SigmoidArithmetic):
         inverse = _look_up(_RECIPROCAL, upper - 3 * (1 << 15))
         half = ops.right_shift(ops.left_shift(ops.ones_like(bits), bits), 1)
         return ops.clip(ops.right_shift(powers * inverse + half, bits), 0, 32767)
+
+
+class LogSoftmaxArithmetic(SoftmaxArithmetic):
+    """The logarithm of softmax, from the stored integers."""
+
+    name = "log_softmax"
+    function: ClassVar[Callable] = staticmethod(ops.log_softmax)
+
+    @classmethod
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        x, steps = QTensor(*pending), inverse(params.scale)
+        smooth = cls.real(pending) * steps
+        _, total, top = _powers(x)
+        largest = unfused((top + x.zero_point) * x.scale)
+        offset = (largest + precisely(ops.log, total)) * steps
+        exact = unfused((x.values + x.zero_point) * (x.scale * steps)) - offset
+        exact = ops.where(is_integer(x), exact, smooth)
+        return round_clip(straight_through(exact, smooth), low, high)
