@@ -118,10 +118,11 @@ def _float64() -> contextlib.AbstractContextManager:
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()
     import jax
+    import jax.experimental
 
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return jax.experimental.enable_x64()
+    # Where it is depends on the version.
+    home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return home.enable_x64(True)
 
 
 @ops.custom_gradient

@@ -109,7 +109,8 @@ class Plan:
         scheme: Name of the scheme.
         steps: What becomes of each node.
         ranges: The ranges.
-        entries: The quantization of float tensors that integer nodes read.
+        entries: The quantization of float tensors that integer nodes read, or that a model
+            returns as it got them.
         unused: The rules that count for no layer.
     """
 
@@ -210,6 +211,10 @@ class _Planner:
                 self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
             if step.integer and not (step.folds or step.fused):
                 self._place(node, step)
+        for tensor in self.graph.outputs:
+            producer = self.graph.producer(tensor)
+            if producer.is_input and "float" in tensor.dtype and self._rule(producer.layer).integer:
+                self._range_of(tensor, producer)
         quantized = [t.name for t in self.graph.inputs if id(t) in self.entries]
         unknown = sorted(set(self.input_stats) - set(quantized))
         if unknown:
@@ -321,7 +326,7 @@ class _Planner:
         return True
 
     def _range_of(self, tensor: keras.KerasTensor, reader: Node) -> RangePlan:
-        """The range of a tensor that an integer node reads."""
+        """The range of a tensor that an integer node reads, or of an input that is an output."""
         if id(tensor) not in self.tensor_range:
             # A model input, or the output of a float node: quantized on the way in.
             producer = self.graph.producer(tensor)

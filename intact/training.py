@@ -609,7 +609,7 @@ class _Builder:
         for node in self.graph.nodes:
             if not node.is_input:
                 self._build_node(node, next(steps))
-        new_outputs = keras.tree.map_structure(self._as_real, outputs)
+        new_outputs = keras.tree.map_structure(self._as_output, outputs)
         return kind(new_inputs, new_outputs, name=self.model.name)
 
     def _build_node(self, node: Any, step: Step) -> None:
@@ -719,6 +719,14 @@ class _Builder:
                 self.quantized[id(tensor)]
             )
         return self.real[id(tensor)]
+
+    def _as_output(self, tensor: keras.KerasTensor) -> Any:
+        """A model's output: an input that is one comes back as the file has it, in integers."""
+        producer = self.graph.producer(tensor)
+        if producer.is_input and id(tensor) in self.plan.entries:
+            name = self._name(producer.layer.name, "_dequantize")
+            return Dequantize(name=name)(self._as_quantized(tensor))
+        return self._as_real(tensor)
 
     def _name(self, name: str, suffix: str) -> str:
         """A layer name that is not taken yet: a layer called twice has two ranges."""

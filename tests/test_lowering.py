@@ -271,3 +271,16 @@ def test_integer_types_of_a_float_model(x):
     # There is nothing to quantize with: the file stays in float.
     content = intact.export(mlp(), input_dtype="int8", output_dtype="int8")
     assert op_names(content) == ["FULLY_CONNECTED", "FULLY_CONNECTED"]
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "not read"])
+def test_an_input_that_is_an_output_is_what_the_file_returns(read, rng):
+    x, other = keras.Input((4,), name="x"), keras.Input((4,), name="other")
+    model = keras.Model([x, other], [layers.Dense(3)(x if read else other), x, x])
+    data = [rng.normal(size=(64, 4)).astype("float32") for _ in range(2)]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    for dtype in ("float32", "int8"):
+        content = intact.export(q, input_dtype=dtype, output_dtype=dtype, integer_only=True)
+        assert intact.compare(q, content, data).different == 0
+    details = intact.load_litert(content).interpreter.get_output_details()
+    assert {np.dtype(d["dtype"]).name for d in details} == {"int8"}
