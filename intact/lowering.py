@@ -18,7 +18,7 @@ from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, output_names, structure, view
 from intact.litert.builder import DTYPES, Builder, Shape, Tensor
 from intact.litert.placement import keep_to
-from intact.numerics import FINE, along, host, to_numpy, weight_params
+from intact.numerics import accumulator, along, host, rescaled, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
 from intact.ops.table import look_up
@@ -78,6 +78,7 @@ class LoweringNode:
         real_bias: Bias of a float op.
         activation: The fused activation, by the schema's name.
         quantizer: What rounds the output, if it is known.
+        arithmetic: How it is rounded, likewise.
     """
 
     lowering: "Lowering"
@@ -92,6 +93,7 @@ class LoweringNode:
     real_bias: np.ndarray | None = None
     activation: str = "NONE"
     quantizer: FakeQuantize | None = None
+    arithmetic: str = "real"
     _output: Tensor | None = None
 
     @property
@@ -247,16 +249,29 @@ class Lowering:
         self.model = model
         self.graph: Graph = view(model)
         self.dtypes = (input_dtype, output_dtype)
-        self.builder = Builder("intact", target)
+        self.target = target
+        self.quantized = any(isinstance(layer, FakeQuantize) for layer in model.layers)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.builder = Builder("intact", self.target)
         self.tensors: dict[int, Tensor] = {}
         self.pending: dict[int, Any] = {}
         self.written: dict[int, LoweringNode] = {}
         self.float_ops: list[str] = []
-        self.quantized = any(isinstance(layer, FakeQuantize) for layer in model.layers)
+        self.widened = False
 
     def run(self, integer_only: bool) -> bytes:
         """The bytes of the file."""
         check_calibrated(self.model, "exporting")
+        content = self._run(integer_only)
+        while self.widened:
+            # Other tensors of a range that was widened have its old scale.
+            self._begin()
+            content = self._run(integer_only)
+        return content
+
+    def _run(self, integer_only: bool) -> bytes:
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
         for node in self.graph.nodes:
             if not node.is_input:
@@ -364,11 +379,11 @@ class Lowering:
         fused = "NONE"
         if isinstance(waiting, LoweringNode) and waiting.integer:
             bounds = (kwargs.get("lower"), kwargs.get("upper"))
-            if not waiting.op.clamps_by_range:
-                # Other limits are where the integers of the range end.
-                waiting.activation = fused = _FUSED.get(bounds, "RELU")
+            waiting.quantizer, waiting.arithmetic = quantizer, kwargs["arithmetic"]
             tensor = self._rounded(out.shape, tensor_name(quantizer, kwargs), quantizer)
-            waiting.quantizer = quantizer
+            self._fit(waiting, tensor)
+            if not waiting.op.clamps_by_range:
+                waiting.activation = fused = _fused(bounds, tensor)
             tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
@@ -475,17 +490,36 @@ class Lowering:
 
     def _emit(self, node: LoweringNode, output: Tensor) -> Tensor:
         node._output = output
-        if output.quantized and node.op.step(node) >= node.op.max_step * output.scale:
-            raise ExportError(
-                f"{type(node.layer).__name__} {node.layer.name!r} cannot be written: its output "
-                f"{output.name!r} is within {output.scale * 255:.3g}, which is nothing beside its "
-                f"inputs: one of their steps is more than {node.op.max_step:g} of its own. "
-                "Calibrate on data that moves it, or remove the layer."
-            )
         if node.sums is not None and node.weights:
             _settle_signs(node)
         node.op.lower(node, self.builder)
         return node.output
+
+    def _fit(self, node: LoweringNode, output: Tensor) -> None:
+        """Keep one step of an op's sums within as many of the output's as its kernel takes."""
+        step, quantizer = node.op.step(node), node.quantizer
+        limit = node.op.max_step * output.scale
+        if step < limit:
+            return
+        assert quantizer is not None
+        if node.sums is not None and node.arithmetic == "accumulator" and quantizer.spec.bits <= 8:
+            # All sums but 0 saturate, as they do where their step is just below the limit.
+            most = np.float32(0.999 * limit) / node.sums.input_scale
+            scale = np.clip(node.sums.weight_scale, -most, most)
+            node.sums = node.sums._replace(weight_scale=scale)
+            return
+        if quantizer.fixed is not None:
+            raise ExportError(
+                f"{type(node.layer).__name__} {node.layer.name!r} cannot be written: the range of "
+                f"its output {output.name!r} is fixed, and one step of its inputs is {step:.3g}, "
+                f"more than {node.op.max_step:g} of its own, {output.scale:.3g}. Let a rule of the "
+                "scheme give its output a range that is observed."
+            )
+        quantizer.widen(step / node.op.fit_step)
+        output.scale, output.zero_point = stored_params(quantizer)
+        if quantizer.rule.signs:
+            output.scale = self._rounded(output.shape, output.name, quantizer).scale
+        self.widened = True
 
     def _rounded(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
         """A tensor of the integers that a kernel rounds to."""
@@ -564,6 +598,16 @@ class _RealLowering(Lowering):
         return super()._emit(node, output)
 
 
+def _fused(bounds: tuple[float | None, float | None], output: Tensor) -> str:
+    """The activation that a kernel fuses, by the bounds of the output.
+
+    Other limits are where the integers of the range end, and so is one that is not within them.
+    """
+    upper = bounds[1]
+    within = upper is None or upper < 2.0**16 * output.scale
+    return _FUSED.get(bounds, "RELU") if within else "RELU"
+
+
 def _dtype(tensor: keras.KerasTensor) -> str:
     """The file's type of a tensor that is not quantized."""
     return tensor.dtype if tensor.dtype in DTYPES else "float32"
@@ -597,16 +641,22 @@ def _integer_weights(node: LoweringNode, quantized: Quantized) -> None:
         values = to_numpy(quantized.kernel).astype("float32")
         stored = Stored(values, quantized.stored, to_numpy(scale), zero_point)
         node.weights["kernel"] = stored
-        node.sums = quantized.sums(None, node.input.scale, host)
+        node.sums = quantized.sums(np.float32(1), node.input.scale, host)
         return
     if op.weights:
         _stored_weights(node, quantized)
     else:
         values, scale = op.unit(node.input.shape[-1] or 0)
         node.weights["kernel"] = Stored(values, "int8", scale)
-    # In a float file biases are rounded as in Keras when real values pass.
-    input_scale = node.input.scale if node.input.quantized else np.float32(FINE)
-    node.sums = quantized.units(input_scale, node.weights["kernel"].scale, host)
+    kernel, whole = node.weights["kernel"], node.input.quantized
+    input_scale = node.input.scale if whole else np.float32(1)
+    all_count = np.ones_like(kernel.scale)
+    acc = accumulator(None if op.weights else all_count, input_scale, kernel.scale, host, whole)
+    node.sums = quantized.units(acc, host)
+    if op.weights:
+        axis = quantized.weight_axes()["kernel"]
+        kernel.values = rescaled(kernel.values, kernel.scale, node.sums, axis, host)
+        node.sums = node.sums._replace(values=all_count)
 
 
 def _stored_weights(node: LoweringNode, quantized: Quantized) -> None:
@@ -639,16 +689,19 @@ def _settle_signs(node: LoweringNode) -> None:
     """Move the signs of the channels' scales into weights and bias, for scales are positive."""
     acc, planned = node.sums, node.weights["kernel"]
     sign = np.where(acc.weight_scale < 0, np.float32(-1), np.float32(1))
+    counts = sign * acc.values
     weight = node.op.weights.get("kernel")
     values = planned.values
     if sign.ndim:
-        values = values * along(sign, weight.axis if weight else (-1,), values.shape, host)
-    scale = np.abs(acc.weight_scale)
-    if np.ndim(planned.scale) == 0 and (scale == scale.flat[0]).all():
-        # One scale for all channels was asked for, and biases left it so.
-        scale = scale.flat[0]
-    node.weights["kernel"] = replace(planned, values=values, scale=scale)
+        values = values * along(counts, weight.axis if weight else (-1,), values.shape, host)
     bias = np.broadcast_to(acc.bias * sign, (node.shape[-1] or 0,))
+    scale = np.abs(acc.weight_scale)
+    # Where all is 0, any scale does: one that no kernel finds too small.
+    kept = {a % values.ndim for a in (weight.axis if weight else (-1,)) if scale.ndim}
+    idle = ~values.any(axis=tuple({*range(values.ndim)} - kept)).reshape(scale.shape)
+    idle &= bias == 0 if scale.ndim else not bias.any()
+    scale = np.where(idle, node.output.scale / acc.input_scale, scale).astype("float32")
+    node.weights["kernel"] = replace(planned, values=values, scale=scale)
     node.sums = acc._replace(bias=bias, weight_scale=scale)
 
 

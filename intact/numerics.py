@@ -24,7 +24,7 @@ Tensor = Any
 MIN_SCALE = float(np.float32(2.0**-60))
 """Floor of every scale: far below any real one, far above the denormals."""
 
-MAX_BIAS = float(np.float32(2.0**30))
+MAX_BIAS = float(np.float32(2.0**29))
 """Largest magnitude of an int32 bias: room is left for the products added to it."""
 
 
@@ -41,13 +41,16 @@ class Accumulator(NamedTuple):
 
     The scales stay apart because kernels multiply them in this order; the sign of a
     batch norm's factor lives in `weight_scale` until export. `bias` is the int32 bias.
-    Behind a batch norm that trains, values are real already, and the rest is None.
+    Where real values pass (`whole` is false), the bias is not rounded, and may be of any size.
+    Behind a batch norm that trains, values are real already, and the rest is None. Where a file
+    is written, `values` are what the weights of each channel are multiplied with, 1 or 0.
     """
 
     values: Tensor
     bias: Any
     input_scale: Any
     weight_scale: Any
+    whole: Any = True
 
     def real(self) -> Tensor:
         """The real values."""
@@ -56,24 +59,14 @@ class Accumulator(NamedTuple):
         return (self.values + self.bias) * (self.input_scale * self.weight_scale)
 
 
-FINE = 2.0**-8
-"""The unit of real values where integers are expected.
-
-Biases are rounded to it, times the scale of the weights: so fine that it does not count, and so
-coarse that they fit in 32 bits, as they will beside integers.
-"""
-
-
-def unquantized(real: Tensor, unit: Tensor | None = None) -> QTensor:
+def unquantized(real: Tensor) -> QTensor:
     """Real values where integers are expected: the zero point 0.5 tells them apart.
 
     Args:
         real: The values.
-        unit: A scalar in whose units they shall be; by default, `FINE`.
     """
     one = ops.ones((), "float32")
-    unit = one * FINE if unit is None else unit
-    return QTensor(real * inverse(unit), unit, one * 0.5)
+    return QTensor(real, one, one * 0.5)
 
 
 def is_integer(x: QTensor) -> Tensor:
@@ -135,7 +128,8 @@ def affine_params(
     """Scale and zero point that cover a range of real values.
 
     The range is widened to contain 0, which then is exactly representable. A range
-    that is just `{0}` gets scale 1.
+    that is just `{0}` gets the smallest scale, so that it is nothing beside any other
+    number, and 0 in its middle, where gradients pass.
 
     Args:
         minimum: Smallest real value, any shape.
@@ -162,13 +156,13 @@ def affine_params(
     else:
         span = maximum - minimum
         steps = high - low
-    scale = ops.where(span > 0, ops.maximum(span * np.float32(1 / steps), MIN_SCALE), 1.0)
+    scale = ops.maximum(span * np.float32(1 / steps), MIN_SCALE)
     if power_of_two:
         scale = power_of_two_above(scale)
     if symmetric:
         return scale, ops.zeros_like(scale)
     zero_point = ops.clip(ops.round(low - minimum / scale), low, high)
-    return scale, zero_point
+    return scale, ops.where(span > 0, zero_point, 0.0)
 
 
 def to_numpy(x: Any) -> np.ndarray:
@@ -279,6 +273,18 @@ def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
 
 
 @ops.custom_gradient
+def _counted(values: Tensor, kept: Tensor, ratio: Tensor) -> Tensor:
+    """`values * kept` with the gradient of `values * ratio`, a ratio for each channel."""
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        shared = tuple(range(len(values.shape) - len(ratio.shape)))
+        return g * ratio, ops.zeros_like(kept), ops.sum(g * values, axis=shared)
+
+    return values * kept, grad
+
+
+@ops.custom_gradient
 def _moved(first: Tensor, delta: Tensor, unit: Tensor) -> Tensor:
     def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         g = _upstream(args, upstream)
@@ -360,6 +366,11 @@ def through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
 def round_through(x: Any, xp: Any = ops) -> Any:
     """Rounded half to even, with the gradient of `x`."""
     return through(xp.round(x), x, xp)
+
+
+def round_where(whole: Any, x: Any, xp: Any = ops) -> Any:
+    """Rounded half to even where integers are expected, else as it is; with the gradient of `x`."""
+    return through(xp.where(whole, xp.round(x), x), x, xp)
 
 
 def inverse_of(x: Any, xp: Any = ops) -> Any:
@@ -480,9 +491,8 @@ def weight_params(
         minimum = xp.minimum(xp.min(w, axis=reduced, keepdims=True), np.float32(0))
         span = xp.maximum(xp.max(w, axis=reduced, keepdims=True), np.float32(0)) - minimum
         steps = high - low
-    scale = xp.where(
-        span > 0, xp.maximum(span * np.float32(1 / steps), np.float32(MIN_SCALE)), np.float32(1)
-    )
+    # Weights of 0 get the smallest scale: that of a bias is then as fine as the bias needs.
+    scale = xp.maximum(span * np.float32(1 / steps), np.float32(MIN_SCALE))
     if symmetric:
         return scale, xp.zeros_like(scale)
     return scale, xp.clip(xp.round(low - minimum * inverse_of(scale, xp)), low, high)
@@ -563,16 +573,28 @@ def along(values: Any, axis: tuple[int, ...] | None, shape: tuple[int, ...], xp:
     return xp.reshape(values, [n if a in kept else 1 for a, n in enumerate(shape)])
 
 
-def accumulator(values: Any, input_scale: Any, weight_scale: Any, xp: Any = ops) -> Accumulator:
-    """Sums without a bias yet."""
-    return Accumulator(values, xp.zeros_like(weight_scale), input_scale, weight_scale)
+def accumulator(
+    values: Any, input_scale: Any, weight_scale: Any, xp: Any = ops, whole: Any = True
+) -> Accumulator:
+    """Sums without a bias yet.
+
+    Args:
+        values: The sums; None where they are yet to be filled in.
+        input_scale: Scale of the input.
+        weight_scale: Scale of the weights, per output channel or a scalar.
+        xp: `keras.ops`, or `host`.
+        whole: Whether the input is integers, and not real values on their way through.
+    """
+    return Accumulator(values, xp.zeros_like(weight_scale), input_scale, weight_scale, whole)
 
 
 def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
     """Add real values to 32-bit sums, rounded to the sums' own units.
 
     A channel whose weights are so small beside its bias that the bias would not fit
-    in 32 bits gets a larger weight scale; its weights hardly count, then as before.
+    in 32 bits gets a larger weight scale; `rescaled` gives the weights that go with it. Sums that
+    are there already cannot have another scale: they count as they are, or not at all where that
+    is nearer. To real values on their way through, the bias is added as it is.
 
     Args:
         acc: The sums.
@@ -586,14 +608,50 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
     before = acc.weight_scale
     # The sum of all biases must fit, those of before included.
     total = xp.abs(acc.bias * (acc.input_scale * before) + bias)
-    floor = xp.maximum(total, xp.abs(bias)) * (np.float32(1 / MAX_BIAS) / acc.input_scale)
-    floor = xp.stop_gradient(xp.maximum(floor, np.float32(MIN_SCALE)))
-    weight_scale = xp.where(xp.abs(before) >= floor, before, xp.where(before < 0, -floor, floor))
-    units = round_through(bias * inverse_of(acc.input_scale * weight_scale, xp), xp)
+    needed = xp.maximum(total, xp.abs(bias)) * (np.float32(1 / MAX_BIAS) / acc.input_scale)
+    if not len(before.shape):
+        # One scale for all channels stays one.
+        needed = xp.max(needed)
+    floor = xp.maximum(xp.where(acc.whole, needed, np.float32(0)), np.float32(MIN_SCALE))
+    floor = xp.stop_gradient(floor)
+    enough = xp.abs(before) >= floor
+    weight_scale = xp.where(enough, before, xp.where(before < 0, -floor, floor))
+    units = round_where(acc.whole, bias * inverse_of(acc.input_scale * weight_scale, xp), xp)
     smaller = acc.bias * xp.stop_gradient(before * inverse_of(weight_scale, xp))
-    smaller = round_through(smaller, xp)
-    kept = xp.where(before == weight_scale, acc.bias, smaller)
-    return acc._replace(bias=kept + units, weight_scale=weight_scale)
+    smaller = round_where(acc.whole, smaller, xp)
+    values = acc.values
+    if values is not None:
+        ratio = before * inverse_of(xp.stop_gradient(weight_scale), xp)
+        ratio = xp.where(enough, xp.ones_like(ratio), ratio)
+        kept = xp.cast(ratio > 0.5, "float32")
+        values = values * kept if xp is host else _counted(values, kept, ratio)
+    bias = xp.where(enough, acc.bias, smaller) + units
+    return acc._replace(values=values, bias=bias, weight_scale=weight_scale)
+
+
+def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) -> Any:
+    """Whole numbers of weights for the scale that a bias has left them.
+
+    Args:
+        n: The whole numbers.
+        before: Their scale, per output channel or a scalar.
+        acc: What `add_bias` made of sums with that scale.
+        axis: The axes of the channels; None for one scale.
+        xp: `keras.ops`, or `host`.
+
+    Returns:
+        Whole numbers, with the gradient of the weights.
+
+    Example:
+
+    >>> scale = np.array([2.0**-40, 1.0], "float32")
+    >>> acc = add_bias(accumulator(None, np.float32(1), scale, host), [2.0, 2.0], host)
+    >>> rescaled(np.array([[127.0, 127.0]]), scale, acc, (-1,), host).tolist()
+    [[0.0, 127.0]]
+    """
+    ratio = before * inverse_of(xp.stop_gradient(acc.weight_scale), xp)
+    ratio = xp.where(before == acc.weight_scale, xp.ones_like(ratio), ratio)
+    return round_where(acc.whole, n * along(ratio, axis, n.shape, xp), xp)
 
 
 def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:

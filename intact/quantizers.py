@@ -343,6 +343,17 @@ class FakeQuantize(QuantizedLayer):
                 size = np.maximum(np.abs(minimum), np.abs(maximum)) / 2
             self._start(ones * size)
 
+    def widen(self, scale: float) -> None:
+        """Make the scale at least as large as one that kernels take, and 0 the middle.
+
+        Args:
+            scale: The scale.
+        """
+        steps = 2.0 ** (max(self.spec.bits, 8) - 1)
+        # Trained scales start at a part of the range.
+        end = float(scale) * steps * (4 if self.learns else 1)
+        self.set_range(-end, end)
+
     def observe(self, on: bool) -> None:
         """Let real values through, for calibration to look at; or end that.
 
@@ -451,12 +462,11 @@ class FakeQuantize(QuantizedLayer):
             return QTensor(values, grid.scale, grid.zero_point)
 
         def unrounded() -> QTensor:
-            # In units so small that biases are as in float, and fit in 32 bits nonetheless.
-            unit = ops.stop_gradient(grid.scale) * ((self.high - self.low) * 2.0**-16)
+            values = _bounded(real, lower, upper)
             if self.learns:
                 # The gradient of trained numbers is 0 before they are used, and not missing.
-                unit = unit + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
-            return unquantized(_bounded(real, lower, upper), unit)
+                values = values + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
+            return unquantized(values)
 
         if on is not None:
             return QTensor(*either(on, quantized, unrounded))

@@ -26,8 +26,10 @@ from intact.numerics import (
     along,
     half_precision,
     host,
+    is_integer,
     moved,
     quantize_rows,
+    rescaled,
     scale_channels,
     tied,
     to_numpy,
@@ -297,34 +299,36 @@ class Quantized(QuantizedLayer):
         """
         op: Any = get_op(self.layer)
         norm: Any = self.norm
+        fixed = moves is False or not norm.trainable
+        acc = accumulator(None, x.scale, scale, whole=is_integer(x))
+        if fixed:
+            acc = self.units(acc)
+            kernel = rescaled(kernel, scale, acc, self.weight_axes()["kernel"])
         with exact_convolution():
-            values = op.products(self.layer, x.values, kernel)
-        if moves is False or not norm.trainable:
-            return self.units(x.scale, scale)._replace(values=values)
+            acc = acc._replace(values=op.products(self.layer, x.values, kernel))
+        if fixed:
+            return acc
         sigma = self._norm_op.sigma(norm, ops.convert_to_tensor(norm.moving_variance))
         # Statistics are those of the float weights, by a second product.
         real = op.products(self.layer, x.values * x.scale, self._kept("kernel"))
         bias = ops.zeros_like(sigma) if self.layer.bias is None else self.layer.bias * 1.0
         mean, variance = self._norm_op.statistics(norm, Accumulator(real, bias, 1.0, 1.0), moves)
-        acc = accumulator(values, x.scale, scale)
         acc = scale_channels(acc, sigma / self._norm_op.sigma(norm, variance))
         return self._shifted(acc, mean, variance)
 
-    def units(self, input_scale: Any, weight_scale: Any, xp: Any = ops) -> Accumulator:
-        """Scales and bias of the sums, whose values are yet to be filled in.
+    def units(self, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        """Sums with the layer's bias, and that of its batch norm.
 
         Args:
-            input_scale: Scale of the input.
-            weight_scale: Scale of the weights, per output channel or a scalar.
+            acc: The sums without them; their values may be yet to be filled in.
             xp: `keras.ops`, or `intact.numerics.host`.
         """
         op: Any = get_op(self.layer)
         if self.norm is None:
-            return op.units(self.layer, input_scale, weight_scale, xp)
+            return op.units(self.layer, acc, xp)
         mean, variance = (
             xp.convert_to_tensor(v) for v in (self.norm.moving_mean, self.norm.moving_variance)
         )
-        acc = accumulator(None, input_scale, weight_scale, xp)
         return self._shifted(acc, mean, variance, xp)
 
     def _shifted(self, acc: Accumulator, mean: Any, variance: Any, xp: Any = ops) -> Accumulator:
@@ -531,7 +535,7 @@ class Frozen(Quantized):
         x, kernel = QTensor(*inputs), ops.cast(self.kernel, "float32")
         with exact_convolution():
             values = op.products(self.layer, x.values, kernel) if op.weights else x.values * kernel
-        return self.sums(values, x.scale)
+        return self.sums(values, x.scale)._replace(whole=is_integer(x))
 
     def get_config(self) -> dict[str, Any]:
         return {

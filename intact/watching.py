@@ -14,7 +14,7 @@ from intact.graph import Node, with_outputs
 from intact.litert.runtime import LiteRTModel
 from intact.lowering import lower_products, lower_real
 from intact.lstm import keepers
-from intact.numerics import FINE, host, to_numpy
+from intact.numerics import host, to_numpy
 from intact.observers import Observer
 from intact.ops.base import get_op
 
@@ -129,4 +129,4 @@ class _Look(keras.layers.Layer):
         self.observer = observer
 
     def call(self, x: Any) -> Any:
-        return self.observer.look(x * FINE)
+        return self.observer.look(x)

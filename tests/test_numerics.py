@@ -39,8 +39,8 @@ def params(low, high, **kwargs):
         (1.0, 2.55, 0.01, -128),
         (-2.55, -1.0, 0.01, 127),
         (5.1, 5.1, 0.02, -128),
-        # Just {0}.
-        (0.0, 0.0, 1.0, -128),
+        # Just {0}: nothing beside any other number, and 0 in the middle.
+        (0.0, 0.0, MIN_SCALE, 0),
     ],
 )
 def test_asymmetric_range(low, high, scale, zero_point):
@@ -128,7 +128,7 @@ def test_zero_channels_are_safe():
     w = np.zeros((4, 3), "float32")
     w[:, 1] = 2.54
     values, scale = (host(part) for part in quantize_weight(w, 8, (-1,)))
-    np.testing.assert_allclose(scale, [1.0, 0.02, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(scale, [MIN_SCALE, 0.02, MIN_SCALE], rtol=1e-6)
     assert values.tolist() == [[0, 127, 0]] * 4
 
 

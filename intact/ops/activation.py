@@ -17,6 +17,7 @@ from intact.numerics import (
     binary_exponent,
     divide,
     host,
+    is_integer,
     power_of_two,
     quantize_weight,
     straight_through,
@@ -102,6 +103,7 @@ class Requantizing(Op):
     """Base of the activations that work on the input's integers."""
 
     max_step: ClassVar[float] = 2**22
+    fit_step: ClassVar[float] = 2**21
 
     @classmethod
     def step(cls, node: Any) -> float:
@@ -638,11 +640,11 @@ class PReLU(Op):
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (alpha, scale) = inputs, weights["alpha"]
-        return accumulator(x.values * alpha, x.scale, ops.reshape(scale, ()))
+        return accumulator(x.values * alpha, x.scale, ops.reshape(scale, ()), whole=is_integer(x))
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), ()))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

@@ -15,7 +15,16 @@ from keras import ops
 
 from intact.errors import UnsupportedLayerError
 from intact.kernels import exact_convolution
-from intact.numerics import Accumulator, QTensor, Tensor, accumulator, add_bias, to_numpy
+from intact.numerics import (
+    Accumulator,
+    QTensor,
+    Tensor,
+    accumulator,
+    add_bias,
+    is_integer,
+    rescaled,
+    to_numpy,
+)
 
 if TYPE_CHECKING:
     from intact.canonicalize import Tracer
@@ -119,6 +128,7 @@ class Op:
     * `pointwise`: whether it looks at each value alone, wherever it stands.
     * `max_step`: how many steps of the output one step of its sums may be, before kernels
       refuse it or overflow.
+    * `fit_step`: how many they are where the range of the output has to be widened for that.
     * `notes`: constraints in words.
     * `cases`: models that test it.
     * `float_cases`: models that test an op that computes in float only.
@@ -150,6 +160,7 @@ class Op:
     own_range: ClassVar[bool] = False
     pointwise: ClassVar[bool] = False
     max_step: ClassVar[float] = 256
+    fit_step: ClassVar[float] = 128
     notes: ClassVar[str] = ""
     cases: ClassVar[tuple[Case, ...]] = ()
     float_cases: ClassVar[tuple[Case, ...]] = ()
@@ -296,7 +307,7 @@ class Op:
         if isinstance(cls.output, SameAsInput | AllSame):
             shapes: tuple = (shape, (), ())
         elif cls.arithmetic == "accumulator":
-            shapes = (shape, (None,), (), (None,))
+            shapes = (shape, (None,), (), (None,), ())
         else:
             return keras.KerasTensor(shape, "float32")
         return tuple(keras.KerasTensor(s, "float32") for s in shapes)
@@ -367,16 +378,14 @@ class Weighted(Op):
             layer.bias.assign(to_numpy(layer.bias) + amount)
 
     @classmethod
-    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
-        """Scales and bias of the sums, whose values are yet to be filled in.
+    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        """Sums with the layer's bias.
 
         Args:
             layer: The canonical layer.
-            input_scale: Scale of the input.
-            weight_scale: Scale of the weights, per output channel or a scalar.
+            acc: The sums without it; their values may be yet to be filled in.
             xp: `keras.ops`, or `intact.numerics.host`.
         """
-        acc = accumulator(None, input_scale, weight_scale, xp)
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 
     @classmethod
@@ -414,7 +423,9 @@ class Weighted(Op):
         cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
     ) -> Any:
         (x,), (kernel, scale) = inputs, weights["kernel"]
-        acc = cls.units(layer, x.scale, scale, ops)
+        acc = cls.units(layer, accumulator(None, x.scale, scale, whole=is_integer(x)))
+        axis = cls.weights["kernel"].axis if len(scale.shape) else None
+        kernel = rescaled(kernel, scale, acc, axis)
         with exact_convolution():
             values = cls.products(layer, x.values, kernel)
         return acc._replace(values=values)

@@ -13,6 +13,7 @@ from intact.numerics import (
     Tensor,
     accumulator,
     binary_exponent,
+    is_integer,
     is_symbolic,
     power_of_two,
     straight_through,
@@ -59,7 +60,8 @@ def of_one_rank(tensors: list[Any], layer: Any, tracer: Any) -> list[Any]:
 class AddArithmetic(Arithmetic):
     """XNNPACK's sum: 20-bit fixed-point multipliers, and a shift that rounds half up.
 
-    Beside an operand that is much smaller than the output, another kernel rounds twice.
+    Beside an operand whose steps are much smaller or larger than the output's, another kernel
+    rounds twice.
     """
 
     name = "add"
@@ -87,7 +89,7 @@ class AddArithmetic(Arithmetic):
         whole_a, whole_b = ops.cast(a.values, "int32"), ops.cast(b.values, "int32")
 
         def twice() -> Tensor:
-            # As the kernel that takes what is too small for XNNPACK.
+            # As the kernel that takes what XNNPACK does not.
             top = 2.0 * ops.maximum(a.scale, b.scale)
             part_a, part_b = (
                 multiply(ops.left_shift(whole, 20), multiplier(scale, 1.0, top))
@@ -97,7 +99,9 @@ class AddArithmetic(Arithmetic):
             return multiply(total, multiplier(top, 2.0**-20, params.scale))
 
         exact = ops.cond(
-            ops.minimum(ratio_a, ratio_b) >= 2.0**-10,
+            ops.logical_and(
+                ops.minimum(ratio_a, ratio_b) >= 2.0**-10, ops.maximum(ratio_a, ratio_b) < 2.0**8
+            ),
             lambda: ops.right_shift(whole_a * factor_a + whole_b * factor_b + half, shift),
             twice,
         )
@@ -117,6 +121,8 @@ class Binary(Op):
     dtypes = INTEGERS
     fuses = True
     pointwise = True
+    # An output that is nothing beside the steps of its inputs is 0, and their rounding no noise.
+    max_step, fit_step = 2**13, 0.25
     layer: ClassVar[type]
 
     @classmethod
@@ -268,6 +274,7 @@ class Multiply(Binary):
     keras_layers = (layers.Multiply,)
     operations = ("Multiply",)
     litert = ("MUL",)
+    max_step, fit_step = 256, 128
     cases = (
         *binary_cases(layers.Multiply),
         Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),
@@ -284,12 +291,12 @@ class Multiply(Binary):
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), ()))
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         a, b = inputs
-        return accumulator(a.values * b.values, a.scale, b.scale)
+        return accumulator(a.values * b.values, a.scale, b.scale, whole=is_integer(a))
 
     @classmethod
     def step(cls, node: Any) -> float:

@@ -14,6 +14,7 @@ from intact.numerics import (
     add_bias,
     host,
     inverse_of,
+    is_integer,
     is_trainable,
     scale_channels,
     to_numpy,
@@ -55,9 +56,13 @@ class ByChannel(Weighted):
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        _, scale = cls.unit(x.values.shape[-1])
-        acc = cls.units(layer, x.scale, ops.convert_to_tensor(scale), ops)
-        return acc._replace(values=x.values * UNIT)
+        return cls.units(layer, cls.unscaled(x))
+
+    @classmethod
+    def unscaled(cls, x: QTensor) -> Accumulator:
+        """The input as sums, before they are scaled and shifted."""
+        scale = ops.convert_to_tensor(cls.unit(x.values.shape[-1])[1])
+        return accumulator(x.values * UNIT, x.scale, scale, whole=is_integer(x))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -165,17 +170,19 @@ class BatchNormalization(ByChannel):
             # A schedule says in the graph whether the statistics still move.
             y, mean, variance = ops.cond(moves, lambda: cls.by_batch(layer, acc), kept)
         cls.follow(layer, mean, variance, moves)
-        return Accumulator(y, None, None, None)
+        return Accumulator(y, None, None, None, None)
 
     @classmethod
     def by_batch(cls, layer: Any, acc: Accumulator) -> tuple[Any, Any, Any]:
         """Sums normalized by their own mean and variance, and these."""
         ones = ops.ones((acc.values.shape[-1],))
         unit = ops.stop_gradient(acc.input_scale * acc.weight_scale) * ones
-        gamma = ops.sign(unit) * (layer.gamma if layer.scale else 1.0)
+        # Where weights are 0, the unit is too small to divide by its square.
+        size = ops.maximum(ops.abs(unit), 1e-15)
+        gamma = unit / size * (layer.gamma if layer.scale else 1.0)
         # A bias before it changes nothing: its gradient is 0, and not missing.
         beta = ones * (layer.beta if layer.center else 0.0) + 0.0 * acc.bias
-        epsilon = layer.epsilon / ops.maximum(unit * unit, 1e-30)
+        epsilon = layer.epsilon / (size * size)
         # The moving mean is near the batch's.
         centre = ops.stop_gradient(layer.moving_mean / unit - acc.bias)
         y, mean, variance = batch_norm(acc.values, centre, gamma, beta, epsilon)
@@ -187,7 +194,7 @@ class BatchNormalization(ByChannel):
         variance = variance + np.float32(layer.epsilon)
         # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
         root = np.sqrt(variance) if xp is host else sqrt(variance)
-        return xp.maximum(root, np.float32(1e-12))
+        return xp.maximum(root, np.float32(1e-18))
 
     @classmethod
     def factor(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
@@ -212,15 +219,12 @@ class BatchNormalization(ByChannel):
         layer.moving_mean.assign(to_numpy(layer.moving_mean) - amount)
 
     @classmethod
-    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
-        return cls.fold(layer, accumulator(None, input_scale, weight_scale, xp), False, xp)
+    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        return cls.fold(layer, acc, False, xp)
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        _, scale = cls.unit(x.values.shape[-1])
-        acc = accumulator(x.values * UNIT, x.scale, ops.convert_to_tensor(scale))
-        return cls.fold(layer, acc, training)
+        return cls.fold(layer, cls.unscaled(inputs[0]), training)
 
     @classmethod
     def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -330,8 +334,8 @@ class Scale(ByChannel):
             layer.beta.assign(to_numpy(layer.beta) + gamma * amount)
 
     @classmethod
-    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
-        return cls.fold(layer, accumulator(None, input_scale, weight_scale, xp), False, xp)
+    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        return cls.fold(layer, acc, False, xp)
 
     @classmethod
     def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -364,9 +368,8 @@ class Rescaling(ByChannel):
         return ones * np.asarray(layer.scale, "float32"), ones * np.asarray(layer.offset, "float32")
 
     @classmethod
-    def units(cls, layer: Any, input_scale: Any, weight_scale: Any, xp: Any) -> Accumulator:
-        factor, offset = cls.factors(layer, weight_scale.shape[0])
-        acc = accumulator(None, input_scale, weight_scale, xp)
+    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        factor, offset = cls.factors(layer, acc.weight_scale.shape[0])
         return add_bias(scale_channels(acc, xp.convert_to_tensor(factor)), offset, xp)
 
 

@@ -1,5 +1,6 @@
 """Means, sums, maxima and minima: of a tensor's axes, and of several tensors."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -184,6 +185,11 @@ class Summing(Reducing):
             count = count * ops.cast(sizes[axis], "float32")
         share = inverse(count) if isinstance(layer, Mean) else ops.ones((), "float32")
         return total, count, share, x.scale, x.zero_point
+
+    @classmethod
+    def step(cls, node: Any) -> float:
+        sizes = (node.input.shape[axis] or 1 for axis in node.layer.axes)
+        return node.input.scale / (math.prod(sizes) if cls.layer is Mean else 1)
 
 
 class Extreme(Reducing):

@@ -11,13 +11,16 @@ from intact.gates import GATE_BITS
 from intact.kernels import exact_convolution
 from intact.lstm import GATES, Keeper, LSTMArithmetic, State, Steps, Sums, in_float
 from intact.numerics import (
-    MAX_BIAS,
-    MIN_SCALE,
+    Accumulator,
     QTensor,
     Tensor,
+    accumulator,
+    add_bias,
     host,
     inverse_of,
-    round_through,
+    is_integer,
+    rescaled,
+    round_where,
     to_numpy,
 )
 from intact.ops.base import Case, Op, Weight, register_op
@@ -112,26 +115,26 @@ def products(x: Tensor, kernel: Tensor) -> Tensor:
     return ops.reshape(flat, (-1, x.shape[1], gates, units))
 
 
-def bias_of(layer: Any, input_scale: Any, weight_scale: Any, xp: Any = ops) -> tuple[Any, Any]:
-    """The bias in whole numbers, and the weights' scale that it counts in.
+def with_bias(layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+    """The sums with the inputs, with the layer's bias.
 
     Args:
         layer: The canonical layer.
-        input_scale: Scale of the inputs.
-        weight_scale: Scale of the inputs' weights, one or (4, 1).
+        acc: The sums without it, yet to be filled in; the scale of the weights is one or (4,).
         xp: `keras.ops`, or `intact.numerics.host`.
 
     Returns:
-        `(bias, weight_scale)`; gates whose bias would not fit in 32 bits have a larger scale.
+        The sums, with a bias of (4, units); gates whose bias would not fit in 32 bits have a
+        larger scale.
     """
-    if layer.bias is None:
-        return xp.zeros_like(weight_scale), weight_scale
-    bias = xp.cast(xp.convert_to_tensor(layer.bias), "float32")
-    axes = -1 if len(weight_scale.shape) else None
-    largest = xp.max(xp.abs(bias), axis=axes, keepdims=axes is not None)
-    floor = xp.maximum(largest * (np.float32(1 / MAX_BIAS) / input_scale), np.float32(MIN_SCALE))
-    weight_scale = xp.maximum(weight_scale, xp.stop_gradient(floor))
-    return round_through(bias * inverse_of(input_scale * weight_scale, xp), xp), weight_scale
+    bias = np.zeros((len(GATES), layer.units), "float32") if layer.bias is None else layer.bias
+    bias = xp.cast(xp.convert_to_tensor(bias), "float32")
+    by_gate = len(acc.weight_scale.shape) > 0
+    # A gate has one scale for all its units, that of its largest bias.
+    largest = xp.max(xp.abs(bias), axis=-1 if by_gate else None)
+    scale = add_bias(acc, largest, xp).weight_scale
+    units = bias * inverse_of(acc.input_scale * _by_gate(scale), xp)
+    return acc._replace(bias=round_where(acc.whole, units, xp), weight_scale=scale)
 
 
 @register_op
@@ -147,6 +150,8 @@ class SequenceLSTM(Op):
     }
     arithmetic = LSTMArithmetic.name
     own_range = True
+    # The product of a gate and the tanh of a cell; the kernel would overflow.
+    max_step, fit_step = 1, 0.5
     cases = (
         Case(lambda: layers.LSTM(4, stateful=True, return_sequences=True), (5, 3), batch=32),
         Case(lambda: layers.LSTM(3, stateful=True, use_bias=False), (2, 2), batch=32),
@@ -165,12 +170,12 @@ class SequenceLSTM(Op):
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (kernel, scale) = inputs, weights["input_kernel"]
         recurrent, recurrent_scale = weights["recurrent_kernel"]
-        scale, recurrent_scale = (_by_gate(s) for s in (scale, recurrent_scale))
-        bias, scale = bias_of(layer, x.scale, scale)
+        acc = with_bias(layer, accumulator(None, x.scale, scale, whole=is_integer(x)))
+        kernel = rescaled(kernel, scale, acc, (1,) if len(scale.shape) else None)
         with exact_convolution():
             sums = products(x.values, kernel)
-        bias = ops.broadcast_to(bias, (len(GATES), layer.units))
-        return tuple(Sums(sums, bias, x.scale, scale, recurrent, recurrent_scale))
+        scale, recurrent_scale = (_by_gate(s) for s in (acc.weight_scale, recurrent_scale))
+        return tuple(Sums(sums, acc.bias, x.scale, scale, recurrent, recurrent_scale))
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
@@ -178,6 +183,10 @@ class SequenceLSTM(Op):
         gates, one = (len(GATES), units), (None, 1)
         shapes = Sums((batch, steps, *gates), gates, (), one, (units, *gates), one)
         return tuple(keras.KerasTensor(s, "float32") for s in shapes)
+
+    @classmethod
+    def step(cls, node: Any) -> float:
+        return 2.0**-30
 
     @classmethod
     def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
@@ -214,12 +223,15 @@ def _biases(node: Any, builder: Any) -> list[Any]:
     layer, fields = node.layer, [{"dtype": "float32"}] * len(GATES)
     if node.integer:
         stored = node.weights["input_kernel"]
-        bias, scale = bias_of(layer, node.input.scale, _by_gate(np.asarray(stored.scale)), host)
-        stored.scale = np.broadcast_to(scale, (len(GATES), 1))[:, 0]
+        scale = np.asarray(stored.scale)
+        acc = with_bias(layer, accumulator(None, node.input.scale, scale, host), host)
+        stored.values = rescaled(stored.values, scale, acc, (1,) if scale.ndim else None, host)
+        stored.scale = np.broadcast_to(acc.weight_scale, len(GATES))
+        bias = acc.bias
         fields = [{"dtype": "int32", "scale": node.input.scale * one} for one in stored.scale]
     else:
         bias = np.zeros(1) if layer.bias is None else to_numpy(layer.bias)
-    bias = np.broadcast_to(bias, (len(GATES), layer.units))
+        bias = np.broadcast_to(bias, (len(GATES), layer.units))
     names = [f"{layer.name}/{gate}_bias" for gate in GATES]
     given = zip(bias, names, fields, strict=True)
     return [builder.constant(values, name, **more) for values, name, more in given]

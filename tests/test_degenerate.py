@@ -1,0 +1,187 @@
+"""Weights, ranges and inputs of 0, of one value, very large or very small."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from small import host, quantizers
+
+import intact
+from intact import Rule, Scheme, TensorSpec
+
+CONSTANT = keras.initializers.Constant
+
+
+def check(model, x, steps=2, scheme="int8", train=None):
+    """A file that equals Keras, and float within some steps of the output.
+
+    Args:
+        model: The model, of one output.
+        x: What calibrates and tests it.
+        steps: How many of the output's steps float may be off.
+        scheme: Its scheme.
+        train: Trains the quantized model; it is not compared with float then.
+    """
+    q = intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0)
+    if train:
+        train(q)
+    content = intact.export(q)
+    got = intact.load_litert(content).predict(x)
+    *_, quantizer = quantizers(q).values()
+    scale, _ = quantizer.stored_pair()
+    np.testing.assert_allclose(got, q.predict(x, verbose=0), atol=1e-3 * scale, rtol=1e-6)
+    if not train:
+        expected = model.predict(x, verbose=0)
+        assert np.abs(got - expected).max() <= steps * scale + 1e-6 * np.abs(expected).max()
+    return q
+
+
+def few_steps(q, x, y=0.0, rate=1e-3):
+    q.compile(keras.optimizers.Adam(rate), "mse")
+    for _ in range(2):
+        q.train_on_batch(x, np.full((len(x), *q.output_shape[1:]), y, "float32"))
+
+
+WEIGHTED = {
+    "conv": (lambda: layers.Conv2D(4, 3), -1),
+    "grouped": (lambda: layers.Conv2D(4, 1, groups=2), -1),
+    "depthwise": (lambda: layers.DepthwiseConv2D(3), 2),
+    "transpose": (lambda: layers.Conv2DTranspose(4, 3), 2),
+    "dense": (lambda: layers.Dense(4), -1),
+    "einsum": (lambda: layers.EinsumDense("abcd,de->abce", (6, 6, 4), bias_axes="e"), -1),
+}
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-41, 1e-20, 1e-9])
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_a_dead_filter_keeps_its_bias(kind, factor, rng):
+    make, axis = WEIGHTED[kind]
+    layer, x = make(), keras.Input((6, 6, 4))
+    model = keras.Model(x, layer(x))
+    kernel = np.moveaxis(host(layer.kernel), axis, 0)
+    kernel[1] *= factor
+    layer.kernel.assign(np.moveaxis(kernel, 0, axis))
+    layer.bias.assign([0.0, 0.3, 0.0, 0.0])
+    q = check(model, rng.uniform(0, 1, (16, 6, 6, 4)).astype("float32"), steps=4)
+    dead = q.predict(np.zeros((1, 6, 6, 4)), verbose=0)[..., 1]
+    np.testing.assert_allclose(dead, 0.3, atol=1.01 * quantizers(q)[layer.name].stored_pair()[0])
+
+
+def weights(**fields):
+    return Scheme([Rule(weights=TensorSpec(symmetric=True, **fields), activations=TensorSpec(8))])
+
+
+SCHEMES = {
+    "int8": "int8",
+    "int4": "int4",
+    "uint8": "uint8",
+    "per tensor": weights(bits=8, per_axis=False),
+    "powers of two": weights(bits=8, power_of_two=True),
+    **{
+        name: weights(bits=bits, quantizer=name)
+        for name, bits in (("lsq", 4), ("twn", 2), ("ttq", 2), ("xnor", 1), ("dorefa", 4))
+    },
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_layer_of_zeros_has_its_bias(scheme, rng):
+    layer = layers.Dense(4, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    layer.bias.assign([0.013, -0.5, 2e-4, 1.0])
+    check(model, rng.normal(0, 3, (32, 3)).astype("float32"), scheme=SCHEMES[scheme])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int16x8", "per tensor"])
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_beta_alone_is_left_of_a_dead_batch_norm(gamma, scheme, rng):
+    conv = layers.Conv2D(3, 3, use_bias=False)
+    norm = layers.BatchNormalization(gamma_initializer=CONSTANT(gamma))
+    model = keras.Sequential([keras.Input((6, 6, 4)), conv, norm, layers.ReLU()])
+    if gamma:
+        conv.kernel.assign(np.zeros(conv.kernel.shape))
+    norm.beta.assign([0.3, 0.013, 0.0])
+    x = rng.uniform(0, 9, (16, 6, 6, 4)).astype("float32")
+    check(model, x, scheme=SCHEMES.get(scheme, scheme))
+
+
+DEAD = {
+    "a layer norm of one feature": lambda x: layers.LayerNormalization()(x[:, :1]) + x,
+    "dead": lambda x: gone(x),
+    "difference": lambda x: x - x,
+    "log": lambda x: ops.log(gone(x) + 1e-6),
+    "log of less": lambda x: ops.log(gone(x) + 1e-12),
+    "quotient": lambda x: x / (gone(x) + 1e-3),
+    "sum": lambda x: gone(x) + x,
+    "product": lambda x: gone(x) * x + 0.5,
+    "concatenation": lambda x: layers.Concatenate()([gone(x), x - x]),
+    "mean": lambda x: ops.mean(gone(x), -1, keepdims=True),
+    "mean of opposites": lambda x: ops.mean(layers.Concatenate()([x, -x]), -1, keepdims=True),
+    "softmax": lambda x: layers.Softmax()(gone(x)),
+    "zeros": lambda x: layers.Dense(3, kernel_initializer="zeros")(x),
+    "ReLU6": lambda x: layers.Dense(3, "relu6", kernel_initializer="zeros")(x) + x[:, :1],
+    "slopes of 0": lambda x: layers.PReLU()(layers.Dense(3)(x)),
+    "constant": lambda x: x * 0.0 + 0.25,
+    "negative constant": lambda x: x * 0.0 - 3.7,
+}
+
+
+def gone(x):
+    """A ReLU that lets nothing through."""
+    return layers.Dense(6, "relu", bias_initializer=CONSTANT(-100.0))(x)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int16x8"])
+@pytest.mark.parametrize("kind", DEAD)
+def test_tensors_of_one_value(kind, scheme, rng):
+    x = keras.Input((6,))
+    model = keras.Model(x, DEAD[kind](x))
+    data = rng.normal(size=(32, 6)).astype("float32")
+    if scheme == "int8":
+        check(model, data, steps=4)
+    q = intact.quantize_model(model, scheme, allow_float=scheme != "int8")
+    intact.calibrate(q, data, verbose=0)
+    if q.trainable_variables:
+        few_steps(q, data)
+    intact.load_litert(intact.export(q)).predict(data)
+
+
+@pytest.mark.parametrize("value", [0.25, -0.1, 3e-5, 7e4])
+def test_a_constant_is_exact(value, rng):
+    x = keras.Input((3,))
+    bias = CONSTANT(value)
+    y = layers.Dense(2, kernel_initializer="zeros", bias_initializer=bias)(x)
+    data = rng.normal(size=(8, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(keras.Model(x, y)), data, verbose=0)
+    got = intact.load_litert(intact.export(q)).predict(data)
+    np.testing.assert_allclose(got, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6, 1.6e7, 1e12])
+@pytest.mark.parametrize("norm", [False, True])
+def test_ranges_of_inputs_of_any_size(norm, size, rng):
+    dense = layers.Dense(8, "relu", bias_initializer=CONSTANT(0.5))
+    before = [layers.BatchNormalization()] if norm else []
+    model = keras.Sequential([keras.Input((6,)), *before, dense, layers.Dense(2)])
+    x = (rng.normal(size=(64, 6)) * size).astype("float32")
+    if norm:
+        before[0].moving_mean.assign(x.mean(0))
+        before[0].moving_variance.assign(x.var(0))
+        before[0].epsilon = 0.0
+    else:
+        dense.kernel.assign(host(dense.kernel) / size)
+    q = check(model, x, steps=6)
+    expected = keras.Model(model.inputs, dense.output).predict(x, verbose=0).max()
+    seen = next(r for name, r in quantizers(q).items() if name.startswith(dense.name))
+    np.testing.assert_allclose(host(seen.maximum).max(), expected, rtol=0.02)
+    few_steps(q, x)
+    intact.load_litert(intact.export(q)).predict(x)
+
+
+def test_what_was_accepted_is_not_refused_after_training(rng):
+    x = keras.Input((16, 1))
+    y = layers.MultiHeadAttention(2, 4)(x, x)
+    y = layers.LayerNormalization(epsilon=1e-6)(y) + x
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling1D()(y)))
+    data = rng.normal(size=(32, 16, 1)).astype("float32")
+    check(model, data, train=lambda q: few_steps(q, data, rate=1e-4))
