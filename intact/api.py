@@ -15,6 +15,7 @@ from intact.input_norms import fold_input_norms
 from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
 from intact.lowering import lower, write_whole
+from intact.masked_scores import bound_masks
 from intact.plan import InputStats, Plan, make_plan
 from intact.quantized_model import is_quantized, refuse_quantized
 from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
@@ -85,8 +86,8 @@ def quantize_model(
     """
     refuse_quantized(model)
     chosen = Chosen(filters)
-    canonical = fold_input_norms(canonicalize(model, chosen.rule))
     scheme = get_scheme(scheme)
+    canonical = _canonical(model, scheme, chosen)
     idle = chosen.check()
     if idle:
         warnings.warn(
@@ -147,8 +148,14 @@ def plan_model(
     a_relu  ReLU   int8  fused a_relu
     """
     refuse_quantized(model)
-    canonical = fold_input_norms(canonicalize(model, Chosen(filters).rule))
-    return make_plan(canonical, get_scheme(scheme), allow_float)
+    scheme = get_scheme(scheme)
+    return make_plan(_canonical(model, scheme, Chosen(filters)), scheme, allow_float)
+
+
+def _canonical(model: keras.Model, scheme: Scheme, chosen: Chosen) -> keras.Model:
+    """The flat model that a scheme quantizes."""
+    canonical = fold_input_norms(canonicalize(model, chosen.rule))
+    return bound_masks(canonical) if any(rule.integer for rule in scheme.rules) else canonical
 
 
 def export(

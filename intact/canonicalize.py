@@ -595,8 +595,14 @@ class Tracer:
     def _check_finite(self, layer: keras.layers.Layer) -> None:
         for variable in layer.variables:
             value = to_numpy(variable.value)
-            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-                bad = int((~np.isfinite(value)).sum())
+            if not np.issubdtype(value.dtype, np.floating):
+                continue
+            fine = np.isfinite(value)
+            if isinstance(layer, Constant) and not layer.trainable:
+                # A mask may hide places by minus infinity.
+                fine |= np.isneginf(value)
+            bad = int((~fine).sum())
+            if bad:
                 raise InvalidModelError(
                     f"Weight {variable.path!r} of {type(layer).__name__} {self.where(layer)!r} "
                     f"has {bad} of {value.size} values that are NaN or infinite. "

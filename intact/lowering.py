@@ -383,7 +383,7 @@ class Lowering:
             tensor = self._rounded(out.shape, tensor_name(quantizer, kwargs), quantizer)
             self._fit(waiting, tensor)
             if not waiting.op.clamps_by_range:
-                waiting.activation = fused = _fused(bounds, tensor)
+                waiting.activation = fused = _fused(bounds, tensor.scale)
             tensor = self._emit(waiting, tensor)
         else:
             source = self._tensor(node.inputs[0])
@@ -564,17 +564,20 @@ class _RealLowering(Lowering):
                 source = number
             self.tensors[id(out)] = source
             return
-        upper = None
+        limits: dict[str, float | None] = {}
         if waiting.op.fuses:
             bounds = (node.kwargs.get("lower"), node.kwargs.get("upper"))
-            upper = None if bounds in _FUSED else bounds[1]
-            waiting.activation = _FUSED.get(bounds, "RELU")
-        made = self._emit(waiting, self.builder.tensor(out.shape, "float32", name))
-        if upper is not None:
-            clamped, limit = self.builder.like(made, made.shape), np.array(upper, "float32")
-            self.builder.add("MINIMUM", [made, self.builder.constant(limit)], [clamped])
-            made = clamped
-        self.tensors[id(out)] = made
+            waiting.activation = _fused(bounds)
+            if bounds not in _FUSED:
+                limits = {"MAXIMUM": bounds[0] or None, "MINIMUM": bounds[1]}
+        tensor = self._emit(waiting, self.builder.tensor(out.shape, "float32", name))
+        for kernel, limit in limits.items():
+            if limit is not None:
+                clamped = self.builder.like(tensor, tensor.shape)
+                constant = self.builder.constant(np.array(limit, "float32"))
+                self.builder.add(kernel, [tensor, constant], [clamped])
+                tensor = clamped
+        self.tensors[id(out)] = tensor
 
     def _integer(self, node: Node) -> None:
         super()._integer(node)
@@ -598,14 +601,15 @@ class _RealLowering(Lowering):
         return super()._emit(node, output)
 
 
-def _fused(bounds: tuple[float | None, float | None], output: Tensor) -> str:
-    """The activation that a kernel fuses, by the bounds of the output.
+def _fused(bounds: tuple[float | None, float | None], scale: float = np.inf) -> str:
+    """The activation that a kernel fuses, by the bounds of its output and the output's scale.
 
     Other limits are where the integers of the range end, and so is one that is not within them.
     """
-    upper = bounds[1]
-    within = upper is None or upper < 2.0**16 * output.scale
-    return _FUSED.get(bounds, "RELU") if within else "RELU"
+    lower, upper = bounds
+    plain = "RELU" if lower == 0 else "NONE"
+    within = upper is None or upper < 2.0**16 * scale
+    return _FUSED.get(bounds, plain) if within else plain
 
 
 def _dtype(tensor: keras.KerasTensor) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from intact.errors import IntactError
 from intact.graph import Graph, Node, view
-from intact.ops.activation import relu_bounds
+from intact.ops.activation import Clamp, relu_bounds
 from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
 from intact.scheme import NARROW, Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
@@ -400,9 +400,24 @@ class _Planner:
             if other.folds_into_weights(following.layer, node.outputs[0].shape):
                 chain.append(following)
         following = self._follower(chain[-1])
-        if following and op.fuses and relu_bounds(following.layer) is not None:
+        if following and op.fuses and self._clamp(following) is not None:
             chain.append(following)
         return chain
+
+    def _clamp(self, node: Node) -> tuple[float | None, float | None] | None:
+        """The limits of a node that can fuse into the kernel before it, or None.
+
+        Kernels fuse a ReLU. Other limits are where the 8 bits of a range end.
+        """
+        layer, spec = node.layer, self._spec(node)
+        if (
+            isinstance(layer, Clamp)
+            and spec.bits == 8
+            and not spec.symmetric
+            and spec.rule.name == "range"
+        ):
+            return layer.lower, layer.upper
+        return relu_bounds(layer)
 
     def _output_spec(self, chain: list[Node]) -> TensorSpec:
         """How what comes out of a chain is quantized.
@@ -432,7 +447,7 @@ class _Planner:
         step = self.steps[id(node)]
         lower, upper = relu_bounds(node.layer) or (None, None)
         for following in chain[1:]:
-            other, bounds = self.steps[id(following)], relu_bounds(following.layer)
+            other, bounds = self.steps[id(following)], self._clamp(following)
             if bounds is None:
                 other.folds = True
                 step.keeps_norm = self._trains_on(node, following)
@@ -452,7 +467,8 @@ class _Planner:
             )
         found.name = name
         # Kernels clamp at 0 or 6; any other limit is where the integers end.
-        found.private = op.own_range or op.clamps_by_range or upper not in (None, 6.0)
+        found.private = op.own_range or op.clamps_by_range
+        found.private |= upper not in (None, 6.0) or lower not in (None, 0.0)
         weights = step.weights
         rounding = op.rounding(node.layer, weights.dtype if weights else "int8")
         site = self._site(name, found, rounding)

@@ -542,10 +542,14 @@ class FakeQuantize(QuantizedLayer):
         # Where the scale is trained, the bounds have a gradient.
         whole = round_through if self.learns else ops.round
         low, high = grid.low, grid.high
+        # A clamp is where its range ends. A ReLU is clamped by the kernel, at 0 and 6.
+        free = 0.0 if lower == 0 else 1.0
         if lower is not None:
-            low = ops.maximum(low, whole(over(lower, grid.scale)))
+            bound = whole(over(lower, grid.scale))
+            low = ops.where(bound > low + free, bound, low)
         if upper is not None:
-            high = ops.minimum(high, whole(over(upper, grid.scale)))
+            bound = whole(over(upper, grid.scale))
+            high = ops.where(bound < high - free, bound, high)
         return low, high
 
     def _value(self, name: str) -> Tensor:

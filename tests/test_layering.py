@@ -36,6 +36,7 @@ RANKS = {
     "ops": 4,
     "canonicalize": 5,
     "input_norms": 5,
+    "masked_scores": 5,
     "plan": 6,
     "explain": 7,
     "training": 7,

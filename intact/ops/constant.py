@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from intact.numerics import Tensor, to_numpy
@@ -63,6 +64,11 @@ class ConstantTensor(Op):
         Case(lambda: lambda x: x + ops.convert_to_tensor([[0.5, -1.0], [0.1, 2.0]]), (2, 2)),
         Case(lambda: lambda x: ops.convert_to_tensor([[0.5], [-1.0]]) * x, (2, 3)),
     )
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        bad = int((~np.isfinite(to_numpy(layer.value))).sum())
+        return f"{bad} of its values are infinite, and a range is finite" if bad else None
 
     @classmethod
     def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
