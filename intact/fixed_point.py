@@ -2,15 +2,19 @@
 
 A real multiplier becomes a 31-bit integer and a power of two; the product is rounded
 twice, half away from zero: "SaturatingRoundingDoublingHighMul" and
-"RoundingDivideByPOT" of gemmlowp (Jacob et al., arXiv:1712.05877, section 2.2). Backends
-have no 64-bit integers everywhere, so products are computed in limbs of 12 bits.
+"RoundingDivideByPOT" of gemmlowp (Jacob et al., arXiv:1712.05877, section 2.2). Sums of
+64 bits are multiplied by the upper 15 bits of the multiplier instead, and rounded once,
+half up.
 """
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 from keras import ops
 
-from intact.numerics import Tensor, binary_exponent, power_of_two
+from intact.kernels import wide_types
+from intact.numerics import Tensor, binary_exponent, divide, power_of_two
 
 
 class Multiplier(NamedTuple):
@@ -26,16 +30,16 @@ def mantissa(x: Tensor) -> tuple[Tensor, Tensor]:
     return ops.cast(x * power_of_two(-exponent), "int32"), exponent
 
 
-def multiplier(a: Tensor, b: Tensor, c: Tensor) -> Multiplier:
-    """The multiplier `a * b / c`, rounded to 31 bits.
+def multiplier(a: Tensor, b: Tensor, c: Tensor | float) -> Multiplier:
+    """The multiplier `a * b / c`, computed in float64 and rounded to 31 bits.
 
     Args:
-        a: Positive.
-        b: Positive, perhaps one per channel.
-        c: A positive scalar.
+        a: Positive, float32.
+        b: Positive, float32; perhaps one per channel.
+        c: A positive scalar, float32, or a number of float64.
 
     Returns:
-        The multiplier.
+        The multiplier; 0 where it is below 2**-32.
 
     Example:
 
@@ -43,49 +47,43 @@ def multiplier(a: Tensor, b: Tensor, c: Tensor) -> Multiplier:
     >>> int(m.mantissa) == 2**30, int(m.exponent)
     (True, -1)
     """
-    (ma, ea), (mb, eb), (mc, ec) = (
-        mantissa(ops.convert_to_tensor(x, "float32")) for x in (a, b, c)
-    )
-    # The product of 48 bits in digits of 6, lowest first; then a long division.
-    left, right = (
-        [ops.bitwise_and(ops.right_shift(m, 6 * i), 63) for i in range(4)] for m in (ma, mb)
-    )
-    digits, carry = [], ops.zeros_like(ma)
-    for place in range(8):
-        carry = carry + sum(
-            (left[i] * right[place - i] for i in range(4) if 0 <= place - i < 4), ops.zeros_like(ma)
-        )
-        digits.append(ops.bitwise_and(carry, 63))
-        carry = ops.right_shift(carry, 6)
-    whole = rest = ops.zeros_like(ma)
-    for digit in reversed(digits):
-        rest = rest * 64 + digit
-        whole = whole * 64 + ops.floor_divide(rest, mc)
-        rest = ops.mod(rest, mc)
-    fraction = ops.zeros_like(ma)
-    for _ in range(2):
-        rest = rest * 64
-        fraction = fraction * 64 + ops.floor_divide(rest, mc)
-        rest = ops.mod(rest, mc)
-    # The quotient has 23 to 25 bits before its point.
-    bits = 23 + ops.cast(whole >= 1 << 23, "int32") + ops.cast(whole >= 1 << 24, "int32")
-    shift = 31 - bits
-    half = ops.left_shift(ops.ones_like(shift), 11 - shift)
-    low = ops.right_shift(fraction + half, 12 - shift)
-    return Multiplier(ops.left_shift(whole, shift) + low, ea + eb - ec + bits)
+    with wide_types():
+        real = ratio(a, b, c)
+        exponent = binary_exponent(real) + 1
+        fraction = real * ops.cast(power_of_two(31 - exponent), "float64")
+        whole = ops.cast(fraction + 0.5, "int64")
+        full = ops.right_shift(whole, 31)
+        whole = ops.cast(ops.right_shift(whole, full), "int32")
+        exponent = exponent + ops.cast(full, "int32")
+    kept = ops.cast(exponent >= -31, "int32")
+    return Multiplier(whole * kept, exponent * kept)
+
+
+def ratio(a: Tensor, b: Tensor, c: Tensor | float) -> Tensor:
+    """`a * b / c` in float64; to be called where there are such types.
+
+    Args:
+        a: float32.
+        b: float32.
+        c: A positive scalar, float32, or a number of float64.
+    """
+    a, b = (ops.cast(ops.convert_to_tensor(x, "float32"), "float64") for x in (a, b))
+    if isinstance(c, float):
+        c = ops.convert_to_tensor(np.float64(c), "float64")
+    return divide(a * b, ops.cast(c, "float64"))
 
 
 def multiply(values: Tensor, by: Multiplier, half_up: Tensor | bool = False) -> Tensor:
-    """Whole numbers times a multiplier, rounded as the kernels do.
+    """Whole numbers times a multiplier, rounded twice.
 
     Args:
-        values: int32, up to 2**30 in magnitude.
+        values: int32.
         by: The multiplier.
-        half_up: Where halves go up rather than away from zero, as in vectorized kernels.
+        half_up: Where halves go up rather than away from zero in the second rounding, as in
+            vectorized kernels.
 
     Returns:
-        int32; where a multiplier above 1 makes them larger than 2**22, only their sign
-        and that they are large is right.
+        int32; what a multiplier above 1 would make larger than that saturates.
 
     Example:
 
@@ -93,23 +91,29 @@ def multiply(values: Tensor, by: Multiplier, half_up: Tensor | bool = False) -> 
     >>> np.asarray(multiply(ops.convert_to_tensor([10, -10, 9]), m)).tolist()
     [3, -3, 3]
     """
-    left = ops.maximum(by.exponent, 0)
-    limit = ops.right_shift(ops.ones_like(left) * (1 << 23), left)
-    limit = ops.where(left > 0, limit, 1 << 30)
-    values = ops.left_shift(ops.clip(values, -limit, limit), left)
-    negative = values < 0
-    size = ops.abs(values)
-    a0, a1 = ops.bitwise_and(size, 4095), ops.right_shift(size, 12)
-    m0, m1, m2 = (
-        ops.bitwise_and(ops.right_shift(by.mantissa, shift), 4095) for shift in (0, 12, 24)
-    )
-    # Half of 2**31 is added to a positive product, one less to the size of a negative one.
-    low = a0 * m0 - ops.cast(negative, "int32")
-    middle = a0 * m1 + a1 * m0 + ops.right_shift(low, 12)
-    high = a0 * m2 + a1 * m1 + 64 + ops.right_shift(middle, 12)
-    size = ops.right_shift(high, 7) + ops.left_shift(a1 * m2, 5)
-    shift = ops.maximum(-by.exponent, 0)
-    return rounding_shift(ops.where(negative, -size, size), shift, half_up)
+    with wide_types():
+        left = ops.cast(ops.clip(by.exponent, 0, 30), "int64")
+        limit = ops.right_shift(ops.ones_like(left) * (2**31 - 1), left)
+        values = ops.left_shift(ops.clip(ops.cast(values, "int64"), -limit, limit), left)
+        product = values * ops.cast(by.mantissa, "int64")
+        once = ops.cast(ops.right_shift(product + 2**30, 31), "int32")
+    return rounding_shift(once, ops.maximum(-by.exponent, 0), half_up)
+
+
+def multiply_sums(sums: Tensor, by: Multiplier) -> Tensor:
+    """64-bit sums times the upper 15 bits of a multiplier, rounded half up.
+
+    Args:
+        sums: int64, up to 2**47 in magnitude.
+        by: The multiplier.
+
+    Returns:
+        int64, as the caller's `wide_types` allow.
+    """
+    upper = ops.minimum(ops.right_shift(ops.cast(by.mantissa, "int64") + 2**15, 16), 2**15 - 1)
+    shift = ops.cast(ops.maximum(15 - by.exponent, 1), "int64")
+    half = ops.left_shift(ops.ones_like(shift), shift - 1)
+    return ops.right_shift(sums * upper + half, shift)
 
 
 def rounding_shift(x: Tensor, by: Tensor, half_up: Tensor | bool = False) -> Tensor:
@@ -128,3 +132,29 @@ def rounding_shift(x: Tensor, by: Tensor, half_up: Tensor | bool = False) -> Ten
     away = ops.logical_and(x < 0, ops.logical_not(half_up))
     beyond = ops.right_shift(mask, 1) + ops.cast(away, "int32")
     return ops.right_shift(x, by) + ops.cast(ops.bitwise_and(x, mask) > beyond, "int32")
+
+
+def round_away(x: Tensor) -> Tensor:
+    """float64 values rounded to int64, halves away from zero, as C's `round` does."""
+    size = ops.abs(x)
+    whole = ops.cast(size, "int64")
+    up = ops.cast(size - ops.cast(whole, "float64") >= 0.5, "int64")
+    return (whole + up) * ops.cast(ops.sign(x), "int64")
+
+
+def beyond_vectors(x: Tensor, size: int) -> Tensor | None:
+    """Which values of a batch a vectorized kernel computes one by one, behind full vectors.
+
+    Args:
+        x: The values.
+        size: How many make a vector.
+
+    Returns:
+        Truth values; None where no batch leaves any.
+    """
+    each = x.shape[1:]
+    if None not in each and math.prod(each) % size == 0:
+        return None
+    count = ops.size(x)
+    place = ops.reshape(ops.arange(count, dtype="int32"), ops.shape(x))
+    return place >= count - count % size

@@ -38,6 +38,20 @@ def no_gradients() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def wide_types() -> contextlib.AbstractContextManager:
+    """A context in which integers and floats have 64 bits where an op asks for that.
+
+    JAX would make them 32 bits wide outside of it.
+    """
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax.experimental
+
+    # Where it is depends on the version.
+    home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return home.enable_x64(True)
+
+
 def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tuple[Any, ...]:
     """What one of two functions returns, at the least cost.
 
@@ -109,20 +123,8 @@ def precisely(function: Callable[[Any], Any], x: Any) -> Any:
     Returns:
         Its values, float32.
     """
-    with _float64():
+    with wide_types():
         return ops.cast(function(ops.cast(x, "float64")), "float32")
-
-
-def _float64() -> contextlib.AbstractContextManager:
-    """A context in which the backend has float64."""
-    if keras.backend.backend() != "jax":
-        return contextlib.nullcontext()
-    import jax
-    import jax.experimental
-
-    # Where it is depends on the version.
-    home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
-    return home.enable_x64(True)
 
 
 @ops.custom_gradient

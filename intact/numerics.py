@@ -10,6 +10,7 @@ for Efficient Integer-Arithmetic-Only Inference" (arXiv:1712.05877), and the Lit
 """
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -36,14 +37,21 @@ class QTensor(NamedTuple):
     zero_point: Tensor
 
 
+class WideTensor(QTensor):
+    """A quantized activation of 16 bits, whose sums of products float32 cannot hold."""
+
+    __slots__ = ()
+
+
 class Accumulator(NamedTuple):
-    """The 32-bit sums of an op: `real = (values + bias) * input_scale * weight_scale`.
+    """The sums of an op: `real = (values + bias) * input_scale * weight_scale`.
 
     The scales stay apart because kernels multiply them in this order; the sign of a
-    batch norm's factor lives in `weight_scale` until export. `bias` is the int32 bias.
+    batch norm's factor lives in `weight_scale` until export. `bias` is the integer bias.
     Where real values pass (`whole` is false), the bias is not rounded, and may be of any size.
     Behind a batch norm that trains, values are real already, and the rest is None. Where a file
     is written, `values` are what the weights of each channel are multiplied with, 1 or 0.
+    Where 16-bit inputs make sums that float32 rounds, the exact ones are `256 * high + low`.
     """
 
     values: Tensor
@@ -51,12 +59,56 @@ class Accumulator(NamedTuple):
     input_scale: Any
     weight_scale: Any
     whole: Any = True
+    high: Any = None
+    low: Any = None
+
+    def exact(self) -> Tensor:
+        """The sums with the bias and the signs of the file, int64; needs `wide_types`."""
+        if self.high is None:
+            sums = ops.cast(self.values, "int64")
+        else:
+            sums = ops.cast(self.high, "int64") * 256 + ops.cast(self.low, "int64")
+        sign = ops.cast(ops.sign(self.weight_scale), "int64")
+        return (sums + ops.cast(self.bias, "int64")) * sign
 
     def real(self) -> Tensor:
         """The real values."""
         if self.bias is None:
             return self.values
         return (self.values + self.bias) * (self.input_scale * self.weight_scale)
+
+
+def digits(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers of 16 bits as `256 * high + low`, both of 8 bits and a sign.
+
+    Args:
+        values: Whole numbers, held in floats; others are split likewise.
+
+    Returns:
+        `(high, low)`; the gradient goes through `high`.
+    """
+    high = round_through(values * (1.0 / 256.0))
+    return high, ops.stop_gradient(values - high * 256.0)
+
+
+def exact_sums(function: Callable[[Tensor], Tensor], x: QTensor) -> tuple[Tensor, Any, Any]:
+    """A linear function of a tensor's values, without rounding where they have 16 bits.
+
+    Sums of products of 8-bit numbers are exact in float32; those of the two halves of 16-bit
+    numbers are, too.
+
+    Args:
+        function: The function, such as a convolution.
+        x: The tensor.
+
+    Returns:
+        `(sums, high, low)`: the sums as float32 has them and, of a `WideTensor`, the parts of
+        the exact ones, `256 * high + low`; else None.
+    """
+    if not isinstance(x, WideTensor):
+        return function(x.values), None, None
+    high, low = map(function, digits(x.values))
+    return high * 256.0 + low, high, low
 
 
 def unquantized(real: Tensor) -> QTensor:
@@ -619,14 +671,16 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
     units = round_where(acc.whole, bias * inverse_of(acc.input_scale * weight_scale, xp), xp)
     smaller = acc.bias * xp.stop_gradient(before * inverse_of(weight_scale, xp))
     smaller = round_where(acc.whole, smaller, xp)
-    values = acc.values
+    values, high, low = acc.values, acc.high, acc.low
     if values is not None:
         ratio = before * inverse_of(xp.stop_gradient(weight_scale), xp)
         ratio = xp.where(enough, xp.ones_like(ratio), ratio)
         kept = xp.cast(ratio > 0.5, "float32")
         values = values * kept if xp is host else _counted(values, kept, ratio)
+        if high is not None:
+            high, low = high * kept, low * kept
     bias = xp.where(enough, acc.bias, smaller) + units
-    return acc._replace(values=values, bias=bias, weight_scale=weight_scale)
+    return acc._replace(values=values, bias=bias, weight_scale=weight_scale, high=high, low=low)
 
 
 def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) -> Any:
@@ -695,7 +749,7 @@ def binary_exponent(x: Tensor) -> Tensor:
     """`floor(log2(x))` of positive values, exactly.
 
     Args:
-        x: Values of float32, no denormal ones.
+        x: Values of float32 or float64, from 2**-126 to below 2**128.
 
     Returns:
         int32, of the same shape.
@@ -705,9 +759,10 @@ def binary_exponent(x: Tensor) -> Tensor:
     >>> int(binary_exponent(0.75)), int(binary_exponent(4.0))
     (-1, 2)
     """
-    powers = ops.convert_to_tensor(_POWERS)
+    x = ops.convert_to_tensor(x)
+    powers = ops.cast(ops.convert_to_tensor(_POWERS), x.dtype)
     reached = ops.cast(powers <= ops.expand_dims(x, -1), "int32")
-    return ops.sum(reached, axis=-1) + int(_EXPONENTS[0]) - 1
+    return ops.cast(ops.sum(reached, axis=-1), "int32") + int(_EXPONENTS[0]) - 1
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

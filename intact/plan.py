@@ -84,6 +84,11 @@ class Step:
     requantize: dict[int, Site] = field(default_factory=dict)
 
     @property
+    def wide(self) -> bool:
+        """Whether its kernel takes 16-bit activations."""
+        return self.activations is not None and self.activations.activation_dtype == "int16"
+
+    @property
     def type(self) -> str:
         """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
         weights, activations = self.weights, self.activations
@@ -548,7 +553,7 @@ def _without_type(op: type[Op], step: Step) -> str | None:
     """Why there is no kernel for an op's activations, if there is none."""
     assert step.activations is not None
     dtype = step.activations.activation_dtype
-    known = dtype in op.dtypes or isinstance(op.output, Plain)
+    known = dtype in op.dtypes or op.output == Plain("bool")
     return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
 
 

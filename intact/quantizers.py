@@ -10,18 +10,23 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, NotCalibratedError
-from intact.fixed_point import multiplier, multiply
+from intact.fixed_point import (
+    beyond_vectors,
+    multiplier,
+    multiply,
+    multiply_sums,
+    ratio,
+    round_away,
+)
 from intact.graph import Graph, Node, all_layers, view
-from intact.kernels import either, inverse, over, round_clip
+from intact.kernels import either, inverse, over, round_clip, wide_types
 from intact.numerics import (
     Accumulator,
     QTensor,
     Tensor,
     affine_params,
-    binary_exponent,
     divide,
     integer_range,
-    power_of_two,
     round_through,
     straight_through,
     to_numpy,
@@ -76,7 +81,7 @@ class Arithmetic:
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        """The same for outputs of 16 bits: within 1 of what the kernels compute.
+        """The same for outputs of 16 bits, whose kernels round otherwise.
 
         Args:
             pending: What the op's `call` returned.
@@ -84,7 +89,7 @@ class Arithmetic:
             low: Smallest value, scalar.
             high: Largest value, scalar.
         """
-        return round_clip(cls.real(pending) * inverse(params.scale), low, high)
+        return cls.quantize(pending, params, low, high)
 
 
 class RealArithmetic(Arithmetic):
@@ -99,6 +104,18 @@ class RealArithmetic(Arithmetic):
     @staticmethod
     def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         return round_clip(pending, low, high, inverse(params.scale))
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        values = cls.quantize(pending, params, low, high)
+        rest = beyond_vectors(pending, 8)
+        if rest is None:
+            return values
+        # What is left behind the vectors of eight is divided by the scale, halves away from zero.
+        with wide_types():
+            quotient = ops.cast(round_away(ratio(pending, 1.0, params.scale)), "float32")
+        smooth = pending * inverse(params.scale)
+        return ops.where(rest, round_clip(straight_through(quotient, smooth), low, high), values)
 
 
 class AccumulatorArithmetic(Arithmetic):
@@ -123,13 +140,26 @@ class AccumulatorArithmetic(Arithmetic):
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         acc = Accumulator(*pending)
-        real = divide(acc.input_scale * acc.weight_scale, params.scale)
-        # Kernels take the multiplier in 15 bits, and round half up.
-        size = ops.maximum(ops.abs(real), 2.0**-60)
-        unit = power_of_two(binary_exponent(size) - 14)
-        mantissa = ops.minimum(ops.floor(size / unit + 0.5), 32767.0)
-        smooth = (acc.values + acc.bias) * (ops.sign(real) * mantissa * unit)
-        return round_clip(straight_through(ops.floor(smooth + 0.5), smooth), low, high)
+        smooth = (acc.values + acc.bias) * divide(acc.input_scale * acc.weight_scale, params.scale)
+        scales = acc.input_scale, ops.abs(acc.weight_scale), params.scale
+        with wide_types():
+            exact = ops.cast(cls.rounded(acc.exact(), *scales), "float32")
+        return round_clip(straight_through(exact, smooth), low, high)
+
+    @staticmethod
+    def rounded(sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor) -> Tensor:
+        """64-bit sums in steps of the output, as the 16-bit kernel rounds them."""
+        return multiply_sums(sums, multiplier(input_scale, weight_scale, scale))
+
+
+class DoubleArithmetic(AccumulatorArithmetic):
+    """The same, but the 16-bit kernel multiplies in float64 and rounds half away from zero."""
+
+    name = "double"
+
+    @staticmethod
+    def rounded(sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor) -> Tensor:
+        return round_away(ops.cast(sums, "float64") * ratio(input_scale, weight_scale, scale))
 
 
 class FixedPointArithmetic(AccumulatorArithmetic):
@@ -174,14 +204,10 @@ class BlocksArithmetic(FixedPointArithmetic):
         return np.arange(channels) < channels // 8 * 8
 
 
-class ConvertArithmetic(RealArithmetic):
-    """From one width to another."""
+class ConvertArithmetic(Arithmetic):
+    """From one width to another, in fixed point."""
 
     name = "convert"
-
-    @staticmethod
-    def output_shape(pending: Any) -> tuple[int | None, ...]:
-        return pending[0].shape
 
     @staticmethod
     def real(pending: Any) -> Tensor:
@@ -190,7 +216,10 @@ class ConvertArithmetic(RealArithmetic):
 
     @classmethod
     def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return round_clip(cls.real(pending) * inverse(params.scale), low, high)
+        x = QTensor(*pending)
+        whole = multiply(ops.cast(x.values, "int32"), multiplier(x.scale, 1.0, params.scale))
+        smooth = cls.real(pending) * inverse(params.scale)
+        return round_clip(straight_through(ops.cast(whole, "float32"), smooth), low, high)
 
 
 @keras.saving.register_keras_serializable("intact")

@@ -21,9 +21,11 @@ from intact.numerics import (
     Accumulator,
     QTensor,
     Tensor,
+    WideTensor,
     accumulator,
     add_bias,
     along,
+    exact_sums,
     half_precision,
     host,
     is_integer,
@@ -61,6 +63,7 @@ class Quantized(QuantizedLayer):
         corrected: What bias correction has added to its sums, per channel.
         norm: The batch norm behind it, if its factors are in the weights before these are
             rounded.
+        wide: Whether its inputs have 16 bits.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Quantized(QuantizedLayer):
         tied_weights: Iterable[str] = (),
         corrected: Any = None,
         norm: keras.layers.BatchNormalization | None = None,
+        wide: bool = False,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -80,6 +84,7 @@ class Quantized(QuantizedLayer):
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
         self.spec = spec
+        self.wide = wide
         self.corrected = None if corrected is None else np.asarray(corrected, "float32")
         # A list, for Keras would track and wrap a nested attribute.
         self.shapes = [tuple(shape) for shape in input_shapes]
@@ -285,7 +290,7 @@ class Quantized(QuantizedLayer):
             return get_op(self.layer).fold(self.layer, Accumulator(*inputs), moves)
         weights = self.quantized_weights(training=training, now=now)
         if self.norm is not None:
-            return self._normalized(QTensor(*inputs), *weights["kernel"], moves)
+            return self._normalized(self._operand(inputs, moves), *weights["kernel"], moves)
         return self.compute(inputs, weights, moves)
 
     def _normalized(self, x: QTensor, kernel: Tensor, scale: Tensor, moves: Any) -> Accumulator:
@@ -305,7 +310,8 @@ class Quantized(QuantizedLayer):
             acc = self.units(acc)
             kernel = rescaled(kernel, scale, acc, self.weight_axes()["kernel"])
         with exact_convolution():
-            acc = acc._replace(values=op.products(self.layer, x.values, kernel))
+            values, high, low = exact_sums(lambda v: op.products(self.layer, v, kernel), x)
+        acc = acc._replace(values=values, high=high, low=low)
         if fixed:
             return acc
         sigma = self._norm_op.sigma(norm, ops.convert_to_tensor(norm.moving_variance))
@@ -352,8 +358,14 @@ class Quantized(QuantizedLayer):
         """
         op = get_op(self.layer)
         operands = [inputs] if len(self.shapes) == 1 else inputs
-        taken = [x if index in op.plain else QTensor(*x) for index, x in enumerate(operands)]
+        taken = [
+            x if index in op.plain else self._operand(x, moves) for index, x in enumerate(operands)
+        ]
         return op.call(self.layer, taken, weights, moves)
+
+    def _operand(self, triple: Any, moves: Any) -> QTensor:
+        """An input; training needs no sums that are exact beyond float32."""
+        return WideTensor(*triple) if self.wide and moves is False else QTensor(*triple)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         op = get_op(self.layer)
@@ -379,6 +391,7 @@ class Quantized(QuantizedLayer):
             keep_zeros=self.keep_zeros,
             tied_weights=list(self.firsts),
             schedule=schedule_config(self.schedule),
+            wide=self.wide,
         )
         if self.norm is not None:
             config["norm"] = keras.saving.serialize_keras_object(self.norm)
@@ -457,6 +470,7 @@ class Frozen(Quantized):
         stored: The type that the file stores the weights in.
         shapes: The shapes of the kernel, of its scale and of the bias.
         input_shapes: The shapes of the layer's inputs.
+        wide: Whether its inputs have 16 bits.
     """
 
     def __init__(
@@ -465,6 +479,7 @@ class Frozen(Quantized):
         stored: str,
         shapes: Any,
         input_shapes: Any = None,
+        wide: bool = False,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -474,6 +489,7 @@ class Frozen(Quantized):
         self._held = (layer,)
         self.spec = self.schedule = self.clock = self.norm = None
         self.stored = stored
+        self.wide = wide
         self.own_shapes = [tuple(shape) for shape in shapes]
         self.shapes = [tuple(shape) for shape in input_shapes]
 
@@ -502,7 +518,9 @@ class Frozen(Quantized):
         values = [kernel.values, sums.weight_scale, np.asarray(kernel.zero_point), sums.bias]
         config = keras.saving.serialize_keras_object(written.layer)
         layer = keras.saving.deserialize_keras_object(config)
-        made = cls(layer, kernel.dtype, [np.shape(v) for v in values], input_shapes, name=name)
+        shapes = [np.shape(v) for v in values]
+        wide = written.input.dtype == "int16"
+        made = cls(layer, kernel.dtype, shapes, input_shapes, wide, name=name)
         variables = (made.kernel, made.kernel_scale, made.kernel_zero_point, made.bias)
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
@@ -532,10 +550,12 @@ class Frozen(Quantized):
         training: bool | None = None,
     ) -> Any:
         op: Any = get_op(self.layer)
-        x, kernel = QTensor(*inputs), ops.cast(self.kernel, "float32")
+        x, kernel = self._operand(inputs, False), ops.cast(self.kernel, "float32")
+        if not op.weights:
+            return self.sums(x.values * kernel, x.scale)._replace(whole=is_integer(x))
         with exact_convolution():
-            values = op.products(self.layer, x.values, kernel) if op.weights else x.values * kernel
-        return self.sums(values, x.scale)._replace(whole=is_integer(x))
+            values, high, low = exact_sums(lambda v: op.products(self.layer, v, kernel), x)
+        return self.sums(values, x.scale)._replace(whole=is_integer(x), high=high, low=low)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -544,6 +564,7 @@ class Frozen(Quantized):
             "stored": self.stored,
             "shapes": [list(shape) for shape in self.own_shapes],
             "input_shapes": [list(shape) for shape in self.shapes],
+            "wide": self.wide,
         }
 
     @classmethod
@@ -664,21 +685,23 @@ class _Builder:
         return {"again": True} if self.schedule and id(node.layer) in self.layers else {}
 
     def _layer(self, node: Any, step: Step) -> keras.layers.Layer:
-        schedule = self.schedule
+        fields: dict[str, Any] = {"schedule": self.schedule}
         if id(node.layer) not in self.layers:
             shapes = [t.shape for t in node.inputs]
+            if step.integer:
+                fields["wide"] = step.wide
             if step.takes_in:
                 norm = self.model.get_layer(step.takes_in)
                 layer = node.layer if step.keeps_norm else _with_norm(node.layer, norm, shapes[0])
                 kept = norm if step.keeps_norm else None
-                made = Quantized(layer, step.weights, shapes, schedule=schedule, norm=kept)
+                made = Quantized(layer, step.weights, shapes, norm=kept, **fields)
             elif step.integer:
-                made = Quantized(node.layer, step.weights, shapes, schedule=schedule)
+                made = Quantized(node.layer, step.weights, shapes, **fields)
             else:
                 assert step.weights is not None
                 dynamic = step.activations is not None
                 made = QuantizedWeights(
-                    node.layer, step.weights, dynamic, input_shapes=shapes, schedule=schedule
+                    node.layer, step.weights, dynamic, input_shapes=shapes, **fields
                 )
             self.layers[id(node.layer)] = made
         return self.layers[id(node.layer)]

@@ -1,16 +1,25 @@
-"""Functions as the kernels compute them."""
+"""Curves of 8 bits, and all kernels of 16 bits, to the last bit."""
 
 import keras
 import numpy as np
 import pytest
+from battery import all_cases, build_model, make_data
 from keras import layers, ops
-from small import host
+from small import enliven, gradient, host
 
 import intact
 from intact.litert.builder import Builder
-from intact.litert.runtime import load_litert
-from intact.numerics import QTensor
-from intact.quantizers import Arithmetic
+from intact.litert.runtime import LiteRTModel
+from intact.numerics import QTensor, digits
+from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
+from intact.quantizers import Arithmetic, FakeQuantize
+
+CASES = [
+    pytest.param(name, case, id=name, marks=pytest.mark.xdist_group(name))
+    for name, _, case in all_cases()
+]
+ALL = np.arange(-32768, 32768).astype("int16")
+WIDE_CURVES = {"LOGISTIC": SigmoidArithmetic, "TANH": TanhArithmetic, "SOFTMAX": SoftmaxArithmetic}
 
 
 def by_kernel(kernel, x, scale, zero_point, output):
@@ -20,7 +29,7 @@ def by_kernel(kernel, x, scale, zero_point, output):
     target = builder.tensor(x.shape, "int8", "y", scale=output[0], zero_point=output[1])
     options = {"beta": 1.0} if kernel == "SOFTMAX" else {}
     builder.add(kernel, [source], [target], options)
-    model = load_litert(builder.finish([("x", source)], [("y", target)]))
+    model = LiteRTModel(builder.finish([("x", source)], [("y", target)]))
     return model.predict(x, raw=True, batch_size=len(x)).astype(int) - output[1]
 
 
@@ -56,21 +65,193 @@ def test_int8_curves_are_the_kernels(name, rng):
             np.testing.assert_array_equal(by_formula(name, x, scale, zero_point, output), expected)
 
 
-@pytest.mark.parametrize("scale", [0.3, 4.0, 30.0])
+def assert_equal(q, content, x):
+    comparison = intact.compare(q, content, x)
+    for tensor in (*comparison.layers, *comparison.outputs):
+        assert tensor.different == 0, str(comparison)
+
+
+def quantized(model, x):
+    """The model in 16 bits and its file."""
+    q = intact.calibrate(intact.quantize_model(model, "int16x8"), x, verbose=0)
+    return q, intact.export(q)
+
+
+def check(layer, *arrays):
+    """A layer of random weights on some inputs, against LiteRT."""
+    inputs = [keras.Input(a.shape[1:]) for a in arrays]
+    outputs = layer(inputs if len(inputs) > 1 else inputs[0])
+    model = enliven(keras.Model(inputs, outputs), np.random.default_rng(3))
+    x = list(arrays) if len(arrays) > 1 else arrays[0]
+    assert_equal(*quantized(model, x), x)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_every_case_is_exact(name, case, rng):
+    model, x = build_model(case, rng), make_data(case, rng)
+    try:
+        q, content = quantized(model, x)
+    except intact.IntactError as error:
+        assert "has no int16 kernel" in str(error) or "no ranges" in str(error)
+        pytest.skip("it has no 16-bit kernel")
+    assert_equal(q, content, x)
+
+
+def run_kernel(name, x, scale):
+    """What a kernel of one input makes of integers, in steps of 2**-15."""
+    builder = Builder("test")
+    given = builder.tensor(x.shape, "int16", "x", scale=np.float32(scale))
+    made = builder.tensor(x.shape, "int16", "y", scale=np.float32(2.0**-15))
+    builder.add(name, [given], [made], {"beta": 1.0} if name == "SOFTMAX" else {})
+    file = LiteRTModel(builder.finish([("x", given)], [("y", made)]))
+    return file.predict(x, raw=True)
+
+
+def our_kernel(name, x, scale):
+    values, scale, zero = (ops.convert_to_tensor(v, "float32") for v in (x, scale, 0.0))
+    return np.clip(host(WIDE_CURVES[name].kernel(QTensor(values, scale, zero))), -32768, 32767)
+
+
+@pytest.mark.parametrize("name", ["LOGISTIC", "TANH"])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        *(1e-9, 7e-7, 1e-4, 3.3e-4, 0.02, 1.5, 3.0),
+        # The multiplier is just below 32768, or the number of doublings at its end.
+        *(32767.5 / 12288 / 8, 1.33333),
+        # Powers of two and what the kernel takes for one have another kernel.
+        *(2.0**-13, 2.0**-12, 2.0**-11, 2.0**-10, 8 / 32767),
+        *(2.0**-12 * 1.0006, 2.0**-12 * 1.0008, 2.0**-12 / 1.0006, 2.0**-11 / 1.0006),
+    ],
+)
+def test_curves_of_all_inputs(name, scale):
+    np.testing.assert_array_equal(our_kernel(name, ALL, scale), run_kernel(name, ALL, scale))
+
+
+@pytest.mark.parametrize("scale", [2e-6, 5e-5, 3e-4, 1e-3])
 @pytest.mark.parametrize("classes", [2, 10, 300])
 def test_softmax_is_the_kernels(classes, scale, rng):
-    model = keras.Sequential([keras.Input((classes,)), layers.Softmax()])
-    x = (scale * rng.normal(size=(400, classes))).astype("float32")
-    q = intact.calibrate(intact.quantize_model(model, "int16x8"), x, verbose=0)
-    found = intact.load_litert(intact.export(q)).predict(x)
-    off = np.abs(np.rint((q.predict(x, verbose=0) - found) * 2**15))
-    assert off.max() <= 1
-    assert (off > 0).mean() <= 0.01
+    spread = rng.choice([300, 3000, 20000], size=(600, 1))
+    x = np.clip(rng.normal(size=(600, classes)) * spread, -32768, 32767).astype("int16")
+    np.testing.assert_array_equal(our_kernel("SOFTMAX", x, scale), run_kernel("SOFTMAX", x, scale))
 
 
 @pytest.mark.parametrize("size", [1, 2, 6, 7, 13])
 def test_mean_is_the_kernels(size, rng):
-    model = keras.Sequential([keras.Input((size, size, 5)), layers.GlobalAveragePooling2D()])
     x = np.maximum(rng.normal(size=(300, size, size, 5)), 0).astype("float32")
-    q = intact.calibrate(intact.quantize_model(model, "int16x8"), x, verbose=0)
-    assert intact.compare(q, intact.export(q), x, per_layer=False).max_lsb == 0
+    check(layers.GlobalAveragePooling2D(), x)
+
+
+@pytest.mark.parametrize("function", [ops.sum, ops.mean])
+def test_sums_beyond_float32(function, rng):
+    # 4000 values of 32767 are more than 2**24.
+    x = rng.uniform(0.5, 1.0, size=(20, 4000, 2)).astype("float32")
+    check(lambda t: function(t, axis=1), x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("inputs", [9, 700])
+def test_products_beyond_float32(inputs, bias, rng):
+    x = np.abs(rng.normal(size=(64, inputs))).astype("float32")
+    layer = layers.Dense(16, use_bias=bias)
+    check(lambda t: layer(t), x)
+    image = x[:, :9].reshape(-1, 3, 3, 1) * np.ones((1, 1, 1, 40), "float32")
+    check(layers.Conv2D(5, 3, use_bias=bias), image)
+
+
+def test_products_of_two_tensors_beyond_float32(rng):
+    a, b = (np.abs(rng.normal(size=(8, 30, 500))).astype("float32") for _ in range(2))
+    check(lambda pair: ops.matmul(pair[0], ops.transpose(pair[1], (0, 2, 1))), a, b)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.01, 1e-5])
+@pytest.mark.parametrize("layer", [layers.Add, layers.Subtract, layers.Multiply])
+@pytest.mark.parametrize("shape", [(48,), (1,), (1003,)])
+def test_operands_of_two_sizes(layer, share, shape, rng):
+    """Vectors and what is left behind them, and operands that are broadcast."""
+    a = rng.normal(size=(33, 1003)).astype("float32")[:, : max(shape)]
+    b = (rng.normal(size=(33, *shape)) * share).astype("float32")
+    a = a if shape[0] > 1 else rng.normal(size=(33, 48)).astype("float32")
+    check(layer(), a, b)
+
+
+@pytest.mark.parametrize("layer", [layers.Add, layers.Subtract])
+def test_sums_of_scales_that_are_powers_of_two(layer, rng):
+    """There is a kernel for these, too, and it refuses most of them."""
+    x = rng.normal(size=(64, 5)).astype("float32")
+    inputs = keras.Input((5,))
+    shares = layers.Softmax()(inputs)
+    whole = layer()([shares, layers.Activation("sigmoid")(inputs)])
+    model = keras.Model(inputs, whole)
+    q = intact.quantize_model(model, "int16x8")
+    for fake in (one for one in q.layers if isinstance(one, FakeQuantize) and not one.fixed):
+        fake.set_range(-2.0, 2.0 * 32767 / 32768)
+    assert_equal(q, intact.export(q), x)
+
+
+@pytest.mark.parametrize("slope", [0.2, 0.003, 1.7])
+def test_slopes(slope, rng):
+    model = keras.Sequential([keras.Input((50,)), layers.LeakyReLU(slope)])
+    x = rng.normal(size=(300, 50)).astype("float32") * 3
+    assert_equal(*quantized(model, x), x)
+
+
+@pytest.mark.parametrize("features", [1, 7, 8, 20])
+@pytest.mark.parametrize("samples", [1, 3, 32])
+def test_inputs_in_every_number(features, samples, rng):
+    # Halves, which vectors round to the even integer and the values behind them away from 0.
+    x = (rng.integers(-9, 9, size=(samples, features)) + 0.5).astype("float32")
+    x[0, 0] = 32767
+    check(layers.MaxPooling1D(1), x[..., None])
+
+
+def test_files_that_run_one_sample_at_a_time(rng):
+    x = rng.normal(size=(40, 5, 5, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((5, 5, 3)), layers.Conv2DTranspose(4, 3)])
+    q, content = quantized(enliven(model, rng), x)
+    assert not intact.load_litert(content).runs_batches()
+    assert_equal(q, content, x)
+
+
+@pytest.mark.parametrize("widths", [(8, 16), (16, 8)])
+def test_from_one_width_to_another(widths, rng):
+    first, second = (
+        intact.TensorSpec(bits, symmetric=bits == 16, per_axis=False) for bits in widths
+    )
+    scheme = intact.Scheme(
+        "mixed", (intact.Rule("first", activations=first), intact.Rule(activations=second))
+    )
+    x = rng.normal(size=(400, 30)).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((30,)), layers.Dense(40, name="first"), layers.Dense(9, name="second")]
+    )
+    q = intact.calibrate(intact.quantize_model(enliven(model, rng), scheme), x, verbose=0)
+    assert_equal(q, intact.export(q), x)
+
+
+def test_training_passes_through_frozen_layers(rng):
+    """A frozen layer computes the exact sums, and its gradient is that of the layer."""
+    model = enliven(
+        keras.Sequential(
+            [keras.Input((6,)), layers.Dense(5, name="first"), layers.Dense(3, name="second")]
+        ),
+        rng,
+    )
+    x, y = rng.normal(size=(64, 6)).astype("float32"), np.ones((64, 3), "float32")
+    moved = {}
+    for frozen in (False, True):
+        q = intact.calibrate(intact.quantize_model(model, "int16x8"), x, verbose=0)
+        q.get_layer("second").trainable = not frozen
+        before = host(q.get_layer("first").layer.kernel)
+        q.compile(keras.optimizers.SGD(1e-2), "mse", jit_compile=False)
+        q.fit(x, y, batch_size=64, verbose=0)
+        moved[frozen] = host(q.get_layer("first").layer.kernel) - before
+    np.testing.assert_allclose(moved[True], moved[False], rtol=1e-3, atol=1e-6)
+
+
+def test_gradient_of_digits():
+    def whole(w):
+        high, low = digits(w * 100.0)
+        return high * 256.0 + low
+
+    np.testing.assert_allclose(gradient(whole, [3.0, -700.0]), [100.0, 200.0])

@@ -165,6 +165,27 @@ class LiteRTModel:
             results = {name: self._to_real(name, value) for name, value in results.items()}
         return next(iter(results.values())) if len(results) == 1 else results
 
+    def runs_batches(self) -> bool:
+        """Whether the file runs several samples at once; where it does not, `predict` splits them.
+
+        Kernels do not always say so before they run.
+        """
+        shapes = {name: _shape(detail) for name, detail in self.input_details.items()}
+        if any(not shape or shape[0] is not None for shape in shapes.values()):
+            return any(shape and shape[0] != 1 for shape in shapes.values())
+        try:
+            self._run(
+                {
+                    name: np.zeros([size or 1 for size in (2, *shape[1:])], detail["dtype"])
+                    for (name, shape), detail in zip(
+                        shapes.items(), self.input_details.values(), strict=True
+                    )
+                }
+            )
+        except RuntimeError:
+            self._one_by_one = True
+        return not self._one_by_one
+
     def reset_states(self) -> None:
         """Begin anew, where the file keeps a state from one call to the next."""
         self.interpreter.reset_all_variables()

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.fixed_point import multiplier, multiply
-from intact.kernels import round_clip
+from intact.kernels import inverse, round_clip
 from intact.legacy import hard_sigmoid_keras_2
 from intact.numerics import (
     QTensor,
@@ -40,7 +40,7 @@ from intact.ops.wide import (
     SoftmaxArithmetic,
     TanhArithmetic,
 )
-from intact.quantizers import Arithmetic
+from intact.quantizers import Arithmetic, ConvertArithmetic
 
 
 def relu_bounds(layer: Any) -> tuple[float, float | None] | None:
@@ -97,6 +97,10 @@ class RequantizeArithmetic(Arithmetic):
             lambda: _multiply_31(x.values, ratio),
         )
         return round_clip(straight_through(exact, x.values * ratio), low, high)
+
+    @staticmethod
+    def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return ConvertArithmetic.quantize(pending, params, low, high)
 
 
 class Requantizing(Op):
@@ -199,6 +203,18 @@ class LeakyArithmetic(Arithmetic):
                 _multiply_31(values * ops.sign(below), ops.abs(scale * slope) / params.scale),
             ),
         )
+        return round_clip(straight_through(exact, smooth), low, high)
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        values, scale, slope = pending
+        above, below = (ratio / params.scale for ratio in (scale, scale * slope))
+        exact = ops.where(
+            values >= 0,
+            _multiply_31(values, above),
+            _multiply_31(values * ops.sign(below), ops.abs(below)),
+        )
+        smooth = cls.real(pending) * inverse(params.scale)
         return round_clip(straight_through(exact, smooth), low, high)
 
 

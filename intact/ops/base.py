@@ -21,6 +21,7 @@ from intact.numerics import (
     Tensor,
     accumulator,
     add_bias,
+    exact_sums,
     is_integer,
     rescaled,
     to_numpy,
@@ -307,7 +308,7 @@ class Op:
         if isinstance(cls.output, SameAsInput | AllSame):
             shapes: tuple = (shape, (), ())
         elif cls.arithmetic == "accumulator":
-            shapes = (shape, (None,), (), (None,), ())
+            shapes = (shape, (None,), (), (None,), (), shape, shape)
         else:
             return keras.KerasTensor(shape, "float32")
         return tuple(keras.KerasTensor(s, "float32") for s in shapes)
@@ -427,8 +428,8 @@ class Weighted(Op):
         axis = cls.weights["kernel"].axis if len(scale.shape) else None
         kernel = rescaled(kernel, scale, acc, axis)
         with exact_convolution():
-            values = cls.products(layer, x.values, kernel)
-        return acc._replace(values=values)
+            values, high, low = exact_sums(lambda v: cls.products(layer, v, kernel), x)
+        return acc._replace(values=values, high=high, low=low)
 
 
 REGISTRY: list[type[Op]] = []

@@ -44,7 +44,7 @@ class Dense(Weighted):
     def rounding(cls, layer: Any, dtype: str) -> str:
         # XNNPACK takes 4-bit weights two at a time.
         odd = dtype == "int4" and layer.kernel.shape[0] % 2
-        return "fixed_point_vector" if odd else cls.arithmetic
+        return "fixed_point_vector" if odd else "double"
 
     @classmethod
     def stores(cls, layer: Any, dtype: str, per_axis: bool) -> bool:

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import multiplier, multiply
-from intact.kernels import round_clip
+from intact.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
+from intact.kernels import inverse, round_clip
 from intact.numerics import (
+    Accumulator,
     QTensor,
     Tensor,
     accumulator,
@@ -28,7 +29,7 @@ from intact.ops.base import (
 from intact.ops.norm import channel_scale
 from intact.ops.shape import reshaped
 from intact.ops.table import Table
-from intact.quantizers import Arithmetic
+from intact.quantizers import AccumulatorArithmetic, Arithmetic
 
 
 def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:
@@ -107,12 +108,79 @@ class AddArithmetic(Arithmetic):
         )
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        a, b = (QTensor(*triple) for triple in pending)
+        top = 2.0 * ops.maximum(a.scale, b.scale)
+        in_vectors = cls.in_vectors(a.values, b.values)
+        part_a, part_b = (
+            _raised(x.values, multiplier(x.scale, 1.0, top), in_vectors) for x in (a, b)
+        )
+        total = part_a + part_b * cls.sign
+        exact = multiply(total, multiplier(top, 2.0**-15, params.scale))
+        smooth = cls.real(pending) * inverse(params.scale)
+        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+
+    @staticmethod
+    def in_vectors(a: Tensor, b: Tensor) -> Any:
+        """Which sums the 16-bit kernel computes in vectors: those of equal shapes, 16 at a time."""
+        if a.shape[1:] != b.shape[1:]:
+            return False
+        rest = beyond_vectors(a, 16)
+        same = ops.equal(ops.size(a), ops.size(b))
+        return same if rest is None else ops.logical_and(same, ops.logical_not(rest))
+
+
+def _raised(values: Tensor, by: Multiplier, in_vectors: Any) -> Tensor:
+    """An operand of a sum of 16 bits, with 15 more bits; vectors round it once, others twice."""
+    shift = ops.where(in_vectors, 15 + by.exponent, 15)
+    raised = ops.left_shift(ops.cast(values, "int32"), ops.maximum(shift, 0))
+    raised = ops.right_shift(raised, ops.maximum(-shift, 0))
+    return multiply(raised, Multiplier(by.mantissa, ops.where(in_vectors, 0, by.exponent)))
+
 
 class SubtractArithmetic(AddArithmetic):
     """The difference, as the sum with a negative multiplier."""
 
     name = "subtract"
     sign = -1
+
+    @staticmethod
+    def in_vectors(a: Tensor, b: Tensor) -> Any:
+        return False
+
+
+class MultiplyArithmetic(AddArithmetic):
+    """The product: rounded as other sums of 8 bits, and in fixed point of 16 bits."""
+
+    name = "multiply"
+
+    @staticmethod
+    def sums(pending: Any) -> Accumulator:
+        """The products of whole numbers."""
+        a, b = (QTensor(*triple) for triple in pending)
+        return accumulator(a.values * b.values, a.scale, b.scale, whole=is_integer(a))
+
+    @classmethod
+    def real(cls, pending: Any) -> Tensor:
+        return cls.sums(pending).real()
+
+    @classmethod
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return AccumulatorArithmetic.quantize(cls.sums(pending), params, low, high)
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        a, b = (QTensor(*triple) for triple in pending)
+        whole_a, whole_b = (ops.cast(x.values, "int32") for x in (a, b))
+        factor = a.scale * b.scale / params.scale
+        exact = multiply(whole_a * whole_b, multiplier(factor, 1.0, 1.0))
+        smooth = a.values * b.values * factor
+        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+
+
+# There is a kernel of 16 bits for scales that are powers of two, which takes few of them.
+ANY_SCALE = {"potScaleInt16": False}
 
 
 class Binary(Op):
@@ -124,6 +192,7 @@ class Binary(Op):
     # An output that is nothing beside the steps of its inputs is 0, and their rounding no noise.
     max_step, fit_step = 2**13, 0.25
     layer: ClassVar[type]
+    wide_options: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -204,6 +273,8 @@ class Binary(Op):
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         options = {"fusedActivationFunction": node.activation}
+        if node.output.dtype == "int16":
+            options |= cls.wide_options
         builder.add(cls.litert[0], node.inputs, [node.output], options)
 
 
@@ -230,6 +301,7 @@ class Add(Binary):
     operations = ("Add",)
     litert = ("ADD",)
     arithmetic = "add"
+    wide_options = ANY_SCALE
     cases = (
         *binary_cases(layers.Add),
         Case(lambda: layers.Add(), [(4,), (4,), (4,)]),
@@ -256,6 +328,7 @@ class Subtract(Binary):
     operations = ("Subtract",)
     litert = ("SUB",)
     arithmetic = "subtract"
+    wide_options = ANY_SCALE
     cases = (
         *binary_cases(layers.Subtract),
         Case(lambda: lambda a, b: 2.0 - (a - b), [(4,), (4,)]),
@@ -275,6 +348,7 @@ class Multiply(Binary):
     operations = ("Multiply",)
     litert = ("MUL",)
     max_step, fit_step = 256, 128
+    arithmetic = MultiplyArithmetic.name
     cases = (
         *binary_cases(layers.Multiply),
         Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),
@@ -288,15 +362,6 @@ class Multiply(Binary):
     @classmethod
     def variable_scale(cls, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
         return channel_scale(layer.name, channels, tracer, gamma=variable)
-
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), ()))
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        a, b = inputs
-        return accumulator(a.values * b.values, a.scale, b.scale, whole=is_integer(a))
 
     @classmethod
     def step(cls, node: Any) -> float:

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.kernels import over
 from intact.numerics import QTensor, Tensor, is_integer, is_symbolic, to_numpy
-from intact.ops.base import ALL_SAME, Case, Op, Plain, register_op
+from intact.ops.base import ALL_SAME, BYTES, Case, Op, Plain, register_op
 from intact.ops.constant import Gather
 from intact.ops.table import Elementwise, Step
 
@@ -438,6 +438,7 @@ class ArgMax(Op):
     operations = ("Argmax",)
     litert = ("ARG_MAX",)
     output = Plain("int32")
+    dtypes = BYTES
     cases = (
         Case(
             lambda: lambda x: layers.Embedding(5, 3)(ops.argmax(x, axis=-1)),

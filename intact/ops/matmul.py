@@ -8,11 +8,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import multiplier, multiply
-from intact.kernels import round_clip
+from intact.fixed_point import multiplier, multiply, multiply_sums
+from intact.kernels import round_clip, wide_types
 from intact.numerics import (
     QTensor,
     Tensor,
+    WideTensor,
+    digits,
     divide,
     is_symbolic,
     is_trainable,
@@ -35,16 +37,30 @@ class MatMulArithmetic(Arithmetic):
 
     @staticmethod
     def real(pending: Any) -> Tensor:
-        values, scale_a, scale_b, _ = pending
+        values, scale_a, scale_b = pending[:3]
         return values * (scale_a * scale_b)
 
     @staticmethod
     def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        values, scale_a, scale_b, zero_point_b = pending
+        values, scale_a, scale_b, zero_point_b = pending[:4]
         smooth = values * divide(scale_a * scale_b, params.scale)
         by = multiplier(scale_a, scale_b, params.scale)
         twice = ops.cast(multiply(ops.cast(values, "int32"), by), "float32")
         exact = ops.where(zero_point_b == 0, ops.round(smooth), twice)
+        return round_clip(straight_through(exact, smooth), low, high)
+
+    @staticmethod
+    def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        values, scale_a, scale_b, _, *parts = pending
+        unit = scale_a * scale_b
+        smooth = values * divide(unit, params.scale)
+        with wide_types():
+            sums = ops.cast(values, "int64")
+            if parts[0] is not None:
+                first, second, third = (ops.cast(part, "int64") for part in parts)
+                sums = (first * 256 + second) * 256 + third
+            exact = multiply_sums(sums, multiplier(unit, 1.0, params.scale))
+            exact = ops.cast(exact, "float32")
         return round_clip(straight_through(exact, smooth), low, high)
 
 
@@ -99,12 +115,21 @@ class MatrixProduct(Op):
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), ()))
+        shapes = (shape, (), (), (), shape, shape, shape)
+        return tuple(keras.KerasTensor(s, "float32") for s in shapes)
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         a, b = inputs
-        return layer([a.values, b.values]), a.scale, b.scale, b.zero_point
+        values = layer([a.values, b.values])
+        parts: tuple = (None, None, None)
+        if isinstance(a, WideTensor):
+            # The exact sums, in digits to the base 256.
+            (high_a, low_a), (high_b, low_b) = digits(a.values), digits(b.values)
+            mixed = layer([high_a, low_b]) + layer([low_a, high_b])
+            parts = layer([high_a, high_b]), mixed, layer([low_a, low_b])
+            parts = tuple(map(ops.stop_gradient, parts))
+        return values, a.scale, b.scale, b.zero_point, *parts
 
     @classmethod
     def step(cls, node: Any) -> float:

@@ -8,13 +8,14 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import Multiplier, multiplier, multiply
+from intact.fixed_point import Multiplier, multiplier, multiply, round_away
 from intact.graph import made_by
-from intact.kernels import inverse, round_clip
+from intact.kernels import inverse, round_clip, wide_types
 from intact.numerics import (
     QTensor,
     Tensor,
     binary_exponent,
+    exact_sums,
     is_symbolic,
     straight_through,
     to_numpy,
@@ -99,12 +100,12 @@ class MeanArithmetic(Arithmetic):
 
     @staticmethod
     def real(pending: Any) -> Tensor:
-        total, _, share, scale, _ = pending
+        total, _, share, scale, *_ = pending
         return total * (scale * share)
 
     @staticmethod
     def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        total, count, share, scale, zero_point = pending
+        total, count, share, scale, zero_point, *_ = pending
         multiplier = (scale / params.scale) * share
         offset = params.zero_point - unfused(unfused(zero_point * count) * multiplier)
         stored = unfused((total + zero_point * count) * multiplier) + offset
@@ -114,19 +115,47 @@ class MeanArithmetic(Arithmetic):
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        total, _, share, scale, _ = pending
-        count = ops.cast(ops.round(1.0 / share), "int32")
-        by = multiplier(scale, 1.0, params.scale)
-        # The mantissa is divided by the count, after as many more bits as the count has.
-        shift = ops.minimum(binary_exponent(ops.cast(count, "float32")), 31 + by.exponent)
-        whole, rest = ops.floor_divide(by.mantissa, count), ops.mod(by.mantissa, count)
-        for bits in (shift // 2, shift - shift // 2):
-            rest = ops.left_shift(rest, bits)
-            whole = ops.left_shift(whole, bits) + ops.floor_divide(rest, count)
-            rest = ops.mod(rest, count)
-        exact = multiply(ops.cast(total, "int32"), Multiplier(whole, by.exponent - shift))
+        exact = cls.rounded(_whole(pending), pending[1], pending[3], params.scale)
         smooth = cls.real(pending) * inverse(params.scale)
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+
+    @staticmethod
+    def rounded(total: Tensor, count: Tensor, scale: Tensor, output_scale: Tensor) -> Tensor:
+        """Sums in steps of the output, as the 16-bit kernel rounds them.
+
+        Args:
+            total: The sums, int32.
+            count: How many values each has.
+            scale: Their scale.
+            output_scale: Scale of the output.
+        """
+        by = multiplier(scale, 1.0, output_scale)
+        shift = ops.minimum(binary_exponent(count), 31 + by.exponent)
+        with wide_types():
+            # The mantissa is divided by the count, after as many more bits as the count has.
+            raised = ops.left_shift(ops.cast(by.mantissa, "int64"), ops.cast(shift, "int64"))
+            mantissa = ops.cast(ops.floor_divide(raised, ops.cast(count, "int64")), "int32")
+        return multiply(total, Multiplier(mantissa, by.exponent - shift))
+
+
+class SumArithmetic(MeanArithmetic):
+    """The sum, which the 16-bit kernel multiplies in float32 and rounds half away from zero."""
+
+    name = "sum"
+
+    @staticmethod
+    def rounded(total: Tensor, count: Tensor, scale: Tensor, output_scale: Tensor) -> Tensor:
+        product = unfused(ops.cast(total, "float32") * (scale / output_scale))
+        with wide_types():
+            return ops.cast(round_away(ops.cast(product, "float64")), "int32")
+
+
+def _whole(pending: Any) -> Tensor:
+    """The sums as int32, exactly where they are known so."""
+    total, high, low = pending[0], pending[-2], pending[-1]
+    if high is None:
+        return ops.cast(total, "int32")
+    return ops.cast(high, "int32") * 256 + ops.cast(low, "int32")
 
 
 class Reducing(Op):
@@ -173,18 +202,22 @@ class Summing(Reducing):
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), ()))
+        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), (), shape, shape))
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        total = ops.sum(x.values, axis=layer.axes, keepdims=layer.keepdims)
+
+        def summed(values: Tensor) -> Tensor:
+            return ops.sum(values, axis=layer.axes, keepdims=layer.keepdims)
+
+        total, high, low = exact_sums(summed, x)
         sizes = ops.shape(x.values)
         count = ops.ones((), "float32")
         for axis in layer.axes:
             count = count * ops.cast(sizes[axis], "float32")
         share = inverse(count) if isinstance(layer, Mean) else ops.ones((), "float32")
-        return total, count, share, x.scale, x.zero_point
+        return total, count, share, x.scale, x.zero_point, high, low
 
     @classmethod
     def step(cls, node: Any) -> float:
@@ -239,6 +272,7 @@ class ReduceSum(Summing):
     keras_layers = (Sum,)
     operations = ("Sum",)
     litert = ("SUM",)
+    arithmetic = SumArithmetic.name
     cases = reduction_cases(ops.sum)
 
 

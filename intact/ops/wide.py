@@ -14,7 +14,8 @@ import numpy as np
 from keras import ops
 
 from intact.fixed_point import mantissa, multiplier, multiply
-from intact.kernels import inverse, precisely, round_clip
+from intact.gates import OFFSET, sigmoid_table, tanh_table
+from intact.kernels import either, inverse, precisely, round_clip
 from intact.numerics import (
     QTensor,
     Tensor,
@@ -29,33 +30,45 @@ from intact.quantizers import RealArithmetic
 _ABOVE = (
     *(4, 8, 12, 14, 15, 16, 17, 19, 20, 21, 22, 25, 27, 28, 29, 30, 31, 33, 34, 35, 37, 39),
     *(40, 41, 43, 44, 45, 46, 49, 50, 54, 62, 63, 64, 66, 82, 86, 93, 100, 103, 112, 116, 135),
+    255,
 )
 _TABLE = np.rint(65536 / (1 + np.exp(-np.arange(256) / 24))).astype("int32")
 _TABLE[list(_ABOVE)] += 1
 
+NEAR = 2.0**1e-3
+"""A scale within this factor of a power of two is one to the kernels."""
 
-def _lookup(x: QTensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Values of the table for the sizes of the inputs, and where inputs are not negative.
+
+def _argument(x: QTensor) -> Tensor:
+    """The input in steps of 1 / 12288, of which a multiplier of 15 bits makes them."""
+    whole, exponent = mantissa(x.scale)
+    whole = whole * 3
+    drop = 10 + ops.cast(whole >= 1 << 25, "int32")
+    # More doublings follow as long as the multiplier is at most 32767 / 2.
+    drop = drop + ops.cast(whole > ops.left_shift(ops.ones_like(drop) * 32767, drop), "int32")
+    down = ops.clip(-(exponent + 12) - drop, 0, 31)
+    drop = -(exponent + 12) - down
+    factor = ops.right_shift(whole, ops.clip(drop, 0, 31))
+    factor = ops.left_shift(factor, ops.clip(-drop, 0, 31))
+    half = ops.left_shift(ops.minimum(down, 1), ops.maximum(down - 1, 0))
+    return ops.right_shift(ops.cast(x.values, "int32") * factor + half, down)
+
+
+def _lookup(argument: Tensor, bits: int) -> Tensor:
+    """Values of the table for the sizes of arguments, 24 entries for each unit.
 
     Args:
-        x: The input.
+        argument: The arguments.
         bits: Of the argument's fraction.
     """
-    whole, exponent = mantissa(x.scale)
-    # 24 entries for each unit; the multiplier has 15 bits.
-    whole = whole * 3
-    shift = 10 + ops.cast(whole >= 1 << 25, "int32")
-    factor, down = ops.right_shift(whole, shift), -(shift + exponent + 12)
-    half = ops.right_shift(ops.left_shift(ops.ones_like(down), down), 1)
-    argument = ops.right_shift(ops.cast(x.values, "int32") * factor + half, down)
     size = ops.abs(argument)
     place = ops.right_shift(size, bits)
     inside = ops.minimum(place, 254)
     table = ops.convert_to_tensor(_TABLE)
     first, second = ops.take(table, inside, axis=0), ops.take(table, inside + 1, axis=0)
     rest = ops.bitwise_and(size, (1 << bits) - 1)
-    found = ops.left_shift(first, bits) + rest * (second - first)
-    return ops.where(place >= 255, 65535 << bits, found), argument >= 0
+    values = ops.left_shift(first, bits) + rest * (second - first)
+    return ops.where(place >= 255, 65535 << bits, values)
 
 
 def of_integers(function: Callable[[Tensor], Tensor], x: QTensor) -> Tensor:
@@ -112,12 +125,43 @@ class SigmoidArithmetic(RealArithmetic):
         smooth = cls.real(pending) * inverse(params.scale)
         return round_clip(straight_through(exact, smooth), low, high)
 
-    @staticmethod
-    def kernel(x: QTensor) -> Tensor:
+    @classmethod
+    def kernel(cls, x: QTensor) -> Tensor:
         """What the kernel computes, in steps of 2**-15."""
-        found, positive = _lookup(x, 9)
-        found = ops.where(found >= 65535 << 9, 32767 << 10, found)
-        return ops.right_shift(ops.where(positive, found + 512, (1 << 25) - found + 511), 10)
+        (exact,) = either(
+            ops.any(ops.stack([_near(x.scale, exponent) for exponent in cls.exponents])),
+            lambda: (cls.by_power(x),),
+            lambda: (cls.interpolated(_argument(x)),),
+        )
+        return exact
+
+    exponents: ClassVar[tuple[int, ...]] = (-12,)
+    table: ClassVar[Callable[[], np.ndarray]] = staticmethod(sigmoid_table)
+
+    @classmethod
+    def by_power(cls, x: QTensor) -> Tensor:
+        """The same for scales of 2**-12, and of 2**-11 if there is a kernel for it."""
+        shift = ops.cast(x.scale > 2.0**-12 * NEAR, "int32")
+        place = ops.left_shift(ops.cast(x.values, "int32"), shift)
+        place = ops.clip(place, -OFFSET, OFFSET - 1) + OFFSET
+        return ops.take(ops.convert_to_tensor(cls.table()), place, axis=0)
+
+    @staticmethod
+    def interpolated(argument: Tensor) -> Tensor:
+        """The same for other scales, by linear interpolation in the table.
+
+        Args:
+            argument: The argument in steps of 1 / 12288.
+        """
+        values = _lookup(argument, 9)
+        values = ops.where(values >= 65535 << 9, 32767 << 10, values)
+        values = ops.where(argument >= 0, values + 512, (1 << 25) - values + 511)
+        return ops.right_shift(values, 10)
+
+
+def _near(scale: Tensor, exponent: int) -> Tensor:
+    power = 2.0**exponent
+    return ops.logical_and(scale > power / NEAR, scale < power * NEAR)
 
 
 class TanhArithmetic(SigmoidArithmetic):
@@ -126,24 +170,25 @@ class TanhArithmetic(SigmoidArithmetic):
     name = "tanh"
     function: ClassVar[Callable] = staticmethod(ops.tanh)
     precise: ClassVar[Callable] = staticmethod(ops.tanh)
+    exponents = (-12, -11)
+    table: ClassVar[Callable[[], np.ndarray]] = staticmethod(tanh_table)
 
     @staticmethod
-    def kernel(x: QTensor) -> Tensor:
-        found, positive = _lookup(x, 8)
-        found = found - (1 << 23)
-        return ops.right_shift(ops.where(positive, found + 128, 127 - found), 8)
+    def interpolated(argument: Tensor) -> Tensor:
+        values = _lookup(argument, 8) - (1 << 23)
+        return ops.right_shift(ops.where(argument >= 0, values + 128, 127 - values), 8)
 
 
 def _interpolated(function: Callable, low: float, high: float) -> np.ndarray:
     """A table of LiteRT's (`LUTPopulate`): 512 steps, each shifted by half the error midway."""
 
     def rounded(x: Any) -> np.ndarray:
-        return np.trunc(x + np.copysign(np.float32(0.5), x)).astype("float32")
+        return np.trunc(x + np.copysign(0.5, x))
 
-    step = np.float32((np.float32(high) - np.float32(low)) / np.float32(512))
-    place = np.float32(low) + np.arange(513, dtype="float32") * step
+    step = (high - low) / 512
+    place = low + np.arange(513) * step
     # In units of 2 / 65535, of which there are 65536.
-    unit = np.float32(65536) / (np.float32(2 / 65535) * 65535)
+    unit = 65536 / (2 / 65535 * 65535)
     value = rounded(function(place) * unit)
     middle = rounded(function(place[:-1] + step / 2) * unit)
     between = rounded((function(place[1:]) * unit + value[:-1]) / 2)
@@ -152,7 +197,7 @@ def _interpolated(function: Callable, low: float, high: float) -> np.ndarray:
 
 
 _EXP = _interpolated(np.exp, -10.0, 0.0)
-_RECIPROCAL = _interpolated(lambda x: np.float32(1) / (np.float32(1) + x), 0.0, 1.0)
+_RECIPROCAL = _interpolated(lambda x: 1 / (1 + x), 0.0, 1.0)
 
 
 def _look_up(table: np.ndarray, index: Tensor) -> Tensor:
@@ -199,11 +244,11 @@ class SoftmaxArithmetic(SigmoidArithmetic):
         exact = ops.where(is_integer(x), exact, smooth)
         return round_clip(straight_through(exact, smooth), low, high)
 
-    @staticmethod
-    def kernel(x: QTensor) -> Tensor:
+    @classmethod
+    def kernel(cls, x: QTensor) -> Tensor:
         below = ops.cast(x.values - ops.max(x.values, axis=-1, keepdims=True), "int32")
         # 65535 steps are 10.
-        scaled = multiply(below, multiplier(x.scale, 1.0, np.float32(10 / 65535)))
+        scaled = multiply(below, multiplier(x.scale, 1.0, 10.0 / 65535.0))
         powers = _look_up(_EXP, scaled + 32767)
         total = ops.sum(powers, axis=-1, keepdims=True)
         # The sum as a number of 31 bits, whose upper 17 are 1 to 2.

@@ -43,6 +43,7 @@ def check(sample: Sample) -> str:
     _check_equal(q, content, data)
     findings = intact.verify(content)
     assert not findings, str(findings)
+    _check_wide(model, data)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "q.keras"
         q.save(path)
@@ -114,6 +115,18 @@ def _check_equal(q: keras.Model, content: bytes, data: Any) -> None:
         assert limit is None or tensor.max_lsb <= limit, f"{tensor.name}:\n{comparison}"
     limit = 40.0 if any(depth.values()) else 1e-3
     assert comparison.max_lsb <= limit, str(comparison)
+
+
+def _check_wide(model: keras.Model, data: Any) -> None:
+    """The same with 16-bit activations, where every op is exact that has kernels for them."""
+    try:
+        q = intact.calibrate(intact.quantize_model(model, "int16x8"), data, verbose=0)
+        content = intact.export(q, integer_only=True)
+    except intact.IntactError:
+        return
+    comparison = intact.compare(q, content, data)
+    for tensor in (*comparison.layers, *comparison.outputs):
+        assert tensor.max_lsb <= 1e-3, f"int16x8: {tensor.name}:\n{comparison}"
 
 
 def _depths(q: keras.Model) -> dict[str, int]:
