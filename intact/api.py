@@ -8,7 +8,13 @@ from typing import Any
 import keras
 
 from intact.canonicalize import canonicalize
-from intact.errors import IntactError, MaskedOutputWarning, ScheduleWarning, UnusedRuleWarning
+from intact.errors import (
+    IntactError,
+    MaskedOutputWarning,
+    NotKeptWarning,
+    ScheduleWarning,
+    UnusedRuleWarning,
+)
 from intact.filters import Chosen, Filters
 from intact.graph import is_graph, mask_of
 from intact.input_norms import fold_input_norms
@@ -154,7 +160,16 @@ def plan_model(
 
 def _canonical(model: keras.Model, scheme: Scheme, chosen: Chosen) -> keras.Model:
     """The flat model that a scheme quantizes."""
-    canonical = fold_input_norms(canonicalize(model, chosen.rule))
+    canonical = canonicalize(model, chosen.rule)
+    if canonical.not_kept:
+        warnings.warn(
+            f"Losses that layers of model {model.name!r} add (`add_loss`, regularizers) are not in "
+            f"the quantized model: {', '.join(canonical.not_kept)}. It trains without them; add "
+            "them to the loss that it is compiled with, or keep the layers out by `filters`.",
+            NotKeptWarning,
+            stacklevel=3,
+        )
+    canonical = fold_input_norms(canonical)
     return bound_masks(canonical) if any(rule.integer for rule in scheme.rules) else canonical
 
 

@@ -29,11 +29,11 @@ from intact.graph import (
     view,
 )
 from intact.numerics import is_symbolic, is_trainable, to_numpy
-from intact.ops.base import find_op, known_class, known_config
+from intact.ops.base import find_op, known_class, known_config, share_code
 from intact.ops.constant import Constant
 from intact.ops.moves import channels_last, emit_moved
 from intact.ops.table import Elementwise, make_steps
-from intact.quantized_layer import QuantizedLayer
+from intact.quantized_layer import QuantizedLayer, Together
 from intact.scheme import Rule
 
 RuleOf = Callable[[Any], Rule | None]
@@ -51,7 +51,8 @@ def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Mod
 
     Returns:
         A functional model that computes the same; weights are copied, names kept. Its
-        `output_names` are those of the model.
+        `output_names` are those of the model, and its `not_kept` names the layers whose losses
+        it does not have.
 
     Raises:
         InvalidModelError: Not a model, not built, or weights that are not finite.
@@ -96,7 +97,19 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> kera
             outputs = tracer.trace_model(model, (new_inputs,), {})
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
+        flat.not_kept = sorted({*tracer.not_kept, *_lost_regularizers(model, flat)})
         return flat
+
+
+def _lost_regularizers(model: keras.Model, flat: keras.Model) -> set[str]:
+    """The names of layers whose weights are regularized, and have no counterpart that is."""
+    kept = {id(variable.regularizer) for variable in flat.variables}
+    return {
+        layer.name
+        for layer in all_layers(model)
+        for variable in layer._trainable_variables
+        if variable.regularizer is not None and id(variable.regularizer) not in kept
+    }
 
 
 def _refuse_foreign(model: keras.Model) -> None:
@@ -209,6 +222,8 @@ class Tracer:
         self.integer_inputs: set[str] = set()
         # By the id of a model of the user's, the names that Keras has for its outputs.
         self.output_names: dict[int, list[str]] = {}
+        # The layers of the user's whose losses are not in the new graph.
+        self.not_kept: list[str] = []
         # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
         self.masks: Masks = {}
 
@@ -255,6 +270,7 @@ class Tracer:
             values = to_numpy(value).astype("float32")
             values = values.reshape((1,) * (rank - values.ndim) + values.shape)
             made = Constant(values.shape, name=name, trainable=is_trainable(value))
+            made.value.regularizer = getattr(value, "regularizer", None)
             made.value.assign(values)
             return made
 
@@ -319,7 +335,21 @@ class Tracer:
         Returns:
             The outputs in the new graph.
         """
-        masks = masks or {}
+        outputs = self._trace_call(layer, args, kwargs, masks or {})
+        activity = getattr(layer, "activity_regularizer", None)
+        for tensor in keras.tree.flatten(outputs) if activity is not None else ():
+            self._regularize(layer, made_by(tensor), activity)
+        return outputs
+
+    def _regularize(self, layer: Any, node: Node, activity: Any) -> None:
+        """Note that what a call computes is the output of a layer that regularizes it."""
+        if node.is_input:
+            self.not_kept.append(layer.name)
+            return
+        before = getattr(node.layer, "activity", None)
+        node.layer.activity = activity if before is None else Together([before, activity])
+
+    def _trace_call(self, layer: Any, args: tuple, kwargs: dict, masks: Masks) -> Any:
         kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
         if isinstance(layer, QuantizedLayer) or type(layer).__module__.startswith("intact.ops."):
             return self._itself(layer)(*args, **kwargs)
@@ -395,9 +425,13 @@ class Tracer:
             return layer.call(*args, **kwargs)
 
         masks = masks or {}
+        layer.add_loss = lambda loss: self.not_kept.append(layer.name)
         flat = {id(t): t for t in keras.tree.flatten((args, kwargs)) if id(t) in masks}
         tensors = list(flat.values())
-        return self.expand(layer, call, tensors, [masks[i] for i in flat], args, kwargs)
+        try:
+            return self.expand(layer, call, tensors, [masks[i] for i in flat], args, kwargs)
+        finally:
+            del layer.add_loss
 
     def expand(self, layer: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Rewrite a layer as a function of layers and `keras.ops`.
@@ -513,6 +547,7 @@ class Tracer:
                 name = f"{self._prefix}_{name}"
             config["name"] = self.unique(name)
             copy = known_class(layer).from_config(config)
+            share_code(layer, copy, overrides)
             outputs = copy(inputs)
             if layer.built:
                 self.copy_weights(layer, copy)

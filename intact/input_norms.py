@@ -14,7 +14,7 @@ from keras import layers
 
 from intact.graph import Graph, Node, output_names, recompute, structure, view
 from intact.numerics import host, to_numpy
-from intact.ops.base import get_op
+from intact.ops.base import get_op, known_config, share_code
 from intact.ops.norm import ByChannel
 
 MAX_SPREAD = 8.0
@@ -133,11 +133,12 @@ def _with_norm_before(reader: Node, norm: Any) -> Any:
     shift = (kernel * offset.reshape(shape)).sum(taps).reshape(-1)
     bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
 
-    folded = type(layer).from_config({**layer.get_config(), "use_bias": True})
+    folded = type(layer).from_config({**known_config(layer), "use_bias": True})
+    share_code(layer, folded, {})
     folded.build(reader.inputs[0].shape)
     folded.kernel.assign(kernel * factor.reshape(shape))
     folded.bias.assign(bias + shift)
-    for name in ("one_range", "own_rule"):
+    for name in ("one_range", "own_rule", "activity"):
         if hasattr(layer, name):
             setattr(folded, name, getattr(layer, name))
     return folded

@@ -4,6 +4,7 @@ import warnings
 from typing import Any, Literal, NoReturn
 
 import keras
+from keras import ops
 
 from intact.errors import FusedLayerWarning, IntactError
 from intact.graph import Node, first_call, keras_counts_outputs, readers
@@ -72,6 +73,47 @@ class Dequantize(QuantizedLayer):
     def compute_output_spec(self, inputs: Any) -> Any:
         """The symbolic form of the real values."""
         return keras.KerasTensor(inputs[0].shape, "float32")
+
+
+@keras.saving.register_keras_serializable("intact")
+class Together(keras.regularizers.Regularizer):
+    """The sum of several regularizers.
+
+    Args:
+        parts: The regularizers.
+
+    Example:
+
+    >>> both = Together([keras.regularizers.L1(1.0), keras.regularizers.L1(2.0)])
+    >>> float(both(ops.ones(1)))
+    3.0
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = [keras.regularizers.get(part) for part in parts]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sum of their losses.
+
+        Args:
+            x: What is regularized.
+        """
+        return sum(part(x) for part in self.parts)
+
+    def get_config(self) -> dict[str, Any]:
+        """The regularizers."""
+        return {"parts": [keras.saving.serialize_keras_object(part) for part in self.parts]}
+
+
+def activity_loss(regularizer: Any, real: Tensor) -> Tensor:
+    """The loss that a regularizer of a layer's output adds, as Keras has it: per sample.
+
+    Args:
+        regularizer: What the user's layer has as `activity_regularizer`.
+        real: The real values of the output.
+    """
+    loss = regularizer(real)
+    return ops.divide_no_nan(loss, ops.cast(ops.shape(real)[0], loss.dtype))
 
 
 def real_output(node: Node) -> keras.KerasTensor:

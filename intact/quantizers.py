@@ -33,7 +33,7 @@ from intact.numerics import (
     unquantized,
 )
 from intact.observers import Range, following
-from intact.quantized_layer import Gives, QuantizedLayer
+from intact.quantized_layer import Gives, QuantizedLayer, activity_loss
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Grid, Quantizer, Seen, Setting
@@ -239,6 +239,7 @@ class FakeQuantize(QuantizedLayer):
         slots: How many tensors share the range.
         fixed: `(scale, zero_point)` of a range that is fixed, or None.
         schedule: When it begins to quantize, and stops to observe, in training.
+        activity: Per slot, the regularizer of its tensor, if it has one.
 
     Example:
 
@@ -254,11 +255,13 @@ class FakeQuantize(QuantizedLayer):
         slots: int = 1,
         fixed: tuple[float, float] | None = None,
         schedule: Schedule | None = None,
+        activity: dict[int, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(autocast=False, **kwargs)
         self.spec = spec or TensorSpec()
+        self.activity = dict(activity or {})
         self.slots = slots
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.observing = False
@@ -458,7 +461,10 @@ class FakeQuantize(QuantizedLayer):
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
         rule = Arithmetic.registry[arithmetic]
-        return self._quantized(rule, pending, training, slot, lower, upper, final)
+        result = self._quantized(rule, pending, training, slot, lower, upper, final)
+        if slot in self.activity:
+            self.add_loss(activity_loss(self.activity[slot], result.values * result.scale))
+        return result
 
     def _quantized(
         self,
@@ -657,10 +663,17 @@ class FakeQuantize(QuantizedLayer):
             fixed=self.fixed,
             schedule=schedule_config(self.schedule),
         )
+        if self.activity:
+            config["activity"] = {
+                str(slot): keras.saving.serialize_keras_object(regularizer)
+                for slot, regularizer in self.activity.items()
+            }
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "FakeQuantize":
+        activity = config.pop("activity", {}).items()
+        config["activity"] = {int(slot): keras.regularizers.get(own) for slot, own in activity}
         spec = TensorSpec.from_config(config.pop("spec"))
         schedule = schedule_from_config(config.pop("schedule", None))
         return cls(spec, schedule=schedule, **config)

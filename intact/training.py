@@ -36,11 +36,11 @@ from intact.numerics import (
     tied,
     to_numpy,
 )
-from intact.ops.base import AllSame, Plain, SameAsInput, get_op
+from intact.ops.base import AllSame, Plain, SameAsInput, get_op, known_config, share_code
 from intact.plan import Plan, Site, Step
-from intact.quantized_layer import Dequantize, Gives, QuantizedLayer
+from intact.quantized_layer import Dequantize, Gives, QuantizedLayer, activity_loss
 from intact.quantized_model import QuantizedModel, class_like
-from intact.quantizers import FakeQuantize
+from intact.quantizers import Arithmetic, FakeQuantize
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.widths import Setting
@@ -64,6 +64,7 @@ class Quantized(QuantizedLayer):
         norm: The batch norm behind it, if its factors are in the weights before these are
             rounded.
         wide: Whether its inputs have 16 bits.
+        activity: The regularizer of its output, where no quantizer knows it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Quantized(QuantizedLayer):
         corrected: Any = None,
         norm: keras.layers.BatchNormalization | None = None,
         wide: bool = False,
+        activity: Any = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -85,6 +87,7 @@ class Quantized(QuantizedLayer):
         self.layer = layer
         self.spec = spec
         self.wide = wide
+        self.activity = keras.regularizers.get(activity)
         self.corrected = None if corrected is None else np.asarray(corrected, "float32")
         # A list, for Keras would track and wrap a nested attribute.
         self.shapes = [tuple(shape) for shape in input_shapes]
@@ -280,6 +283,22 @@ class Quantized(QuantizedLayer):
         Returns:
             What the op's `call` returns.
         """
+        result = self._result(inputs, folds, again, training)
+        if self.activity is not None:
+            self.add_loss(activity_loss(self.activity, self._real(result, folds)))
+        return result
+
+    def _real(self, result: Any, folds: bool) -> Tensor:
+        """The real values of what a call returns."""
+        if self.gives == "integers":
+            return result.values * result.scale
+        if self.gives == "real":
+            return result
+        op = get_op(self.layer)
+        rounding = "accumulator" if folds else op.rounding(self.layer, "int8")
+        return Arithmetic.registry[rounding].real(result)
+
+    def _result(self, inputs: Any, folds: bool, again: bool, training: bool | None) -> Any:
         now = self._tick(again, training)
         training = bool(training) and self.trainable
         moves: Any = training
@@ -395,6 +414,8 @@ class Quantized(QuantizedLayer):
         )
         if self.norm is not None:
             config["norm"] = keras.saving.serialize_keras_object(self.norm)
+        if self.activity is not None:
+            config["activity"] = keras.saving.serialize_keras_object(self.activity)
         return config
 
     @classmethod
@@ -516,8 +537,7 @@ class Frozen(Quantized):
         """
         kernel, sums = written.weights["kernel"], written.sums
         values = [kernel.values, sums.weight_scale, np.asarray(kernel.zero_point), sums.bias]
-        config = keras.saving.serialize_keras_object(written.layer)
-        layer = keras.saving.deserialize_keras_object(config)
+        layer = type(written.layer).from_config(known_config(written.layer))
         shapes = [np.shape(v) for v in values]
         wide = written.input.dtype == "int16"
         made = cls(layer, kernel.dtype, shapes, input_shapes, wide, name=name)
@@ -650,6 +670,8 @@ class _Builder:
             if step.weights:
                 again = self._again(node)
                 layer = self._layer(node, step)
+            else:
+                self._regularize(layer, node, step)
             self.real[id(output)] = layer(*args, **node.kwargs, **again)
             return
         if step.fused:
@@ -679,6 +701,9 @@ class _Builder:
         if step.site:
             final = self.graph.is_output(output) and not self.graph.consumers(output)
             self.quantized[id(output)] = self._quantize(result, step.site, final)
+            activity = getattr(node.layer, "activity", None)
+            if activity is not None:
+                self.quantizers[id(step.site.range)].activity[step.site.slot] = activity
 
     def _again(self, node: Any) -> dict[str, bool]:
         """What tells a layer with a schedule that this call is not its first."""
@@ -704,7 +729,16 @@ class _Builder:
                     node.layer, step.weights, dynamic, input_shapes=shapes, **fields
                 )
             self.layers[id(node.layer)] = made
+            self._regularize(made, node, step)
         return self.layers[id(node.layer)]
+
+    def _regularize(self, made: Any, node: Any, step: Step) -> None:
+        """Let a layer regularize its output, if the user's does and no quantizer will."""
+        activity = getattr(node.layer, "activity", None)
+        if activity is not None and not step.integer:
+            made.activity_regularizer = activity
+        elif step.site is None:
+            made.activity = activity
 
     def _quantize(self, pending: Any, site: Site, final: bool = False) -> Any:
         found = site.range
@@ -767,7 +801,8 @@ class _Builder:
 def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
     """A layer that does the same as another with a batch norm behind it."""
     kernel = to_numpy(layer.kernel)
-    made = type(layer).from_config({**layer.get_config(), "use_bias": True})
+    made = type(layer).from_config({**known_config(layer), "use_bias": True})
+    share_code(layer, made, {})
     made.build(shape)
     factor, offset = get_op(norm).factors(norm, made.bias.shape[0])
     axis = get_op(layer).weights["kernel"].axis

@@ -497,21 +497,51 @@ def _is_idle(name: str) -> bool:
     return special or name in ("get_config", "from_config")
 
 
+_CODE = ("activation", "_constraint", "_initializer", "_regularizer")
+"""How the names of those attributes end that may be code of the user's, without a config."""
+
+
 def known_config(layer: Any) -> dict[str, Any]:
-    """The config of a layer, for its `known_class`; its activation may be code, and is left out.
+    """The config of a layer, for its `known_class`, without what may be code of the user's.
+
+    That is its activation, initializers, regularizers and constraints. `share_code` gives the
+    last two to a layer made of the config.
 
     Args:
         layer: A Keras layer.
     """
-    kind, function = known_class(layer), getattr(layer, "activation", None)
-    stays = kind is keras.layers.Activation or isinstance(function, keras.layers.Layer)
-    if function is None or stays:
-        return kind.get_config(layer)
+    kind = known_class(layer)
+    code = {
+        name: value
+        for name, value in vars(layer).items()
+        if name.endswith(_CODE) and value is not None and not isinstance(value, keras.Layer)
+    }
+    if kind is keras.layers.Activation:
+        code.pop("activation")
+    blank = {"activation": keras.activations.linear}
     try:
-        layer.activation = keras.activations.linear
-        return kind.get_config(layer)
+        for name in code:
+            setattr(layer, name, blank.get(name))
+        return {k: v for k, v in kind.get_config(layer).items() if not k.endswith("_initializer")}
     finally:
-        layer.activation = function
+        for name, value in code.items():
+            setattr(layer, name, value)
+
+
+def share_code(layer: Any, made: Any, changes: dict[str, Any]) -> None:
+    """Give a layer the regularizers, constraints and initializers of another.
+
+    Args:
+        layer: The layer of the user's.
+        made: One made of its `known_config`, not built.
+        changes: What is not to be as in the user's layer.
+    """
+    for name, value in vars(layer).items():
+        shared = name.endswith(("_constraint", "_regularizer")) and name != "activity_regularizer"
+        # Weights have values already; an initializer without a config could not be saved.
+        ours = name.endswith("_initializer") and type(value).__module__.startswith("keras.")
+        if (shared or ours) and name not in changes and hasattr(made, name):
+            setattr(made, name, value)
 
 
 def activation_name(layer: keras.layers.Activation) -> str:

@@ -193,7 +193,8 @@ def contract(
         units = math.prod(b.shape[lb.index(label)] for label in free_b)
 
         def make() -> layers.Dense:
-            made = layers.Dense(units, use_bias=bias is not None, name=layer.name, **dense)
+            settings = {"kernel_regularizer": getattr(b, "regularizer", None), **dense}
+            made = layers.Dense(units, use_bias=bias is not None, name=layer.name, **settings)
             made.build((None, math.prod(b.shape[lb.index(label)] for label in summed)))
             made.kernel.assign(to_numpy(b).transpose(order).reshape(made.kernel.shape))
             if bias is not None:

@@ -16,7 +16,7 @@ from keras import layers, ops
 
 from intact.graph import Node, made_by
 from intact.numerics import Tensor
-from intact.ops.base import find_op, known_class, known_config
+from intact.ops.base import find_op, known_class, known_config, share_code
 
 if TYPE_CHECKING:
     from intact.canonicalize import Tracer
@@ -260,6 +260,7 @@ def twin(
         if "activation" in config:
             config["activation"] = "linear"
         made = kind.from_config(config)
+        share_code(layer, made, changes)
         made.build(shape)
         tracer.copy_weights(layer, made, convert)
         return made
