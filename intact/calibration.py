@@ -17,6 +17,7 @@ from intact.observers import Observer, get_observer
 from intact.ops.base import get_op
 from intact.quantizers import FakeQuantize, range_calls, refuse_nested
 from intact.training import Quantized, QuantizedWeights
+from intact.uses import UseObserver, limits
 from intact.watching import Watch, Watcher, products
 
 
@@ -115,18 +116,22 @@ def calibrate(
             sized: list[Watch] = [
                 (node.outputs[0], _Size()) for node, _ in calls if node.layer.learns
             ]
-            states = _look(model, watches + sized, source, bar)
+            states = _look(model, watches + sized + _uses(calls), source, bar)
             if bar.target is None:
                 bar.update(source.taken, finalize=True)
         sizes = iter(states[len(calls) :])
+        uses = iter(states[len(calls) + len(sized) :])
         seen: dict[int, dict[int, tuple]] = {}
         for (node, slot), state in zip(calls, states, strict=False):
             size = next(sizes) if node.layer.learns else None
-            seen.setdefault(id(node.layer), {})[slot] = (state, size)
+            ends = limits([next(uses) for _ in _partners(node)], node.layer.steps)
+            seen.setdefault(id(node.layer), {})[slot] = (state, size, ends)
         for layer in observed:
-            parts, found = zip(*(seen[id(layer)][slot] for slot in range(layer.slots)), strict=True)
-            size = np.array([s.total / s.count for s in found]) if layer.learns else None
+            slots = (seen[id(layer)][slot] for slot in range(layer.slots))
+            parts, totals, ends = zip(*slots, strict=True)
+            size = np.array([s.total / s.count for s in totals]) if layer.learns else None
             bounds = observers[id(layer)].bounds(list(parts), layer.grid_of)
+            bounds = tuple(np.clip(bounds, *np.array(ends, "float32").T))
             if not np.isfinite(bounds).all():
                 raise InvalidDataError(
                     f"Values that {layer.name!r} quantizes are too large for float32, or not "
@@ -140,6 +145,20 @@ def calibrate(
             variable.assign(value)
         raise
     return model
+
+
+def _partners(node: Node) -> list[tuple[tuple[keras.KerasTensor, ...], Any]]:
+    """What the tensor of a quantizer's call is multiplied with, if it is a factor."""
+    return [*zip(*node.args[1:], node.kwargs.get("shapes", ()), strict=True)]
+
+
+def _uses(calls: list[tuple[Node, int]]) -> list[Watch]:
+    """The factors, each beside its partners."""
+    return [
+        ((node.outputs[0], partner[0]), UseObserver(shape))
+        for node, _ in calls
+        for partner, shape in _partners(node)
+    ]
 
 
 def _fill(layer: FakeQuantize, calls: list[tuple[Node, int]], low: float, high: float) -> None:

@@ -83,6 +83,9 @@ class _Freezer:
             found = args[0]
         else:
             kwargs.pop("again", None)
+            if isinstance(node.layer, FakeQuantize):
+                # Ranges that are fixed look at no products.
+                args, _ = args[:1], kwargs.pop("shapes", None)
             found = self._layer(node)(*args, **kwargs)
         for old, new in zip(node.outputs, keras.tree.flatten(found), strict=True):
             self.tensors[id(old)] = new

@@ -374,13 +374,21 @@ def tied(w: Tensor, firsts: Tensor) -> Tensor:
     return ops.reshape(straight_through(ops.take(flat, firsts), mean), w.shape)
 
 
+def _segment_max(data: np.ndarray, ids: np.ndarray, num_segments: int) -> np.ndarray:
+    top = np.full(num_segments, -np.inf, data.dtype)
+    np.maximum.at(top, ids, data)
+    return top
+
+
 host = SimpleNamespace(
     abs=np.abs,
     cast=lambda x, dtype: np.asarray(x, dtype),
     convert_to_tensor=lambda x: to_numpy(x).astype("float32", copy=False),
+    exp=np.exp,
     clip=np.clip,
     max=np.max,
     floor=np.floor,
+    log=np.log,
     maximum=np.maximum,
     min=np.min,
     minimum=np.minimum,
@@ -392,6 +400,7 @@ host = SimpleNamespace(
     sign=np.sign,
     sqrt=np.sqrt,
     tanh=np.tanh,
+    segment_max=_segment_max,
     segment_sum=lambda data, ids, num_segments: np.bincount(ids, data, num_segments),
     stop_gradient=lambda x: x,
     sum=np.sum,

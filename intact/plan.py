@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from intact.errors import IntactError
+from intact.factors import Factors, Product
 from intact.graph import Graph, Node, view
 from intact.ops.activation import Clamp, relu_bounds
 from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
@@ -42,13 +43,14 @@ class RangePlan:
 
 @dataclass
 class Site:
-    """One tensor that is quantized: its range, slot, rounding and clamp."""
+    """One tensor that is quantized: its range, slot, rounding, clamp, and products if a factor."""
 
     range: RangePlan
     slot: int
     arithmetic: str
     lower: float | None = None
     upper: float | None = None
+    products: list[Product] = field(default_factory=list)
 
 
 @dataclass
@@ -236,6 +238,11 @@ class _Planner:
             members = [site for site in self.sites if site.range is found]
             for slot, site in enumerate(members):
                 site.slot = slot
+        factors = Factors(self.graph, lambda node: self.steps[id(node)].integer)
+        for node in self.nodes:
+            of_output = self.steps[id(node)].site
+            if of_output and not of_output.range.fixed:
+                of_output.products = factors.products(node.outputs[0])
         steps = [self.steps[id(node)] for node in self.nodes]
         layers = [node.layer for node in self.nodes if not getattr(node.layer, "own_rule", None)]
         # Presets have rules for layers that most models lack.

@@ -27,6 +27,7 @@ from intact.numerics import (
     affine_params,
     divide,
     integer_range,
+    is_integer,
     round_through,
     straight_through,
     to_numpy,
@@ -36,6 +37,7 @@ from intact.observers import Range, following
 from intact.quantized_layer import Gives, QuantizedLayer, activity_loss
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
+from intact.uses import look, reach
 from intact.widths import Grid, Quantizer, Seen, Setting
 
 
@@ -268,6 +270,7 @@ class FakeQuantize(QuantizedLayer):
         self.rule: Quantizer = self.spec.rule
         low, high = self.rule.ends(self.spec.bits, self.spec.symmetric)
         self.low, self.high = float(low), float(high)
+        self.steps = int(self.high - self.low)
         self.learns = bool(self.rule.trained) and fixed is None
 
         def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
@@ -434,17 +437,21 @@ class FakeQuantize(QuantizedLayer):
     def call(
         self,
         pending: Any,
+        partners: Any = (),
         arithmetic: str = "real",
         slot: int = 0,
         lower: float | None = None,
         upper: float | None = None,
         final: bool = False,
+        shapes: Any = (),
         training: bool | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize what an op computed.
 
         Args:
             pending: What the op's `call` returned; a float tensor for `"real"`.
+            partners: The triples that the output is multiplied with, if it is a factor: its
+                range reaches as far as these products need (`intact.uses`).
             arithmetic: Name of the kernel's way of rounding.
             slot: Which of the tensors that share the range this is.
             lower: Smallest real value that a fused activation lets through.
@@ -452,6 +459,8 @@ class FakeQuantize(QuantizedLayer):
             final: Leave the values as they are while training: shares and truth values at
                 the end of a model. Rounded to 0 or 1 they would have no gradient in a loss
                 that takes their logarithm, and nothing follows that could learn of it.
+            shapes: The output's shape beside each partner, without the batch; None where it is
+                its own.
             training: Whether ranges follow the data.
 
         Returns:
@@ -461,7 +470,8 @@ class FakeQuantize(QuantizedLayer):
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
         rule = Arithmetic.registry[arithmetic]
-        result = self._quantized(rule, pending, training, slot, lower, upper, final)
+        products = [*zip(map(QTensor._make, partners), shapes, strict=True)]
+        result = self._quantized(rule, pending, training, products, slot, lower, upper, final)
         if slot in self.activity:
             self.add_loss(activity_loss(self.activity[slot], result.values * result.scale))
         return result
@@ -471,6 +481,7 @@ class FakeQuantize(QuantizedLayer):
         rule: type[Arithmetic],
         pending: Any,
         training: bool | None,
+        products: list[tuple[QTensor, Any]],
         slot: int,
         lower: float | None,
         upper: float | None,
@@ -487,7 +498,7 @@ class FakeQuantize(QuantizedLayer):
             on = self.clock.reached("quant_delay", now) if training else None
         real = rule.real(pending) if training else None
         if self.fixed is None and training and self.trainable:
-            self._observe(slot, ops.stop_gradient(real), lower, upper, now)
+            self._observe(slot, ops.stop_gradient(real), products, lower, upper, now)
         if final and training:
             return unquantized(_bounded(real, lower, upper))
         grid = self.grid(self._count(rule, pending), now)
@@ -509,7 +520,7 @@ class FakeQuantize(QuantizedLayer):
             return quantized()
         # A model that has seen no data computes in float rather than in zeros.
         ready = self.count[slot] > 0
-        plain = self.real(pending, rule.name, lower=lower, upper=upper)
+        plain = self.real(pending, arithmetic=rule.name, lower=lower, upper=upper)
         return QTensor(*(ops.where(ready, a, b) for a, b in zip(quantized(), plain, strict=True)))
 
     def _rounded(
@@ -546,6 +557,7 @@ class FakeQuantize(QuantizedLayer):
     def real(
         self,
         pending: Any,
+        partners: Any = (),
         arithmetic: str = "real",
         lower: float | None = None,
         upper: float | None = None,
@@ -604,6 +616,7 @@ class FakeQuantize(QuantizedLayer):
         self,
         slot: int,
         real: Tensor,
+        products: list[tuple[QTensor, Any]],
         lower: float | None,
         upper: float | None,
         now: Tensor | None,
@@ -616,7 +629,10 @@ class FakeQuantize(QuantizedLayer):
             seen = observer.look(real)
             # The ends of what is clamped are the ends, clamped.
             minimum, maximum = (_bounded(end, lower, upper) for end in seen[:2])
-            new = observer.update(state, Range(minimum, maximum, seen.count))
+            seen = Range(minimum, maximum, seen.count)
+            if products:
+                seen = self._needed(_bounded(real, lower, upper), products, seen, state)
+            new = observer.update(state, seen)
             if not self.learns:
                 return [*new]
             mean = ops.mean(ops.abs(_bounded(real, lower, upper)))
@@ -638,6 +654,22 @@ class FakeQuantize(QuantizedLayer):
         self._assign(Range(*new[:3]))
         if self.learns:
             self.size.assign(new[3])
+
+    def _needed(
+        self, real: Tensor, products: list[tuple[QTensor, Any]], seen: Range, state: Range
+    ) -> Range:
+        """The part of a range that products need; what is known of it where nothing tells."""
+        found = []
+        for x, shape in products:
+            # Before a schedule's delay is over, partners are not rounded.
+            step = ops.where(is_integer(x), x.scale, 0.0)
+            use = look(real, ops.stop_gradient(x.values * x.scale), shape)
+            found.append(reach(use, self.steps, least=step))
+        minimum, maximum, known = (ops.stack(part) for part in zip(*found, strict=True))
+        needed = Range(ops.min(minimum), ops.max(maximum), seen.count)
+        other = (ops.where(state.count > 0, a, b) for a, b in zip(state, seen, strict=True))
+        told = ops.max(known) > 0
+        return Range(*(ops.where(told, a, b) for a, b in zip(needed, other, strict=True)))
 
     def _assign(self, new: Range) -> None:
         self.minimum.assign(new.minimum)

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from intact.canonicalize import canonicalize
-from intact.graph import deep_graphs, forget_calls, output_names, structure, view
+from intact.graph import Node, deep_graphs, forget_calls, output_names, structure, view
 from intact.kernels import exact_convolution, inverse
 from intact.lstm import LSTMArithmetic, StatefulQuantize
 from intact.numerics import (
@@ -634,6 +634,9 @@ class _Builder:
         self.schedule = schedule
         self.graph = view(model)
         self.plan = plan
+        nodes = [node for node in self.graph.nodes if not node.is_input]
+        self.steps = {id(node): step for node, step in zip(nodes, plan.steps, strict=True)}
+        self.built: set[int] = set()
         self.layers: dict[int, keras.layers.Layer] = {}
         self.quantizers: dict[int, FakeQuantize] = {}
         self.real: dict[int, keras.KerasTensor] = {}
@@ -644,7 +647,6 @@ class _Builder:
             forget_calls(node.layer)
 
     def build(self, kind: type[keras.Model]) -> keras.Model:
-        steps = iter(self.plan.steps)
         inputs, outputs = structure(self.model)
         new_inputs = keras.tree.map_structure(
             lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), inputs
@@ -652,10 +654,20 @@ class _Builder:
         for old, new in zip(self.graph.inputs, keras.tree.flatten(new_inputs), strict=True):
             self.real[id(old)] = new
         for node in self.graph.nodes:
-            if not node.is_input:
-                self._build_node(node, next(steps))
+            self._build_with_sources(node)
         new_outputs = keras.tree.map_structure(self._as_output, outputs)
         return kind(new_inputs, new_outputs, name=self.model.name)
+
+    def _build_with_sources(self, node: Node) -> None:
+        """Build a node, after what it is computed from and what its ranges are found by."""
+        if node.is_input or id(node) in self.built:
+            return
+        self.built.add(id(node))
+        step = self.steps[id(node)]
+        partners = [product.partner for product in step.site.products] if step.site else []
+        for tensor in (*node.inputs, *partners):
+            self._build_with_sources(self.graph.producer(tensor))
+        self._build_node(node, step)
 
     def _build_node(self, node: Any, step: Step) -> None:
         (output,) = node.outputs
@@ -765,7 +777,11 @@ class _Builder:
             kwargs["lower"] = site.lower
         if site.upper is not None:
             kwargs["upper"] = site.upper
-        return self.quantizers[id(found)](pending, **kwargs)
+        if not site.products:
+            return self.quantizers[id(found)](pending, **kwargs)
+        kwargs["shapes"] = [product.shape for product in site.products]
+        partners = [self._as_quantized(product.partner) for product in site.products]
+        return self.quantizers[id(found)](pending, partners, **kwargs)
 
     def _as_quantized(self, tensor: keras.KerasTensor) -> Any:
         if id(tensor) not in self.quantized:

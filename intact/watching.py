@@ -18,8 +18,8 @@ from intact.numerics import host, to_numpy
 from intact.observers import Observer
 from intact.ops.base import get_op
 
-Watch = tuple[keras.KerasTensor, Observer]
-"""A tensor of a model's graph, and who looks at it."""
+Watch = tuple[keras.KerasTensor | tuple[keras.KerasTensor, ...], Observer]
+"""A tensor of a model's graph, or several that are looked at together, and who looks."""
 
 MEMORY = 2**28
 """Bytes of the tensors that are looked at at once; one sample may take more."""
@@ -47,7 +47,9 @@ class Watcher:
         self._pool = ThreadPoolExecutor(os.cpu_count())
         if fast and not keepers(model):
             try:
-                content, self.names = lower_real(model, [tensor for tensor, _ in watches])
+                tensors = [tensor for tensor, _ in watches]
+                content, names = lower_real(model, keras.tree.flatten(tensors))
+                self.names = keras.tree.pack_sequence_as(tensors, names)
                 self.file = LiteRTModel(content, threads=os.cpu_count() or 1)
             except Exception:
                 # Whatever the op, perhaps a user's own, has against it.
@@ -65,9 +67,10 @@ class Watcher:
         # Keras unpacks a list of one.
         return keras.tree.pack_sequence_as(looks, keras.tree.flatten(found))
 
-    def _look(self, watch: Watch, name: str) -> Any:
+    def _look(self, watch: Watch, names: Any) -> Any:
         assert self.file is not None
-        return watch[1].look(self.file.view(name), host)
+        with np.errstate(invalid="ignore"):
+            return watch[1].look(keras.tree.map_structure(self.file.view, names), host)
 
     @functools.cached_property
     def _runner(self) -> tuple[list[Any], keras.Model]:
@@ -81,13 +84,13 @@ class Watcher:
             part = [array[start : start + self.step] for array in batch]
             file.invoke(dict(zip(file.input_names, part, strict=True)))
             seen = list(self._pool.map(self._look, self.watches, self.names))
-            if not all(np.isfinite(part).all() for state in seen for part in state):
+            if not all(np.isfinite(part).all() for part in keras.tree.flatten(seen)):
                 raise ArithmeticError("A tensor is not finite.")
             pairs = zip(self.watches, states or seen, seen, strict=True)
             states = [o.join(old, new, host) if states else new for (_, o), old, new in pairs]
             start += self.step
             if start == 1:
-                size = sum(file.view(name).nbytes for name in set(self.names))
+                size = sum(file.view(name).nbytes for name in {*keras.tree.flatten(self.names)})
                 self.step = max(1, MEMORY // size)
         return states
 
