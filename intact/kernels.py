@@ -128,18 +128,20 @@ def precisely(function: Callable[[Any], Any], x: Any) -> Any:
 
 
 @ops.custom_gradient
-def _round_clip(x: Any, factor: Any, low: Any, high: Any) -> Any:
+def _round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) -> Any:
     y = x * factor
 
-    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any, Any, Any]:
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, ...]:
         g = args[0] if upstream is None else upstream
-        inside = ops.where(ops.logical_and(y > low, y < high), g * factor, 0.0)
-        return inside, *(ops.zeros_like(scalar) for scalar in (factor, low, high))
+        inside = ops.where(ops.logical_and(y > first, y < last), g * factor, 0.0)
+        return inside, *(ops.zeros_like(scalar) for scalar in (factor, low, high, first, last))
 
     return ops.clip(ops.round(y), low, high), grad
 
 
-def round_clip(x: Any, low: Any, high: Any, factor: Any = 1.0) -> Any:
+def round_clip(
+    x: Any, low: Any, high: Any, factor: Any = 1.0, passes: tuple[Any, Any] | None = None
+) -> Any:
     """Scale, round half to even and saturate; the gradient passes inside the bounds.
 
     Args:
@@ -147,11 +149,13 @@ def round_clip(x: Any, low: Any, high: Any, factor: Any = 1.0) -> Any:
         low: Smallest result, scalar.
         high: Largest result, scalar.
         factor: What the values are multiplied by, a positive scalar without a gradient.
+        passes: Other bounds inside which the gradient passes.
 
     Returns:
         Whole numbers between `low` and `high`.
     """
-    given = [ops.convert_to_tensor(v, "float32") for v in (x, factor, low, high)]
+    scalars = (factor, low, high, *(passes or (low, high)))
+    given = [ops.convert_to_tensor(v, "float32") for v in (x, *scalars)]
     if TORCH:
         return torch_kernels.round_clip(*given)
     if TENSORFLOW:

@@ -541,8 +541,11 @@ class FakeQuantize(QuantizedLayer):
             moves = self.learns and (self.rule.trains_bounds or upper is not None)
             return self._trained(real * inverse(grid.scale), low, high, moves)
         if training and not rule.in_training:
-            # Rounded once; few values differ from those of the kernels, by 1.
-            values = RealArithmetic.quantize(real, params, low, high)
+            # Rounded once; few values differ from those of the kernels, by 1. What is rounded to
+            # an end of the range is not clipped: constants, which are one, have gradients.
+            beyond = first._replace(low=first.low - 0.5, high=first.high + 0.5)
+            passes = self.bounds(beyond, lower, upper)
+            values = round_clip(real, low, high, inverse(first.scale), passes)
         elif self.spec.bits > 8:
             values = rule.quantize_wide(pending, params, low, high)
         else:
@@ -623,6 +626,9 @@ class FakeQuantize(QuantizedLayer):
     ) -> None:
         state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
         kept = [*state, self.size[slot]] if self.learns else [*state]
+        # A range that has seen nothing, or nothing but 0, has nothing to keep.
+        only_zeros = ops.logical_and(state.minimum == 0, state.maximum == 0)
+        state = state._replace(count=ops.where(only_zeros, 0.0, state.count))
 
         def followed() -> list[Tensor]:
             observer = following(self.spec.momentum)
@@ -638,7 +644,6 @@ class FakeQuantize(QuantizedLayer):
             mean = ops.mean(ops.abs(_bounded(real, lower, upper)))
             return [*new, kept[-1] + (mean - kept[-1]) / new.count]
 
-        # A range that has seen nothing has nothing to keep.
         observes = state.count == 0
         if self.clock is not None:
             over = self.clock.reached("freeze_ranges", now)

@@ -11,7 +11,7 @@ def on_cpu() -> bool:
 
 
 @tf.custom_gradient
-def round_clip(x: Any, factor: Any, low: Any, high: Any) -> Any:
+def round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) -> Any:
     """Scales, rounds half to even and saturates; the gradient passes inside the bounds.
 
     Args:
@@ -19,16 +19,18 @@ def round_clip(x: Any, factor: Any, low: Any, high: Any) -> Any:
         factor: What they are multiplied by, scalar.
         low: Smallest value, scalar.
         high: Largest value, scalar.
+        first: Where the gradient begins to pass, scalar.
+        last: Where it ends to, scalar.
 
     Returns:
         Whole numbers.
     """
 
-    def grad(g: Any) -> tuple[Any, None, None, None]:
+    def grad(g: Any) -> tuple[Any, ...]:
         # A select is as slow as ten other ops; this is one, with bounds of 0 and 6.
-        part = 6.0 / tf.maximum(high - low, 1e-30)
-        six = x * (factor * part) - low * part
-        return tf.raw_ops.Relu6Grad(gradients=g, features=six) * factor, None, None, None
+        part = 6.0 / tf.maximum(last - first, 1e-30)
+        six = x * (factor * part) - first * part
+        return tf.raw_ops.Relu6Grad(gradients=g, features=six) * factor, *5 * [None]
 
     y = tf.round(x * factor)
     return tf.raw_ops.ClipByValue(t=y, clip_value_min=low, clip_value_max=high), grad

@@ -9,7 +9,7 @@ class RoundClip(torch.autograd.Function):
     """Scales, rounds half to even and saturates; the gradient passes inside the bounds."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, factor: Any, low: Any, high: Any) -> Any:
+    def forward(ctx: Any, x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) -> Any:
         """Whole numbers.
 
         Args:
@@ -18,15 +18,17 @@ class RoundClip(torch.autograd.Function):
             factor: What they are multiplied by, scalar.
             low: Smallest value, scalar.
             high: Largest value, scalar.
+            first: Where the gradient begins to pass, scalar.
+            last: Where it ends to, scalar.
         """
         # Scalars as numbers halve the time; on other devices that would wait for them.
         ctx.numbers = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if ctx.numbers:
-            ctx.scalars = factor.item(), low.item(), high.item()
+            factor, low, high = factor.item(), low.item(), high.item()
+            ctx.scalars = factor, first.item(), last.item()
             ctx.save_for_backward(x)
-            factor, low, high = ctx.scalars
         else:
-            ctx.save_for_backward(x, factor, low, high)
+            ctx.save_for_backward(x, factor, first, last)
         return (x * factor).round_().clamp_(low, high)
 
     @staticmethod
@@ -34,12 +36,12 @@ class RoundClip(torch.autograd.Function):
         """The gradient of `x`."""
         (g,) = gradients
         if ctx.numbers:
-            (x,), (factor, low, high) = ctx.saved_tensors, ctx.scalars
-            inside = torch.ops.aten.hardtanh_backward(g, x, low / factor, high / factor)
-            return inside.mul_(factor), None, None, None
-        x, factor, low, high = ctx.saved_tensors
+            (x,), (factor, first, last) = ctx.saved_tensors, ctx.scalars
+            inside = torch.ops.aten.hardtanh_backward(g, x, first / factor, last / factor)
+            return inside.mul_(factor), *5 * [None]
+        x, factor, first, last = ctx.saved_tensors
         y = x * factor
-        return torch.where((y > low) & (y < high), g * factor, 0.0), None, None, None
+        return torch.where((y > first) & (y < last), g * factor, 0.0), *5 * [None]
 
 
 class Moments(torch.autograd.Function):

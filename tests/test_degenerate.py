@@ -8,6 +8,7 @@ from small import host, quantizers
 
 import intact
 from intact import Rule, Scheme, TensorSpec
+from intact.quantizers import FakeQuantize
 
 CONSTANT = keras.initializers.Constant
 
@@ -185,3 +186,67 @@ def test_what_was_accepted_is_not_refused_after_training(rng):
     model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling1D()(y)))
     data = rng.normal(size=(32, 16, 1)).astype("float32")
     check(model, data, train=lambda q: few_steps(q, data, rate=1e-4))
+
+
+class Scaled(layers.Layer):
+    """A residual branch that begins at 0 (arXiv:2103.17239)."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(name="factor", shape=(shape[-1],), initializer="zeros")
+
+    def call(self, x):
+        return x + ops.tanh(x) * self.factor
+
+
+def normalized(trainable):
+    """A layer of zeros, and a batch norm of which only the offsets are left."""
+    norm = layers.BatchNormalization(beta_initializer=CONSTANT(0.3), trainable=trainable)
+    return [layers.Dense(6, kernel_initializer="zeros", use_bias=False), norm]
+
+
+LEARNS = {
+    "zeros": lambda: [layers.Dense(6, kernel_initializer="zeros")],
+    "constants": lambda: [
+        layers.Dense(6, kernel_initializer="zeros", bias_initializer=CONSTANT(-5.0))
+    ],
+    "tiny": lambda: [
+        layers.Dense(6, kernel_initializer=CONSTANT(1e-12), bias_initializer=CONSTANT(5.0))
+    ],
+    "zeros and a batch norm": lambda: normalized(True),
+    "zeros and a frozen batch norm": lambda: normalized(False),
+    "slopes": lambda: [layers.Dense(6), layers.PReLU()],
+    "factors": lambda: [layers.Dense(6), Scaled()],
+    "norm": lambda: [layers.LayerNormalization(gamma_initializer="zeros")],
+}
+
+
+@pytest.mark.parametrize("kind", LEARNS)
+def test_what_begins_at_nothing_learns_as_in_float(kind, rng):
+    branch = LEARNS[kind]()
+    model = keras.Sequential([keras.Input((6,)), *branch, layers.Dense(3)])
+    x = rng.normal(size=(256, 6)).astype("float32")
+    y = rng.normal(size=(256, 3)).astype("float32") * 3
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
+    moves = []
+    for trained in (twin, q):
+        trained.compile(keras.optimizers.SGD(1e-4), "mse")
+        # Of all but the last layer.
+        variables = trained.trainable_variables[:-2]
+        before = [host(v) for v in variables]
+        trained.train_on_batch(x, y)
+        moves.append([host(v) - old for v, old in zip(variables, before, strict=True)])
+    for expected, move in zip(*moves, strict=True):
+        assert np.linalg.norm(move - expected) <= 0.3 * np.linalg.norm(expected) + 1e-9
+
+
+@pytest.mark.parametrize("quantizer", ["range", "lsq"])
+def test_a_range_of_zeros_begins_anew(quantizer, rng):
+    layer = FakeQuantize(TensorSpec(8, quantizer=quantizer))
+    layer(np.zeros((4, 3), "float32"), training=True)
+    x = rng.normal(size=(64, 3)).astype("float32")
+    layer(x, training=True)
+    np.testing.assert_allclose(host(layer.maximum)[0], x.max(), rtol=1e-6)
+    values, scale, _ = layer(x)
+    np.testing.assert_allclose(host(values) * host(scale), x, atol=np.abs(x).max() / 4)
