@@ -22,7 +22,7 @@ from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
 from intact.lowering import lower, write_whole
 from intact.masked_scores import bound_masks
-from intact.plan import InputStats, Plan, make_plan
+from intact.plan import InputStats, Plan, States, make_plan
 from intact.quantized_model import is_quantized, refuse_quantized
 from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
 from intact.schedule import NEVER, Schedule, delay_left
@@ -42,6 +42,7 @@ def quantize_model(
     target: str | None = None,
     input_stats: InputStats | None = None,
     fold_batch_norm: bool = False,
+    states: States | None = None,
 ) -> keras.Model:
     """Make a quantized model of a float one.
 
@@ -72,6 +73,9 @@ def quantize_model(
             them, in training, too, as `tf.contrib.quantize` did: for weights of one scale, or
             of a trained one, where the file has just that scale. Without, factors of channels
             go into the scales, which loses nothing where each channel has its own.
+        states: Inputs by name that are states, and the outputs that are fed back to them at the
+            next step, as the file's signature names them: `{"state_in": "state_out"}`. Both
+            have one scale and zero point then, so that integers go round as they are.
 
     Returns:
         The quantized model, with the weights copied and the layers' names kept.
@@ -82,6 +86,7 @@ def quantize_model(
         TargetError: The target cannot run a layer.
         IntactError: `filters` are malformed, or choose no layer.
         IntactError: `input_stats` of no quantized input, or without a place in its integers.
+        IntactError: `states` of no quantized input and output of the same shape.
 
     Example:
 
@@ -101,7 +106,7 @@ def quantize_model(
             UnusedRuleWarning,
             stacklevel=2,
         )
-    plan = make_plan(canonical, scheme, allow_float, input_stats, fold_batch_norm)
+    plan = make_plan(canonical, scheme, allow_float, input_stats, fold_batch_norm, states)
     if plan.unused:
         warnings.warn(
             f"These rules of scheme {scheme.name!r} count for no layer: "

@@ -180,6 +180,20 @@ def output_names(model: keras.Model) -> list[str]:
     return list(_functional(model).output_names)
 
 
+def signature_names(model: keras.Model) -> list[str]:
+    """Names of the outputs in a file: a dict's keys, else Keras' names, each once."""
+    outputs = structure(model)[1]
+    if isinstance(outputs, dict) and len(outputs) == len(model.outputs):
+        return keras.tree.flatten({key: key for key in outputs})
+    names: list[str] = []
+    for base in output_names(model):
+        name, n = base, 1
+        while name in names:
+            name, n = f"{base}_{n}", n + 1
+        names.append(name)
+    return names
+
+
 def _functional(model: Any) -> Any:
     """The functional model that a graph model is, or is made of."""
     inner = isinstance(model, keras.Sequential) and not isinstance(model, Functional)

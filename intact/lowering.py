@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from intact.errors import ExportError, NotIntegerError
-from intact.graph import Graph, Node, output_names, structure, view
+from intact.graph import Graph, Node, signature_names, view
 from intact.litert.builder import DTYPES, Builder, Shape, Tensor
 from intact.litert.placement import keep_to
 from intact.numerics import accumulator, along, host, rescaled, to_numpy, weight_params
@@ -276,7 +276,7 @@ class Lowering:
         for node in self.graph.nodes:
             if not node.is_input:
                 self._node(node)
-        names = _names(self.model)
+        names = signature_names(self.model)
         outputs: list[tuple[str, Tensor]] = []
         for name, tensor in zip(names, self.graph.outputs, strict=True):
             outputs.append((name, self._output(tensor, [t for _, t in inputs + outputs])))
@@ -746,20 +746,6 @@ def _follow(before: LoweringNode, layer: Any) -> bool:
         before.activation = _FUSED[bounds]
         return True
     return False
-
-
-def _names(model: keras.Model) -> list[str]:
-    """Names of the outputs in the signature: a dict's keys, else Keras' names, each once."""
-    outputs = structure(model)[1]
-    if isinstance(outputs, dict) and len(outputs) == len(model.outputs):
-        return keras.tree.flatten({key: key for key in outputs})
-    names: list[str] = []
-    for base in output_names(model):
-        name, n = base, 1
-        while name in names:
-            name, n = f"{base}_{n}", n + 1
-        names.append(name)
-    return names
 
 
 def write_whole(content: bytes, path: str | os.PathLike) -> None:

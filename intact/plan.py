@@ -12,7 +12,7 @@ import numpy as np
 
 from intact.errors import IntactError
 from intact.factors import Factors, Product
-from intact.graph import Graph, Node, view
+from intact.graph import Graph, Node, output_names, signature_names, view
 from intact.ops.activation import Clamp, relu_bounds
 from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
 from intact.scheme import NARROW, Rule, Scheme, TensorSpec
@@ -125,6 +125,7 @@ class Plan:
     steps: list[Step]
     ranges: list[RangePlan]
     entries: dict[int, Site]
+    exits: dict[int, Site] = field(default_factory=dict)
     unused: list[Rule] = field(default_factory=list)
 
     @property
@@ -150,6 +151,9 @@ class Plan:
 InputStats = dict[str, tuple[float, float]]
 """Per name of an input, the mean and the standard deviation of its 8-bit values."""
 
+States = dict[str, str]
+"""Per name of an input that is a state, the name of the output that is fed back to it."""
+
 
 def make_plan(
     model: keras.Model,
@@ -157,6 +161,7 @@ def make_plan(
     allow_float: bool = False,
     input_stats: InputStats | None = None,
     fold_batch_norm: bool = False,
+    states: States | None = None,
 ) -> Plan:
     """Decide for every node and tensor of a canonical model how it is quantized.
 
@@ -166,6 +171,7 @@ def make_plan(
         allow_float: Keep in float what has no integer form, rather than refuse it.
         input_stats: As for `quantize_model`.
         fold_batch_norm: As for `quantize_model`.
+        states: As for `quantize_model`.
 
     Returns:
         The plan.
@@ -184,7 +190,31 @@ def make_plan(
     a_relu  ReLU   int8  fused a_relu
     """
     stats = input_stats or {}
-    return _Planner(view(model), scheme, allow_float, stats, fold_batch_norm).plan()
+    planner = _Planner(view(model), scheme, allow_float, stats, fold_batch_norm)
+    return planner.plan(_state_tensors(model, states or {}))
+
+
+def _state_tensors(
+    model: keras.Model, states: States
+) -> list[tuple[keras.KerasTensor, keras.KerasTensor]]:
+    """The input and output that stand for each state."""
+    inputs = {tensor.name: tensor for tensor in model.inputs}
+    outputs = dict(zip(output_names(model), model.outputs, strict=True))
+    outputs |= dict(zip(signature_names(model), model.outputs, strict=True))
+    pairs = []
+    for source, target in states.items():
+        if source not in inputs or target not in outputs:
+            raise IntactError(
+                "Expected `states` to map names of inputs to names of outputs. Received: "
+                f"{{{source!r}: {target!r}}}. Inputs: {[*inputs]}. Outputs: {[*outputs]}."
+            )
+        if inputs[source].shape != outputs[target].shape:
+            raise IntactError(
+                f"State {source!r} has the shape {inputs[source].shape}, and output {target!r}, "
+                f"which is fed back to it, {outputs[target].shape}. Let them be the same."
+            )
+        pairs.append((inputs[source], outputs[target]))
+    return pairs
 
 
 class _Planner:
@@ -210,8 +240,9 @@ class _Planner:
         self.tensor_range: dict[int, RangePlan] = {}
         self.layer_range: dict[int, RangePlan] = {}
         self.entries: dict[int, Site] = {}
+        self.exits: dict[int, Site] = {}
 
-    def plan(self) -> Plan:
+    def plan(self, states: list[tuple[keras.KerasTensor, keras.KerasTensor]]) -> Plan:
         for node in self.nodes:
             step = self.steps[id(node)]
             if step.integer and not (step.folds or step.fused):
@@ -229,6 +260,8 @@ class _Planner:
                 f"input_stats are given for {unknown}, and no quantized input has such a name. "
                 f"Quantized inputs: {quantized}."
             )
+        for source, target in states:
+            self._feed_back(source, target)
         ranges = []
         for site in self.sites:
             site.range = self._root(site.range)
@@ -247,7 +280,7 @@ class _Planner:
         layers = [node.layer for node in self.nodes if not getattr(node.layer, "own_rule", None)]
         # Presets have rules for layers that most models lack.
         unused = [] if self.scheme in SCHEMES.values() else self.scheme.unused_rules(layers)
-        return Plan(self.scheme.name, steps, ranges, self.entries, unused)
+        return Plan(self.scheme.name, steps, ranges, self.entries, self.exits, unused)
 
     def _step(self, node: Node) -> Step:
         layer = node.layer
@@ -400,6 +433,21 @@ class _Planner:
                 name = f"{node.layer.name}_input_{index}"
                 step.requantize[index] = self._site(name, common, "requantize")
         return common
+
+    def _feed_back(self, source: keras.KerasTensor, target: keras.KerasTensor) -> None:
+        """Let a state have one range as an input and as an output."""
+        entry, found = self.entries.get(id(source)), self.tensor_range.get(id(target))
+        if entry is None or found is None:
+            what = f"input {source.name!r}" if entry is None else f"output {target.name!r}"
+            raise IntactError(
+                f"State {source.name!r} cannot go round in integers: {what} is not quantized. Take "
+                "it out of `states`, or have the layer at it quantized."
+            )
+        common, found = self._root(entry.range), self._root(found)
+        if not self._merge(common, found):
+            same = common.spec.activation_dtype == found.spec.activation_dtype
+            rounding = "requantize" if same else "convert"
+            self.exits[id(target)] = self._site(f"{source.name}_output", common, rounding)
 
     def _chain(self, node: Node, op: type[Op]) -> list[Node]:
         """A node, and the batch norm and activation behind it that become part of its kernel."""

@@ -799,6 +799,10 @@ class _Builder:
 
     def _as_output(self, tensor: keras.KerasTensor) -> Any:
         """A model's output: an input that is one comes back as the file has it, in integers."""
+        if id(tensor) in self.plan.exits:
+            site = self.plan.exits[id(tensor)]
+            state = self._quantize(self._as_quantized(tensor), site)
+            return Dequantize(name=self._name(site.range.name, "_output_dequantize"))(state)
         producer = self.graph.producer(tensor)
         if producer.is_input and id(tensor) in self.plan.entries:
             name = self._name(producer.layer.name, "_dequantize")
