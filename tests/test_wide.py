@@ -196,6 +196,19 @@ def test_slopes(slope, rng):
     assert_equal(*quantized(model, x), x)
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("size", [(10, 12), (7, 9), (13, 5), (3, 31), (1, 1)])
+def test_images_of_another_size(size, interpolation, rng):
+    x = rng.normal(size=(16, 5, 6, 3)).astype("float32")
+    check(layers.Resizing(*size, interpolation=interpolation), x)
+
+
+def test_recurrent_layers_and_attention(rng):
+    x = rng.normal(size=(64, 5, 8)).astype("float32")
+    check(layers.GRU(6), x)
+    check(lambda t: layers.MultiHeadAttention(2, 4)(t, t), x)
+
+
 @pytest.mark.parametrize("features", [1, 7, 8, 20])
 @pytest.mark.parametrize("samples", [1, 3, 32])
 def test_inputs_in_every_number(features, samples, rng):

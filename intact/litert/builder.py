@@ -143,10 +143,14 @@ VERSIONS: dict[str, Callable[["Operator"], int]] = {
     "RELU": lambda op: _by_type(op, 2, 3),
     "RELU6": lambda op: _by_type(op, 2, 3),
     "RESIZE_BILINEAR": lambda op: (
-        3 if op.options.get("halfPixelCenters") else _by_type(op, 2, 4, 2)
+        3
+        if op.options.get("halfPixelCenters") and op.outputs[0].dtype != "int16"
+        else _by_type(op, 2, 4, 2)
     ),
     "RESIZE_NEAREST_NEIGHBOR": lambda op: (
-        3 if op.options.get("halfPixelCenters") else _by_type(op, 2, 4)
+        3
+        if op.options.get("halfPixelCenters") and op.outputs[0].dtype != "int16"
+        else _by_type(op, 2, 4)
     ),
     "SOFTMAX": lambda op: _by_type(op, 2, 3),
     "SPACE_TO_DEPTH": lambda op: _by_type(op, 2, 1),

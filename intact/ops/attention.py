@@ -7,12 +7,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics import Tensor, is_symbolic, to_numpy
-from intact.ops.activation import Curve
-from intact.ops.base import Case, Fixed, Op, register_op
+from intact.numerics import QTensor, Tensor, is_symbolic, to_numpy
+from intact.ops.activation import OfIntegers
+from intact.ops.base import INTEGERS, Case, Fixed, Op, register_op
 from intact.ops.logic import Logic, truths
 from intact.ops.matmul import contract
 from intact.ops.moves import reshape
+from intact.ops.wide import SoftmaxArithmetic
 
 MASKED = 16.0
 """How far below the others a masked score is put: e^-16 of attention is left to it.
@@ -42,13 +43,20 @@ class ScaledSoftmax(layers.Softmax):
 
 
 @register_op
-class AttentionSoftmax(Curve):
+class AttentionSoftmax(OfIntegers):
     """A softmax whose kernel multiplies the scores by a factor."""
 
+    dtypes = INTEGERS
+    arithmetic = SoftmaxArithmetic.name
     keras_layers = (ScaledSoftmax,)
     litert = ("SOFTMAX",)
     output = Fixed(1 / 256, -128)
-    cases = (Case(lambda: ScaledSoftmax(0.5), (3, 5), False, low=-4.0, high=4.0),)
+    cases = (Case(lambda: ScaledSoftmax(0.5), (3, 5), low=-4.0, high=4.0),)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        return x._replace(scale=x.scale * np.float32(layer.beta))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

@@ -56,6 +56,7 @@ class ZeroState(Op):
 
     keras_layers = (Zeros,)
     litert = ("STRIDED_SLICE", "MUL")
+    dtypes = ("int8", "int16")
     output = Fixed(1 / 128, 0)
     arithmetic = "real"
     cases = (Case(lambda: lambda x: layers.Dense(4)(x) + Zeros(4)(x), (2, 3)),)

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics import QTensor, Tensor, is_integer, straight_through
+from intact.kernels import wide_types
+from intact.numerics import QTensor, Tensor, WideTensor, is_integer, straight_through
 from intact.ops.base import (
-    BYTES,
+    INTEGERS,
     SAME_AS_INPUT,
     Case,
     Op,
@@ -46,10 +47,22 @@ def _blend(x: Tensor, new_size: int, axis: int, dtype: str) -> Tensor:
     )
 
 
+def _blend_wide(x: Tensor, new_size: int, axis: int) -> Tensor:
+    """The same times 1024, as the 16-bit kernel computes it in integers."""
+    size = x.shape[axis]
+    step = (1024 * size + new_size // 2) // new_size
+    centre = np.arange(new_size) * step + step // 2 - 512
+    low = np.maximum(centre, 0) // 1024
+    high = np.minimum((centre + 1023) // 1024, size - 1)
+    place = (centre - 1024 * low).reshape([-1 if a == axis else 1 for a in range(4)])
+    below, above = (ops.take(x, i.astype("int32"), axis=axis) for i in (low, high))
+    return below * 1024 + (above - below) * ops.convert_to_tensor(place, "int64")
+
+
 class Resampling(Op):
     """Base of what gives images another size; pixels count by their centres."""
 
-    dtypes = BYTES
+    dtypes = INTEGERS
     litert = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
     output = SAME_AS_INPUT
 
@@ -71,8 +84,15 @@ class Resampling(Op):
         # Each row is exact in float32; two of them together need all of int32.
         rows = _blend(x.values, width, 2, "float32")
         smooth = _blend(rows, height, 1, "float32") * (1.0 / ONE**2)
-        half = ONE**2 // 2
-        whole = ops.right_shift(_blend(rows, height, 1, "int32") + half, 22)
+        if isinstance(x, WideTensor):
+            with wide_types():
+                total = _blend_wide(ops.cast(x.values, "int64"), width, 2)
+                total = _blend_wide(total, height, 1)
+                size = ops.right_shift(ops.abs(total) + 2**19, 20)
+                whole = ops.cast(ops.sign(total) * size, "float32")
+        else:
+            half = ONE**2 // 2
+            whole = ops.right_shift(_blend(rows, height, 1, "int32") + half, 22)
         exact = ops.where(is_integer(x), ops.cast(whole, "float32"), smooth)
         return x._replace(values=straight_through(exact, smooth))
 
