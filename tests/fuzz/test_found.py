@@ -139,20 +139,24 @@ NOTHING_BESIDE = [
 
 
 @pytest.mark.parametrize("make", NOTHING_BESIDE, ids=lambda make: make.__name__)
-def test_outputs_that_are_nothing_beside_inputs_are_refused(make, rng):
-    # LiteRT's kernels overflow there, or end the process.
+def test_outputs_that_are_nothing_beside_inputs_have_a_wider_range(make, rng):
+    # In their own range LiteRT's kernels overflow, or end the process.
     x = keras.Input((20,))
     data = rng.normal(size=(16, 20)).astype("float32")
     q = intact.calibrate(intact.quantize_model(keras.Model(x, make(x))), data, verbose=0)
-    with pytest.raises(intact.ExportError, match=r"'(activation|add|subtract)' cannot be written"):
-        intact.export(q)
+    assert_equal(q, intact.export(q), data)
 
 
-def test_a_range_that_is_nothing_beside_the_sums_is_refused():
+def test_a_range_that_is_nothing_beside_the_sums_saturates(rng):
     q = ready(intact.quantize_model(mlp()))
     quantizers(q)["hidden_relu"].set_range(0.0, 1e-7)
-    with pytest.raises(intact.ExportError, match="Dense 'hidden' cannot be written: its output"):
-        intact.export(q)
+    data = rng.normal(size=(64, *q.input_shape[1:])).astype("float32")
+    assert_equal(q, intact.export(q), data)
+
+
+def assert_equal(q, content, data):
+    """What a model computes in Keras is what its file computes."""
+    assert not any(tensor.different for tensor in intact.compare(q, content, data).outputs)
 
 
 def test_an_image_without_a_batch_is_refused():
