@@ -1,7 +1,7 @@
 """What a single backend needs or does better, behind one function each."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
@@ -69,6 +69,56 @@ def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tup
     return tuple(ops.cond(condition, lambda: tuple(yes()), lambda: tuple(no())))
 
 
+def shared(key: Hashable, function: Callable[..., tuple], *arguments: Any) -> tuple[Any, ...]:
+    """Call a function that stands in a graph once, however often it is called.
+
+    TensorFlow traces, optimizes and stores each op of a graph, and a quantized layer has a
+    hundred scalars to compute. Other backends have nothing to gain.
+
+    Args:
+        key: What tells the function from others; those of the same key must do the same.
+        function: Takes tensors and returns a tuple of tensors, scalars last. It reads no other
+            tensors, and no sizes but by `ops.shape`.
+        *arguments: Tensors, in any structure, or None.
+
+    Returns:
+        What the function returns. Sizes may be unknown.
+    """
+    if TENSORFLOW:
+        return tensorflow_kernels.shared(key, function, arguments)
+    return function(*arguments)
+
+
+def no_bias(scale: Any) -> Any:
+    """Zeros of the shape of some scales.
+
+    TensorFlow makes a copy of a shared graph at each call that gets constants. Of these zeros
+    it does not know that they are constant.
+
+    Args:
+        scale: The scales.
+
+    Returns:
+        The zeros.
+    """
+    return ops.minimum(ops.abs(scale), 0.0) if TENSORFLOW else ops.zeros_like(scale)
+
+
+def with_shape(x: Any, shape: tuple[int | None, ...]) -> Any:
+    """A tensor of a graph that does not know its sizes, with those that are known.
+
+    Args:
+        x: A tensor.
+        shape: Its shape; None where a size is open.
+
+    Returns:
+        The tensor.
+    """
+    if TENSORFLOW:
+        x.set_shape(shape)
+    return x
+
+
 def inverse(x: Any) -> Any:
     """`1 / x`, rounded as IEEE 754 says.
 
@@ -117,7 +167,7 @@ def precisely(function: Callable[[Any], Any], x: Any) -> Any:
     its own way. JAX has float64 only where asked for it.
 
     Args:
-        function: The function.
+        function: The function. Keras' `clip`, `floor` and `maximum` would lead it to float32.
         x: Its argument.
 
     Returns:

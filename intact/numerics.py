@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import KerasTensor, Variable, ops
 
-from intact.kernels import inverse, over
+from intact.kernels import inverse, no_bias, over
 
 Tensor = Any
 """A tensor of the active Keras backend."""
@@ -646,7 +646,8 @@ def accumulator(
         xp: `keras.ops`, or `host`.
         whole: Whether the input is integers, and not real values on their way through.
     """
-    return Accumulator(values, xp.zeros_like(weight_scale), input_scale, weight_scale, whole)
+    zero = np.zeros_like(weight_scale) if xp is host else no_bias(weight_scale)
+    return Accumulator(values, zero, input_scale, weight_scale, whole)
 
 
 def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
@@ -712,6 +713,9 @@ def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) ->
     >>> rescaled(np.array([[127.0, 127.0]]), scale, acc, (-1,), host).tolist()
     [[0.0, 127.0]]
     """
+    if acc.weight_scale is before:
+        # There is no bias.
+        return n
     ratio = before * inverse_of(xp.stop_gradient(acc.weight_scale), xp)
     ratio = xp.where(before == acc.weight_scale, xp.ones_like(ratio), ratio)
     return round_where(acc.whole, n * along(ratio, axis, n.shape, xp), xp)

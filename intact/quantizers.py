@@ -19,7 +19,15 @@ from intact.fixed_point import (
     round_away,
 )
 from intact.graph import Graph, Node, all_layers, view
-from intact.kernels import either, inverse, over, round_clip, wide_types
+from intact.kernels import (
+    either,
+    inverse,
+    over,
+    round_clip,
+    shared,
+    wide_types,
+    with_shape,
+)
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -47,10 +55,13 @@ class Arithmetic:
     A subclass is one kernel's way of rounding. It is found by `name`, which the
     graph of a quantized model stores. Training rounds once and to the nearest, whatever
     the kernel does, but where `in_training` says that it does as the kernel.
+
+    Where `any_size` says that `real` and `quantize` read no sizes, all calls share one graph.
     """
 
     name: ClassVar[str]
     in_training: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
     registry: ClassVar[dict[str, type["Arithmetic"]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -98,6 +109,7 @@ class RealArithmetic(Arithmetic):
     """Rounds `x * (1 / scale)` half to even: QUANTIZE, and table ops."""
 
     name = "real"
+    any_size = True
 
     @staticmethod
     def real(pending: Any) -> Tensor:
@@ -128,6 +140,7 @@ class AccumulatorArithmetic(Arithmetic):
     """
 
     name = "accumulator"
+    any_size = True
 
     @staticmethod
     def real(pending: Any) -> Tensor:
@@ -170,7 +183,7 @@ class FixedPointArithmetic(AccumulatorArithmetic):
     name = "fixed_point"
 
     @staticmethod
-    def half_up(channels: int) -> Any:
+    def half_up(channels: Any) -> Any:
         """The channels whose halves go up instead."""
         return False
 
@@ -182,7 +195,7 @@ class FixedPointArithmetic(AccumulatorArithmetic):
         # The file has the signs of the scales in the weights.
         sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
         by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
-        exact = ops.cast(multiply(sums, by, cls.half_up(sums.shape[-1])), "float32")
+        exact = ops.cast(multiply(sums, by, cls.half_up(ops.shape(sums)[-1])), "float32")
         return round_clip(straight_through(exact, smooth), low, high)
 
 
@@ -192,7 +205,7 @@ class VectorArithmetic(FixedPointArithmetic):
     name = "fixed_point_vector"
 
     @staticmethod
-    def half_up(channels: int) -> Any:
+    def half_up(channels: Any) -> Any:
         return True
 
 
@@ -202,8 +215,8 @@ class BlocksArithmetic(FixedPointArithmetic):
     name = "fixed_point_blocks"
 
     @staticmethod
-    def half_up(channels: int) -> Any:
-        return np.arange(channels) < channels // 8 * 8
+    def half_up(channels: Any) -> Any:
+        return ops.arange(channels) < channels // 8 * 8
 
 
 class ConvertArithmetic(Arithmetic):
@@ -314,9 +327,7 @@ class FakeQuantize(QuantizedLayer):
             step: The training step, if there is a schedule.
         """
         if not self.learns:
-            zero_point = self._value("zero_point")
-            low, high = self.low - zero_point, self.high - zero_point
-            return Grid(self._value("scale"), zero_point, low, high)
+            return self._grid_by(self.scale, self.zero_point)
         spec = self.spec
         seen = Seen(*(self._value(name) for name in ("minimum", "maximum", "size")))
         seen = Seen(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
@@ -329,6 +340,12 @@ class FakeQuantize(QuantizedLayer):
         )
         learned = {name: variable * 1.0 for name, variable in self.learned.items()}
         return self.rule.grid(seen, learned, at)
+
+    def _grid_by(self, scale: Any, zero_point: Any) -> Grid:
+        """The grid of an observed range, as it is now."""
+        # Copies: torch and TensorFlow would give the variables, which later calls change.
+        scale, zero_point = scale * 1.0, zero_point * 1.0
+        return Grid(scale, zero_point, self.low - zero_point, self.high - zero_point)
 
     def first_grid(self, grid: Grid) -> Grid:
         """The grid that kernels round to, which is finer where only the sign is kept.
@@ -491,15 +508,17 @@ class FakeQuantize(QuantizedLayer):
         if self.observing:
             # Calibration looks at what float activations would be.
             return unquantized(_bounded(rule.real(pending), lower, upper))
+        if not training:
+            return self._inferred(rule, pending, slot, lower, upper)
         # Clocks are read once, before ranges and counters move.
         now = on = None
         if self.clock is not None:
-            now = self.clock.tick(again=slot > 0) if training else self.clock.now()
-            on = self.clock.reached("quant_delay", now) if training else None
-        real = rule.real(pending) if training else None
-        if self.fixed is None and training and self.trainable:
+            now = self.clock.tick(again=slot > 0)
+            on = self.clock.reached("quant_delay", now)
+        real = rule.real(pending)
+        if self.fixed is None and self.trainable:
             self._observe(slot, ops.stop_gradient(real), products, lower, upper, now)
-        if final and training:
+        if final:
             return unquantized(_bounded(real, lower, upper))
         grid = self.grid(self._count(rule, pending), now)
 
@@ -514,14 +533,43 @@ class FakeQuantize(QuantizedLayer):
                 values = values + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
             return unquantized(values)
 
-        if on is not None:
-            return QTensor(*either(on, quantized, unrounded))
-        if self.fixed is not None or training:
-            return quantized()
-        # A model that has seen no data computes in float rather than in zeros.
-        ready = self.count[slot] > 0
-        plain = self.real(pending, arithmetic=rule.name, lower=lower, upper=upper)
-        return QTensor(*(ops.where(ready, a, b) for a, b in zip(quantized(), plain, strict=True)))
+        return quantized() if on is None else QTensor(*either(on, quantized, unrounded))
+
+    def _inferred(
+        self,
+        rule: type[Arithmetic],
+        pending: Any,
+        slot: int,
+        lower: float | None,
+        upper: float | None,
+    ) -> QTensor:
+        """What a call returns in inference."""
+        spots: tuple[Any, Any, Any, Any] = (self.scale, self.zero_point, None, None)
+        if self.learns:
+            now = None if self.clock is None else self.clock.now()
+            spots = self.grid(self._count(rule, pending), now)
+        count = None if self.fixed is not None else self.count
+
+        def settled(
+            pending: Any, scale: Any, zero_point: Any, low: Any, high: Any, count: Any
+        ) -> QTensor:
+            grid = Grid(scale, zero_point, low, high)
+            if low is None:
+                grid = self._grid_by(scale, zero_point)
+            values = self._rounded(rule, pending, None, grid, lower, upper)
+            y = QTensor(values, grid.scale, grid.zero_point)
+            if count is None:
+                return y
+            # A model that has seen no data computes in float rather than in zeros.
+            plain = self.real(pending, arithmetic=rule.name, lower=lower, upper=upper)
+            ready = count[slot] > 0
+            return QTensor(*(ops.where(ready, a, b) for a, b in zip(y, plain, strict=True)))
+
+        if not rule.any_size or self.spec.bits > 8:
+            return settled(pending, *spots, count)
+        key = (rule, self.spec, lower, upper, slot)
+        y = QTensor(*shared(key, settled, pending, *spots, count))
+        return y._replace(values=with_shape(y.values, rule.output_shape(pending)))
 
     def _rounded(
         self,

@@ -1,13 +1,67 @@
 """What TensorFlow, which runs op by op on CPUs, computes faster its own way."""
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import keras
 import tensorflow as tf
+
+_shared: dict[Hashable, Any] = {}
 
 
 def on_cpu() -> bool:
     """Whether there is no other device; of a GPU, `batch_norm` would get other statistics."""
     return not tf.config.list_logical_devices("GPU")
+
+
+def shared(key: Hashable, function: Callable[..., tuple], arguments: tuple) -> tuple[Any, ...]:
+    """Calls a function by one subgraph for all tensors of the same ranks.
+
+    Args:
+        key: As for `intact.kernels.shared`.
+        function: As for `intact.kernels.shared`.
+        arguments: As for `intact.kernels.shared`.
+
+    Returns:
+        What the function returns.
+    """
+    if tf.executing_eagerly():
+        return function(*arguments)
+    leaves = keras.tree.flatten(arguments)
+    tensors = [tf.convert_to_tensor(leaf) for leaf in leaves if not _is_constant(leaf)]
+    specs = tuple(tf.TensorSpec([None] * len(t.shape), t.dtype) for t in tensors)
+    constants = tuple(leaf if _is_constant(leaf) else "tensor" for leaf in leaves)
+    key = (key, constants, specs)
+    if key not in _shared:
+        skeleton = keras.tree.map_structure(lambda x: x if _is_constant(x) else "tensor", arguments)
+        _shared[key] = _graph(function, skeleton, specs)
+    *results, scalars = _shared[key](*tensors)
+    return (*results, *([] if scalars is None else tf.unstack(scalars)))
+
+
+def _is_constant(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, bool | int | float)
+
+
+def _graph(function: Callable[..., tuple], skeleton: Any, specs: tuple) -> Any:
+    """A function as a graph that is not inlined, and so optimized once.
+
+    It returns its scalars, which come last, as one tensor. Of an output that is not used,
+    TensorFlow would make another graph at each call.
+    """
+
+    def flat(*tensors: Any) -> tuple:
+        rest = iter(tensors)
+        results = function(
+            *keras.tree.map_structure(lambda x: next(rest) if x == "tensor" else x, skeleton)
+        )
+        scalars = [x for x in results if x.shape.rank == 0]
+        others = results[: len(results) - len(scalars)]
+        return (*others, tf.stack(scalars) if scalars else None)
+
+    attributes = {"_noinline": True}
+    graph = tf.function(flat, autograph=False, experimental_attributes=attributes)
+    return graph.get_concrete_function(*specs)
 
 
 @tf.custom_gradient

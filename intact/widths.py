@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
-from intact.kernels import round_clip
+from intact.kernels import round_clip, shared, with_shape
 from intact.numerics import (
     MIN_SCALE,
     Tensor,
@@ -238,7 +238,14 @@ class RangeQuantizer(Quantizer):
     activation_bits = range(2, 17)
 
     def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
-        n, scale = quantize_weight(w, at.bits, at.axis, at.xp, at.symmetric)
+        def quantized(w: Any) -> tuple[Any, Any]:
+            return quantize_weight(w, at.bits, at.axis, at.xp, at.symmetric)
+
+        if at.xp is host or at.training:
+            n, scale = quantized(w)
+        else:
+            n, scale = shared((quantize_weight, at.bits, at.axis, at.symmetric), quantized, w)
+            n = with_shape(n, w.shape)
         shape = [1 if a in at.reduced(w) else size for a, size in enumerate(w.shape)]
         scale = at.xp.reshape(scale, shape)
         if not at.power_of_two and at.noise is None:

@@ -1,11 +1,13 @@
 """Native kernels give the numbers of the formulas."""
 
+import keras
 import numpy as np
 import pytest
-from keras import ops
-from small import gradient, gradients, host
+from keras import layers, ops
+from small import compiled, gradient, gradients, host, ready
 
-from intact.kernels import batch_norm, moments, round_clip
+import intact
+from intact.kernels import batch_norm, moments, round_clip, shared, with_shape
 
 
 def test_round_clip_passes_the_gradient_inside_only():
@@ -76,3 +78,49 @@ def test_batch_norm_has_the_numbers_and_gradients_of_its_formula(shape, rng):
 
     for a, b in zip(slopes(ours), slopes(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def residual(blocks):
+    """Convolutions with batch norms and sums, as a ResNet has them."""
+    x = inputs = keras.Input((8, 8, 4))
+    for _ in range(blocks):
+        y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x)))
+        y = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", use_bias=False)(y))
+        x = layers.ReLU()(layers.Add()([x, y]))
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow stores ops")
+def test_a_quantized_graph_has_at_most_three_times_the_ops():
+    import tensorflow as tf
+
+    def size(model):
+        spec = tf.TensorSpec((None, 8, 8, 4), "float32")
+        graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(spec).graph
+        return len(graph.get_operations())
+
+    small, large = residual(1), residual(4)
+    float_ops = size(large) - size(small)
+    ops_ = [size(ready(intact.quantize_model(model))) for model in (small, large)]
+    assert ops_[1] - ops_[0] <= 3 * float_ops
+
+
+def test_a_shared_function_has_its_values_and_gradients(rng):
+    x = rng.normal(size=(5, 3)).astype("float32")
+
+    def function(pair, scale, absent):
+        assert absent is None
+        a, b = pair
+        return a * b * scale, scale + 1.0
+
+    def called(x):
+        y, scale = shared("test", function, (x, x), ops.max(x), None)
+        return with_shape(y, (5, 3)), scale
+
+    y, scale = (host(part) for part in compiled(called)(x))
+    np.testing.assert_allclose(y, x * x * x.max(), rtol=1e-6)
+    assert scale == x.max() + 1.0
+    (slope,) = gradients(lambda x: ops.sum(compiled(lambda x: called(x)[0])(x)), x)
+    expected = 2 * x * x.max()
+    expected[x == x.max()] += (x * x).sum()
+    np.testing.assert_allclose(slope, expected, rtol=1e-4)

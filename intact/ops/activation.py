@@ -81,6 +81,7 @@ class RequantizeArithmetic(Arithmetic):
     """From one scale to another: QUANTIZE from int8 to int8."""
 
     name = "requantize"
+    any_size = True
 
     @staticmethod
     def real(pending: Any) -> Tensor:
@@ -180,6 +181,7 @@ class LeakyArithmetic(Arithmetic):
     """XNNPACK's leaky ReLU: one fixed-point factor with 8 fractional bits per sign."""
 
     name = "leaky_relu"
+    any_size = True
 
     @staticmethod
     def real(pending: Any) -> Tensor:
@@ -422,6 +424,7 @@ class HardSwishArithmetic(Arithmetic):
     """LiteRT's HARD_SWISH: 16-bit fixed point, in five roundings."""
 
     name = "hard_swish"
+    any_size = True
 
     @staticmethod
     def real(pending: Any) -> Tensor:

@@ -66,6 +66,7 @@ class AddArithmetic(Arithmetic):
     """
 
     name = "add"
+    any_size = True
     sign: ClassVar[int] = 1
 
     @staticmethod

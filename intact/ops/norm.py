@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.kernels import batch_norm, moments, sqrt
+from intact.kernels import batch_norm, moments, shared, sqrt, with_shape
 from intact.numerics import (
     Accumulator,
     QTensor,
@@ -191,28 +191,41 @@ class BatchNormalization(ByChannel):
     @classmethod
     def sigma(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
         """The standard deviation that goes with a variance."""
-        variance = variance + np.float32(layer.epsilon)
-        # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
-        root = np.sqrt(variance) if xp is host else sqrt(variance)
-        return xp.maximum(root, np.float32(1e-18))
+        return _sigma(layer.epsilon, variance, xp)
 
     @classmethod
     def factor(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
         """What each channel is multiplied by, for a variance."""
-        sigma = cls.sigma(layer, variance, xp)
-        if not layer.scale:
-            return inverse_of(sigma, xp)
-        return xp.convert_to_tensor(layer.gamma) / sigma
+        return _factor(_weight(layer, "gamma", xp), layer.epsilon, variance, xp)
 
     @classmethod
     def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
         if training is not False and layer.trainable and not layer.synchronized:
             return cls.of_batch(layer, acc, training)
         mean, variance = cls.statistics(layer, acc, training, xp)
-        factor = cls.factor(layer, variance, xp)
-        acc = scale_channels(add_bias(acc, -mean, xp), factor)
-        # Also without an offset: a factor of 0 must leave a scale that is not 0.
-        return add_bias(acc, layer.beta if layer.center else 0.0, xp)
+        epsilon = layer.epsilon
+
+        def folded(sums: Any, mean: Any, variance: Any, gamma: Any, beta: Any) -> tuple[Any, ...]:
+            sums = add_bias(Accumulator(*sums), -mean, xp)
+            sums = scale_channels(sums, _factor(gamma, epsilon, variance, xp))
+            # Also without an offset: a factor of 0 must leave a scale that is not 0.
+            sums = add_bias(sums, 0.0 if beta is None else beta, xp)
+            return tuple(part for part in _changed(sums) if part is not None)
+
+        parts = [acc, mean, variance, *(_weight(layer, name, xp) for name in ("gamma", "beta"))]
+        if xp is host or training is not False:
+            results = folded(*parts)
+        else:
+            results = shared(("folded", epsilon), folded, *parts)
+        before = dict(zip(CHANGED, _changed(acc), strict=True))
+        names = [name for name in CHANGED if before[name] is not None]
+        changed = dict(zip(names, results, strict=True))
+        if xp is not host:
+            channels = mean.shape
+            for name, part in changed.items():
+                by_channel = name in ("bias", "weight_scale")
+                with_shape(part, channels if by_channel else before[name].shape)
+        return acc._replace(**changed)
 
     @classmethod
     def shift(cls, layer: Any, amount: np.ndarray) -> None:
@@ -232,6 +245,32 @@ class BatchNormalization(ByChannel):
         factor = (host.convert_to_tensor(layer.gamma) if layer.scale else 1.0) / sigma
         beta = host.convert_to_tensor(layer.beta) if layer.center else 0.0
         return factor, beta - host.convert_to_tensor(layer.moving_mean) * factor
+
+
+CHANGED = ("values", "bias", "weight_scale", "high", "low")
+"""The parts of an `Accumulator` that a bias or a factor changes."""
+
+
+def _changed(acc: Accumulator) -> list[Any]:
+    return [getattr(acc, name) for name in CHANGED]
+
+
+def _weight(layer: Any, name: str, xp: Any) -> Any:
+    """Gamma or beta of a batch norm; None where it has none."""
+    value = getattr(layer, name, None)
+    return None if value is None else xp.convert_to_tensor(value)
+
+
+def _sigma(epsilon: float, variance: Any, xp: Any) -> Any:
+    variance = variance + np.float32(epsilon)
+    # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
+    root = np.sqrt(variance) if xp is host else sqrt(variance)
+    return xp.maximum(root, np.float32(1e-18))
+
+
+def _factor(gamma: Any, epsilon: float, variance: Any, xp: Any) -> Any:
+    sigma = _sigma(epsilon, variance, xp)
+    return inverse_of(sigma, xp) if gamma is None else gamma / sigma
 
 
 def _batch_moments(layer: Any, acc: Accumulator, guess: Any, unit: Any) -> tuple[Any, Any]:

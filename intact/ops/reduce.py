@@ -93,6 +93,7 @@ class MeanArithmetic(Arithmetic):
     """The mean or sum of stored integers, in float32, rounded half to even with the zero point."""
 
     name = "mean"
+    any_size = True
 
     @staticmethod
     def output_shape(pending: Any) -> tuple[int | None, ...]:
