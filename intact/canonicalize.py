@@ -20,6 +20,7 @@ from intact.graph import (
     all_layers,
     deep_graphs,
     has_graph,
+    in_float32,
     is_graph,
     made_by,
     mask_of,
@@ -28,11 +29,20 @@ from intact.graph import (
     structure,
     view,
 )
-from intact.numerics import is_symbolic, is_trainable, to_numpy
-from intact.ops.base import find_op, known_class, known_config, share_code
+from intact.numerics import is_symbolic, is_trainable, is_whole, to_numpy
+from intact.ops.base import (
+    ANY_WHOLE,
+    find_op,
+    get_op,
+    known_class,
+    known_config,
+    share_code,
+)
 from intact.ops.constant import Constant
+from intact.ops.logic import Select
 from intact.ops.moves import channels_last, emit_moved
 from intact.ops.table import Elementwise, make_steps
+from intact.ops.whole import NARROW, Convert, WholeNumber, common_type, counts, fits
 from intact.quantized_layer import QuantizedLayer, Together
 from intact.scheme import Rule
 
@@ -84,7 +94,7 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> kera
     """
     _refuse_foreign(model)
     inputs = _input_structure(model)
-    with deep_graphs(len(model.layers) + 1000):
+    with deep_graphs(len(model.layers) + 1000), in_float32():
         tracer = make_tracer()
         new_inputs = keras.tree.map_structure(tracer.new_input, inputs)
         outputs = tracer.trace_model(model, (new_inputs,), {})
@@ -219,6 +229,7 @@ class Tracer:
         self._made: dict[Any, keras.layers.Layer] = {}
         self._step: tuple[int, Counter] | None = None
         self._anchor: Any = None
+        self._converted: dict[tuple[int, str], keras.KerasTensor] = {}
         self.integer_inputs: set[str] = set()
         # By the id of a model of the user's, the names that Keras has for its outputs.
         self.output_names: dict[int, list[str]] = {}
@@ -228,16 +239,20 @@ class Tracer:
         self.masks: Masks = {}
 
     def new_input(self, tensor: keras.KerasTensor, dtype: str | None = None) -> keras.KerasTensor:
-        """An input of the new model, like one of the old."""
-        made = keras.Input(
-            batch_shape=tensor.shape, dtype=dtype or tensor.dtype, name=self.unique(tensor.name)
-        )
+        """An input of the new model, like one of the old; real ones are float32."""
+        dtype = dtype or (tensor.dtype if is_whole(tensor) else "float32")
+        if dtype not in (*ANY_WHOLE, "int8", "float32"):
+            raise InvalidModelError(
+                f"Input {tensor.name!r} is of type {dtype}, which LiteRT does not take. Build the "
+                f"model with a `keras.Input` of real values, or of {', '.join(ANY_WHOLE)}."
+            )
+        made = keras.Input(batch_shape=tensor.shape, dtype=dtype, name=self.unique(tensor.name))
         self._anchor = made if self._anchor is None else self._anchor
         return made
 
     def wants_integers(self, tensor: keras.KerasTensor) -> None:
         """Note that a tensor holds indices: an input of unknown type then becomes int32."""
-        if made_by(tensor).is_input and "float" in tensor.dtype:
+        if made_by(tensor).is_input and not is_whole(tensor):
             self.integer_inputs.add(tensor.name)
 
     def once(self, key: Any, make: Callable[[], keras.layers.Layer]) -> keras.layers.Layer:
@@ -254,27 +269,64 @@ class Tracer:
             self._kept.append(parts)
         return self._made[ids]
 
-    def constant(self, value: Any, name: str, rank: int = 0) -> keras.KerasTensor:
+    def constant(
+        self, value: Any, name: str, rank: int = 0, dtype: str = "float32"
+    ) -> keras.KerasTensor:
         """A variable or array of the user's as a tensor of the new graph.
 
         Args:
             value: The variable or array.
             name: A name for it.
             rank: The number of axes that it must have; ones are put before its own.
+            dtype: The type of the tensor.
 
         Returns:
             The tensor.
         """
 
         def make() -> keras.layers.Layer:
-            values = to_numpy(value).astype("float32")
+            values = to_numpy(value)
+            if is_whole(values) and not fits(values, dtype):
+                raise UnsupportedLayerError(
+                    f"Constant {name!r} has no place in {dtype}. Received: {values.min()} to "
+                    f"{values.max()}."
+                )
+            values = values.astype(dtype)
             values = values.reshape((1,) * (rank - values.ndim) + values.shape)
-            made = Constant(values.shape, name=name, trainable=is_trainable(value))
+            trains = is_trainable(value)
+            made = Constant(values.shape, name=name, trainable=trains, dtype=dtype)
             made.value.regularizer = getattr(value, "regularizer", None)
             made.value.assign(values)
             return made
 
-        return self.emit(self.once((value, "constant", rank), make), self._anchor)
+        return self.emit(self.once((value, "constant", rank, dtype), make), self._anchor)
+
+    def convert(self, x: keras.KerasTensor, dtype: str, name: str = "") -> keras.KerasTensor:
+        """A tensor of whole numbers or truth values in another type.
+
+        Args:
+            x: A tensor of the new graph.
+            dtype: The type; real values are of one type alone, float32.
+            name: A name for the layer, if one is needed.
+
+        Returns:
+            The tensor; the same one whenever it is asked for.
+        """
+        dtype = "float32" if "float" in dtype else dtype
+        name = name or f"{made_by(x).layer.name}_{dtype}"
+        if x.dtype == dtype:
+            return x
+        if (id(x), dtype) not in self._converted:
+            if x.dtype == "bool" and dtype == "float32":
+                # A choice has integer kernels on more targets.
+                parts = (self.constant(v, f"{name}_{v:g}", len(x.shape)) for v in (1.0, 0.0))
+                y = self.emit(Select(name=name), [*parts, x])
+            else:
+                if dtype not in (*ANY_WHOLE, "float32"):
+                    self.refuse(made_by(x).layer, f"its values cannot be of type {dtype}")
+                y = self.emit(Convert(dtype=dtype, name=name), x)
+            self._converted[id(x), dtype] = y
+        return self._converted[id(x), dtype]
 
     def unique(self, name: str) -> str:
         """A layer name that is not taken yet, like the one wished for."""
@@ -354,6 +406,8 @@ class Tracer:
         if isinstance(layer, QuantizedLayer) or type(layer).__module__.startswith("intact.ops."):
             return self._itself(layer)(*args, **kwargs)
         op = find_op(layer)
+        if counts(layer, keras.tree.flatten((args, kwargs))):
+            op = WholeNumber
         if op is not None:
             first = getattr(layer, "data_format", None) == "channels_first"
             if op.masks and masks:
@@ -368,7 +422,9 @@ class Tracer:
             with self._asking(layer, known=True):
                 if first and isinstance(layer, keras.layers.Layer):
                     return channels_last(layer, args[0], self)
-                return op.trace(layer, args, kwargs, self)
+                outputs = op.trace(layer, args, kwargs, self)
+                self._check_whole(layer, args, kwargs, outputs)
+                return outputs
         if not _is_any(kwargs.get("mask")):
             kwargs.pop("mask", None)
         if isinstance(layer, keras.Model) and not masks:
@@ -380,6 +436,23 @@ class Tracer:
             with self._asking(layer, known=False):
                 return self.trace_into(layer, args, kwargs, masks)
         self.refuse(layer, "there is no integer form of this operation")
+
+    def _check_whole(self, layer: Any, args: tuple, kwargs: dict, outputs: Any) -> None:
+        """Make sure that what an operation makes of whole numbers is whole where Keras has it so.
+
+        Layers do not tell Keras the type of their outputs.
+        """
+        tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+        if isinstance(layer, keras.layers.Layer) or not any(map(is_whole, tensors)):
+            return
+        wanted = keras.tree.flatten(layer.compute_output_spec(*args, **kwargs))
+        for want, output in zip(wanted, keras.tree.flatten(outputs), strict=True):
+            if is_whole(want) and not is_whole(output):
+                self.refuse(
+                    layer,
+                    "it computes whole numbers, for which there is no kernel; where real values "
+                    'will do, put `ops.cast(x, "float32")` before it',
+                )
 
     @contextlib.contextmanager
     def _asking(self, layer: Any, known: bool) -> Iterator[None]:
@@ -464,7 +537,7 @@ class Tracer:
         except Exception as error:
             name = getattr(getattr(layer, "activation", None), "__name__", "call")
             self.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors ({error})")
-        steps = make_steps(inner)
+        steps = None if any(map(is_whole, given)) else make_steps(inner)
         if steps and len(steps) > 1:
             # One table is quicker than many ops, and rounds once.
             return self.emit(Elementwise(steps, name=layer.name), given[0])
@@ -531,15 +604,18 @@ class Tracer:
         Returns:
             The output tensor.
         """
+        inputs, dtype = self._in_one_type(layer, inputs)
         moved = emit_moved(self, layer, inputs, overrides)
         if moved is not None:
             return moved
         config = {**known_config(layer), **overrides}
+        if "dtype" in config:
+            config["dtype"] = dtype
         activation = None
         if not isinstance(layer, keras.layers.Activation) and "activation" in config:
             activation = layer.activation
             config["activation"] = "linear"
-        key = self._key(layer, config)
+        key = self._key(layer, config, dtype)
         if key not in self._copies:
             self._check_finite(layer)
             name = config["name"]
@@ -571,6 +647,32 @@ class Tracer:
             self._kept.append(layer)
         return self._copies[id(layer)]
 
+    def _in_one_type(self, layer: Any, inputs: Any) -> tuple[Any, str]:
+        """The inputs of a layer in the type that it computes in, and that type.
+
+        Whole numbers stay whole where the layer and its kernel take them so, and become real
+        values for all others: here and nowhere else.
+        """
+        op = get_op(layer)
+        flat = keras.tree.flatten(inputs)
+        read = [index for index in range(len(flat)) if index not in op.plain]
+        if not read:
+            own = layer.compute_dtype
+            return inputs, "float32" if "float" in own else own
+        dtype = "float32"
+        if op.whole and all(is_whole(flat[index]) for index in read):
+            dtype = common_type(flat[index] for index in read)
+            if dtype not in op.whole and dtype in ("bool", *NARROW):
+                dtype = "int32"
+            if dtype not in op.whole:
+                self.refuse(
+                    layer, f"its kernel takes {', '.join(op.whole)}, and its values are {dtype}"
+                )
+        for index in read:
+            if is_whole(flat[index]):
+                flat[index] = self.convert(flat[index], dtype)
+        return keras.tree.pack_sequence_as(inputs, flat), dtype
+
     def copy_weights(
         self,
         layer: keras.layers.Layer,
@@ -590,10 +692,10 @@ class Tracer:
             # By value: backends may give away the memory of a model that trains.
             new.assign(convert(to_numpy(old)).reshape(new.shape))
 
-    def _key(self, layer: keras.layers.Layer, config: dict[str, Any]) -> Any:
-        """What a layer's copy is known by: itself, or its place in a step."""
+    def _key(self, layer: keras.layers.Layer, config: dict[str, Any], dtype: str) -> Any:
+        """Cache key of a layer's copy: the layer itself, or its place in a step; and its type."""
         if self._step is None or layer.variables:
-            return id(layer)
+            return id(layer) if dtype == "float32" else (id(layer), dtype)
         steps, seen = self._step
         place = (steps, type(layer), repr(config))
         seen[place] += 1

@@ -172,7 +172,7 @@ def explain(
     for step in plan.steps:
         layer = canonical.get_layer(step.name)
         op = get_op(layer)
-        known = op is not UnknownOp
+        known, integer = op is not UnknownOp, step.integer or bool(step.whole)
         kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert
-        entries.append(Explained(step.name, step.op, kernels, step.integer, step.why_float, known))
+        entries.append(Explained(step.name, step.op, kernels, integer, step.why_float, known))
     return Explanation(tuple(entries))

@@ -254,6 +254,17 @@ def call_again(node: Node, values: dict[int, keras.KerasTensor]) -> Any:
 
 
 @contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """Make layers of float32, whatever policy the user's script has set for its own."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+@contextlib.contextmanager
 def deep_graphs(nodes: int) -> Iterator[None]:
     """Let Keras walk a graph of this many nodes: it recurses once or more per node."""
     old = sys.getrecursionlimit()

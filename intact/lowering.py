@@ -16,11 +16,11 @@ import numpy as np
 
 from intact.errors import ExportError, NotIntegerError
 from intact.graph import Graph, Node, signature_names, view
-from intact.litert.builder import DTYPES, Builder, Shape, Tensor
+from intact.litert.builder import Builder, Shape, Tensor
 from intact.litert.placement import keep_to
-from intact.numerics import accumulator, along, host, rescaled, to_numpy, weight_params
+from intact.numerics import accumulator, along, host, is_whole, rescaled, to_numpy, weight_params
 from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, get_op
+from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, computes_whole, get_op
 from intact.ops.table import look_up
 from intact.quantized_layer import Dequantize
 from intact.quantizers import FakeQuantize, check_calibrated
@@ -296,11 +296,11 @@ class Lowering:
         quantizer = self._quantizer(tensor)
         dtype = self.dtypes[0]
         unread = not self.graph.consumers(tensor) and not self.graph.is_output(tensor)
-        if unread and _dtype(tensor) == "float32" != dtype:
+        if unread and tensor.dtype == "float32" != dtype:
             # Whatever its integers mean, nothing reads them.
             return name, self.builder.tensor(tensor.shape, dtype, name, scale=1.0, zero_point=0)
         if quantizer is None:
-            made = self.builder.tensor(tensor.shape, _dtype(tensor), name)
+            made = self._unquantized(tensor, name)
             self.tensors[id(tensor)] = made
             return name, made
         if dtype == "float32":
@@ -329,7 +329,8 @@ class Lowering:
             if made is not stored:
                 self.builder.add("QUANTIZE", [stored], [made])
         else:
-            made = self._as_float(self._tensor(tensor))
+            made = self._tensor(tensor)
+            made = self._as_counts(made) if is_whole(tensor) else self._as_float(made)
         if any(made is other for other in taken):
             # An output needs a tensor of its own.
             made = self.builder.copy(made)
@@ -347,6 +348,14 @@ class Lowering:
         made = self.builder.like(stored, stored.shape)
         made.dtype, made.name = dtype, f"{stored.name}_{dtype}"
         made.zero_point += 128 if dtype == "uint8" else -128
+        return made
+
+    def _as_counts(self, tensor: Tensor) -> Tensor:
+        """Whole numbers without the scale of 1 that bytes have inside the file."""
+        if not tensor.quantized:
+            return tensor
+        made = self.builder.tensor(tensor.shape, tensor.dtype, f"{tensor.name}_counts")
+        self.builder.convert(tensor, made)
         return made
 
     def _as_float(self, tensor: Tensor) -> Tensor:
@@ -394,10 +403,6 @@ class Lowering:
                 tensor = source
             else:
                 tensor = self._rounded(out.shape, tensor_name(quantizer, kwargs), quantizer)
-                if not source.quantized and source.dtype != "float32":
-                    number = self.builder.like(source, source.shape, "float32")
-                    self.builder.add("CAST", [source], [number])
-                    source = number
                 self.builder.add("QUANTIZE", [source], [tensor])
         self.tensors[id(out)] = self._clamped(tensor, quantizer, kwargs, fused)
 
@@ -446,8 +451,7 @@ class Lowering:
         made.integer = True
         self.written[id(node)] = made
         if isinstance(op.output, Plain):
-            tensor = self.builder.tensor(out.shape, _dtype(out), quantized.name)
-            self.tensors[id(out)] = self._emit(made, tensor)
+            self.tensors[id(out)] = self._emit(made, self._unquantized(out, quantized.name))
             return
         if isinstance(op.output, SameAsInput | AllSame):
             first = made.input
@@ -469,7 +473,7 @@ class Lowering:
                 before.name = layer.name
                 self.pending[id(out)] = before
                 return
-        if any(_dtype(tensor) == "float32" for tensor in (*node.inputs, out)):
+        if not computes_whole(op, node.inputs, node.outputs):
             self.float_ops.append(f"{layer.name} ({type(layer).__name__})")
         inputs = [self._tensor(tensor) for tensor in node.inputs]
         made = LoweringNode(self, layer, op, inputs, out.shape, layer.name)
@@ -483,10 +487,17 @@ class Lowering:
             if isinstance(waiting, Node):
                 self.tensors[id(tensor)] = self._as_float(self._tensor(waiting.inputs[0]))
             else:
-                name = f"{waiting.name}_float" if self.quantized else waiting.name
-                output = self.builder.tensor(waiting.shape, _dtype(tensor), name)
-                self.tensors[id(tensor)] = self._emit(waiting, output)
+                real = self.quantized and not is_whole(tensor)
+                name = f"{waiting.name}_float" if real else waiting.name
+                self.tensors[id(tensor)] = self._emit(waiting, self._unquantized(tensor, name))
         return self.tensors[id(tensor)]
+
+    def _unquantized(self, tensor: keras.KerasTensor, name: str) -> Tensor:
+        """The file's tensor of a type that Keras has, too."""
+        # Kernels for bytes expect a scale: whole numbers are in steps of 1.
+        scaled = self.quantized and tensor.dtype in ("int8", "uint8")
+        scale = np.float32(1) if scaled else None
+        return self.builder.tensor(tensor.shape, tensor.dtype, name, scale=scale)
 
     def _emit(self, node: LoweringNode, output: Tensor) -> Tensor:
         node._output = output
@@ -557,12 +568,7 @@ class _RealLowering(Lowering):
         out, name = node.outputs[0], tensor_name(node.layer, node.kwargs)
         waiting = self.pending.get(id(node.inputs[0]))
         if not isinstance(waiting, LoweringNode) or not waiting.integer:
-            source = self._tensor(node.inputs[0])
-            if source.dtype != "float32":
-                number = self.builder.tensor(out.shape, "float32", name)
-                self.builder.add("CAST", [source], [number])
-                source = number
-            self.tensors[id(out)] = source
+            self.tensors[id(out)] = self._tensor(node.inputs[0])
             return
         limits: dict[str, float | None] = {}
         if waiting.op.fuses:
@@ -610,11 +616,6 @@ def _fused(bounds: tuple[float | None, float | None], scale: float = np.inf) -> 
     plain = "RELU" if lower == 0 else "NONE"
     within = upper is None or upper < 2.0**16 * scale
     return _FUSED.get(bounds, plain) if within else plain
-
-
-def _dtype(tensor: keras.KerasTensor) -> str:
-    """The file's type of a tensor that is not quantized."""
-    return tensor.dtype if tensor.dtype in DTYPES else "float32"
 
 
 def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:

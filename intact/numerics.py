@@ -176,6 +176,7 @@ def affine_params(
     bits: int = 8,
     symmetric: bool = False,
     power_of_two: bool = False,
+    least: float = MIN_SCALE,
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover a range of real values.
 
@@ -189,6 +190,7 @@ def affine_params(
         bits: Width in bits.
         symmetric: Force the zero point to 0.
         power_of_two: Make the scale a power of two.
+        least: The smallest scale.
 
     Returns:
         `(scale, zero_point)`, float32 tensors of the range's shape.
@@ -208,7 +210,7 @@ def affine_params(
     else:
         span = maximum - minimum
         steps = high - low
-    scale = ops.maximum(span * np.float32(1 / steps), MIN_SCALE)
+    scale = ops.maximum(span * np.float32(1 / steps), least)
     if power_of_two:
         scale = power_of_two_above(scale)
     if symmetric:
@@ -225,6 +227,25 @@ def to_numpy(x: Any) -> np.ndarray:
 def is_symbolic(value: Any) -> bool:
     """Whether a call's argument is a tensor of a graph rather than a constant."""
     return isinstance(value, KerasTensor)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a tensor, array or number holds whole numbers or truth values.
+
+    Whole numbers are never quantized: they keep their type, in Keras and in the file. This is the
+    one place that tells them from real values.
+
+    Example:
+
+    >>> is_whole(np.arange(3)), is_whole(True), is_whole(2.0)
+    (True, True, False)
+    """
+    dtype = value.dtype if is_symbolic(value) else to_numpy(value).dtype
+    return not _is_real(str(dtype))
+
+
+def _is_real(dtype: str) -> bool:
+    return "float" in dtype or "complex" in dtype
 
 
 def is_trainable(value: Any) -> bool:

@@ -14,7 +14,18 @@ from intact.errors import IntactError
 from intact.factors import Factors, Product
 from intact.graph import Graph, Node, output_names, signature_names, view
 from intact.ops.activation import Clamp, relu_bounds
-from intact.ops.base import AllSame, Fixed, Observed, Op, Plain, SameAsInput, Weighted, get_op
+from intact.ops.base import (
+    AllSame,
+    Fixed,
+    Observed,
+    Op,
+    Plain,
+    SameAsInput,
+    Weighted,
+    computes_whole,
+    get_op,
+)
+from intact.ops.whole import Cast
 from intact.scheme import NARROW, Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
 
@@ -61,6 +72,8 @@ class Step:
         name: The layer's name.
         op: The op's name.
         integer: Whether it computes on integers.
+        whole: The type of the whole numbers that it computes, which are never quantized; empty
+            where there are real values.
         why_float: Why not, if not.
         weights: How its weights are quantized, if it has weights that are.
         activations: How its output is quantized, if it is.
@@ -75,6 +88,7 @@ class Step:
     name: str
     op: str
     integer: bool
+    whole: str = ""
     why_float: str = ""
     weights: TensorSpec | None = None
     activations: TensorSpec | None = None
@@ -94,6 +108,8 @@ class Step:
     def type(self) -> str:
         """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
         weights, activations = self.weights, self.activations
+        if self.whole:
+            return self.whole
         if self.integer and activations:
             widths = {activations.bits, (weights or activations).bits}
             if widths in ({8}, {16}) or weights is None:
@@ -131,7 +147,7 @@ class Plan:
     @property
     def float_steps(self) -> list[Step]:
         """The steps that stay in float."""
-        return [step for step in self.steps if not step.integer]
+        return [step for step in self.steps if not (step.integer or step.whole)]
 
     def __str__(self) -> str:
         rows = [("layer", "op", "type", "output range")]
@@ -286,6 +302,8 @@ class _Planner:
         layer = node.layer
         op = get_op(layer)
         rule = self._rule(layer)
+        if computes_whole(op, node.inputs, node.outputs):
+            return Step(layer.name, op.__name__, False, whole=node.outputs[0].dtype)
         step = Step(layer.name, op.__name__, rule.integer, activations=rule.activations)
         if rule.weights is None:
             given = getattr(layer, "own_rule", None) is not None
@@ -295,9 +313,6 @@ class _Planner:
             step.activations = None
         if any(weight.kernels or not step.activations for weight in op.weights.values()):
             step.weights = _as_kernels_have_it(layer, op, rule)
-        if rule.integer and not (isinstance(op.output, Plain) or "float" in node.outputs[0].dtype):
-            step.integer, step.why_float = False, "it computes whole numbers"
-            return step
         reason = None
         if rule.integer:
             reason = op.refuse(layer, [tensor.shape for tensor in node.inputs])
@@ -489,6 +504,9 @@ class _Planner:
         first = min(chain, key=lambda node: self._place_in_scheme(node.layer))
         spec = self._spec(first)
         spec = spec if spec.activation_dtype == dtype else self._spec(chain[0])
+        if get_op(chain[0].layer) is Cast:
+            spec = self.scheme.inputs or _taken_in(spec)
+            return replace(spec, whole=spec.rule.name == "range")
         limit = getattr(chain[0].layer, "range_limit", None)
         if limit and spec.limit is None and spec.activation_dtype != "int16":
             spec = replace(spec, limit=limit(spec.bits))

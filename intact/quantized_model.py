@@ -172,6 +172,9 @@ def class_like(model: keras.Model, names: Iterable[str]) -> type[QuantizedModel]
         NotKeptWarning: The class has its own way to train, and cannot be called with a graph.
     """
     base, names = type(model), tuple(names)
+    if issubclass(base, QuantizedModel):
+        # One that has nothing to quantize is built again to be written.
+        return model_class(base._origin)
     if base in (Functional, keras.Sequential, keras.Model):
         return model_class(Origin(names))
     settings = _settings(model)

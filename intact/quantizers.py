@@ -29,6 +29,7 @@ from intact.kernels import (
     with_shape,
 )
 from intact.numerics import (
+    MIN_SCALE,
     Accumulator,
     QTensor,
     Tensor,
@@ -445,8 +446,9 @@ class FakeQuantize(QuantizedLayer):
         spec = self.spec
         if spec.limit is not None:
             minimum, maximum = ops.maximum(minimum, -spec.limit), ops.minimum(maximum, spec.limit)
+        least = 1.0 if spec.whole else MIN_SCALE
         scale, zero_point = affine_params(
-            minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two
+            minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two, least
         )
         # Fewer than 8 bits are the topmost integers.
         return scale, zero_point + (self.high - integer_range(spec.bits)[1])

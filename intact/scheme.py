@@ -40,6 +40,8 @@ class TensorSpec:
             from below (arXiv:1502.02551); inference and files round to the nearest.
         limit: The range ends at `-limit` and `limit` at the latest, whatever the data (ranges of
             activations only): for what a function reads that is constant beyond.
+        whole: The values are whole numbers, for which steps of less than 1 are of no use
+            (ranges of activations only).
         stored: The type in the file, "int4" or "int8" for weights of fewer bits; by default,
             the narrowest that holds them.
 
@@ -63,6 +65,7 @@ class TensorSpec:
     power_of_two: bool = False
     stochastic: bool = False
     limit: float | None = None
+    whole: bool = False
     stored: str | None = None
 
     def __post_init__(self) -> None:

@@ -14,7 +14,15 @@ import numpy as np
 from keras import ops
 
 from intact.canonicalize import canonicalize
-from intact.graph import Node, deep_graphs, forget_calls, output_names, structure, view
+from intact.graph import (
+    Node,
+    deep_graphs,
+    forget_calls,
+    in_float32,
+    output_names,
+    structure,
+    view,
+)
 from intact.kernels import exact_convolution, inverse
 from intact.lstm import LSTMArithmetic, StatefulQuantize
 from intact.numerics import (
@@ -624,7 +632,7 @@ def build(
         A functional model with the same inputs, outputs and names of outputs.
     """
     kind = class_like(float_model or model, output_names(model))
-    with deep_graphs(4 * len(model.layers)):
+    with deep_graphs(4 * len(model.layers)), in_float32():
         return _Builder(model, plan, schedule).build(kind)
 
 

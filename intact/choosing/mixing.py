@@ -231,6 +231,6 @@ def _rules(model: keras.Model, scheme: Scheme) -> dict[str, Specs]:
     found: dict[str, Specs] = {}
     for step in plan.steps:
         rule = scheme.rule_for(canonical.get_layer(step.name))
-        stays = step.why_float and rule.integer and "whole numbers" not in step.why_float
+        stays = step.why_float and rule.integer
         found[step.name] = (None, None) if stays else (rule.weights, rule.activations)
     return found

@@ -369,6 +369,16 @@ class Builder:
         self.add("RESHAPE", [x, self.constant(sizes)], [y], {"newShape": sizes.tolist()})
         return y
 
+    def convert(self, x: Tensor, output: Tensor) -> None:
+        """Add a CAST: the same values in another type.
+
+        Args:
+            x: The tensor.
+            output: The result.
+        """
+        types = {"inDataType": x.dtype, "outDataType": output.dtype}
+        self.add("CAST", [x], [output], types)
+
     def copy(self, x: Tensor) -> Tensor:
         """The same values in a tensor of its own."""
         if x.shape.count(None) <= 1:

@@ -10,9 +10,9 @@ from keras import layers, ops
 from intact.numerics import QTensor, Tensor, is_symbolic, to_numpy
 from intact.ops.activation import OfIntegers
 from intact.ops.base import INTEGERS, Case, Fixed, Op, register_op
-from intact.ops.logic import Logic, truths
 from intact.ops.matmul import contract
 from intact.ops.moves import reshape
+from intact.ops.whole import WholeNumbers, truths
 from intact.ops.wide import SoftmaxArithmetic
 
 MASKED = 16.0
@@ -138,7 +138,7 @@ def whole_mask(parts: list[Any], layer: Any, tracer: Any) -> Any:
         tensors.append(truths(known, "known", 4, tracer))
     while len(tensors) > 1:
         pair = [tensors.pop(0), tensors.pop(0)]
-        tensors.append(tracer.emit(Logic("LogicalAnd", name="mask"), pair))
+        tensors.append(tracer.emit(WholeNumbers("LogicalAnd", name="mask", dtype="bool"), pair))
     return tensors[0]
 
 

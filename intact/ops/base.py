@@ -5,7 +5,7 @@ class data, read by the plan, the documentation and the tests; its methods say h
 is traced, what it computes on integer values, and what it becomes in LiteRT.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +23,7 @@ from intact.numerics import (
     add_bias,
     exact_sums,
     is_integer,
+    is_whole,
     rescaled,
     to_numpy,
 )
@@ -77,6 +78,12 @@ class Plain:
     dtype: str
 
 
+ANY_WHOLE: tuple[str, ...] = ("bool", "uint8", "int16", "int32", "int64")
+"""The types of whole numbers that layers have; Keras has no layers of type int8."""
+
+COUNTS: tuple[str, ...] = ("int32", "int64")
+"""Those that LiteRT's kernels compute in."""
+
 INT8: tuple[str, ...] = ("int8",)
 BYTES: tuple[str, ...] = ("int8", "uint8")
 INTEGERS: tuple[str, ...] = ("int8", "uint8", "int16")
@@ -120,6 +127,8 @@ class Op:
     * `output`: where the output's scale comes from.
     * `masks`: whether `trace` takes masks that depend on the inputs, by Keras' names for them.
     * `plain`: which inputs are taken as they are, not quantized (indices, truth values).
+    * `whole`: the types of whole numbers that the layer and its kernel take as they are, where
+      all inputs are whole; other layers read whole numbers as real values.
     * `dtypes`: the types of integer activations for which there are kernels.
     * `arithmetic`: how the kernel rounds (`intact.quantizers.Arithmetic`).
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
@@ -153,6 +162,7 @@ class Op:
     output: ClassVar[Output] = OBSERVED
     masks: ClassVar[bool] = False
     plain: ClassVar[tuple[int, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = INT8
     arithmetic: ClassVar[str] = "accumulator"
     fuses: ClassVar[bool] = False
@@ -430,6 +440,20 @@ class Weighted(Op):
         with exact_convolution():
             values, high, low = exact_sums(lambda v: cls.products(layer, v, kernel), x)
         return acc._replace(values=values, high=high, low=low)
+
+
+def computes_whole(
+    op: type[Op], inputs: Sequence[keras.KerasTensor], outputs: Sequence[keras.KerasTensor]
+) -> bool:
+    """Whether a call makes whole numbers of whole numbers, so that nothing in it is quantized.
+
+    Args:
+        op: The op of the layer that is called.
+        inputs: What it is called on.
+        outputs: What it returns.
+    """
+    read = [tensor for index, tensor in enumerate(inputs) if index not in op.plain]
+    return bool(op.whole or not read) and all(map(is_whole, (*read, *outputs)))
 
 
 REGISTRY: list[type[Op]] = []

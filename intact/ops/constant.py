@@ -8,6 +8,7 @@ from keras import layers, ops
 
 from intact.numerics import Tensor, to_numpy
 from intact.ops.base import (
+    ANY_WHOLE,
     INTEGERS,
     SAME_AS_INPUT,
     Case,
@@ -15,6 +16,7 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
+from intact.ops.whole import whole_indices
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -34,7 +36,11 @@ class Constant(keras.layers.Layer):
     def __init__(self, shape: tuple[int, ...], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shape = tuple(shape)
-        self.value = self.add_weight(name="value", shape=self.shape, initializer="zeros")
+        # Whole numbers have no gradient.
+        trains = self.trainable and "float" in self.variable_dtype
+        self.value = self.add_weight(
+            name="value", shape=self.shape, initializer="zeros", trainable=trains
+        )
         self.built = True
 
     def call(self, anchor: Tensor) -> Tensor:
@@ -45,7 +51,7 @@ class Constant(keras.layers.Layer):
         return self.shape
 
     def compute_output_spec(self, anchor: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(self.shape, "float32")
+        return keras.KerasTensor(self.shape, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "shape": list(self.shape)}
@@ -86,7 +92,7 @@ class ConstantTensor(Op):
         elif node.weights:
             node.alias(node.constant("value", axis=values.ndim - 1))
         else:
-            node.alias(builder.constant(values.astype("float32"), y.name))
+            node.alias(builder.constant(values.astype(y.dtype), y.name))
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -129,9 +135,8 @@ class Embedding(Op):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        (indices,) = args
+        indices = whole_indices(args[0], layer, tracer)
         table = tracer.constant(layer.embeddings, f"{layer.name}_table")
-        tracer.wants_integers(indices)
         return tracer.emit(Gather(name=layer.name), [table, indices])
 
 
@@ -143,6 +148,7 @@ class Lookup(Op):
     keras_layers = (Gather,)
     litert = ("GATHER",)
     plain = (1,)
+    whole = ANY_WHOLE
     output = SAME_AS_INPUT
     cases = (Case(lambda: layers.Embedding(4, 2), (), low=0, high=3, dtype="int32"),)
 
@@ -156,6 +162,6 @@ class Lookup(Op):
         table, indices = node.inputs
         if indices.dtype not in ("int32", "int64"):
             whole = builder.like(indices, indices.shape, "int32")
-            builder.add("CAST", [indices], [whole])
+            builder.convert(indices, whole)
             indices = whole
         builder.add("GATHER", [table, indices], [node.output], {"axis": 0})

@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics import Tensor, to_numpy
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import COUNTS, Case, Op, register_op
 
 
 class FloatOnly(Op):
@@ -49,7 +49,8 @@ class CumSum(FloatOnly):
     keras_layers = (CumulativeSum,)
     operations = ("Cumsum",)
     litert = ("CUMSUM",)
-    notes = "In float only."
+    whole = COUNTS
+    notes = "In float only, but for whole numbers."
     float_cases = (Case(lambda: lambda x: ops.cumsum(layers.Dense(4)(x), axis=1), (5, 3)),)
 
     @classmethod

@@ -32,7 +32,12 @@ def _difference(layer: Any, x: Tensor) -> Tensor:
 
 def _kept(layer: Any, x: Tensor) -> Tensor:
     part = np.tril if type(layer).__name__ == "Tril" else np.triu
-    return ops.where(part(np.ones(x.shape[-2:], bool), layer.k), x, 0.0)
+    return ops.where(part(np.ones(x.shape[-2:], bool), layer.k), x, 0)
+
+
+def _filled(layer: Any, x: Tensor, value: Any) -> Tensor:
+    y = x * 0 + value
+    return y if layer.dtype is None else ops.cast(y, layer.dtype)
 
 
 FORMULAS: dict[str, Callable[..., Any]] = {
@@ -40,7 +45,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "Diff": _difference,
     "Dot": lambda layer, a, b: ops.matmul(a, b),
     "FloorDivide": lambda layer, a, b: ops.floor(a / b),
-    "FullLike": lambda layer, x, fill_value, dtype=None: x * 0.0 + fill_value,
+    "FullLike": _filled,
     "Logsumexp": _log_sum,
     "Mod": lambda layer, a, b: a - ops.floor(a / b) * b,
     "Moments": lambda layer, x: (
@@ -49,10 +54,10 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     ),
     "NanToNum": lambda layer, x: x * 1.0,
     "Norm": _norm,
-    "OnesLike": lambda layer, x, dtype=None: x * 0.0 + 1.0,
+    "OnesLike": lambda layer, x: _filled(layer, x, 1),
     "Tril": _kept,
     "Triu": _kept,
-    "ZerosLike": lambda layer, x, dtype=None: x * 0.0 + 0.0,
+    "ZerosLike": lambda layer, x: _filled(layer, x, 0),
 }
 """Per operation, what it does, of the operation and its operands."""
 
@@ -70,10 +75,6 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     **dict.fromkeys(
         ("Tril", "Triu"),
         (lambda layer, x: None not in x.shape[-2:], "the sizes of its matrices must be known"),
-    ),
-    **dict.fromkeys(
-        ("FullLike", "OnesLike", "ZerosLike"),
-        (lambda layer, x, *args, **kwargs: x.dtype == "float32", "it takes real values"),
     ),
 }
 """Where a formula does not hold for all of an operation: when it does, and what to say."""

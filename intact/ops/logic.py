@@ -1,4 +1,4 @@
-"""Choices: comparisons, where, the place of the largest value; and changes of type."""
+"""Choices: comparisons, where, and the place of the largest value."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ import numpy as np
 from keras import layers, ops
 
 from intact.kernels import over
-from intact.numerics import QTensor, Tensor, is_integer, is_symbolic, to_numpy
-from intact.ops.base import ALL_SAME, BYTES, Case, Op, Plain, register_op
+from intact.numerics import QTensor, Tensor, is_integer, is_symbolic, is_whole, to_numpy
+from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, Op, Plain, register_op
 from intact.ops.constant import Gather
 from intact.ops.table import Elementwise, Step
+from intact.ops.whole import WholeNumber, common_type, truths, whole_indices
 
 KINDS = {
     "Greater": (ops.greater, ops.floor, 1.0, "GREATER_EQUAL"),
@@ -22,6 +23,14 @@ KINDS = {
 
 EQUALITIES = {"Equal": "LessEqual", "NotEqual": "Greater"}
 """How a distance compares with 0."""
+
+WHOLE_LIMITS = {
+    "Greater": np.floor,
+    "GreaterEqual": np.ceil,
+    "Less": np.ceil,
+    "LessEqual": np.floor,
+}
+"""How a limit of whole numbers becomes one of them, by the comparison."""
 
 SWAPPED = {
     "Greater": "Less",
@@ -83,13 +92,16 @@ class Compare(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = (*args, *kwargs.values())
         kind = type(layer).__name__
-        if kind in EQUALITIES and "float" not in (a if is_symbolic(a) else b).dtype:
-            return Match.emit(layer, a, b, tracer)
         if is_symbolic(a) and is_symbolic(b):
             a, b = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, b]), 0.0
         elif is_symbolic(b):
-            a, b, kind = b, a, SWAPPED[kind]
+            a, b, kind = b, a, SWAPPED.get(kind, kind)
         limits = to_numpy(b)
+        if is_whole(a):
+            if kind in EQUALITIES and (limits != np.floor(limits)).any():
+                tracer.refuse(layer, "whole numbers are compared with a number that is not whole")
+            whole = WHOLE_LIMITS.get(kind, np.floor)(limits).astype("int64")
+            return WholeNumber.emit(kind, layer, [a, whole], tracer)
         if limits.size != 1:
             others = tracer.constant(b, f"{layer.name}_limit", len(a.shape))
             a = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, others])
@@ -122,158 +134,10 @@ class Compare(Op):
             builder.add(kernel, [x, limit], [y])
             return
         wide = builder.like(x, x.shape, dtype="int32")
-        builder.add("CAST", [x], [wide], {"inDataType": x.dtype, "outDataType": "int32"})
+        builder.convert(x, wide)
         place = to_numpy(whole(np.float32(node.layer.limit) / np.float32(x.scale))) + extra
         place = np.clip(place + x.zero_point, -(2**17), 2**17)
         builder.add(kernel, [wide, builder.constant(place.astype("int32"))], [y])
-
-
-@keras.saving.register_keras_serializable("intact")
-class Matches(keras.layers.Layer):
-    """Where whole numbers are a given one.
-
-    Args:
-        value: That number.
-        negated: Where they are any other.
-    """
-
-    def __init__(self, value: int, negated: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.value, self.negated = value, negated
-        self.built = True
-
-    def call(self, x: Tensor) -> Tensor:
-        """Truth values."""
-        return ops.not_equal(x, self.value) if self.negated else ops.equal(x, self.value)
-
-    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(x.shape, "bool")
-
-    def compute_output_shape(self, shape: Any) -> Any:
-        return shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "value": self.value, "negated": self.negated}
-
-
-@register_op
-class Match(Op):
-    """Whole numbers that are a given one."""
-
-    keras_layers = (Matches,)
-    litert = ("EQUAL", "NOT_EQUAL")
-    plain = (0,)
-    output = Plain("bool")
-    cases = (
-        Case(lambda: lambda x: ops.where(ops.not_equal(x, 0), 1.0, 0.5), (4,), dtype="int32"),
-        Case(lambda: lambda x: ops.where(ops.equal(x, 2), 1.0, 0.5), (4,), high=3, dtype="int32"),
-    )
-
-    @classmethod
-    def emit(cls, layer: Any, a: Any, b: Any, tracer: Any) -> Any:
-        """Put the comparison of one tensor with one number where an operation stands."""
-        x, other = (a, b) if is_symbolic(a) else (b, a)
-        value = np.zeros(0) if is_symbolic(other) else np.asarray(to_numpy(other))
-        if value.size != 1 or value != np.floor(value):
-            tracer.refuse(layer, "whole numbers are compared with one whole number only")
-        tracer.wants_integers(x)
-        negated = type(layer).__name__ == "NotEqual"
-        return tracer.emit(Matches(int(value.flat[0]), negated, name=layer.name), x)
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
-        return layer(inputs[0])
-
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        x = node.input
-        value = builder.constant(np.array(node.layer.value, x.dtype))
-        builder.add("NOT_EQUAL" if node.layer.negated else "EQUAL", [x, value], [node.output])
-
-
-def truths(value: Any, name: str, rank: int, tracer: Any) -> Any:
-    """Truth values as a tensor of the new graph.
-
-    Args:
-        value: An array, or a tensor already.
-        name: A name for it.
-        rank: The number of axes that it must have.
-        tracer: The tracer.
-    """
-    if is_symbolic(value):
-        return value
-    chosen = tracer.constant(np.asarray(to_numpy(value), "float32"), f"{name}_chosen", rank)
-    return tracer.emit(Comparison("Greater", 0.5, name=f"{name}_if"), chosen)
-
-
-LOGIC = {
-    "LogicalAnd": (ops.logical_and, "LOGICAL_AND"),
-    "LogicalNot": (ops.logical_not, "LOGICAL_NOT"),
-    "LogicalOr": (ops.logical_or, "LOGICAL_OR"),
-}
-"""Per operation: its function, and its kernel."""
-
-
-@keras.saving.register_keras_serializable("intact")
-class Logic(keras.layers.Layer):
-    """Truth values put together.
-
-    Args:
-        kind: A name in `LOGIC`.
-    """
-
-    def __init__(self, kind: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.kind = kind
-        self.built = True
-
-    def call(self, inputs: Any) -> Tensor:
-        """Truth values."""
-        operands = inputs if isinstance(inputs, list) else [inputs]
-        return LOGIC[self.kind][0](*operands)
-
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        shapes = [tuple(t.shape)[1:] for t in keras.tree.flatten(inputs)]
-        return keras.KerasTensor((None, *np.broadcast_shapes(*shapes)), "bool")
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kind": self.kind}
-
-
-@register_op
-class Combine(Op):
-    """Truth values put together."""
-
-    keras_layers = (Logic,)
-    operations = tuple(LOGIC)
-    litert = tuple(kernel for _, kernel in LOGIC.values())
-    plain = (0, 1)
-    output = Plain("bool")
-    cases = (
-        Case(lambda: lambda x: ops.where(ops.logical_and(x > 0.0, x < 0.5), x, 0.0), (4, 5)),
-        Case(
-            lambda: lambda a, b: ops.where(ops.logical_or(ops.logical_not(a > 0), b > 0), a, b),
-            [(4, 5), (4, 5)],
-        ),
-    )
-
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        operands = [*args, *kwargs.values()]
-        if any(is_symbolic(t) and t.dtype != "bool" for t in operands):
-            tracer.refuse(layer, "it takes truth values that come from comparisons")
-        rank = max(len(t.shape) for t in operands if is_symbolic(t))
-        operands = [truths(t, layer.name, rank, tracer) for t in operands]
-        made = Logic(type(layer).__name__, name=layer.name)
-        return tracer.emit(made, operands if len(operands) > 1 else operands[0])
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
-        return layer(inputs if len(inputs) > 1 else inputs[0])
-
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        builder.add(LOGIC[node.layer.kind][1], node.inputs, [node.output])
 
 
 TRUTHS = {"All": (ops.all, "REDUCE_ALL"), "Any": (ops.any, "REDUCE_ANY")}
@@ -330,10 +194,9 @@ class ReduceTruth(Op):
         given = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
         if layer.axis is None or any(axis % rank == 0 for axis in given):
             tracer.refuse(layer, "it runs over the batch")
-        if x.dtype != "bool":
-            tracer.refuse(layer, "it takes truth values that come from comparisons")
         axes = [axis % rank for axis in given]
-        return tracer.emit(Truth(type(layer).__name__, axes, layer.keepdims, name=layer.name), x)
+        made = Truth(type(layer).__name__, axes, layer.keepdims, name=layer.name)
+        return tracer.emit(made, truths(x, layer.name, rank, tracer))
 
     @classmethod
     def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
@@ -360,7 +223,8 @@ class Select(keras.layers.Layer):
         return (batch, *np.broadcast_shapes(*(tuple(s)[1:] for s in shapes)))
 
     def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(self.compute_output_shape([t.shape for t in inputs]), "float32")
+        shape = self.compute_output_shape([t.shape for t in inputs])
+        return keras.KerasTensor(shape, self.compute_dtype)
 
 
 @register_op
@@ -372,6 +236,7 @@ class Where(Op):
     litert = ("SELECT_V2",)
     output = ALL_SAME
     plain = (2,)
+    whole = ANY_WHOLE
     cases = (
         Case(lambda: lambda x: ops.where(x > 0.0, x, -0.5), (4, 5)),
         Case(lambda: lambda x: ops.where(np.eye(4, dtype=bool), x, 0.25), (4, 4)),
@@ -381,10 +246,9 @@ class Where(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         condition, a, b = (*args, *kwargs.values())
         rank = max(len(t.shape) for t in (condition, a, b) if is_symbolic(t))
+        dtype = common_type([a, b]) if is_whole(a) and is_whole(b) else "float32"
         a, b = (
-            t
-            if is_symbolic(t)
-            else tracer.constant(np.asarray(to_numpy(t), "float32"), f"{layer.name}_{name}", rank)
+            t if is_symbolic(t) else tracer.constant(t, f"{layer.name}_{name}", rank, dtype)
             for t, name in ((a, "true"), (b, "false"))
         )
         condition = truths(condition, layer.name, rank, tracer)
@@ -438,7 +302,8 @@ class ArgMax(Op):
     operations = ("Argmax",)
     litert = ("ARG_MAX",)
     output = Plain("int32")
-    dtypes = BYTES
+    dtypes = INTEGERS
+    whole = ("bool", "int32")
     cases = (
         Case(
             lambda: lambda x: layers.Embedding(5, 3)(ops.argmax(x, axis=-1)),
@@ -466,8 +331,12 @@ class ArgMax(Op):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        axis = builder.constant(np.array(node.layer.axis, "int32"))
-        builder.add("ARG_MAX", [node.input, axis], [node.output], {"outputType": "int32"})
+        x, axis = node.input, builder.constant(np.array(node.layer.axis, "int32"))
+        if x.dtype == "int16":
+            # There is no kernel; the order is that of the integers.
+            x = builder.like(x, x.shape, dtype="int32")
+            builder.convert(node.input, x)
+        builder.add("ARG_MAX", [x, axis], [node.output], {"outputType": "int32"})
 
 
 @register_op
@@ -484,55 +353,6 @@ class OneHot(Op):
         (x,) = args
         if layer.axis not in (-1, len(x.shape)):
             tracer.refuse(layer, f"its axis is {layer.axis}; only the last one is known")
+        x = whole_indices(x, layer, tracer)
         rows = np.eye(layer.num_classes, dtype="float32")
         return tracer.emit(Gather(name=layer.name), [tracer.constant(rows, "one_hot_rows"), x])
-
-
-@keras.saving.register_keras_serializable("intact")
-class ToReal(keras.layers.Layer):
-    """Whole numbers or truth values as real ones."""
-
-    def call(self, x: Tensor) -> Tensor:
-        """The same values as floats."""
-        return ops.cast(x, "float32")
-
-    def compute_output_shape(self, shape: Any) -> Any:
-        return shape
-
-    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(x.shape, "float32")
-
-
-@register_op
-class Cast(Op):
-    """Whole numbers or truth values as real ones; between real types nothing."""
-
-    keras_layers = (ToReal,)
-    operations = ("Cast",)
-    litert = ("CAST", "QUANTIZE")
-    notes = "Of whole numbers: in float only. Not from real values to whole ones."
-    cases = (Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),)
-    float_cases = (
-        Case(lambda: lambda x: layers.Dense(3)(ops.cast(ops.argmax(x, 1), "float32")), (4, 5)),
-    )
-
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        (x,) = args
-        real = "float" in layer.dtype
-        if "float" in x.dtype:
-            if not real:
-                tracer.refuse(layer, f"there is no kernel from real values to {layer.dtype}")
-            return x
-        if real and x.dtype == "bool":
-            return tracer.expand(layer, lambda x: ops.where(x, 1.0, 0.0), x)
-        return tracer.emit(ToReal(name=layer.name), x) if real else x
-
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return "CAST has no integer kernel to real values; choose with `ops.where` instead"
-
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        options = {"inDataType": node.input.dtype, "outDataType": "float32"}
-        builder.add("CAST", [node.input], [node.output], options)

@@ -23,6 +23,7 @@ from intact.numerics import (
 )
 from intact.ops.base import (
     ALL_SAME,
+    COUNTS,
     INTEGERS,
     SAME_AS_INPUT,
     Case,
@@ -230,6 +231,7 @@ class Extreme(Reducing):
     """Base of maximum and minimum."""
 
     output = SAME_AS_INPUT
+    whole = COUNTS
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -271,6 +273,7 @@ class ReduceSum(Summing):
 
     layer = Sum
     keras_layers = (Sum,)
+    whole = COUNTS
     operations = ("Sum",)
     litert = ("SUM",)
     arithmetic = SumArithmetic.name

@@ -10,6 +10,7 @@ from keras import layers, ops
 from intact.numerics import QTensor, Tensor
 from intact.ops.base import (
     ALL_SAME,
+    ANY_WHOLE,
     INTEGERS,
     SAME_AS_INPUT,
     Case,
@@ -23,6 +24,7 @@ class Moving(Op):
     """Base of the ops whose Keras layer can be applied to whole numbers as it is."""
 
     dtypes = INTEGERS
+    whole = ANY_WHOLE
     output = SAME_AS_INPUT
 
     @classmethod
@@ -173,6 +175,7 @@ class Concatenate(Op):
     """Tensors side by side; all share one range."""
 
     dtypes = INTEGERS
+    whole = ANY_WHOLE
     keras_layers = (layers.Concatenate,)
     operations = ("Concatenate",)
     litert = ("CONCATENATION",)

@@ -448,7 +448,7 @@ def look_up(
         return
     # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
     index = builder.like(x, x.shape, dtype="int32")
-    builder.add("CAST", [x], [index], {"inDataType": x.dtype, "outDataType": "int32"})
+    builder.convert(x, index)
     first = int(np.iinfo(x.dtype).min)
     if first:
         stored, index = index, builder.like(x, x.shape, dtype="int32")
@@ -512,5 +512,5 @@ def _cast(x: Any, y: Any, builder: Any) -> Any:
     if x.dtype == "float32" and y is None:
         return x
     y = y or builder.like(x, x.shape, dtype="float32")
-    builder.add("CAST", [x], [y], {"inDataType": x.dtype, "outDataType": "float32"})
+    builder.convert(x, y)
     return y

@@ -225,7 +225,7 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
     rule = scheme.rules[-1]
     inputs = scheme.inputs or (rule.activations if rule.integer else None)
     plan = make_plan(canonical, Scheme(scheme.name, scheme.rules, inputs))
-    if all(step.why_float for step in plan.steps):
+    if all(step.why_float or step.whole for step in plan.steps):
         raise InvalidModelError(
             f"No layer of model {model.name!r} is annotated, so there is nothing to quantize. Use "
             "`quantize_annotate_layer` for some of its layers, or `quantize_model` for all."

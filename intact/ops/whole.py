@@ -1,0 +1,359 @@
+"""Whole numbers and truth values: arithmetic, comparisons, and changes of type."""
+
+import functools
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.fixed_point import multiplier, multiply
+from intact.graph import made_by
+from intact.kernels import round_clip
+from intact.numerics import QTensor, Tensor, is_symbolic, is_whole, to_numpy
+from intact.ops.base import COUNTS, INTEGERS, Case, Op, known_class, register_op
+from intact.ops.elementwise import broadcast_shape, of_one_rank
+from intact.ops.table import Elementwise
+from intact.quantizers import Arithmetic
+
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Absolute": ("ABS", ("int32",)),
+    "Add": ("ADD", COUNTS),
+    "Equal": ("EQUAL", ("bool", *COUNTS)),
+    "FloorDivide": ("FLOOR_DIV", ("int32",)),
+    "Greater": ("GREATER", COUNTS),
+    "GreaterEqual": ("GREATER_EQUAL", COUNTS),
+    "Less": ("LESS", COUNTS),
+    "LessEqual": ("LESS_EQUAL", COUNTS),
+    "LogicalAnd": ("LOGICAL_AND", ("bool",)),
+    "LogicalNot": ("LOGICAL_NOT", ("bool",)),
+    "LogicalOr": ("LOGICAL_OR", ("bool",)),
+    "LogicalXor": ("NOT_EQUAL", ("bool",)),
+    "Maximum": ("MAXIMUM", COUNTS),
+    "Minimum": ("MINIMUM", COUNTS),
+    "Mod": ("FLOOR_MOD", COUNTS),
+    "Multiply": ("MUL", COUNTS),
+    "Negative": ("NEG", COUNTS),
+    "NotEqual": ("NOT_EQUAL", ("bool", *COUNTS)),
+    "Power": ("POW", ("int32",)),
+    "Sign": ("SIGN", ("int32",)),
+    "Subtract": ("SUB", COUNTS),
+}
+"""Per operation of Keras on whole numbers: its kernel, and the types that the kernel takes."""
+
+LOGICAL = ("LogicalAnd", "LogicalNot", "LogicalOr", "LogicalXor")
+TRUTHFUL = ("Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual", *LOGICAL)
+"""The operations whose results are truth values."""
+
+FUSABLE = ("ADD", "MUL", "SUB")
+"""The kernels that have to be told that no activation is fused into them."""
+
+NARROW = ("int8", "uint8", "int16")
+"""The types that are computed in int32; back in their own type, the results wrap around."""
+
+EXPANSIONS: dict[str, Callable[..., Any]] = {
+    "Clip": lambda layer, x: ops.minimum(ops.maximum(x, _limit(layer.x_min)), _limit(layer.x_max)),
+    "Relu": lambda layer, x: ops.maximum(x, 0),
+    "Square": lambda layer, x: x * x,
+}
+"""Operations that are made of others, of the operation and its operand."""
+
+
+def _limit(value: Any) -> Any:
+    """A limit as a whole number, if it is one."""
+    return int(value) if float(value).is_integer() else value
+
+
+@keras.saving.register_keras_serializable("intact")
+class Convert(layers.Layer):
+    """Whole numbers or truth values in another type, which is the layer's `dtype`.
+
+    Example:
+
+    >>> str(Convert(dtype="float32")(np.array([1, 2])).dtype).removeprefix("torch.")
+    'float32'
+    """
+
+    def call(self, x: Tensor) -> Tensor:
+        """The same values in the layer's type."""
+        return ops.cast(x, self.compute_dtype)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+class WholeArithmetic(Arithmetic):
+    """Whole numbers as real values: QUANTIZE of int32, in fixed point."""
+
+    name = "whole"
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        return ops.cast(pending, "float32")
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        steps = multiply(ops.cast(pending, "int32"), multiplier(1.0, 1.0, params.scale))
+        return round_clip(ops.cast(steps, "float32"), low, high)
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return cls.quantize(pending, params, low, high)
+
+
+@register_op
+class Cast(Op):
+    """Another type: whole numbers as real ones are quantized by their range.
+
+    A step of the range is 1 or more, so that up to 255 whole numbers in a row are exact.
+    """
+
+    keras_layers = (Convert,)
+    operations = ("Cast",)
+    litert = ("CAST", "QUANTIZE")
+    plain = (0,)
+    dtypes = INTEGERS
+    arithmetic = WholeArithmetic.name
+    notes = "Not from real values to whole ones."
+    cases = (
+        Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),
+        Case(lambda: lambda x: layers.Dense(3)(ops.cast(ops.argmax(x, 1), "float32")), (4, 5)),
+        Case(lambda: lambda x: ops.cast(x, "float32") * 0.5, (4,), low=-9, high=200, dtype="int32"),
+        Case(lambda: layers.Rescaling(1 / 255), (4, 4, 3), low=0, high=255, dtype="uint8"),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        if is_whole(x):
+            return tracer.convert(x, layer.dtype, layer.name)
+        if "float" not in layer.dtype:
+            tracer.refuse(layer, f"there is no kernel from real values to {layer.dtype}")
+        return x
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+        return inputs[0]
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        return keras.KerasTensor(shape, inputs.dtype)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        x, y = node.input, node.output
+        stays_whole = node.layer.compute_dtype != "float32"
+        if stays_whole or not y.quantized:
+            builder.convert(x, y)
+            return
+        if not x.quantized or y.scale != 1:
+            # QUANTIZE takes whole numbers as int32 with a scale.
+            counts = builder.tensor(x.shape, "int32", f"{y.name}/counts", scale=np.float32(1))
+            builder.convert(x, counts)
+            x = counts
+        if (x.dtype, y.dtype) == ("int32", "uint8"):
+            signed = builder.tensor(y.shape, "int8", f"{y.name}/signed", scale=y.scale)
+            signed.zero_point = y.zero_point - 128
+            builder.add("QUANTIZE", [x], [signed])
+            x = signed
+        builder.add("QUANTIZE", [x], [y])
+
+
+@keras.saving.register_keras_serializable("intact")
+class WholeNumbers(layers.Layer):
+    """An operation on whole numbers or truth values; the layer's `dtype` is that of the result.
+
+    Args:
+        kind: A name in `KINDS`.
+
+    Example:
+
+    >>> int(WholeNumbers("Mod", dtype="int32")([np.array(7), np.array(4)]))
+    3
+    """
+
+    def __init__(self, kind: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+        self.built = True
+
+    def call(self, inputs: Any) -> Tensor:
+        """The results."""
+        operands = inputs if isinstance(inputs, list) else [inputs]
+        return ops.cast(Elementwise.function(self.kind)(*operands), self.compute_dtype)
+
+    def compute_output_shape(self, shapes: Any) -> Any:
+        shapes = shapes if isinstance(shapes[0], list | tuple) else [shapes]
+        return functools.reduce(broadcast_shape, map(tuple, shapes))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kind": self.kind}
+
+
+@register_op
+class WholeNumber(Op):
+    """Arithmetic, comparisons and logic, by the kernels for int32, int64 or bool."""
+
+    keras_layers = (WholeNumbers,)
+    operations = LOGICAL
+    litert = tuple(dict.fromkeys(kernel for kernel, _ in KINDS.values()))
+    plain = (0, 1)
+    notes = (
+        "Of whole numbers also `add`, `subtract`, `multiply`, `floor_divide`, `mod`, `maximum`, "
+        "`minimum`, `clip`, `abs`, `negative`, `sign`, `square`, `power`, `relu` and comparisons: "
+        "they are never quantized."
+    )
+    cases = (
+        Case(lambda: lambda x: ops.where(ops.logical_and(x > 0.0, x < 0.5), x, 0.0), (4, 5)),
+        Case(
+            lambda: lambda a, b: ops.where(ops.logical_or(ops.logical_not(a > 0), b > 0), a, b),
+            [(4, 5), (4, 5)],
+        ),
+        Case(lambda: lambda x: ops.where(ops.not_equal(x, 0), 1.0, 0.5), (4,), dtype="int32"),
+        Case(lambda: lambda x: ops.where(ops.equal(x, 2), 1.0, 0.5), (4,), high=3, dtype="int32"),
+        Case(
+            lambda: lambda x: layers.Embedding(900, 3)((x * 31 + np.arange(4)) % 900 // 2),
+            (4,),
+            low=0,
+            high=20000,
+            dtype="int32",
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        operands = keras.tree.flatten([args, list(kwargs.values())])
+        kind = kind_of(layer)
+        if kind in EXPANSIONS:
+            return tracer.expand(layer, lambda x: EXPANSIONS[kind](layer, x), *operands)
+        if isinstance(layer, layers.Layer):
+            operands = of_one_rank(operands, layer, tracer)
+        y, *others = operands
+        if not others:
+            return cls.emit(kind, layer, [y], tracer)
+        for other in others:
+            y = cls.emit(kind, layer, [y, other], tracer)
+        return y
+
+    @classmethod
+    def emit(cls, kind: str, layer: Any, operands: list[Any], tracer: Any) -> Any:
+        """Put an operation on whole numbers where a layer or operation stands.
+
+        Args:
+            kind: A name in `KINDS`.
+            layer: What it stands for, for names and errors.
+            operands: Tensors of the new graph, arrays and numbers; one at least is a tensor.
+            tracer: The tracer.
+        """
+        rank = max(len(x.shape) for x in operands if is_symbolic(x))
+        if kind in LOGICAL:
+            operands = [truths(x, layer.name, rank, tracer) for x in operands]
+        types = KINDS[kind][1]
+        dtype = common_type(operands)
+        work = "int32" if dtype in NARROW else dtype
+        if work not in types:
+            tracer.refuse(
+                layer,
+                f"its values are {dtype}, and its kernel takes {' or '.join(types)}; put "
+                f'`ops.cast(x, "{types[-1]}")` before it',
+            )
+        for x in operands:
+            if not is_symbolic(x):
+                cls.check_constant(layer, to_numpy(x), rank, dtype, tracer)
+        inputs = [
+            tracer.convert(x, work)
+            if is_symbolic(x)
+            else tracer.constant(x, f"{layer.name}_constant", rank, work)
+            for x in operands
+        ]
+        made = WholeNumbers(kind, name=layer.name, dtype="bool" if kind in TRUTHFUL else work)
+        y = tracer.emit(made, inputs if len(inputs) > 1 else inputs[0])
+        return y if kind in TRUTHFUL else tracer.convert(y, dtype)
+
+    @classmethod
+    def check_constant(
+        cls, layer: Any, values: np.ndarray, rank: int, dtype: str, tracer: Any
+    ) -> None:
+        """Refuse a constant that does not go with tensors of a rank and a type."""
+        if not fits(values, dtype):
+            tracer.refuse(layer, f"its constant {values} has no place in {dtype}")
+        if values.ndim > rank or (values.ndim == rank and values.shape[0] != 1):
+            tracer.refuse(
+                layer,
+                f"its constant has shape {values.shape}, which does not leave the batch alone",
+            )
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        kernel = KINDS[node.layer.kind][0]
+        options = {"fusedActivationFunction": "NONE"} if kernel in FUSABLE else {}
+        builder.add(kernel, node.inputs, [node.output], options)
+
+
+def kind_of(layer: Any) -> str:
+    """The name that a layer or operation would have in `KINDS`."""
+    return (known_class(layer) if isinstance(layer, layers.Layer) else type(layer)).__name__
+
+
+def counts(layer: Any, operands: Iterable[Any]) -> bool:
+    """Whether a layer or operation is one on whole numbers here.
+
+    Args:
+        layer: The user's layer or operation.
+        operands: The arguments of its call, flat.
+    """
+    kind, operands = kind_of(layer), list(operands)
+    known = kind in KINDS or kind in EXPANSIONS
+    return known and any(map(is_symbolic, operands)) and all(map(is_whole, operands))
+
+
+def fits(values: np.ndarray, dtype: str) -> bool:
+    """Whether whole numbers have a place in a type; truth values and real types take all."""
+    if not dtype.startswith(("int", "uint")) or not values.size:
+        return True
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= values.min() and values.max() <= limits.max)
+
+
+def common_type(values: Iterable[Any]) -> str:
+    """The type of whole numbers that tensors have in common; constants go along with them."""
+    types = (
+        x.dtype if is_symbolic(x) else bool if to_numpy(x).dtype == bool else int for x in values
+    )
+    return keras.backend.result_type(*types)
+
+
+def truths(value: Any, name: str, rank: int, tracer: Any) -> Any:
+    """Truth values as a tensor of the new graph: those that hold of what is not 0.
+
+    Args:
+        value: An array or a number, or a tensor already.
+        name: A name for it.
+        rank: The number of axes that it must have.
+        tracer: The tracer.
+    """
+    if not is_symbolic(value):
+        return tracer.constant(to_numpy(value) != 0, f"{name}_chosen", rank, "bool")
+    if value.dtype == "bool":
+        return value
+    return tracer.expand(SimpleNamespace(name=name), lambda x: ops.not_equal(x, 0), value)
+
+
+def whole_indices(x: Any, layer: Any, tracer: Any) -> Any:
+    """The indices that a layer takes; an input of unknown type will be one of whole numbers.
+
+    Args:
+        x: A tensor of the new graph.
+        layer: The layer, for errors.
+        tracer: The tracer.
+    """
+    tracer.wants_integers(x)
+    if not (is_whole(x) or made_by(x).is_input):
+        tracer.refuse(
+            layer,
+            "its indices are computed in real numbers, which quantization rounds; compute them "
+            'from an input of whole numbers, `keras.Input(..., dtype="int32")`',
+        )
+    return x
