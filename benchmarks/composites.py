@@ -186,16 +186,16 @@ def detected(out: dict, y: dict) -> float:
 # Transformers -------------------------------------------------------------------------
 
 
-def transformer(x: Any, depth: int, heads: int) -> Any:
+def transformer(x: Any, depth: int, heads: int, epsilon: float = 1e-3) -> Any:
     """Pre-norm blocks (Vaswani et al., arXiv:1706.03762)."""
     width = x.shape[-1]
     for _ in range(depth):
-        y = layers.LayerNormalization()(x)
+        y = layers.LayerNormalization(epsilon=epsilon)(x)
         x = x + layers.MultiHeadAttention(heads, width // heads)(y, y)
-        y = layers.LayerNormalization()(x)
+        y = layers.LayerNormalization(epsilon=epsilon)(x)
         y = layers.Dense(2 * width, activation="gelu")(y)
         x = x + layers.Dense(width)(layers.Dropout(0.1)(y))
-    return layers.LayerNormalization()(x)
+    return layers.LayerNormalization(epsilon=epsilon)(x)
 
 
 class Positions(layers.Layer):
@@ -249,6 +249,27 @@ def frames() -> tuple:
     return x[..., 0], y, x_test[..., 0], y_test
 
 
+def padded() -> tuple:
+    """The same, cut at random and filled up with frames of zeros."""
+    x, y, x_test, y_test = frames()
+    rng = np.random.default_rng(0)
+
+    def cut(part: np.ndarray) -> np.ndarray:
+        lengths = rng.integers(25, 50, size=(len(part), 1, 1))
+        return np.where(np.arange(49)[:, None] < lengths, part, 0).astype("float32")
+
+    return cut(x), y, cut(x_test), y_test
+
+
+def listener() -> keras.Model:
+    """A transformer that hears frames; blank ones stay blank up to its first normalization."""
+    inputs = keras.Input((49, 10))
+    x = transformer(layers.Dense(48, use_bias=False)(inputs), 2, 4, epsilon=1e-6)
+    return keras.Model(
+        inputs, layers.Dense(12)(layers.GlobalAveragePooling1D()(x)), name="listener"
+    )
+
+
 def recurrent(cell: type) -> keras.Model:
     """One recurrent layer."""
     inputs = keras.Input((49, 10))
@@ -291,6 +312,7 @@ TASKS = {
     ),
     "vit": Task(vit, cifar10, epochs=4, tuning=1),
     "reader": Task(reader, tokens, epochs=12),
+    "listener": Task(listener, padded, epochs=5, rate=2e-3),
     "temporal": Task(temporal, frames, epochs=20),
     "lstm": Task(lambda: recurrent(layers.LSTM), frames, epochs=20, rate=3e-3, seeds=3),
     "gru": Task(lambda: recurrent(layers.GRU), frames, epochs=20, rate=3e-3, seeds=3),

@@ -46,7 +46,7 @@ from intact.observers import Range, following
 from intact.quantized_layer import Gives, QuantizedLayer, activity_loss
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
-from intact.uses import look, reach
+from intact.uses import SAMPLE, look, reach
 from intact.widths import Grid, Quantizer, Seen, Setting
 
 
@@ -718,8 +718,12 @@ class FakeQuantize(QuantizedLayer):
         for x, shape in products:
             # Before a schedule's delay is over, partners are not rounded.
             step = ops.where(is_integer(x), x.scale, 0.0)
-            use = look(real, ops.stop_gradient(x.values * x.scale), shape)
-            found.append(reach(use, self.steps, least=step))
+            use = look(real, ops.stop_gradient(x.values * x.scale), shape, most=SAMPLE)
+            low, high, known = reach(use, self.steps, least=step)
+            # A sample that needs all of its values needs those beside them, too.
+            low = ops.where(low <= ops.min(use.minimum), seen.minimum, low)
+            high = ops.where(high >= ops.max(use.maximum), seen.maximum, high)
+            found.append((low * known, high * known, known))
         minimum, maximum, known = (ops.stack(part) for part in zip(*found, strict=True))
         needed = Range(ops.min(minimum), ops.max(maximum), seen.count)
         other = (ops.where(state.count > 0, a, b) for a, b in zip(state, seen, strict=True))

@@ -36,6 +36,9 @@ SHARE = 5e-3
 TOLERANCE = math.log(10) / 10
 """One decibel, in the natural logarithm of a squared error."""
 
+SAMPLE = 4096
+"""About how many values a step of training looks at."""
+
 _LEAST = np.float32(2.0**-100)
 
 
@@ -59,7 +62,13 @@ class Use(NamedTuple):
     span: Tensor
 
 
-def look(x: Tensor, partner: Tensor, shape: tuple[int, ...] | None, xp: Any = ops) -> Use:
+def look(
+    x: Tensor,
+    partner: Tensor,
+    shape: tuple[int, ...] | None,
+    xp: Any = ops,
+    most: int | None = None,
+) -> Use:
     """What a batch of a factor is like.
 
     Args:
@@ -67,12 +76,17 @@ def look(x: Tensor, partner: Tensor, shape: tuple[int, ...] | None, xp: Any = op
         partner: What it is multiplied with.
         shape: The factor's shape in the product, without the batch; None where it is its own.
         xp: `keras.ops`, or `intact.numerics.host`.
+        most: About how many of the values to look at, if not at all of them.
     """
     x = x if shape is None else xp.reshape(x, (-1, *shape))
     size = _size(partner, x.shape, xp)
     # Each may be broadcast along axes of the other.
     values = xp.reshape(x * xp.ones_like(size), (-1,))
     size = xp.reshape(size * xp.ones_like(x), (-1,))
+    if most is not None:
+        # An odd step meets all places of a row.
+        step = ops.shape(values)[0] // most // 2 * 2 + 1
+        values, size = values[::step], size[::step]
     octave = xp.floor(xp.log(xp.maximum(size, _LEAST)) * np.float32(1 / math.log(2)))
     level = xp.cast(xp.clip(octave + LEVELS // 2, 0, LEVELS - 1), "int32")
     logs = xp.log(xp.maximum(xp.abs(values), _LEAST))

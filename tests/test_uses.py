@@ -206,6 +206,16 @@ def test_large_values_count_where_products_are_large():
     assert limits([looked_at(factor, partner), looked_at(factor, 1 + 0 * partner)], 255) == (0, 50)
 
 
+def test_a_sample_tells_the_same():
+    factor = RNG.uniform(1, 2, size=(4000, 8, 1))
+    partner = RNG.normal(size=(4000, 8, 4))
+    factor[::7], partner[::7] = 500, 0
+    factor, partner = (ops.convert_to_tensor(a, "float32") for a in (factor, partner))
+    use = look(factor, partner, None, most=1024)
+    assert 1000 < float(ops.sum(use.count)) < 3000
+    assert 1.9 < float(reach(use, 255)[1]) < 2
+
+
 def test_most_rows_decide():
     factor, partner = np.ones((100, 1)), np.ones((100, 4))
     factor[:90], partner[:90] = 50, 0.01
