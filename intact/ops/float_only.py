@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics import Tensor, to_numpy
-from intact.ops.base import COUNTS, Case, Op, register_op
+from intact.ops.base import COUNTS, Case, Op, Weight, register_op
 
 
 class FloatOnly(Op):
@@ -71,7 +71,9 @@ class Conv3DTranspose(FloatOnly):
 
     keras_layers = (layers.Conv3DTranspose,)
     litert = ("CONV_3D_TRANSPOSE",)
-    notes = "In float only. Channels last; spatial sizes must be known."
+    # No integer kernel: only schemes for weights alone round them.
+    weights = {"kernel": Weight(axis=(3,), kernels=(), dynamic=())}
+    notes = "In float only, without dilation. Channels last; spatial sizes must be known."
     float_cases = (
         Case(
             lambda: layers.Conv3DTranspose(3, 2, strides=2, padding="same", activation="relu"),
@@ -81,10 +83,30 @@ class Conv3DTranspose(FloatOnly):
     )
 
     @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if any(rate != 1 for rate in np.ravel(layer.dilation_rate)):
+            tracer.refuse(layer, f"its kernel has no dilation_rate {layer.dilation_rate}")
+        return tracer.emit(layer, args[0])
+
+    @classmethod
+    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+        y = ops.conv_transpose(
+            inputs[0],
+            weights["kernel"],
+            tuple(layer.strides),
+            padding=layer.padding,
+            output_padding=layer.output_padding,
+        )
+        return y if layer.bias is None else y + layer.bias
+
+    @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         layer = node.layer
         size = builder.constant(np.array([1, *node.output.shape[1:]], "int32"))
-        kernel = builder.constant(to_numpy(layer.kernel).astype("float32"))
+        if node.weights:
+            kernel = node.constant("kernel", axis=3)
+        else:
+            kernel = builder.constant(to_numpy(layer.kernel).astype("float32"))
         bias = np.zeros(layer.filters) if layer.bias is None else to_numpy(layer.bias)
         options = {
             "padding": layer.padding.upper(),
