@@ -17,17 +17,16 @@ from intact.errors import (
 )
 from intact.filters import Chosen, Filters
 from intact.graph import is_graph, mask_of
-from intact.input_norms import fold_input_norms
 from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
 from intact.lowering import lower, write_whole
-from intact.masked_scores import bound_masks
 from intact.plan import InputStats, Plan, States, make_plan
 from intact.quantized_model import is_quantized, refuse_quantized
 from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
 from intact.schedule import NEVER, Schedule, delay_left
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
+from intact.simplify import simplify
 from intact.training import build, flat
 
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
@@ -174,8 +173,7 @@ def _canonical(model: keras.Model, scheme: Scheme, chosen: Chosen) -> keras.Mode
             NotKeptWarning,
             stacklevel=3,
         )
-    canonical = fold_input_norms(canonical)
-    return bound_masks(canonical) if any(rule.integer for rule in scheme.rules) else canonical
+    return simplify(canonical, scheme)
 
 
 def export(
@@ -226,8 +224,9 @@ def export(
             raise IntactError(f"Expected {name} in {IO_DTYPES}. Received: {dtype!r}.")
     model = flat(model)
     if not is_quantized(model):
-        model = fold_input_norms(model)
-        model = build(model, make_plan(model, get_scheme("float32")))
+        real = get_scheme("float32")
+        model = simplify(model, real)
+        model = build(model, make_plan(model, real))
     left = delay_left(model)
     if left > 0:
         steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"

@@ -13,6 +13,7 @@ from intact.plan import BY_CHOICE, make_plan
 from intact.quantized_model import refuse_quantized
 from intact.scheme import Scheme
 from intact.schemes import get_scheme
+from intact.simplify import simplify
 
 
 class Unknown(keras.layers.Layer):
@@ -166,8 +167,9 @@ def explain(
     """
     refuse_quantized(model)
     chosen = Chosen(filters)
-    canonical = trace_whole(model, lambda: _Explainer(chosen.rule))
-    plan = make_plan(canonical, get_scheme(scheme), allow_float=True)
+    scheme = get_scheme(scheme)
+    canonical = simplify(trace_whole(model, lambda: _Explainer(chosen.rule)), scheme)
+    plan = make_plan(canonical, scheme, allow_float=True)
     entries = []
     for step in plan.steps:
         layer = canonical.get_layer(step.name)

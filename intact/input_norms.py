@@ -15,7 +15,6 @@ from keras import layers
 from intact.graph import Graph, Node, output_names, recompute, structure, view
 from intact.numerics import host, to_numpy
 from intact.ops.base import get_op, known_config, share_code
-from intact.ops.norm import ByChannel
 
 MAX_SPREAD = 8.0
 """The largest ratio of a norm's factors. Weights that differ by more would lose bits."""
@@ -87,7 +86,8 @@ def _reader(graph: Graph, norm: Node) -> Node | None:
 def _is_input_norm(graph: Graph, norm: Node) -> bool:
     """Whether a node scales an input of the model by known factors of like size."""
     layer = norm.layer
-    if not issubclass(get_op(layer), ByChannel) or not graph.producer(norm.inputs[0]).is_input:
+    known = isinstance(layer, layers.BatchNormalization | layers.Rescaling)
+    if not known or not graph.producer(norm.inputs[0]).is_input:
         return False
     if isinstance(layer, layers.BatchNormalization):
         mean, variance = to_numpy(layer.moving_mean), to_numpy(layer.moving_variance)

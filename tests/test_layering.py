@@ -38,6 +38,7 @@ RANKS = {
     "canonicalize": 5,
     "input_norms": 5,
     "masked_scores": 5,
+    "simplify": 5.5,
     "factors": 5,
     "plan": 6,
     "explain": 7,

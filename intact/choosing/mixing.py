@@ -19,6 +19,7 @@ from intact.plan import make_plan
 from intact.quantizers import FakeQuantize
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
+from intact.simplify import simplify
 
 Specs = tuple[TensorSpec | None, TensorSpec | None]
 """How weights and activations are quantized."""
@@ -208,7 +209,7 @@ class _Ladder:
 
 def _groups(model: keras.Model) -> dict[str, list[str]]:
     """Per layer that becomes an op of its own, its name and those of what follows into it."""
-    canonical = canonicalize(model)
+    canonical = simplify(canonicalize(model), SCHEMES["int8"])
     graph = view(canonical)
     plan = make_plan(canonical, SCHEMES["int8"], allow_float=True)
     nodes = [node for node in graph.nodes if not node.is_input]
@@ -226,7 +227,7 @@ def _groups(model: keras.Model) -> dict[str, list[str]]:
 
 def _rules(model: keras.Model, scheme: Scheme) -> dict[str, Specs]:
     """Per layer, how a preset quantizes it; what has no kernel for it stays in float."""
-    canonical = canonicalize(model)
+    canonical = simplify(canonicalize(model), scheme)
     plan = make_plan(canonical, scheme, allow_float=True)
     found: dict[str, Specs] = {}
     for step in plan.steps:
