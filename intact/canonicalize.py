@@ -32,6 +32,7 @@ from intact.graph import (
 from intact.numerics import is_symbolic, is_trainable, is_whole, to_numpy
 from intact.ops.base import (
     ANY_WHOLE,
+    activation_name,
     find_op,
     get_op,
     known_class,
@@ -228,7 +229,7 @@ class Tracer:
         self._kept: list[Any] = []
         self._made: dict[Any, keras.layers.Layer] = {}
         self._step: tuple[int, Counter] | None = None
-        self._anchor: Any = None
+        self.anchor: Any = None
         self._converted: dict[tuple[int, str], keras.KerasTensor] = {}
         self.integer_inputs: set[str] = set()
         # By the id of a model of the user's, the names that Keras has for its outputs.
@@ -247,7 +248,7 @@ class Tracer:
                 f"model with a `keras.Input` of real values, or of {', '.join(ANY_WHOLE)}."
             )
         made = keras.Input(batch_shape=tensor.shape, dtype=dtype, name=self.unique(tensor.name))
-        self._anchor = made if self._anchor is None else self._anchor
+        self.anchor = made if self.anchor is None else self.anchor
         return made
 
     def wants_integers(self, tensor: keras.KerasTensor) -> None:
@@ -299,7 +300,7 @@ class Tracer:
             made.value.assign(values)
             return made
 
-        return self.emit(self.once((value, "constant", rank, dtype), make), self._anchor)
+        return self.emit(self.once((value, "constant", rank, dtype), make), self.anchor)
 
     def convert(self, x: keras.KerasTensor, dtype: str, name: str = "") -> keras.KerasTensor:
         """A tensor of whole numbers or truth values in another type.
@@ -535,7 +536,8 @@ class Tracer:
         except IntactError:
             raise
         except Exception as error:
-            name = getattr(getattr(layer, "activation", None), "__name__", "call")
+            inside = isinstance(layer, keras.layers.Activation)
+            name = activation_name(layer) if inside else "call"
             self.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors ({error})")
         steps = None if any(map(is_whole, given)) else make_steps(inner)
         if steps and len(steps) > 1:
@@ -604,6 +606,7 @@ class Tracer:
         Returns:
             The output tensor.
         """
+        inputs = keras.tree.map_structure(lambda x: self._tensor(x, layer), inputs)
         inputs, dtype = self._in_one_type(layer, inputs)
         moved = emit_moved(self, layer, inputs, overrides)
         if moved is not None:
@@ -646,6 +649,13 @@ class Tracer:
             self._copies[id(layer)] = made
             self._kept.append(layer)
         return self._copies[id(layer)]
+
+    def _tensor(self, value: Any, reader: Any) -> keras.KerasTensor:
+        """What a layer reads as a tensor of the new graph: itself, or a constant."""
+        if is_symbolic(value):
+            return value
+        whole = np.issubdtype(to_numpy(value).dtype, np.integer)
+        return self.constant(value, f"{reader.name}_constant", 0, "int32" if whole else "float32")
 
     def _in_one_type(self, layer: Any, inputs: Any) -> tuple[Any, str]:
         """The inputs of a layer in the type that it computes in, and that type.

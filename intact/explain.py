@@ -8,6 +8,7 @@ import keras
 from intact.canonicalize import Masks, Tracer, trace_whole
 from intact.errors import UnsupportedLayerError
 from intact.filters import Chosen, Filters
+from intact.numerics import is_symbolic
 from intact.ops.base import Op, get_op, register_op
 from intact.plan import BY_CHOICE, make_plan
 from intact.quantized_model import refuse_quantized
@@ -55,12 +56,10 @@ class _Explainer(Tracer):
             return super().trace(layer, args, kwargs, masks)
         except UnsupportedLayerError as error:
             outputs = layer.compute_output_spec(*args, **kwargs)
-            single = [t for t in keras.tree.flatten((args, kwargs)) if hasattr(t, "shape")]
-            if isinstance(outputs, list | tuple):
-                raise
+            tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
             made = Unknown(str(error).split(" Replace it")[0], outputs, name=layer.name)
             made.name = self.unique(layer.name)
-            return made(*single)
+            return made(*(tensors or [self.anchor]))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ calibrating. Ranges start from the first data seen, never from a constant.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -57,10 +57,30 @@ Grid = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
 class Observer:
     """Base of the observers: a rule for finding a range.
 
-    A subclass is a frozen dataclass, with a `name` that schemes call it by.
+    A subclass is a frozen dataclass, with a `name` that schemes and saved models call it by: by
+    default, that of the class.
+
+    Raises:
+        IntactError: A subclass has the name of an observer of intact's own.
     """
 
     name: str = field(default="", init=False, repr=False)
+    registry: ClassVar[dict[str, type["Observer"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        name = vars(cls).get("name", "")
+        name = getattr(name, "default", name) or cls.__name__
+        known = Observer.registry.get(name)
+        if known is not None and known.__module__ == __name__:
+            raise IntactError(
+                f"{cls.__name__} cannot be called {name!r}: that is intact's own {known.__name__}. "
+                "Give it another `name`."
+            )
+        Observer.registry[name] = cls
+
+    def get_config(self) -> dict[str, Any]:
+        """The name and the settings, as `get_observer` takes them."""
+        return {**asdict(self), "name": self.name or type(self).__name__}
 
     def look(self, x: Tensor, xp: Any = ops) -> Any:
         """What a batch of a tensor is like.
@@ -443,9 +463,10 @@ def get_observer(observer: Any) -> Observer:
         return observer
     fields = dict(observer) if isinstance(observer, dict) else {"name": observer}
     name = fields.pop("name", None)
-    if name not in OBSERVERS:
+    if name not in Observer.registry:
         raise IntactError(
             f"There is no observer {name!r}. Known: {', '.join(sorted(OBSERVERS))}. "
-            "Pass one of these, or an `intact.observers.Observer`."
+            "Pass one of these, or an `intact.observers.Observer`; a class of your own has to be "
+            "imported before a model that was saved with it is loaded."
         )
-    return OBSERVERS[name](**fields)
+    return Observer.registry[name](**fields)

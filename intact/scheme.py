@@ -117,7 +117,10 @@ class TensorSpec:
 
     def get_config(self) -> dict[str, Any]:
         """The spec as plain data."""
-        return {**asdict(self), "quantizer": quantizer_config(self.quantizer)}
+        own = {"quantizer": quantizer_config(self.quantizer)}
+        if isinstance(self.observer, Observer):
+            own["observer"] = self.observer.get_config()
+        return {**asdict(self), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "TensorSpec":

@@ -473,3 +473,62 @@ def test_a_deep_model_is_no_trouble():
     for _ in range(400):
         x = layers.ReLU()(x)
     assert len(canonicalize(keras.Model(inputs, x)).layers) == 401
+
+
+# Constants and failures --------------------------------------------------------------------
+
+
+class Token(layers.Layer):
+    """Puts a weight before its input."""
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, 1, shape[-1]), initializer="random_normal")
+
+    def call(self, x):
+        return ops.concatenate([ops.convert_to_tensor(self.token), x], axis=1)
+
+
+JOINS = {
+    "concatenate": lambda x: ops.concatenate([x, np.full((1, 2, 8), 0.7, "float32")], axis=1),
+    "stack": lambda x: ops.stack([x, np.full((1, 6, 8), 0.7, "float32")], axis=-1),
+    "weight": lambda x: Token()(x),
+}
+
+
+@pytest.mark.parametrize("case", JOINS)
+def test_a_constant_that_is_joined_to_a_tensor(case, rng):
+    x = keras.Input(batch_shape=(1, 6, 8))
+    model = keras.Model(x, layers.Dense(3)(JOINS[case](x)))
+    data = rng.normal(size=(1, 6, 8)).astype("float32")
+    assert intact.explain(model).integer
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    content = intact.export(q, None, "int8", "int8", integer_only=True)
+    assert not intact.compare(q, content, data).different
+    np.testing.assert_allclose(q.predict(data, verbose=0), model.predict(data, verbose=0), atol=0.1)
+
+
+def test_the_function_that_fails_is_named():
+    class Odd(layers.Layer):
+        def __init__(self):
+            super().__init__(name="odd")
+            self.activation = keras.activations.silu
+
+        def call(self, x):
+            raise TypeError("it is odd")
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    x = keras.Input((3,))
+    with pytest.raises(UnsupportedLayerError, match="its `call` cannot be traced"):
+        intact.quantize_model(keras.Model(x, Odd()(x)))
+
+
+def test_an_op_replaces_another_only_if_told():
+    class Mine(intact.Op):
+        keras_layers = (layers.Dense,)
+
+    with pytest.raises(intact.IntactError, match=r"'Dense' is that of Dense.*replace=True"):
+        intact.register_op(Mine)
+    with pytest.raises(intact.IntactError, match="'Relu' is that of"):
+        intact.register_op(type("Other", (intact.Op,), {"operations": ("Relu",)}))

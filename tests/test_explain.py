@@ -61,3 +61,35 @@ def test_unknown_layers_are_all_named_at_once():
     assert "Erfinv" in unknown[0]
     assert "Sort" in unknown[1]
     assert "cannot be exported" in str(seen)
+
+
+class Probe(keras.layers.Layer):
+    """Attention with a constant query."""
+
+    def __init__(self):
+        super().__init__(name="probe")
+        self.attention = keras.layers.MultiHeadAttention(2, 4)
+
+    def build(self, shape):
+        self.query = self.add_weight(shape=(1, 1, shape[-1]), name="query")
+        self.attention.build((1, 1, shape[-1]), shape)
+
+    def call(self, x):
+        return self.attention(keras.ops.convert_to_tensor(self.query), x)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], 1, shape[-1])
+
+
+@pytest.mark.parametrize(
+    "build, name",
+    [
+        (lambda x: keras.ops.top_k(x, 3), "top_k"),
+        (lambda x: Probe()(x), "query"),
+    ],
+)
+def test_what_is_refused_is_listed(build, name):
+    x = keras.Input((6, 8))
+    explained = intact.explain(keras.Model(x, build(x)))
+    assert not explained.supported and not explained.integer
+    assert any(name in entry.name and not entry.known for entry in explained.layers)

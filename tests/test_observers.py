@@ -313,3 +313,37 @@ def test_a_spec_chooses_its_own_observer(rng):
     assert scales[1]["head"] == pytest.approx(scales[0]["head"], rel=1e-5)
     again = keras.Model.from_config(q.get_config())
     assert quantizers(again)["hidden_relu"].spec == spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrow(intact.observers.Observer):
+    """A user's observer: a share of the smallest and largest value."""
+
+    share: float = 0.5
+
+    def bounds(self, states, grid_of):
+        low, high = super().bounds(states, grid_of)
+        return self.share * low, self.share * high
+
+
+def test_a_users_observer_is_saved(tmp_path, rng):
+    rule = intact.Rule(
+        weights=intact.TensorSpec(symmetric=True, per_axis=True),
+        activations=intact.TensorSpec(observer=Narrow(0.25)),
+    )
+    q = intact.quantize_model(mlp(), intact.Scheme("narrow", (rule,)))
+    q.save(tmp_path / "q.keras")
+    again = keras.saving.load_model(tmp_path / "q.keras")
+    data = rng.normal(size=(32, 6)).astype("float32")
+    again.set_weights(q.get_weights())
+    for model in (q, again):
+        intact.calibrate(model, data, bias_correction=False, verbose=0)
+    assert intact.export(q) == intact.export(again)
+    assert quantizers(again)["features"].spec.observer == Narrow(0.25)
+
+
+def test_a_users_observer_replaces_no_other():
+    with pytest.raises(intact.IntactError, match=r"'percentile'.*Percentile"):
+
+        class Other(intact.observers.Observer):
+            name = "percentile"

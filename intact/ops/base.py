@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact.errors import UnsupportedLayerError
+from intact.errors import IntactError, UnsupportedLayerError
 from intact.kernels import exact_convolution
 from intact.numerics import (
     Accumulator,
@@ -464,14 +464,18 @@ _by_operation: dict[str, type[Op]] = {}
 _by_activation: dict[str, type[Op]] = {}
 
 
-def register_op(op: type[Op]) -> type[Op]:
+def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
     """Class decorator: make an op known.
 
     Args:
         op: The op class.
+        replace: Whether it may stand for what another op stands for already.
 
     Returns:
-        The class itself.
+        The class itself; a decorator, if there is no class.
+
+    Raises:
+        IntactError: Another op stands for the same layer, operation or activation.
 
     Example:
 
@@ -479,11 +483,28 @@ def register_op(op: type[Op]) -> type[Op]:
     ... class Same(Op):
     ...     keras_layers = ()
     """
+    if op is None:
+        return lambda cls: register_op(cls, replace=replace)
+    new = ((_by_layer, op.keras_layers), (_by_operation, op.operations))
+    for known, keys in (*new, (_by_activation, op.activations)):
+        taken: list[Any] = [key for key in keys if key in known]
+        if taken and not replace and not _is_same(op, known[taken[0]]):
+            name = getattr(taken[0], "__name__", taken[0])
+            raise IntactError(
+                f"{op.__name__} cannot be registered: {name!r} is that of "
+                f"{known[taken[0]].__name__} already. Pass `replace=True` to put it in its place: "
+                "`@register_op(replace=True)`."
+            )
     REGISTRY.append(op)
     _by_layer.update(dict.fromkeys(op.keras_layers, op))
     _by_operation.update(dict.fromkeys(op.operations, op))
     _by_activation.update(dict.fromkeys(op.activations, op))
     return op
+
+
+def _is_same(op: type[Op], other: type[Op]) -> bool:
+    """Whether an op is another that is defined anew, as when a cell of a notebook runs again."""
+    return (op.__module__, op.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def known_class(layer: Any) -> Any:
