@@ -15,6 +15,7 @@ from intact.choosing.mixing import mixed
 from intact.choosing.sensitivity import Damage, Sensitivity, sensitivity
 from intact.distillation import distill
 from intact.errors import (
+    AccuracyWarning,
     ExportError,
     FusedLayerWarning,
     IntactError,

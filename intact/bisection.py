@@ -7,13 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.calibration import check_batch
 from intact.errors import IntactError, InvalidDataError
 from intact.graph import with_outputs
 from intact.lstm import refuse_stream
 from intact.points import Point, Reference, as_real, find_points
 from intact.quantized_model import is_quantized
 from intact.quantizers import check_calibrated
+from intact.sources import check_batch
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +18,14 @@ import keras
 import numpy as np
 
 from intact import __version__
-from intact.api import IO_DTYPES, quantize_model, write_c_array
+from intact.api import IO_DTYPES, is_quantized, quantize_model, write_c_array
 from intact.api import export as export_model
 from intact.bisection import bisect as bisect_model
 from intact.calibration import calibrate
 from intact.check import check as check_target
 from intact.choosing.advice import OPTIONS
 from intact.choosing.advice import advise as advise_on
+from intact.data_files import count_samples
 from intact.data_files import load_data as load_samples
 from intact.demo import DATASETS, Result, load_data, run_demo
 from intact.errors import IntactError
@@ -37,7 +40,7 @@ from intact.lowering import check_path, write_whole
 from intact.observers import OBSERVERS
 from intact.plan import InputStats
 from intact.quantizers import FakeQuantize
-from intact.recovery.recover import recover as recover_model
+from intact.recovery.recover import describe, try_steps
 from intact.report import compare as compare_model
 from intact.report import table
 from intact.schemes import SCHEMES
@@ -52,7 +55,9 @@ class _CleanError(click.ClickException):
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: _warn(str(message))
+                return super().invoke(ctx)
         except IntactError as error:
             raise _CleanError(" ".join(str(error).split())) from error
 
@@ -157,8 +162,7 @@ def _with_data(samples: int | None = None, required: bool = True) -> Callable:
             "--mean",
             callback=_numbers,
             metavar="X[,X,X]",
-            help="Taken from images and other data of whole numbers: one number, or one per "
-            "channel. Data of floats is taken as it is.",
+            help="Taken from the values: one number, or one per channel.",
         ),
         click.option("--std", callback=_std, metavar="X[,X,X]", help="Then divided by this."),
         click.option(
@@ -197,6 +201,36 @@ _io_dtypes = _with_options(
 
 def _shapes(model: keras.Model) -> dict[str, Any]:
     return {tensor.name: tensor.shape for tensor in model.inputs}
+
+
+def _samples(
+    model: keras.Model,
+    data: Path,
+    array: str | None,
+    mean: Any,
+    std: Any,
+    samples: int | None,
+) -> Any:
+    """Samples for a model; what may not be meant is said on stderr."""
+    x = load_samples(data, _shapes(model), array, mean, std, samples)
+    # A quantized model may have its scaling in the first layer.
+    is_scaled = is_quantized(model) or any(
+        isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization)
+        for layer in model._flatten_layers()
+    )
+    arrays = x if isinstance(x, dict) else {model.inputs[0].name: x}
+    for tensor in model.inputs:
+        is_bytes = arrays[tensor.name].dtype == "uint8" and "float" in str(tensor.dtype)
+        if is_bytes and not is_scaled:
+            _warn(
+                f"the bytes in {str(data)!r} are taken as they are, from 0 to 255. If the model "
+                "was trained on scaled values, pass --mean and --std."
+            )
+    return x
+
+
+def _warn(text: str) -> None:
+    click.echo(f"Warning: {text}", err=True)
 
 
 @contextlib.contextmanager
@@ -281,8 +315,9 @@ def quantize(
     activations come from about 100 samples, such as it sees when it is used; the schemes
     dynamic_range, float16 and weight_only_* need none.
 
-    With --input-dtype uint8 or int8, one input, and one number each for --mean and --std, these
-    fix the input, too: the file's bytes, from 0 on, are the pixels before they are scaled.
+    With --input-dtype uint8 or int8, one input, and --mean and --std, the file's bytes, from 0
+    on, are the pixels before they are scaled. One number each fixes the scale of the input;
+    numbers for each channel become a layer at the beginning of the model.
 
     \b
     Examples:
@@ -297,12 +332,14 @@ def quantize(
     if save is not None:
         _check_keras_path(save)
     loaded = load_keras(model)
+    if input_dtype in ("int8", "uint8") and _per_channel(loaded, mean, std):
+        loaded, mean, std = _with_scaling(loaded, mean, std), None, (1.0,)
     stats = _input_stats(loaded, input_dtype, mean, std)
     q = quantize_model(loaded, scheme, allow_float, target=target, input_stats=stats)
     observed = [layer for layer in q.layers if isinstance(layer, FakeQuantize)]
     x = None
     if data is not None:
-        x = load_samples(data, _shapes(q), array, mean, std, samples)
+        x = _samples(loaded, data, array, mean, std, samples)
     elif recovers or any(not layer.calibrated for layer in observed):
         what = "--recover" if recovers else f"The scheme {scheme}"
         raise click.UsageError(f"{what} needs samples: pass them with --data.")
@@ -310,9 +347,10 @@ def quantize(
         raise click.UsageError("The page needs samples: pass them with --data.")
     with _quiet_stdout():
         if recovers:
-            recover_model(q, x, observer=observer, verbose=_progress())
-        elif observed:
-            calibrate(q, x, observer=observer, verbose=_progress())
+            click.echo(describe(try_steps(q, x, observer=observer, verbose=_progress())), err=True)
+        elif x is not None and is_quantized(q):
+            # It is new: of weights alone, too, the biases are yet to be corrected.
+            calibrate(q, x, observer=observer, bias_correction=True, verbose=_progress())
         content = export_model(q, None, input_dtype, output_dtype, integer_only, target)
         if html is not None:
             compare_model(q, content, x, float_model=loaded).to_html(html)
@@ -331,6 +369,29 @@ def _input_stats(model: keras.Model, dtype: str, mean: Any, std: Any) -> InputSt
     return {model.inputs[0].name: (numbers[0][0], numbers[1][0])}
 
 
+def _per_channel(model: keras.Model, mean: Any, std: Any) -> bool:
+    """Whether `--mean` or `--std` has a number for each channel of the one input."""
+    several = any(numbers is not None and len(numbers) > 1 for numbers in (mean, std))
+    return several and len(model.inputs) == 1
+
+
+def _with_scaling(model: keras.Model, mean: Any, std: Any) -> keras.Model:
+    """A model of pixels, which it scales itself: bytes have one scale for all channels."""
+    (tensor,) = model.inputs
+    for numbers in (mean, std):
+        if numbers is not None and len(numbers) not in (1, tensor.shape[-1]):
+            raise click.UsageError(
+                f"Expected one number, or one for each of the {tensor.shape[-1]} channels. "
+                f"Received: {len(numbers)}."
+            )
+    scale = 1 / np.array(std or (1.0,))
+    offset = -np.array(mean or (0.0,)) * scale
+    scale, offset = (np.broadcast_to(a, tensor.shape[-1:]).tolist() for a in (scale, offset))
+    pixels = keras.Input(batch_shape=tensor.shape, name=tensor.name)
+    scaled = keras.layers.Rescaling(scale, offset, name="pixel_scaling")(pixels)
+    return keras.Model(pixels, model(scaled), name=model.name)
+
+
 def _check_keras_path(path: Path) -> None:
     check_path(path)
     if path.suffix != ".keras":
@@ -339,6 +400,7 @@ def _check_keras_path(path: Path) -> None:
 
 def _save(model: keras.Model, path: Path) -> None:
     """Save a Keras model, whole or not at all."""
+    path = Path(os.path.realpath(path))
     part = path.with_name(f".{path.stem}.part.keras")
     try:
         model.save(part)
@@ -364,11 +426,11 @@ def recover(
     """
     _check_keras_path(output)
     q = load_keras(model)
-    x = load_samples(data, _shapes(q), array, mean, std, samples)
+    x = _samples(q, data, array, mean, std, samples)
     with _quiet_stdout():
-        recover_model(q, x, verbose=_progress())
+        trials = try_steps(q, x, verbose=_progress())
     _save(q, output)
-    click.echo(f"{output}: recovered")
+    click.echo(f"{output}: {describe(trials)}")
 
 
 @main.command()
@@ -412,8 +474,19 @@ def advise(
     this machine.
     """
     loaded = load_keras(model)
-    x = load_samples(data, _shapes(loaded), array, mean, std, samples)
-    y = None if labels is None else load_samples(labels, {"labels": (None,)}, samples=samples)
+    x = _samples(loaded, data, array, mean, std, samples)
+    y = None
+    if labels is not None:
+        here, there = (
+            count_samples(labels, {"labels": (None,)}),
+            count_samples(data, _shapes(loaded), array),
+        )
+        if here != there:
+            raise IntactError(
+                f"{str(labels)!r} has {here} labels, and {str(data)!r} {there} samples. "
+                "Each sample needs its label, in the same order."
+            )
+        y = load_samples(labels, {"labels": (None,)}, samples=samples)
     with _quiet_stdout():
         found = advise_on(
             loaded,
@@ -526,7 +599,7 @@ def compare(
             check_path(path)
     loaded = load_keras(model)
     reference = None if float_model is None else load_keras(float_model)
-    x = load_samples(data, _shapes(loaded), array, mean, std, samples)
+    x = _samples(loaded, data, array, mean, std, samples)
     with _quiet_stdout():
         found = compare_model(loaded, file, x, kernels=kernels, float_model=reference)
     if html is not None:
@@ -565,7 +638,7 @@ def bisect(
     one that it was. The model runs in integers up to a layer, and in float from there on.
     """
     loaded = load_keras(model)
-    x = load_samples(data, _shapes(loaded), array, mean, std, samples)
+    x = _samples(loaded, data, array, mean, std, samples)
     with _quiet_stdout():
         found = bisect_model(loaded, load_keras(float_model), x, drop=drop, verbose=_progress())
     _echo(as_json, dataclasses.asdict(found), found)

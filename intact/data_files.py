@@ -29,8 +29,8 @@ def load_data(
             it; or a folder of images, which are resized and cropped to the input's size.
         inputs: Names and shapes of the model's inputs, samples first.
         array: Which array of a `.npz` file to take.
-        mean: Taken from pixels and other whole numbers: one number, or one per channel.
-        std: What they are then divided by, likewise. Data of floats is taken as it is.
+        mean: Taken from the values: one number, or one per channel.
+        std: What they are then divided by, likewise.
         samples: How many samples to take at most, evenly from all.
 
     Returns:
@@ -60,6 +60,32 @@ def load_data(
     return made if isinstance(found, dict) else made[path.name]
 
 
+def count_samples(path: Path, inputs: dict[str, Shape], array: str | None = None) -> int:
+    """How many samples there are on disk.
+
+    Args:
+        path: As for `load_data`.
+        inputs: As for `load_data`.
+        array: As for `load_data`.
+
+    Raises:
+        InvalidDataError: There is no such data, or it is damaged.
+    """
+    if path.is_dir():
+        return len(_images(path))
+    found = _read_arrays(path, inputs, array)
+    first = next(iter(found.values())) if isinstance(found, dict) else found
+    return len(first) if first.ndim else 0
+
+
+def _images(path: Path) -> list[Path]:
+    """The images in a folder, and in those in it."""
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+    if not files:
+        raise InvalidDataError(f"The folder {str(path)!r} has no images ({', '.join(IMAGES)}).")
+    return files
+
+
 def _prepare(
     name: str,
     values: np.ndarray,
@@ -72,7 +98,8 @@ def _prepare(
     if values.dtype.kind not in "biuf":
         raise InvalidDataError(f"Expected numbers in {name!r}. Received: {values.dtype}.")
     values = values[_chosen(len(values), samples)]
-    if values.dtype.kind in "iu" and (mean or std):
+    if mean or std:
+        # Floats, too: whoever says how to scale them means it.
         for what, numbers in (("mean", mean), ("std", std)):
             if numbers and len(numbers) not in (1, values.shape[-1]):
                 raise InvalidDataError(
@@ -141,14 +168,16 @@ def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> n
     first = channels not in (1, 3) and shapes[0][1] in (1, 3)
     if first:
         _, channels, height, width = shapes[0]
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
-    if not files:
-        raise InvalidDataError(f"The folder {str(path)!r} has no images ({', '.join(IMAGES)}).")
+    files = _images(path)
     images = []
     for place in _chosen(len(files), samples):
         try:
             with Image.open(files[place]) as opened:
                 image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+        except Image.DecompressionBombError as error:
+            raise InvalidDataError(
+                f"{str(files[place])!r} is too large an image: {error}. Make it smaller first."
+            ) from error
         except (OSError, ValueError) as error:
             raise InvalidDataError(
                 f"{str(files[place])!r} is no image that can be read."

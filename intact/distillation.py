@@ -7,13 +7,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.calibration import Source
 from intact.canonicalize import canonicalize
 from intact.errors import IntactError
 from intact.graph import Graph, view, with_outputs
 from intact.quantized_layer import Dequantize
 from intact.quantized_model import is_quantized
 from intact.quantizers import FakeQuantize
+from intact.sources import Source
 from intact.training import Quantized
 
 LOSSES = ("kl", "mse")

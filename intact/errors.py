@@ -66,3 +66,7 @@ class NotKeptWarning(UserWarning):
 
 class ScheduleWarning(UserWarning):
     """A model is exported before its schedule has let quantization begin."""
+
+
+class AccuracyWarning(UserWarning):
+    """A calibrated model has lost an output, or a part of one, that it has in float."""

@@ -191,7 +191,9 @@ def lower(
     return content if target is None else keep_to(content, target)
 
 
-def lower_real(model: keras.Model, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
+def lower_real(
+    model: keras.Model, tensors: list[keras.KerasTensor], exact: bool = False
+) -> tuple[bytes, list[str]]:
     """Write a quantized model as a float file, to look at what its activations would be.
 
     Weights and biases are rounded as they are in the integer model, and nothing else is.
@@ -199,6 +201,7 @@ def lower_real(model: keras.Model, tensors: list[keras.KerasTensor]) -> tuple[by
     Args:
         model: A quantized model.
         tensors: The tensors of its graph to look at: of quantized ones, the values.
+        exact: Do not round the weights, either.
 
     Returns:
         `(content, names)`: the bytes of the file, and of each tensor the name of the
@@ -207,7 +210,8 @@ def lower_real(model: keras.Model, tensors: list[keras.KerasTensor]) -> tuple[by
     Raises:
         IntactError: An op has no float form.
     """
-    return _RealLowering(model, "float32", "float32").run_for(tensors)
+    kind = _ExactLowering if exact else _RealLowering
+    return kind(model, "float32", "float32").run_for(tensors)
 
 
 def lower_products(model: keras.Model, nodes: list[Node], kernels: list[np.ndarray]) -> bytes:
@@ -301,6 +305,8 @@ class Lowering:
             return name, self.builder.tensor(tensor.shape, dtype, name, scale=1.0, zero_point=0)
         if quantizer is None:
             made = self._unquantized(tensor, name)
+            if not is_whole(tensor):
+                self._refuse_integers("input", name, made.dtype, dtype)
             self.tensors[id(tensor)] = made
             return name, made
         if dtype == "float32":
@@ -331,10 +337,21 @@ class Lowering:
         else:
             made = self._tensor(tensor)
             made = self._as_counts(made) if is_whole(tensor) else self._as_float(made)
+            if not is_whole(tensor):
+                self._refuse_integers("output", made.name, made.dtype, dtype)
         if any(made is other for other in taken):
             # An output needs a tensor of its own.
             made = self.builder.copy(made)
         return made
+
+    def _refuse_integers(self, kind: str, name: str, dtype: str, wanted: str) -> None:
+        """Refuse integers for a tensor that has no scale."""
+        if dtype == "float32" and wanted != "float32":
+            raise ExportError(
+                f"The {kind} {name!r} stays in float, and {kind}_dtype={wanted!r} was asked for. "
+                f"Leave out {kind}_dtype, or quantize what reads or makes the tensor: the scheme "
+                "'int8' does."
+            )
 
     def _shifted(self, stored: Tensor, dtype: str) -> Tensor:
         """A tensor of the same scale and of a given type: the tensor itself, or another."""
@@ -618,6 +635,33 @@ def _fused(bounds: tuple[float | None, float | None], scale: float = np.inf) -> 
     return _FUSED.get(bounds, plain) if within else plain
 
 
+class _ExactLowering(_RealLowering):
+    """The same with float weights."""
+
+    def _integer(self, node: Node) -> None:
+        super()._integer(node)
+        self._put_weights(node)
+
+    def _float(self, node: Node) -> None:
+        super()._float(node)
+        if isinstance(node.layer, QuantizedWeights):
+            self._put_weights(node)
+
+    def _put_weights(self, node: Node) -> None:
+        waiting = self.pending.get(id(node.outputs[0]))
+        if not isinstance(waiting, LoweringNode) or node.layer.spec is None:
+            return
+        axes = node.layer.weight_axes()
+        for name, stored in waiting.weights.items():
+            value = node.layer.weight(name, host)
+            if waiting.integer:
+                # In units of the scales, which a batch norm is about to change.
+                value = value / along(np.asarray(stored.scale), axes[name], value.shape, host)
+                waiting.weights[name] = replace(stored, values=value)
+            else:
+                waiting.weights[name] = Stored(value)
+
+
 def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
     """The file's name of a tensor that a quantizer makes."""
     name = quantizer.name.removesuffix("_quantizer")
@@ -754,12 +798,12 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
 
     Args:
         content: The bytes.
-        path: Where to; a file that is there is replaced at the end.
+        path: Where to; a file that is there is replaced at the end, and a link is followed.
 
     Raises:
-        ExportError: The path is a folder, or cannot be written.
+        ExportError: The path is a folder, a pipe or a device, or cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     part = path.with_name(f".{path.name}.part")
     try:
         check_path(path)
@@ -778,10 +822,16 @@ def check_path(path: Path) -> None:
         path: The file to be.
 
     Raises:
-        ExportError: The path is a folder, or its folder is missing.
+        ExportError: The path is a folder, a pipe or a device, or its folder is missing.
     """
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
+    if path.exists() and not path.is_file():
+        raise ExportError(
+            f"Cannot write {str(path)!r}: it is a pipe or a device, which a file would replace. "
+            "Name a regular file."
+        )
     if not path.parent.is_dir():
         raise ExportError(
             f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."

@@ -13,7 +13,7 @@ from intact.errors import IntactError
 from intact.graph import Graph, Node, call_again, recompute, view
 from intact.lowering import stored_params, tensor_name
 from intact.numerics import Tensor
-from intact.ops.base import AllSame, SameAsInput, get_op
+from intact.ops.base import AllSame, Fixed, SameAsInput, find_op, get_op
 from intact.ops.constant import Constant
 from intact.quantized_layer import Dequantize
 from intact.quantizers import FakeQuantize
@@ -153,6 +153,61 @@ def range_of(graph: Graph, tensor: keras.KerasTensor) -> FakeQuantize | None:
             return None
         node = graph.producer(node.inputs[0])
     return node.layer
+
+
+def folded_norm(node: Node, graph: Graph) -> Any:
+    """The batch norm that becomes part of a layer's weights in the file, if there is one.
+
+    Args:
+        node: A call of the layer.
+        graph: The view of a quantized model.
+    """
+    following = graph.sole_consumer(node.outputs[0])
+    if following is None:
+        return None
+    if isinstance(node.layer, QuantizedWeights):
+        op = find_op(following.layer)
+        folds = op is not None and op.folds_into_weights(following.layer, node.outputs[0].shape)
+        return following.layer if folds else None
+    return following.layer.layer if following.kwargs.get("folds") else None
+
+
+def behind(graph: Graph, tensor: keras.KerasTensor) -> Node:
+    """The call whose result a tensor is, less what only quantizes it or makes it real again.
+
+    Args:
+        graph: The view of a quantized model.
+        tensor: Its tensor.
+    """
+    node = graph.producer(tensor)
+    while isinstance(node.layer, Dequantize | FakeQuantize) and node.inputs:
+        node = graph.producer(node.inputs[0])
+    return node
+
+
+def before_shares(graph: Graph, output: keras.KerasTensor) -> Any:
+    """What a softmax or sigmoid at the end makes shares of; the output where there is none.
+
+    Shares that are nearly 0 or 1 say little of how good the rest of a model is.
+
+    Args:
+        graph: The view of a quantized model.
+        output: One of its outputs.
+
+    Returns:
+        A tensor of the graph, or a triple of them.
+    """
+    node = behind(graph, output)
+    while node.inputs:
+        held = getattr(node.layer, "layer", node.layer)
+        op = find_op(held) if isinstance(held, keras.layers.Layer) else None
+        if op is not None and isinstance(op.output, Fixed):
+            return node.args[0]
+        if op is None or not isinstance(op.output, SameAsInput):
+            break
+        # A reshape and the like.
+        node = behind(graph, node.inputs[0])
+    return output
 
 
 def _made_by(graph: Graph, node: Node) -> Any:

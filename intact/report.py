@@ -2,24 +2,26 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from intact.calibration import check_batch
+from intact.accuracy import float_file
 from intact.errors import IntactError, InvalidDataError
 from intact.graph import view, with_outputs
 from intact.litert.inspection import is_float
 from intact.litert.reader import read
-from intact.litert.runtime import expose, load_litert
+from intact.litert.runtime import LiteRTModel, expose, load_litert
 from intact.lowering import write_whole
 from intact.lstm import check_stream, keepers, refuse_stream, reset_states
 from intact.numerics import dequantize, to_numpy
 from intact.page import page
 from intact.points import Noise, Point, Reference, find_points, range_of
 from intact.quantized_model import is_quantized
+from intact.sources import check_batch
 from intact.training import Quantized, flat
 
 BINS = 48
@@ -260,9 +262,11 @@ class Comparison:
                 (f"{kind} {a.name}", str(a.values), str(a.different), f"{a.max_lsb:g}", top1)
             )
         if any(a.snr is not None for _, a in entries):
-            columns = [("SNR", "its own SNR")]
-            columns += [(_db(a.snr), _db(a.local_snr)) for _, a in entries]
-            rows = [(*row, *more) for row, more in zip(rows, columns, strict=True)]
+            columns = ["SNR", *(_db(a.snr) for _, a in entries)]
+            rows = [(*row, more) for row, more in zip(rows, columns, strict=True)]
+        if any(a.local_snr is not None for _, a in entries):
+            columns = ["its own SNR", *(_db(a.local_snr) for _, a in entries)]
+            rows = [(*row, more) for row, more in zip(rows, columns, strict=True)]
         return f"Keras against LiteRT, {self.samples} samples\n" + table(rows)
 
 
@@ -314,7 +318,8 @@ def compare(
         per_layer: Look at every quantized tensor on the way too.
         kernels: Which of the runtime's kernels to use, as for `load_litert`.
         float_model: The float model that the quantized one was made from, to tell by how much
-            each layer differs from it: by all before it, and by itself.
+            each layer differs from it: by all before it, and by itself. Without, the quantized
+            model is compared with itself where nothing is rounded.
 
     Returns:
         The comparison; print it, or look at it: `comparison.to_html("page.html")`.
@@ -334,6 +339,11 @@ def compare(
     >>> comparison.different, comparison.outputs[0].snr > 30
     (0, True)
     """
+    if not isinstance(model, keras.Model):
+        raise IntactError(
+            "Expected the model first, and then the file: `compare(model, file, x)`. Received: "
+            f"{type(model).__name__} and {type(file).__name__}."
+        )
     plain = load_litert(file)
     content = read(plain.content)
     rounded = any(t.quantized or t.dtype == "float16" for g in content.graphs for t in g.tensors)
@@ -351,6 +361,7 @@ def compare(
     if float_model is not None and float_model is not model:
         refuse_stream(model, "a comparison with the float model")
     runner, parts = _runner(model, points, float_model)
+    twin = _twin(model, points) if float_model is None and rounded else None
     exposed = load_litert(expose(plain.content, [p.tensor for p in points]), kernels=kernels)
     kinds = {t.name: t.dtype for t in content.graphs[0].tensors}
     tallies = [
@@ -374,9 +385,11 @@ def compare(
         seen = runner.predict_on_batch(part if len(part) > 1 else part[0])
         seen = seen if isinstance(seen, list) else [seen]
         found = exposed.predict(part, batch_size=len(part[0]), raw=True)
-        for tally, places in zip(tallies, parts, strict=True):
+        reals = None if twin is None else twin(part)
+        for index, (tally, places) in enumerate(zip(tallies, parts, strict=True)):
             theirs = found[tally.tensor] if isinstance(found, dict) else found
             real, noise = (None if i is None else seen[i] for i in places[1:])
+            real = real if reals is None else reals[index]
             params = exposed.output_params(tally.tensor)
             tally.add(seen[places[0]], theirs, params, real, noise)
     reset_states(model)
@@ -392,6 +405,27 @@ def compare(
         bytes=content.size,
         kernels=kernels,
     )
+
+
+def _twin(
+    model: keras.Model, points: list[Point]
+) -> Callable[[list[np.ndarray]], list[np.ndarray]] | None:
+    """What gives a model's outputs and points where nothing is rounded, if that has a file."""
+    if keepers(model):
+        return None
+    try:
+        tensors = [*model.outputs, *(point.node.outputs[0] for point in points)]
+        content, names = float_file(model, tensors)
+        file = LiteRTModel(content, os.cpu_count() or 1)
+    except Exception:
+        # Whatever an op, perhaps a user's own, has against it.
+        return None
+
+    def run(batch: list[np.ndarray]) -> list[np.ndarray]:
+        values = file.predict(batch, batch_size=len(batch[0]))
+        return [values[name] if isinstance(values, dict) else values for name in names]
+
+    return run
 
 
 def _is_whole(dtype: str) -> bool:

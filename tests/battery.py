@@ -13,6 +13,10 @@ UPSTREAM = {("torch", "AveragePooling2D-1")}
 # On JAX, Keras' own `predict` begins every batch with the same state.
 UPSTREAM |= {("jax", f"SequenceLSTM-{case}") for case in range(3)}
 
+# Cases that lose something in 8 bits, by their nature: values so small that they are 0 are
+# compared with 0, and a part of a concatenation is a thousandth of the other.
+LOSSY = {"Compare-4", "Concatenate-4"}
+
 
 def all_cases():
     """`(id, op, case)` of every registered op."""

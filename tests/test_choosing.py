@@ -56,6 +56,7 @@ def test_the_delicate_layer_comes_first(model, x):
     assert "delicate" in str(found)
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 def test_all_layers_alone_against_a_scheme_of_one(model, x):
     """What the walk finds is what a model has in which that layer alone is quantized."""
     found = {e.name: e for e in intact.sensitivity(model, x, verbose=0, batch_size=50).layers}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -246,6 +247,8 @@ def test_from_file_to_file(run, models):
 
     process = run("recover", "q.keras", "-o", "better.keras", *PIXELS)
     assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("better.keras: kept: ")
+    assert "; rejected, as it does not surely help: " in process.stdout
     assert intact.export(intact.load_keras(models / "better.keras"))
 
     np.save(models / "y.npy", np.arange(40) % 4)
@@ -323,12 +326,95 @@ def test_mean_and_std_fix_the_bytes_of_the_file(call, models, dtype, first):
     assert detail["quantization"] == pytest.approx((1 / 50, 100 + first))
 
 
-def test_mean_and_std_per_channel_leave_the_range_to_the_samples(call, models):
-    scale = ("--data", "x.npy", "--mean", "0,0,0", "--std", "255,255,255")
-    result = call(*QUANTIZE, *scale, "--input-dtype", "uint8")
+def test_mean_and_std_per_channel_become_a_layer_of_the_file(call, models):
+    mean, std = [110.0, 120.0, 130.0], [30.0, 60.0, 90.0]
+    scale = ("--data", "x.npy", "--mean", "110,120,130", "--std", "30,60,90")
+    result = call(*QUANTIZE, *scale, "--input-dtype", "uint8", "--html", "page.html")
     assert result.exit_code == 0, result.output
-    detail = intact.load_litert(models / "out.tflite").interpreter.get_input_details()[0]
-    assert detail["quantization"] == pytest.approx((1 / 255, 0), abs=1e-4)
+    file = intact.load_litert(models / "out.tflite")
+    # The bytes are the pixels.
+    assert file.input_details["image"]["quantization"] == (1.0, 0)
+    x = np.load(models / "x.npy")
+    expected = intact.load_keras(models / "model.keras").predict((x - mean) / std, verbose=0)
+    found = file.predict(x)
+    assert np.mean((found - expected) ** 2) < 0.01 * np.var(expected)
+    result = call(*QUANTIZE, "--data", "x.npy", "--mean", "1,2", "--input-dtype", "uint8")
+    assert result.exit_code == 2 and "each of the 3 channels" in result.stderr
+
+
+def test_mean_and_std_are_for_floats_too(call, models):
+    np.save(models / "floats.npy", np.load(models / "x.npy").astype("float32"))
+    for name in ("x.npy", "floats.npy"):
+        result = call(*QUANTIZE[:-1], f"{name}.tflite", "--data", name, *PIXELS[2:])
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert (models / "x.npy.tflite").read_bytes() == (models / "floats.npy.tflite").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+def test_bytes_that_nobody_scales_are_said(call, models):
+    result = call(*QUANTIZE, "--data", "x.npy")
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Warning: the bytes in 'x.npy' are taken as they are, from 0 to 255.")
+    scaling = keras.Sequential([keras.Input((8, 8, 3), name="image"), keras.layers.Rescaling(0.1)])
+    scaling.add(intact.load_keras(models / "model.keras"))
+    scaling.save(models / "scaling.keras")
+    result = call("quantize", "scaling.keras", "-o", "out.tflite", "--data", "x.npy")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+
+
+def test_integers_for_a_float_file_are_refused(call, models):
+    for scheme in ("float16", "weight_only_8", "dynamic_range"):
+        for side in ("input", "output"):
+            result = call(*QUANTIZE, "--scheme", scheme, f"--{side}-dtype", "int8")
+            assert result.exit_code == 1, result.output
+            assert f"stays in float, and {side}_dtype='int8' was asked for" in result.stderr
+    result = call("export", "model.keras", "-o", "out.tflite", "--input-dtype", "uint8")
+    assert result.exit_code == 1
+    assert not list(models.glob("*.tflite"))
+
+
+def test_labels_of_another_length_are_refused(call, models):
+    np.save(models / "y.npy", np.zeros(39, "int32"))
+    for samples in ("10", "200"):
+        options = ("--labels", "y.npy", "--options", "int8", "--samples", samples)
+        result = call("advise", "model.keras", *PIXELS, *options)
+        assert result.exit_code == 1
+        assert "'y.npy' has 39 labels, and 'x.npy' 40 samples" in result.stderr
+
+
+def test_links_are_followed_and_pipes_are_left(call, models):
+    (models / "real.tflite").write_bytes(b"old")
+    (models / "out.tflite").symlink_to("real.tflite")
+    (models / "q.keras").symlink_to("later.keras")
+    result = call(*QUANTIZE, *PIXELS, "--save", "q.keras")
+    assert result.exit_code == 0, result.output
+    assert (models / "out.tflite").is_symlink() and (models / "q.keras").is_symlink()
+    assert intact.load_litert(models / "real.tflite").input_names == ["image"]
+    assert intact.load_keras(models / "later.keras")
+    os.mkfifo(models / "pipe")
+    (models / "pipe.keras").symlink_to("pipe")
+    for args in (
+        ("quantize", "model.keras", "-o", "pipe", *PIXELS),
+        ("quantize", "model.keras", "-o", "x.tflite", "--save", "pipe.keras", *PIXELS),
+        ("export", "model.keras", "-o", "/dev/null"),
+        ("export", "model.keras", "-o", "pipe", "--format", "c-array"),
+        ("run", "real.tflite", *PIXELS, "-o", "pipe"),
+    ):
+        result = call(*args)
+        assert result.exit_code == 1, result.output
+        assert "a pipe or a device" in result.stderr or "Expected a .npy" in result.stderr
+    assert (models / "pipe").is_fifo()
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_saved_model_is_no_keras_file(call, models):
+    (models / "saved").mkdir()
+    (models / "saved" / "saved_model.pb").write_bytes(b"")
+    (models / "empty").mkdir()
+    for name, words in (("saved", "is a SavedModel of TensorFlow"), ("empty", "is a folder")):
+        result = call("explain", name)
+        assert result.exit_code == 1 and words in result.stderr
 
 
 def test_what_has_no_integer_kernel(call, models):

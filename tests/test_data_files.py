@@ -26,9 +26,13 @@ def test_npy(tmp_path, pixels):
     np.testing.assert_allclose(found, pixels / [1.0, 2.0, 4.0, 8.0])
 
 
-def test_floats_are_taken_as_they_are(tmp_path, pixels):
-    np.save(tmp_path / "x.npy", pixels / 255)
-    assert np.array_equal(load_data(tmp_path / "x.npy", ONE, mean=(1.0,)), pixels / 255)
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "float64", "bool"])
+def test_mean_and_std_are_for_all_numbers(tmp_path, pixels, dtype):
+    values = pixels.astype(dtype)
+    np.save(tmp_path / "x.npy", values)
+    assert np.array_equal(load_data(tmp_path / "x.npy", ONE), values)
+    found = load_data(tmp_path / "x.npy", ONE, mean=(1.0,), std=(2.0,))
+    np.testing.assert_allclose(found, (values.astype("float32") - 1) / 2)
 
 
 def test_samples_are_taken_evenly(tmp_path):

@@ -71,7 +71,8 @@ def test_pages_of_all_kinds(rng, data, scheme, reference):
         assert a.name in text
     for node in found.nodes:
         assert node.name in text
-    assert ("signal to noise of the outputs" in text) == reference
+    # Without the float model, it is the quantized one where nothing is rounded.
+    assert ("signal to noise of the outputs" in text) == (reference or scheme != "float32")
     assert "20 samples" in text
 
 

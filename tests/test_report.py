@@ -9,6 +9,7 @@ from keras import layers
 from small import cnn, enliven, mlp, quantizers, ready, weights
 
 import intact
+from intact import report
 
 
 @pytest.fixture
@@ -115,8 +116,9 @@ def test_names_that_look_alike_are_kept_apart(rng):
 def test_printing(q, x):
     lines = str(intact.compare(q, intact.export(q), x)).split("\n")
     assert lines[0] == "Keras against LiteRT, 40 samples"
-    assert lines[1].split() == ["values", "differ", "max", "LSB", "top-1", "same"]
-    assert lines[2].split() == ["output", "head", "120", "0", "0", "100.00", "%"]
+    assert lines[1].split() == ["values", "differ", "max", "LSB", "top-1", "same", "SNR"]
+    assert lines[2].split()[:-2] == ["output", "head", "120", "0", "0", "100.00", "%"]
+    assert lines[2].endswith(" dB")
     assert [line.split()[:2] for line in lines[3:]] == [
         ["layer", name] for name in ("features", "hidden_relu", "head")
     ]
@@ -300,14 +302,46 @@ def test_json(q, model, x, tmp_path):
         found.to_json(tmp_path / "none" / "c.json")
 
 
-def test_node_data_of_model_explorer(q, model, x, tmp_path):
+@pytest.mark.parametrize("reference", [True, False])
+def test_node_data_of_model_explorer(reference, q, model, x, tmp_path, monkeypatch):
+    if not reference:
+        # As of a model whose ops have no float form.
+        monkeypatch.setattr(report, "float_file", raises)
     content = intact.export(q)
     names = {t["name"] for t in intact.inspect(content).to_dict()["graphs"][0]["tensors"]}
-    for reference in (model, None):
-        found = intact.compare(q, content, x, float_model=reference)
-        found.to_model_explorer(tmp_path / "nodes.json")
-        made = json.loads((tmp_path / "nodes.json").read_text())
-        assert set(made["results"]) == {"features", "hidden_relu", "head"} <= names
-        values = [entry["value"] for entry in made["results"].values()]
-        assert values == [a.max_lsb if reference is None else a.snr for a in found.layers]
-        assert [stop["stop"] for stop in made["gradient"]] == [0, 0.5, 1]
+    found = intact.compare(q, content, x, float_model=model if reference else None)
+    found.to_model_explorer(tmp_path / "nodes.json")
+    made = json.loads((tmp_path / "nodes.json").read_text())
+    assert set(made["results"]) == {"features", "hidden_relu", "head"} <= names
+    values = [entry["value"] for entry in made["results"].values()]
+    assert values == [a.snr if reference else a.max_lsb for a in found.layers]
+    assert [stop["stop"] for stop in made["gradient"]] == [0, 0.5, 1]
+
+
+def raises(*args):
+    raise intact.IntactError("no float form")
+
+
+def test_without_a_float_model_it_is_the_model_where_nothing_is_rounded(rng, x):
+    model = enliven(mlp(), rng)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    content = intact.export(q)
+    found = intact.compare(q, content, x)
+    expected = intact.compare(q, content, x, float_model=model)
+    for a, b in zip(found.layers, expected.layers, strict=True):
+        assert a.snr == pytest.approx(b.snr, abs=0.01)
+    assert found.outputs[0].snr == pytest.approx(expected.outputs[0].snr, abs=0.01)
+    assert found.outputs[0].float_top1 == expected.outputs[0].float_top1
+    assert found.layers[0].local_snr is None
+
+
+def test_a_range_that_is_wrong_is_seen_without_a_float_model(q, x):
+    quantizers(q)["hidden_relu"].set_range(0.0, 0.01)
+    found = intact.compare(q, intact.export(q), x)
+    assert found.different == 0
+    assert found.outputs[0].snr < 10
+
+
+def test_swapped_arguments(q, x):
+    with pytest.raises(intact.IntactError, match=r"the model first.*Received: bytes"):
+        intact.compare(intact.export(q), q, x)

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from intact.api import export, quantize_model
-from intact.calibration import calibrate, collect
+from intact.calibration import find_ranges
 from intact.choosing.measures import Metric, agreement, latencies, top1
-from intact.errors import IntactError
+from intact.errors import IntactError, InvalidDataError
 from intact.litert.placement import dense_scales_note
 from intact.litert.runtime import load_litert
-from intact.quantizers import FakeQuantize
 from intact.recovery.recover import recover
 from intact.report import table
 from intact.schemes import SCHEMES
+from intact.sources import collect
 
 OPTIONS = (
     "float32",
@@ -126,7 +127,8 @@ def advise(
 
     Raises:
         IntactError: An option that there is not.
-        InvalidDataError: The data is empty, not finite, or wrongly shaped.
+        InvalidDataError: The data is empty, not finite, or wrongly shaped, or there is not one
+            label for each sample.
 
     Example:
 
@@ -145,6 +147,12 @@ def advise(
             )
     seen = _plain(collect(data, steps, batch_size, model.inputs))
     scored = seen if test is None else _plain(collect(test, None, batch_size, model.inputs))
+    count = len(scored[0] if isinstance(scored, list) else scored)
+    if labels is not None and np.shape(labels)[:1] != (count,):
+        raise InvalidDataError(
+            f"Expected a label for each of the {count} samples that are scored. "
+            f"Received: labels of shape {np.shape(labels)}."
+        )
     bar = keras.utils.Progbar(len(names) + 1, verbose=verbose)
     files: list[bytes] = []
     for name in names:
@@ -205,8 +213,8 @@ def _file(model: keras.Model, preset: str, recovering: bool, data: Any, batch_si
     q = quantize_model(model, preset)
     if recovering:
         recover(q, data, batch_size=batch_size, verbose=0)
-    elif any(isinstance(layer, FakeQuantize) for layer in q.layers):
-        calibrate(q, data, batch_size=batch_size, verbose=0)
+    else:
+        find_ranges(q, data, batch_size=batch_size, bias_correction=True)
     return export(q)
 
 

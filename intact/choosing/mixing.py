@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from intact.api import export, quantize_model
-from intact.calibration import calibrate, collect
+from intact.calibration import find_ranges
 from intact.canonicalize import canonicalize
 from intact.choosing.measures import Metric, agreement, latencies, top1
 from intact.choosing.sensitivity import sensitivity
@@ -20,6 +20,7 @@ from intact.quantizers import FakeQuantize
 from intact.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
 from intact.simplify import simplify
+from intact.sources import collect
 
 Specs = tuple[TensorSpec | None, TensorSpec | None]
 """How weights and activations are quantized."""
@@ -169,7 +170,7 @@ class _Ladder:
         if rung not in self.files:
             q = quantize_model(self.model, self._scheme(rung))
             if any(isinstance(layer, FakeQuantize) for layer in q.layers):
-                calibrate(q, self.data, batch_size=self.batch_size, verbose=self.verbose)
+                find_ranges(q, self.data, batch_size=self.batch_size, verbose=self.verbose)
             self.files[rung] = export(q)
         return self.files[rung]
 

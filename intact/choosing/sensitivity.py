@@ -9,16 +9,18 @@ import keras
 import numpy as np
 
 from intact.api import quantize_model
-from intact.calibration import calibrate, collect
+from intact.calibration import find_ranges
 from intact.graph import Graph, Node, view
 from intact.kernels import round_clip
 from intact.lstm import refuse_stream
 from intact.numerics import QTensor, to_numpy, unquantized
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
+from intact.points import before_shares
 from intact.quantizers import FakeQuantize
-from intact.recovery.walk import Walk, as_filed, before_shares, cut, in_float, relative_error
+from intact.recovery.walk import Walk, as_filed, cut, in_float, relative_error
 from intact.report import table
 from intact.scheme import Scheme
+from intact.sources import collect
 from intact.training import Quantized, QuantizedWeights
 
 
@@ -117,13 +119,8 @@ def sensitivity(
     q = quantize_model(model, scheme, allow_float)
     refuse_stream(q, "`sensitivity`")
     arrays = collect(data, steps, batch_size, q.inputs)
-    calibrate(
-        q,
-        arrays if len(arrays) > 1 else arrays[0],
-        batch_size=batch_size,
-        bias_correction=False,
-        verbose=0,
-    )
+    data = arrays if len(arrays) > 1 else arrays[0]
+    find_ranges(q, data, batch_size=batch_size, bias_correction=False)
     graph = view(q)
     alone = [node for node in graph.nodes if rounds(node)]
     wanted = [before_shares(graph, output) for output in graph.outputs]

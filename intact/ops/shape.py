@@ -201,13 +201,17 @@ class Concatenate(Op):
             exact=False,
         ),
         Case(lambda: lambda a: layers.Concatenate()([a, layers.ReLU(1e-3)(a)]), (5, 20)),
+        Case(lambda: lambda a: ops.concatenate([layers.Concatenate()([a * 2.0])]), (5,)),
     )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        tensors = args[0]
+        if len(tensors) == 1:
+            return tensors[0]
         if isinstance(layer, layers.Concatenate):
-            return tracer.emit(layer, args[0])
-        return tracer.emit(layers.Concatenate(axis=layer.axis, name=layer.name), args[0])
+            return tracer.emit(layer, tensors)
+        return tracer.emit(layers.Concatenate(axis=layer.axis, name=layer.name), tensors)
 
     @classmethod
     def before_move(cls, layer: Any, move: Any) -> Any:
@@ -244,6 +248,7 @@ class Stack(Op):
     cases = (
         Case(lambda: lambda a, b: ops.stack([a, b], axis=1), [(3, 4), (3, 4)]),
         Case(lambda: lambda a, b, c: ops.stack([a, b, c], axis=-1), [(5,), (5,), (5,)]),
+        Case(lambda: lambda a: ops.stack([a], axis=1), (3, 4)),
     )
 
     @classmethod
@@ -255,6 +260,8 @@ class Stack(Op):
         sizes = list(tensors[0].shape[1:])
         sizes.insert(axis - 1, 1)
         parts = [reshaped(tracer, layer, x, sizes) for x in tensors]
+        if len(parts) == 1:
+            return parts[0]
         return tracer.emit(layers.Concatenate(axis=axis, name=layer.name), parts)
 
 

@@ -24,9 +24,10 @@ from intact.numerics import to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import get_op
 from intact.ops.conv import DepthwiseConv2D
+from intact.points import folded_norm
 from intact.quantizers import FakeQuantize
 from intact.recovery.layerwise import adjustable
-from intact.recovery.walk import Walk, folded_norm, in_float
+from intact.recovery.walk import Walk, in_float
 
 HOMOGENEOUS = (
     layers.AveragePooling2D,

@@ -9,6 +9,7 @@ import numpy as np
 from intact.graph import Node, view
 from intact.numerics import to_numpy
 from intact.ops.base import Weighted, get_op
+from intact.points import folded_norm
 from intact.recovery.rounding import (
     Grid,
     Moments,
@@ -17,7 +18,7 @@ from intact.recovery.rounding import (
     integer_grid,
     shrunk,
 )
-from intact.recovery.walk import Walk, as_filed, folded_norm, in_float
+from intact.recovery.walk import Walk, as_filed, in_float
 from intact.training import Quantized
 
 WINDOWS = 8192

@@ -11,8 +11,8 @@ from keras import ops
 from intact.graph import Graph, Node, view
 from intact.kernels import no_gradients
 from intact.numerics import along, half_precision, host, to_numpy
-from intact.ops.base import Fixed, find_op, get_op
-from intact.quantized_layer import Dequantize
+from intact.ops.base import get_op
+from intact.points import folded_norm
 from intact.quantizers import FakeQuantize
 from intact.training import Quantized, QuantizedWeights
 
@@ -55,18 +55,6 @@ def as_filed(graph: Graph, node: Node, args: tuple[Any, ...]) -> Any:
             weights = {"kernel": half_precision(kernel * factor, host) / factor}
             return get_op(layer.layer).real(layer.layer, [args[0]], weights)
     return layer(*args, **node.kwargs)
-
-
-def folded_norm(node: Node, graph: Graph) -> Any:
-    """The batch norm that becomes part of a layer's weights in the file, if there is one."""
-    following = graph.sole_consumer(node.outputs[0])
-    if following is None:
-        return None
-    if isinstance(node.layer, QuantizedWeights):
-        op = find_op(following.layer)
-        folds = op is not None and op.folds_into_weights(following.layer, node.outputs[0].shape)
-        return following.layer if folds else None
-    return following.layer.layer if following.kwargs.get("folds") else None
 
 
 class Walk:
@@ -148,26 +136,6 @@ def run(model: keras.Model, batches: list[list[Any]], call: Call, wanted: list[A
     return found
 
 
-def before_shares(graph: Graph, output: keras.KerasTensor) -> Any:
-    """What a softmax or sigmoid at the end makes shares of; the output where there is none.
-
-    Shares that are nearly 0 or 1 say little of how good the rest of a model is.
-
-    Args:
-        graph: The view of a quantized model.
-        output: One of its outputs.
-
-    Returns:
-        A tensor of the graph, or a triple of them.
-    """
-    node = graph.producer(output)
-    while isinstance(node.layer, Dequantize | FakeQuantize) and node.inputs:
-        node = graph.producer(node.inputs[0])
-    held = getattr(node.layer, "layer", node.layer)
-    known = isinstance(held, keras.layers.Layer) and find_op(held)
-    return node.args[0] if known and isinstance(known.output, Fixed) else output
-
-
 def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
     """The mean squared error, in units of the variance over samples.
 
@@ -180,5 +148,15 @@ def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
     >>> relative_error(np.array([[0.0], [2.0]]), np.array([[0.0], [1.0]]))
     0.5
     """
+    return float(relative_errors(expected, found).mean())
+
+
+def relative_errors(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The same of each sample.
+
+    Args:
+        expected: Values, samples first.
+        found: What stands for them.
+    """
     variance = np.mean((expected - expected.mean(axis=0)) ** 2) or np.mean(expected**2) or 1.0
-    return float(np.mean((expected - found) ** 2) / variance)
+    return np.mean((expected - found) ** 2, axis=tuple(range(1, expected.ndim))) / variance

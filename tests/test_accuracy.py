@@ -1,0 +1,165 @@
+"""The look at a calibrated model: what it warns of, and that it is silent else."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from small import cnn, enliven, host, mlp, quantizers, weights
+
+import intact
+from intact import AccuracyWarning
+from intact.accuracy import Pair, losses, warn_of_losses
+
+# What Keras does with arrays of torch.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def dense(x, units=3):
+    """A model of normalized data, and of data that lies elsewhere."""
+    model = keras.Sequential(
+        [
+            keras.Input(x.shape[1:], name="sensor"),
+            layers.Normalization(mean=x.mean(0), variance=x.var(0)),
+            layers.Dense(8, "relu"),
+            layers.Dense(units, name="head"),
+        ]
+    )
+    return model, x
+
+
+def far_from_zero(rng):
+    return dense(rng.uniform(1000, 1001, (64, 3)).astype("float32"))
+
+
+def boxes_beside_scores(rng):
+    """A detection head that puts boxes in pixels and scores into one tensor."""
+    inputs = keras.Input((6,), name="x")
+    hidden = layers.Dense(16, "relu")(inputs)
+    boxes = ops.sigmoid(layers.Dense(4)(hidden)) * 640.0
+    scores = layers.Dense(3, "sigmoid", name="scores")(hidden)
+    model = keras.Model(inputs, layers.Concatenate(name="head")([boxes, scores]))
+    return enliven(model, rng), rng.normal(size=(64, 6)).astype("float32")
+
+
+def unlike_channels(rng):
+    """The same as channels of one layer."""
+    model = enliven(mlp(), rng)
+    kernel = host(model.get_layer("head").kernel)
+    model.get_layer("head").kernel.assign(kernel * [500.0, 1.0, 0.5])
+    model.get_layer("head").bias.assign([0.0, 0.0, 0.0])
+    return model, rng.normal(size=(64, 6)).astype("float32")
+
+
+def one_large_row(rng):
+    """An embedding whose one row is 200 times as large as the others."""
+    inputs = keras.Input((5,), dtype="int32", name="ids")
+    table = layers.Embedding(50, 4, name="words")
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(table(inputs))))
+    rows = rng.normal(0, 0.02, (50, 4)).astype("float32")
+    rows[7] *= 200
+    table.embeddings.assign(rows)
+    ids = rng.integers(8, 50, (64, 5)).astype("int32")
+    ids[0, 0] = 7
+    return model, ids
+
+
+def log_power(rng):
+    inputs = keras.Input((32,), name="wave")
+    power = ops.square(layers.Dense(12, use_bias=False, name="bands")(inputs))
+    model = enliven(keras.Model(inputs, ops.log(power + 1e-4)), rng)
+    return model, (rng.normal(size=(64, 32)) * rng.uniform(0.01, 1, (64, 1))).astype("float32")
+
+
+LOST = {
+    far_from_zero: ("'head'", "'sensor'", "normalize the data"),
+    boxes_beside_scores: ("part 'scores_sigmoid' of output 'head'", "as outputs of their own"),
+    unlike_channels: ("2 of the 3 channels of output 'head'", "channels of unlike sizes"),
+    one_large_row: ("for most samples", "'words_table'", "rows of a table alike"),
+    log_power: ("loses output", "int16x8"),
+}
+
+
+@pytest.mark.parametrize("build", LOST, ids=lambda build: build.__name__)
+def test_what_is_lost_is_said(build, rng):
+    model, x = build(rng)
+    q = intact.quantize_model(model)
+    with pytest.warns(AccuracyWarning) as caught:
+        intact.calibrate(q, x, verbose=0)
+    (warning,) = (w for w in caught if w.category is AccuracyWarning)
+    assert warning.filename == __file__
+    assert all(words in str(warning.message) for words in LOST[build]), str(warning.message)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int16x8", "uint8"])
+def test_ordinary_models_are_silent(scheme, rng):
+    cases = [
+        (enliven(cnn(), rng), rng.normal(size=(64, 8, 8, 3))),
+        (enliven(mlp(), rng), rng.normal(size=(64, 6))),
+    ]
+    if scheme != "uint8":  # which has no kernel for a Normalization
+        data = rng.uniform(-2, 3, (64, 3)), rng.normal(290, 10, (64, 3))
+        cases += [dense(x.astype("float32")) for x in data]
+    for model, x in cases:
+        intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0)
+
+
+def test_shares_are_judged_by_what_they_are_made_of(rng):
+    # A thousand classes: none of their shares is half a step of the output.
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(1000), layers.Softmax(), layers.Reshape((10, 100))]
+    )
+    x = rng.normal(size=(64, 6)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    assert np.abs(q.predict(x, verbose=0)).max() < 0.02
+
+
+def test_a_wrong_range_is_seen_and_nothing_is_changed(rng):
+    model, x = enliven(mlp(), rng), rng.normal(size=(64, 6)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    warn_of_losses(q, [x[:16]])
+    quantizers(q)["hidden_relu"].set_range(0.0, 0.02)
+    before = weights(q)
+    with pytest.warns(AccuracyWarning, match="Most is lost at 'hidden'"):
+        warn_of_losses(q, [x[:16]])
+    for old, new in zip(before, weights(q), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_whole_numbers_are_counted():
+    real = np.arange(10)
+    assert losses("classes", Pair(real, np.maximum(real, 2))) == []
+    (lost,) = losses("classes", Pair(real, np.maximum(real, 5)))
+    assert str(lost) == "output 'classes' (50.0 % the same)"
+
+
+def test_a_constant_output_is_judged_by_its_size():
+    real = np.full((8, 3), 0.25, "float32")
+    assert losses("y", Pair(real, real + 0.002)) == []
+    assert losses("y", Pair(real, real * 0))
+    assert losses("y", Pair(real * 0, real * 0)) == []
+    assert (
+        losses("y", Pair.of(np.array([[-np.inf], [1.0], [2.0]]), np.array([[-9.0], [1], [2]])))
+        == []
+    )
+
+
+def test_few_samples_are_of_all_batches(rng):
+    x = np.repeat(np.arange(8.0), 16)[:, None].astype("float32")
+    source = intact.calibration.Source(x, None, 16, [keras.KerasTensor((None, 1))])
+    assert len(list(source)) == 8
+    assert sorted(source.few[0].ravel().tolist()) == [float(i) for i in range(8) for _ in range(2)]
+    list(source)
+    assert len(source.few[0]) == 16
+
+
+def test_what_has_no_file_is_left_to_export(rng, monkeypatch):
+    def refuse(*args):
+        raise TypeError("None")
+
+    monkeypatch.setattr("intact.accuracy.lower", refuse)
+    model, x = far_from_zero(rng)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AccuracyWarning)
+        intact.calibrate(intact.quantize_model(model), x, verbose=0)
