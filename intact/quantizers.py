@@ -47,7 +47,7 @@ from intact.quantized_layer import Gives, QuantizedLayer, activity_loss
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
 from intact.uses import SAMPLE, look, reach
-from intact.widths import Grid, Quantizer, Seen, Setting
+from intact.widths import Grid, Quantizer, RangeQuantizer, Seen, Setting
 
 
 class Arithmetic:
@@ -592,8 +592,10 @@ class FakeQuantize(QuantizedLayer):
             return self._trained(real * inverse(grid.scale), low, high, moves)
         if training and not rule.in_training:
             # Rounded once; few values differ from those of the kernels, by 1. What is rounded to
-            # an end of the range is not clipped: constants, which are one, have gradients.
-            beyond = first._replace(low=first.low - 0.5, high=first.high + 0.5)
+            # an end of the range is not clipped: constants, which are one, have gradients. Other
+            # formulas say themselves where theirs ends.
+            margin = 0.5 if self.rule.name == RangeQuantizer.name else 0.0
+            beyond = first._replace(low=first.low - margin, high=first.high + margin)
             passes = self.bounds(beyond, lower, upper)
             values = round_clip(real, low, high, inverse(first.scale), passes)
         elif self.spec.bits > 8:
