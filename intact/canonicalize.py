@@ -114,13 +114,23 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], "Tracer"]) -> kera
 
 def _lost_regularizers(model: keras.Model, flat: keras.Model) -> set[str]:
     """The names of layers whose weights are regularized, and have no counterpart that is."""
-    kept = {id(variable.regularizer) for variable in flat.variables}
-    return {
-        layer.name
-        for layer in all_layers(model)
-        for variable in layer._trainable_variables
-        if variable.regularizer is not None and id(variable.regularizer) not in kept
-    }
+    kept = Counter(_key_of(variable.regularizer) for variable in flat.variables)
+    lost = set()
+    for layer in all_layers(model):
+        for variable in layer._trainable_variables:
+            key = _key_of(variable.regularizer)
+            if variable.regularizer is not None and not kept[key]:
+                lost.add(layer.name)
+            kept[key] -= 1
+    return lost
+
+
+def _key_of(regularizer: Any) -> Any:
+    """What a regularizer is told by: its settings, or itself where it has none."""
+    try:
+        return type(regularizer), repr(sorted(regularizer.get_config().items()))
+    except (AttributeError, NotImplementedError):
+        return id(regularizer)
 
 
 def _refuse_foreign(model: keras.Model) -> None:

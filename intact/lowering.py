@@ -803,7 +803,7 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
     Raises:
         ExportError: The path is a folder, a pipe or a device, or cannot be written.
     """
-    path = Path(os.path.realpath(path))
+    path = _behind_links(path)
     part = path.with_name(f".{path.name}.part")
     try:
         check_path(path)
@@ -815,6 +815,13 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
         raise ExportError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
 
 
+def _behind_links(path: str | os.PathLike) -> Path:
+    """Where a link leads; another path as it was written, for errors name it so."""
+    # `Path.is_symlink` raises an error for a name that is too long.
+    is_link = os.path.islink(path)  # noqa: PTH114
+    return Path(os.path.realpath(path) if is_link else path)
+
+
 def check_path(path: Path) -> None:
     """Make sure that a path can be that of a file, before long work for it.
 
@@ -824,7 +831,7 @@ def check_path(path: Path) -> None:
     Raises:
         ExportError: The path is a folder, a pipe or a device, or its folder is missing.
     """
-    path = Path(os.path.realpath(path))
+    path = _behind_links(path)
     if path.is_dir():
         raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
     if path.exists() and not path.is_file():

@@ -47,7 +47,7 @@ from intact.numerics import (
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op, known_config, share_code
 from intact.plan import Plan, Site, Step
 from intact.quantized_layer import Dequantize, Gives, QuantizedLayer, activity_loss
-from intact.quantized_model import QuantizedModel, class_like
+from intact.quantized_model import QuantizedModel, class_like, is_quantized
 from intact.quantizers import Arithmetic, FakeQuantize
 from intact.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.scheme import TensorSpec
@@ -611,7 +611,8 @@ def flat(model: keras.Model) -> keras.Model:
         The model itself if it is a quantized one; else a flat one, in which layers that are
         quantized are the same, and others copies.
     """
-    return model if isinstance(model, QuantizedModel) else canonicalize(model)
+    itself = isinstance(model, QuantizedModel) and is_quantized(model)
+    return model if itself else canonicalize(model)
 
 
 def build(

@@ -315,8 +315,8 @@ def rezip(path, **members):
 
 
 def test_missing_and_wrong_files(tmp_path):
-    for name in ("none.keras", "."):
-        with pytest.raises(intact.InvalidModelError, match="no file"):
+    for name, words in (("none.keras", "no file"), (".", "is a folder")):
+        with pytest.raises(intact.InvalidModelError, match=words):
             intact.load_keras(tmp_path / name)
     (tmp_path / "text.keras").write_text("hello")
     with pytest.raises(intact.InvalidModelError, match="neither"):

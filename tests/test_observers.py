@@ -279,6 +279,7 @@ def test_tensors_that_share_a_range_are_looked_at_as_one(rng):
 # In a model ---------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 @pytest.mark.parametrize("observer", ["percentile", "entropy", "mse"])
 def test_calibration_with_a_histogram(observer, rng):
     model = enliven(mlp(), rng)
@@ -301,6 +302,7 @@ def test_a_fused_clamp_bounds_what_is_seen(rng):
     assert 0 < float(host(found.maximum)[0]) <= 6
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 def test_a_spec_chooses_its_own_observer(rng):
     spec = TensorSpec(observer=Percentile(90.0))
     scheme = intact.Scheme("own", (intact.Rule("hidden*", activations=spec), intact.Rule()))
@@ -326,6 +328,7 @@ class Narrow(intact.observers.Observer):
         return self.share * low, self.share * high
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 def test_a_users_observer_is_saved(tmp_path, rng):
     rule = intact.Rule(
         weights=intact.TensorSpec(symmetric=True, per_axis=True),

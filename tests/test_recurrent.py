@@ -50,6 +50,7 @@ def a_long_memory():
     return model
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
 def test_the_range_of_a_cell_ends_where_tanh_does(scheme, rng):
     model = a_long_memory()

@@ -477,6 +477,7 @@ class Fixed(DenseConfig):
         return [(layer.kernel, api.quantizers.FixedQuantizer(8, -0.5, 0.25))]
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_fixed_quantizer_has_its_width(bits, rng):
     model = enliven(mlp(), rng)

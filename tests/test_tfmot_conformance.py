@@ -127,6 +127,7 @@ def test_scales_of_weights_follow_the_optimizer_at_once(rng):
     np.testing.assert_allclose(host(scale), np.abs(host(held.layer.kernel)).max(0) / 127, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 def test_4_bit_activations_convert(rng):
     model = keras.Sequential(
         [

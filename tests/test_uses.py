@@ -95,6 +95,7 @@ def test_blank_rows_cost_the_others_nothing(formula):
     np.testing.assert_allclose(q.predict(ALL, verbose=0), file.predict(ALL), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 @pytest.mark.parametrize("name", DATA)
 def test_each_kind_of_blank_rows(name):
     model = model_of(FORMULAS["LayerNormalization"])

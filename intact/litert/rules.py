@@ -146,6 +146,7 @@ RULES: dict[str, OpRule] = {
     "ELU": OpRule(_versions(1)),
     "EXP": OpRule(_versions(2, 2), inexact={"int16": _ROUNDED.format(87)}),
     "FLOOR": OpRule({}, broken=_NO_KERNEL),
+    "FLOOR_MOD": OpRule({}, data=(0, 1)),
     "FLOOR_DIV": OpRule(
         {}, data=(0, 1), broken={"int8": "the int8 kernel ignores scales and zero points"}
     ),
@@ -290,6 +291,7 @@ UNSCALED = (
     "CUMSUM",
     "EQUAL",
     "FLOOR_DIV",
+    "FLOOR_MOD",
     "GREATER",
     "GREATER_EQUAL",
     "LESS",
