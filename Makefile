@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # What backends that compile leave out: most of a run would be compiling. PyTorch runs all, and
 # alone what does not depend on the backend.
 COMPILED ?= --cases 1 --ignore tests/litert --ignore tests/fuzz $(addprefix --ignore tests/test_, \
-	$(addsuffix .py, bisection check choosing cli data_files legacy masks page recovery report schemes \
+	$(addsuffix .py, accuracy bisection check choosing cli data_files legacy masks page recovery report schemes \
 	supported tfmot_conformance tfmot_guides timing))
 # The oldest Keras that is supported.
 OLDEST := keras==3.13.0
