@@ -157,7 +157,7 @@ def test_weights_are_the_same_bits_on_the_host(axis, rng):
 def sums(xp, input_scale, weight_scale):
     convert = ops.convert_to_tensor if xp is ops else (lambda v: v)
     return accumulator(
-        convert(np.zeros(1, "float32")), *map(convert, (input_scale, weight_scale)), xp
+        convert(np.zeros_like(weight_scale)), *map(convert, (input_scale, weight_scale)), xp
     )
 
 

@@ -72,7 +72,7 @@ class Convert(layers.Layer):
 
     Example:
 
-    >>> str(Convert(dtype="float32")(np.array([1, 2])).dtype).removeprefix("torch.")
+    >>> keras.backend.standardize_dtype(Convert(dtype="float32")(np.array([1, 2])).dtype)
     'float32'
     """
 
