@@ -235,6 +235,27 @@ def recompute(graph: Graph, values: dict[int, keras.KerasTensor]) -> dict[int, k
     return values
 
 
+def with_replaced(
+    model: keras.Model, graph: Graph, values: dict[int, keras.KerasTensor]
+) -> keras.Model:
+    """A model with other tensors in the place of some of its own.
+
+    Args:
+        model: A graph model.
+        graph: Its view.
+        values: By the id of a tensor of the graph, what stands for it.
+
+    Returns:
+        A functional model with the same inputs, layers and names of outputs.
+    """
+    inputs, outputs = structure(model)
+    values = recompute(graph, {id(tensor): tensor for tensor in graph.inputs} | values)
+    outputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
+    replaced = keras.Model(inputs, outputs, name=model.name)
+    replaced.output_names = output_names(model)
+    return replaced
+
+
 def call_again(node: Node, values: dict[int, keras.KerasTensor]) -> Any:
     """Call a node's layer again, on other tensors.
 

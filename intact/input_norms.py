@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from intact.graph import Graph, Node, output_names, recompute, structure, view
+from intact.graph import Graph, Node, view, with_replaced
 from intact.numerics import host, to_numpy
 from intact.ops.base import get_op, known_config, share_code
 
@@ -41,20 +41,13 @@ def fold_input_norms(model: keras.Model) -> keras.Model:
     ['dense']
     """
     graph = view(model)
-    values = {id(tensor): tensor for tensor in graph.inputs}
+    values: dict[int, keras.KerasTensor] = {}
     for norm in graph.nodes:
         reader = _reader(graph, norm)
         if reader is not None:
             layer = _with_norm_before(reader, norm.layer)
             values[id(reader.outputs[0])] = layer(_without(graph, norm, reader))
-    if len(values) == len(graph.inputs):
-        return model
-    inputs, outputs = structure(model)
-    values = recompute(graph, values)
-    outputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
-    folded = keras.Model(inputs, outputs, name=model.name)
-    folded.output_names = output_names(model)
-    return folded
+    return with_replaced(model, graph, values) if values else model
 
 
 def _without(graph: Graph, norm: Node, reader: Node) -> keras.KerasTensor:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from intact.graph import Graph, Node, output_names, recompute, structure, view
+from intact.graph import Graph, Node, view, with_replaced
 from intact.numerics import to_numpy
 from intact.ops.activation import Clamp
 from intact.ops.attention import MASKED
@@ -50,15 +50,7 @@ def bound_masks(model: keras.Model) -> keras.Model:
         if bounds.is_scores(node):
             for tensor in node.inputs:
                 bounds.bound(tensor, node)
-    if not bounds.values:
-        return model
-    inputs, outputs = structure(model)
-    values = {id(tensor): tensor for tensor in graph.inputs} | bounds.values
-    values = recompute(graph, values)
-    outputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
-    bounded = keras.Model(inputs, outputs, name=model.name)
-    bounded.output_names = output_names(model)
-    return bounded
+    return with_replaced(model, graph, bounds.values) if bounds.values else model
 
 
 class _Bounds:
