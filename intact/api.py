@@ -19,7 +19,8 @@ from intact.filters import Chosen, Filters
 from intact.graph import is_graph, mask_of
 from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
-from intact.lowering import lower, write_whole
+from intact.lowering import lower
+from intact.paths import write_whole
 from intact.plan import InputStats, Plan, States, make_plan
 from intact.quantized_model import is_quantized, refuse_quantized
 from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges

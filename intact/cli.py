@@ -36,8 +36,8 @@ from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.targets import TARGETS
 from intact.litert.timing import benchmark as benchmark_file
 from intact.litert.verification import verify as verify_file
-from intact.lowering import check_path, write_whole
 from intact.observers import OBSERVERS
+from intact.paths import check_output_path, write_whole
 from intact.plan import InputStats
 from intact.quantizers import FakeQuantize
 from intact.recovery.recover import describe, try_steps
@@ -328,7 +328,7 @@ def quantize(
     """
     for path in (output, html):
         if path is not None:
-            check_path(path)
+            check_output_path(path)
     if save is not None:
         _check_keras_path(save)
     loaded = load_keras(model)
@@ -393,7 +393,7 @@ def _with_scaling(model: keras.Model, mean: Any, std: Any) -> keras.Model:
 
 
 def _check_keras_path(path: Path) -> None:
-    check_path(path)
+    check_output_path(path)
     if path.suffix != ".keras":
         raise IntactError(f"Expected a .keras file to save to. Received: {str(path)!r}.")
 
@@ -528,7 +528,7 @@ def export(
     a file of integer kernels; a float model a float32 file. To quantize a float model, use
     `intact quantize`.
     """
-    check_path(output)
+    check_output_path(output)
     loaded = load_keras(model)
     content = export_model(loaded, None, input_dtype, output_dtype, integer_only, target)
     if kind == "c-array":
@@ -596,7 +596,7 @@ def compare(
     """
     for path in (html, model_explorer):
         if path is not None:
-            check_path(path)
+            check_output_path(path)
     loaded = load_keras(model)
     reference = None if float_model is None else load_keras(float_model)
     x = _samples(loaded, data, array, mean, std, samples)
@@ -676,7 +676,7 @@ def run(
     """
     model = load_litert(file, threads, kernels)
     if output is not None:
-        check_path(output)
+        check_output_path(output)
         kinds = (".npz",) if len(model.output_names) > 1 else (".npy", ".npz")
         if output.suffix not in kinds:
             raise IntactError(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from intact.errors import InvalidDataError
+from intact.paths import check_data_path
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 """The endings of files that are taken for images."""
@@ -46,15 +47,11 @@ def load_data(
     >>> load_data(Path("x.npy"), {"x": (None, 4)}, mean=(4.0,), std=(2.0,), samples=1)
     array([[-2. , -1.5, -1. , -0.5]], dtype=float32)
     """
+    check_data_path(path)
     if path.is_dir():
         found: Any = _read_images(path, inputs, samples)
-    elif path.is_file():
-        found = _read_arrays(path, inputs, array)
     else:
-        raise InvalidDataError(
-            f"There is no file or folder {str(path)!r}. Pass a .npy or .npz file, or a folder of "
-            "images."
-        )
+        found = _read_arrays(path, inputs, array)
     named = found if isinstance(found, dict) else {path.name: found}
     made = {name: _prepare(name, value, mean, std, samples) for name, value in named.items()}
     return made if isinstance(found, dict) else made[path.name]
@@ -71,6 +68,7 @@ def count_samples(path: Path, inputs: dict[str, Shape], array: str | None = None
     Raises:
         InvalidDataError: There is no such data, or it is damaged.
     """
+    check_data_path(path)
     if path.is_dir():
         return len(_images(path))
     found = _read_arrays(path, inputs, array)

@@ -31,6 +31,7 @@ from intact import h5check
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
 from intact.graph import made_by
 from intact.h5check import EXPANSION, SLACK
+from intact.paths import check_model_path
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -67,20 +68,7 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
     (None, 2)
     """
     path = Path(path)
-    if (path / "saved_model.pb").is_file():
-        raise InvalidModelError(
-            f"{str(path)!r} is a SavedModel of TensorFlow, which Keras 3 does not open as a model. "
-            "Save the Keras model itself where it was made: `model.save('model.keras')`, or "
-            "`model.save('model.h5')` in Keras 2."
-        )
-    if path.is_dir():
-        raise InvalidModelError(
-            f"{str(path)!r} is a folder. Pass a `.keras` or `.h5` file of a whole model."
-        )
-    if not path.is_file():
-        raise InvalidModelError(
-            f"There is no file {str(path)!r}. Pass a `.keras` or `.h5` file of a whole model."
-        )
+    check_model_path(path)
     try:
         with contextlib.ExitStack() as stack:
             file = _open(path, stack)

@@ -5,10 +5,7 @@ norm, activation, output range), and is then written; what was decided by the pl
 only followed here.
 """
 
-import contextlib
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -791,55 +788,3 @@ def _follow(before: LoweringNode, layer: Any) -> bool:
         before.activation = _FUSED[bounds]
         return True
     return False
-
-
-def write_whole(content: bytes, path: str | os.PathLike) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        content: The bytes.
-        path: Where to; a file that is there is replaced at the end, and a link is followed.
-
-    Raises:
-        ExportError: The path is a folder, a pipe or a device, or cannot be written.
-    """
-    path = _behind_links(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        check_path(path)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise ExportError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
-
-
-def _behind_links(path: str | os.PathLike) -> Path:
-    """Where a link leads; another path as it was written, for errors name it so."""
-    # `Path.is_symlink` raises an error for a name that is too long.
-    is_link = os.path.islink(path)  # noqa: PTH114
-    return Path(os.path.realpath(path) if is_link else path)
-
-
-def check_path(path: Path) -> None:
-    """Make sure that a path can be that of a file, before long work for it.
-
-    Args:
-        path: The file to be.
-
-    Raises:
-        ExportError: The path is a folder, a pipe or a device, or its folder is missing.
-    """
-    path = _behind_links(path)
-    if path.is_dir():
-        raise ExportError(f"Cannot write {str(path)!r}: it is a folder. Name a file in it.")
-    if path.exists() and not path.is_file():
-        raise ExportError(
-            f"Cannot write {str(path)!r}: it is a pipe or a device, which a file would replace. "
-            "Name a regular file."
-        )
-    if not path.parent.is_dir():
-        raise ExportError(
-            f"Cannot write {str(path)!r}: the folder {str(path.parent)!r} is missing."
-        )

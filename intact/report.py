@@ -15,10 +15,10 @@ from intact.graph import view, with_outputs
 from intact.litert.inspection import is_float
 from intact.litert.reader import read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
-from intact.lowering import write_whole
 from intact.lstm import check_stream, keepers, refuse_stream, reset_states
 from intact.numerics import dequantize, to_numpy
 from intact.page import page
+from intact.paths import write_whole
 from intact.points import Noise, Point, Reference, find_points, range_of
 from intact.quantized_model import is_quantized
 from intact.sources import check_batch

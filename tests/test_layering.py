@@ -17,6 +17,7 @@ RANKS = {
     "backend": 0,
     "kernels": 0,
     "h5check": 0,
+    "paths": 0.5,
     "numerics": 1,
     "fixed_point": 2,
     "gates": 0,
