@@ -8,7 +8,7 @@ from keras import layers
 
 import intact
 from intact import Quantizer, Rule, Scheme, TensorSpec
-from intact.numerics import inverse_of, power_of_two_above, through
+from intact.numerics.affine import inverse_of, power_of_two_above, through
 
 
 @dataclass(frozen=True)

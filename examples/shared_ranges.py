@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 import intact
-from intact.quantizers import FakeQuantize
+from intact.layers.fake_quantize import FakeQuantize
 
 
 def share_ranges(q, names):

@@ -6,14 +6,12 @@ from intact import (
     schemes,
     tfmot,
 )
+from intact.analysis.bisection import Bisection, bisect
+from intact.analysis.explanation import Explained, Explanation, explain
+from intact.analysis.report import Agreement, Comparison, Distribution, FileNode, compare
 from intact.api import export, freeze_ranges, plan_model, quantize_model, write_c_array
-from intact.bisection import Bisection, bisect
-from intact.calibration import calibrate
+from intact.calibration.calibration import calibrate
 from intact.check import check
-from intact.choosing.advice import Advice, Option, advise
-from intact.choosing.mixing import mixed
-from intact.choosing.sensitivity import Damage, Sensitivity, sensitivity
-from intact.distillation import distill
 from intact.errors import (
     AccuracyWarning,
     ExportError,
@@ -31,21 +29,24 @@ from intact.errors import (
     UnsupportedLayerError,
     UnusedRuleWarning,
 )
-from intact.explain import Explained, Explanation, explain
-from intact.freezing import freeze
-from intact.keeping import keep_clusters, keep_sparsity
-from intact.legacy import load_keras
+from intact.keras_files.legacy import load_keras
+from intact.layers.schedule import Schedule, set_schedule, switch, training_step
+from intact.layers.sparsity import keep_clusters, keep_sparsity
+from intact.layers.stateful import reset_states
 from intact.litert.inspection import Inspection, inspect
 from intact.litert.placement import PlacedOp, Placement
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.timing import Timing, benchmark
 from intact.litert.verification import Finding, Findings, verify
-from intact.lstm import reset_states
+from intact.lowering.freezing import freeze
 from intact.ops import Op, register_op
+from intact.plan.scheme import Rule, Scheme, TensorSpec
+from intact.quantizers.formulas import Quantizer
+from intact.quantizers.observers import Observer
+from intact.recovery.distillation import distill
 from intact.recovery.recover import recover
-from intact.report import Agreement, Comparison, Distribution, FileNode, compare
-from intact.schedule import Schedule, set_schedule, switch, training_step
-from intact.scheme import Rule, Scheme, TensorSpec
-from intact.widths import Quantizer
+from intact.search.advice import Advice, Option, advise
+from intact.search.mixing import mixed
+from intact.search.sensitivity import Damage, Sensitivity, sensitivity
 
 __version__ = "0.1.0"

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 
-from intact.canonicalize import canonicalize
 from intact.errors import (
     IntactError,
     MaskedOutputWarning,
@@ -15,20 +14,21 @@ from intact.errors import (
     ScheduleWarning,
     UnusedRuleWarning,
 )
-from intact.filters import Chosen, Filters
-from intact.graph import is_graph, mask_of
+from intact.graph.canonicalize import canonicalize
+from intact.graph.simplify import simplify
+from intact.graph.view import is_graph, mask_of
+from intact.layers.fake_quantize import FakeQuantize, check_calibrated, stand_in_ranges
+from intact.layers.quantized import build, flat
+from intact.layers.quantized_model import is_quantized, refuse_quantized
+from intact.layers.schedule import NEVER, Schedule, delay_left
 from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
-from intact.lowering import lower
+from intact.lowering.lowering import lower
 from intact.paths import write_whole
-from intact.plan import InputStats, Plan, States, make_plan
-from intact.quantized_model import is_quantized, refuse_quantized
-from intact.quantizers import FakeQuantize, check_calibrated, stand_in_ranges
-from intact.schedule import NEVER, Schedule, delay_left
-from intact.scheme import Scheme
+from intact.plan.filters import Chosen, Filters
+from intact.plan.planner import InputStats, Plan, States, make_plan
+from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
-from intact.simplify import simplify
-from intact.training import build, flat
 
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from intact.schedule import Schedule, clocks, switch
+from intact.layers.schedule import Schedule, clocks, switch
 
 
 class _StartAt(keras.callbacks.Callback):

@@ -6,13 +6,13 @@ from typing import Any
 import keras
 
 from intact.api import export, quantize_model
+from intact.layers.fake_quantize import FakeQuantize, stand_in_ranges
+from intact.layers.quantized import flat
+from intact.layers.quantized_model import is_quantized
 from intact.litert.placement import Placement, place
 from intact.litert.reader import read_bytes
 from intact.litert.targets import get_target
-from intact.quantized_model import is_quantized
-from intact.quantizers import FakeQuantize, stand_in_ranges
-from intact.scheme import Scheme
-from intact.training import flat
+from intact.plan.scheme import Scheme
 
 
 def check(

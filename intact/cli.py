@@ -18,32 +18,32 @@ import keras
 import numpy as np
 
 from intact import __version__
+from intact.analysis.bisection import bisect as bisect_model
+from intact.analysis.explanation import explain as explain_model
+from intact.analysis.report import compare as compare_model
+from intact.analysis.report import table
 from intact.api import IO_DTYPES, is_quantized, quantize_model, write_c_array
 from intact.api import export as export_model
-from intact.bisection import bisect as bisect_model
-from intact.calibration import calibrate
+from intact.calibration.calibration import calibrate
+from intact.calibration.data_files import count_samples
+from intact.calibration.data_files import load_data as load_samples
 from intact.check import check as check_target
-from intact.choosing.advice import OPTIONS
-from intact.choosing.advice import advise as advise_on
-from intact.data_files import count_samples
-from intact.data_files import load_data as load_samples
 from intact.demo import DATASETS, Result, load_data, run_demo
 from intact.errors import IntactError
-from intact.explain import explain as explain_model
-from intact.legacy import load_keras
+from intact.keras_files.legacy import load_keras
+from intact.layers.fake_quantize import FakeQuantize
 from intact.litert.inspection import inspect as inspect_file
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.litert.targets import TARGETS
 from intact.litert.timing import benchmark as benchmark_file
 from intact.litert.verification import verify as verify_file
-from intact.observers import OBSERVERS
 from intact.paths import check_output_path, write_whole
-from intact.plan import InputStats
-from intact.quantizers import FakeQuantize
+from intact.plan.planner import InputStats
+from intact.quantizers.observers import OBSERVERS
 from intact.recovery.recover import describe, try_steps
-from intact.report import compare as compare_model
-from intact.report import table
 from intact.schemes import SCHEMES
+from intact.search.advice import OPTIONS
+from intact.search.advice import advise as advise_on
 
 
 class _CleanError(click.ClickException):

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from intact.api import export, quantize_model
-from intact.calibration import calibrate
+from intact.calibration.calibration import calibrate
 from intact.errors import ExportError, IntactError, InvalidDataError
 from intact.litert.runtime import load_litert
 from intact.litert.timing import benchmark

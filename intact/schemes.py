@@ -17,7 +17,7 @@
 from keras import layers
 
 from intact.errors import IntactError
-from intact.scheme import FLOAT_RULE, Rule, Scheme, TensorSpec
+from intact.plan.scheme import FLOAT_RULE, Rule, Scheme, TensorSpec
 
 _TENSOR_8 = TensorSpec(8, symmetric=True)
 _CHANNELS_8 = TensorSpec(8, symmetric=True, per_axis=True)

@@ -7,7 +7,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers, ops
 
-from intact.quantizers import FakeQuantize
+from intact.layers.fake_quantize import FakeQuantize
 
 BACKENDS = [
     name

@@ -10,7 +10,7 @@ from small import cnn, enliven, host, mlp, quantizers, weights
 
 import intact
 from intact import AccuracyWarning
-from intact.accuracy import Pair, losses, warn_of_losses
+from intact.calibration.accuracy import Pair, losses, warn_of_losses
 
 # What Keras does with arrays of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -158,7 +158,7 @@ def test_what_has_no_file_is_left_to_export(rng, monkeypatch):
     def refuse(*args):
         raise TypeError("None")
 
-    monkeypatch.setattr("intact.accuracy.lower", refuse)
+    monkeypatch.setattr("intact.calibration.accuracy.lower", refuse)
     model, x = far_from_zero(rng)
     with warnings.catch_warnings():
         warnings.simplefilter("error", AccuracyWarning)

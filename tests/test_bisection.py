@@ -9,7 +9,7 @@ from keras import layers
 from small import cnn, enliven, mlp, quantizers, weights
 
 import intact
-from intact.points import find_points
+from intact.layers.alignment import find_points
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ from keras import layers
 from small import BACKENDS, cnn, enliven, host, mlp, quantizers, ranges, weights
 
 import intact
-from intact import InvalidDataError, calibration, watching
-from intact.observers import Percentile
-from intact.quantizers import FakeQuantize
-from intact.watching import Watcher
+from intact import InvalidDataError
+from intact.calibration import calibration
+from intact.calibration import capture as watching
+from intact.calibration.capture import Watcher
+from intact.layers.fake_quantize import FakeQuantize
+from intact.quantizers.observers import Percentile
 
 
 @pytest.fixture

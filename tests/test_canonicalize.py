@@ -8,7 +8,7 @@ from small import cnn, enliven, host, mlp, weights
 
 import intact
 from intact import InvalidModelError, UnsupportedLayerError
-from intact.canonicalize import canonicalize
+from intact.graph.canonicalize import canonicalize
 
 
 @keras.saving.register_keras_serializable("tests")

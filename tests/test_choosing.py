@@ -8,9 +8,9 @@ from small import enliven, op_names, parse
 
 import intact
 from intact import IntactError, Option
-from intact.choosing.advice import recommend
-from intact.choosing.measures import agreement, top1
 from intact.schemes import SCHEMES
+from intact.search.advice import recommend
+from intact.search.measures import agreement, top1
 
 
 @pytest.fixture

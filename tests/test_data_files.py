@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import intact
-from intact.data_files import load_data
+from intact.calibration.data_files import load_data
 
 ONE = {"x": (None, 4)}
 TWO = {"a": (None, 2), "b": (None, 3)}

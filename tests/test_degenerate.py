@@ -8,7 +8,7 @@ from small import host, quantizers
 
 import intact
 from intact import Rule, Scheme, TensorSpec
-from intact.quantizers import FakeQuantize
+from intact.layers.fake_quantize import FakeQuantize
 
 # What is nothing beside its inputs has no accuracy to keep.
 pytestmark = pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")

@@ -8,7 +8,7 @@ from small import enliven, host, op_names, ready
 
 import intact
 from intact import UnsupportedLayerError
-from intact.canonicalize import canonicalize
+from intact.graph.canonicalize import canonicalize
 
 FIRST = {"data_format": "channels_first"}
 RUNS_FIRST = keras.backend.backend() != "tensorflow"

@@ -7,7 +7,7 @@ from keras import layers, ops
 from small import enliven, host, weights
 
 import intact
-from intact.distillation import _Distance
+from intact.recovery.distillation import _Distance
 
 
 @pytest.fixture

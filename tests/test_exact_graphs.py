@@ -13,8 +13,8 @@ from keras import layers, ops
 from small import compiled, host, ready
 
 import intact
-from intact.kernels import inverse
-from intact.numerics import divide
+from intact.numerics.affine import divide
+from intact.numerics.backend_kernels import inverse
 
 BACKEND = keras.backend.backend()
 

@@ -9,9 +9,9 @@ from keras import layers, ops
 from small import cnn, enliven, host, op_names, parse
 
 import intact
-from intact.graph import view
+from intact.graph.view import view
+from intact.layers.quantized import Quantized, QuantizedWeights
 from intact.litert.reader import read
-from intact.training import Quantized, QuantizedWeights
 
 
 def nested():

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from small import host
 
-from intact.fixed_point import Multiplier, multiplier, multiply
+from intact.numerics.fixed_point import Multiplier, multiplier, multiply
 
 
 def expected_multiplier(a, b, c):

@@ -7,7 +7,7 @@ from keras import layers, ops
 from small import compiled, gradient, gradients, host, ready
 
 import intact
-from intact.kernels import batch_norm, moments, round_clip, shared, with_shape
+from intact.numerics.backend_kernels import batch_norm, moments, round_clip, shared, with_shape
 
 
 def test_round_clip_passes_the_gradient_inside_only():

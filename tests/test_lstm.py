@@ -7,8 +7,8 @@ from keras import layers
 from small import host, op_names
 
 import intact
-from intact.gates import OFFSET, sigmoid_table, tanh_table
-from intact.lstm import StatefulQuantize
+from intact.layers.stateful import StatefulQuantize
+from intact.rounding.int16_tables import OFFSET, sigmoid_table, tanh_table
 
 BATCH = 4
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import intact
-from intact.canonicalize import canonicalize
+from intact.graph.canonicalize import canonicalize
 
 
 def embedded(x):

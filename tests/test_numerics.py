@@ -6,8 +6,7 @@ import pytest
 from keras import layers, ops
 from small import gradient, host
 
-from intact.kernels import inverse
-from intact.numerics import (
+from intact.numerics.affine import (
     MAX_BIAS,
     MIN_SCALE,
     accumulator,
@@ -20,7 +19,8 @@ from intact.numerics import (
     scale_channels,
     straight_through,
 )
-from intact.numerics import host as numpy_ops
+from intact.numerics.affine import host as numpy_ops
+from intact.numerics.backend_kernels import inverse
 from intact.ops.norm import BatchNormalization
 
 

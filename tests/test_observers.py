@@ -11,8 +11,9 @@ from small import cnn, enliven, host, mlp, quantizers
 
 import intact
 from intact import TensorSpec
-from intact.numerics import host as numpy_ops
-from intact.observers import (
+from intact.layers.fake_quantize import FakeQuantize
+from intact.numerics.affine import host as numpy_ops
+from intact.quantizers.observers import (
     BINS,
     MSE,
     OBSERVERS,
@@ -23,7 +24,6 @@ from intact.observers import (
     Range,
     get_observer,
 )
-from intact.quantizers import FakeQuantize
 
 EMPTY = Range(np.float32(0), np.float32(0), np.float32(0))
 HISTOGRAMS = [Percentile(99.0), Entropy(), MSE()]
@@ -318,7 +318,7 @@ def test_a_spec_chooses_its_own_observer(rng):
 
 
 @dataclasses.dataclass(frozen=True)
-class Narrow(intact.observers.Observer):
+class Narrow(intact.Observer):
     """A user's observer: a share of the smallest and largest value."""
 
     share: float = 0.5
@@ -348,5 +348,5 @@ def test_a_users_observer_is_saved(tmp_path, rng):
 def test_a_users_observer_replaces_no_other():
     with pytest.raises(intact.IntactError, match=r"'percentile'.*Percentile"):
 
-        class Other(intact.observers.Observer):
+        class Other(intact.Observer):
             name = "percentile"

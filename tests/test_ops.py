@@ -12,8 +12,8 @@ from battery import LOSSY, UPSTREAM, Case, all_cases, build_model, first, make_d
 from small import host
 
 import intact
+from intact.layers.fake_quantize import FakeQuantize
 from intact.ops import REGISTRY
-from intact.quantizers import FakeQuantize
 
 CASES = [
     pytest.param(name, case, id=name, marks=pytest.mark.xdist_group(name))

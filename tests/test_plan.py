@@ -10,7 +10,7 @@ from small import cnn, enliven, mlp, op_names, parse, quantizers, ready
 
 import intact
 from intact import IntactError, NotIntegerError, Rule, Scheme, TensorSpec
-from intact.training import Quantized
+from intact.layers.quantized import Quantized
 
 INT8 = 9
 GROUPS = {

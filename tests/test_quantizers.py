@@ -7,8 +7,9 @@ from small import host
 
 import intact
 from intact import TensorSpec
-from intact.numerics import affine_params
-from intact.quantizers import Arithmetic, FakeQuantize, check_calibrated
+from intact.layers.fake_quantize import FakeQuantize, check_calibrated
+from intact.numerics.affine import affine_params
+from intact.rounding.arithmetic import Arithmetic
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from small import cnn, enliven, host, mlp, quantizers, weights
 
 import intact
 from intact import IntactError, InvalidDataError
-from intact.graph import view
+from intact.graph.view import view
+from intact.layers.quantized import Quantized
 from intact.ops.base import get_op
+from intact.plan.scheme import TensorSpec
 from intact.recovery.equalization import equalize, pairs
 from intact.recovery.layerwise import adjustable
 from intact.recovery.recover import describe, surely_smaller, try_steps
 from intact.recovery.rounding import Moments, descend, half_grid, integer_grid, shrunk
 from intact.recovery.walk import as_filed, cut, in_float, run
-from intact.scheme import TensorSpec
-from intact.training import Quantized
 
 SPEC_4 = TensorSpec(4, symmetric=True, per_axis=True)
 

@@ -8,10 +8,10 @@ import pytest
 from keras import layers
 
 import intact
-from intact.canonicalize import canonicalize
-from intact.graph import view
-from intact.numerics import to_numpy
-from intact.quantizers import FakeQuantize
+from intact.graph.canonicalize import canonicalize
+from intact.graph.view import view
+from intact.layers.fake_quantize import FakeQuantize
+from intact.numerics.affine import to_numpy
 
 
 def model_of(function, *shape):

@@ -9,7 +9,7 @@ from keras import layers
 from small import cnn, enliven, mlp, quantizers, ready, weights
 
 import intact
-from intact import report
+from intact.analysis import report
 
 
 @pytest.fixture

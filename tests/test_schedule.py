@@ -10,10 +10,11 @@ from keras import layers
 from small import cnn, enliven, host, mlp, parse, quantizers, ranges
 
 import intact
-from intact import IntactError, Rule, Schedule, Scheme, TensorSpec, callbacks, observers
-from intact import quantizers as activations
+from intact import IntactError, Rule, Schedule, Scheme, TensorSpec, callbacks
+from intact.layers import fake_quantize as activations
+from intact.layers.quantized import Quantized
 from intact.ops import norm as ops_norm
-from intact.training import Quantized
+from intact.quantizers import observers
 
 BATCHES = 4
 

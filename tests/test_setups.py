@@ -11,7 +11,7 @@ from keras import layers
 from small import enliven, host, quantizers, ranges
 
 import intact
-from intact.graph import first_call
+from intact.graph.view import first_call
 
 BACKEND = keras.backend.backend()
 

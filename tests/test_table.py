@@ -10,7 +10,7 @@ from small import host, op_names, quantizers, ready
 
 import intact
 from intact import UnsupportedLayerError
-from intact.canonicalize import canonicalize
+from intact.graph.canonicalize import canonicalize
 from intact.ops.table import DOMAINS, EXPANSIONS, KERNELS, Elementwise
 
 EVERYWHERE = (

@@ -7,10 +7,10 @@ from keras import layers
 from small import cnn, enliven, host, mlp, op_names, parse, quantizers, ready
 
 import intact
-import intact.quantizers
+import intact.layers.fake_quantize
 from intact import Rule, TensorSpec, tfmot
-from intact.graph import view
-from intact.training import Quantized, QuantizedWeights
+from intact.graph.view import view
+from intact.layers.quantized import Quantized, QuantizedWeights
 
 api = tfmot.quantization.keras
 annotate = api.quantize_annotate_layer

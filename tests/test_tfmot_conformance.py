@@ -10,7 +10,7 @@ from keras import layers
 from small import enliven, host, op_names, quantizers, ready
 
 import intact
-from intact.training import Quantized
+from intact.layers.quantized import Quantized
 
 HERE = Path(__file__).parent
 # The twelve cases in which it goes wrong, and what its tests assert, each with the tests that say

@@ -7,8 +7,8 @@ from keras import layers, ops
 from small import host, quantizers
 
 import intact
-from intact import numerics
-from intact.uses import UseObserver, limits, look, reach
+from intact.numerics import affine as numerics
+from intact.quantizers.uses import UseObserver, limits, look, reach
 
 STEPS, WIDTH = 12, 16
 RNG = np.random.default_rng(0)

@@ -8,11 +8,12 @@ from keras import layers, ops
 from small import enliven, gradient, host
 
 import intact
+from intact.layers.fake_quantize import FakeQuantize
 from intact.litert.builder import Builder
 from intact.litert.runtime import LiteRTModel
-from intact.numerics import QTensor, digits
+from intact.numerics.affine import QTensor, digits
 from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
-from intact.quantizers import Arithmetic, FakeQuantize
+from intact.rounding.arithmetic import Arithmetic
 
 CASES = [
     pytest.param(name, case, id=name, marks=pytest.mark.xdist_group(name))

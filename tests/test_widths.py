@@ -8,11 +8,11 @@ from small import cnn, enliven, gradients, host, op_names, parse, quantizers
 
 import intact
 from intact import IntactError, Quantizer, Rule, Scheme, TensorSpec
-from intact.numerics import host as numpy_ops
-from intact.numerics import stored_range
-from intact.quantizers import FakeQuantize
-from intact.training import Dequantize
-from intact.widths import Seen, Setting, get_quantizer
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized import Dequantize
+from intact.numerics.affine import host as numpy_ops
+from intact.numerics.affine import stored_range
+from intact.quantizers.formulas import Seen, Setting, get_quantizer
 
 # Random weights in 1 or 2 bits lose most of what they compute.
 pytestmark = pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
@@ -722,7 +722,7 @@ def test_what_cannot_be(make, words):
 
 def test_every_quantizer_cites_its_paper():
     for rule in Quantizer.registry.values():
-        if rule.__module__ == "intact.widths":
+        if rule.__module__ == "intact.quantizers.formulas":
             assert "arXiv:" in rule.__doc__
 
 

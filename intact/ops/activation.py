@@ -7,10 +7,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import multiplier, multiply
-from intact.kernels import inverse, round_clip
-from intact.legacy import hard_sigmoid_keras_2
-from intact.numerics import (
+from intact.keras_files.legacy import hard_sigmoid_keras_2
+from intact.numerics.affine import (
     QTensor,
     Tensor,
     accumulator,
@@ -23,6 +21,8 @@ from intact.numerics import (
     straight_through,
     to_numpy,
 )
+from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.fixed_point import multiplier, multiply
 from intact.ops.base import (
     BYTES,
     INTEGERS,
@@ -40,7 +40,7 @@ from intact.ops.wide import (
     SoftmaxArithmetic,
     TanhArithmetic,
 )
-from intact.quantizers import Arithmetic, ConvertArithmetic
+from intact.rounding.arithmetic import Arithmetic, ConvertArithmetic
 
 
 def relu_bounds(layer: Any) -> tuple[float, float | None] | None:

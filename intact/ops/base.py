@@ -14,8 +14,7 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, UnsupportedLayerError
-from intact.kernels import exact_convolution
-from intact.numerics import (
+from intact.numerics.affine import (
     Accumulator,
     QTensor,
     Tensor,
@@ -27,10 +26,11 @@ from intact.numerics import (
     rescaled,
     to_numpy,
 )
+from intact.numerics.backend_kernels import exact_convolution
 
 if TYPE_CHECKING:
-    from intact.canonicalize import Tracer
-    from intact.lowering import LoweringNode
+    from intact.graph.canonicalize import Tracer
+    from intact.lowering.lowering import LoweringNode
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Op:
     * `whole`: the types of whole numbers that the layer and its kernel take as they are, where
       all inputs are whole; other layers read whole numbers as real values.
     * `dtypes`: the types of integer activations for which there are kernels.
-    * `arithmetic`: how the kernel rounds (`intact.quantizers.Arithmetic`).
+    * `arithmetic`: how the kernel rounds (`intact.rounding.arithmetic.Arithmetic`).
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
     * `folds_batch_norm`: whether a batch norm can follow into the weights.
     * `clamps_by_range`: whether it relies on its output's range to saturate.
@@ -197,7 +197,7 @@ class Op:
 
         Args:
             layer: The layer.
-            move: The call (`intact.graph.Node`) that moves its input's values.
+            move: The call (`intact.graph.view.Node`) that moves its input's values.
 
         Returns:
             A layer, mostly the same one; None if there is none.
@@ -238,7 +238,7 @@ class Op:
             acc: The sums; their values are only looked at while training.
             training: Whether the model trains; a truth value of the graph where a schedule
                 freezes batch norms.
-            xp: `keras.ops`, or `intact.numerics.host`.
+            xp: `keras.ops`, or `intact.numerics.affine.host`.
 
         Returns:
             The sums, with another bias and weight scale.
@@ -395,7 +395,7 @@ class Weighted(Op):
         Args:
             layer: The canonical layer.
             acc: The sums without it; their values may be yet to be filled in.
-            xp: `keras.ops`, or `intact.numerics.host`.
+            xp: `keras.ops`, or `intact.numerics.affine.host`.
         """
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 

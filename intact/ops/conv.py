@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.graph import is_shared, made_by
-from intact.numerics import Tensor, to_numpy
+from intact.graph.view import is_shared, made_by
+from intact.numerics.affine import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted, register_op
 
 FIRST = "channels_first"

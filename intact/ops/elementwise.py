@@ -6,9 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
-from intact.kernels import inverse, round_clip
-from intact.numerics import (
+from intact.numerics.affine import (
     Accumulator,
     QTensor,
     Tensor,
@@ -20,6 +18,8 @@ from intact.numerics import (
     straight_through,
     to_numpy,
 )
+from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
 from intact.ops.base import (
     INTEGERS,
     Case,
@@ -29,7 +29,7 @@ from intact.ops.base import (
 from intact.ops.norm import channel_scale
 from intact.ops.shape import reshaped
 from intact.ops.table import Table
-from intact.quantizers import AccumulatorArithmetic, Arithmetic
+from intact.rounding.arithmetic import AccumulatorArithmetic, Arithmetic
 
 
 def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:

@@ -8,9 +8,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import multiplier, multiply, multiply_sums
-from intact.kernels import round_clip, wide_types
-from intact.numerics import (
+from intact.numerics.affine import (
     QTensor,
     Tensor,
     WideTensor,
@@ -21,8 +19,10 @@ from intact.numerics import (
     straight_through,
     to_numpy,
 )
+from intact.numerics.backend_kernels import round_clip, wide_types
+from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.ops.base import Case, Op, register_op
-from intact.quantizers import Arithmetic
+from intact.rounding.arithmetic import Arithmetic
 
 Labels = str
 

@@ -14,12 +14,12 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.graph import Node, made_by
-from intact.numerics import Tensor
+from intact.graph.view import Node, made_by
+from intact.numerics.affine import Tensor
 from intact.ops.base import find_op, known_class, known_config, share_code
 
 if TYPE_CHECKING:
-    from intact.canonicalize import Tracer
+    from intact.graph.canonicalize import Tracer
 
 Shape = tuple[Any, ...]
 

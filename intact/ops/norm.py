@@ -6,8 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.kernels import batch_norm, moments, shared, sqrt, with_shape
-from intact.numerics import (
+from intact.numerics.affine import (
     Accumulator,
     QTensor,
     accumulator,
@@ -19,6 +18,7 @@ from intact.numerics import (
     scale_channels,
     to_numpy,
 )
+from intact.numerics.backend_kernels import batch_norm, moments, shared, sqrt, with_shape
 from intact.ops.base import Case, Op, Weighted, register_op
 from intact.ops.moves import channel_last
 

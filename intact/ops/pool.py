@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.kernels import inverse
-from intact.numerics import QTensor, Tensor, is_integer, straight_through
+from intact.numerics.affine import QTensor, Tensor, is_integer, straight_through
+from intact.numerics.backend_kernels import inverse
 from intact.ops.base import (
     INTEGERS,
     SAME_AS_INPUT,

@@ -8,10 +8,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import Multiplier, multiplier, multiply, round_away
-from intact.graph import made_by
-from intact.kernels import inverse, round_clip, wide_types
-from intact.numerics import (
+from intact.graph.view import made_by
+from intact.numerics.affine import (
     QTensor,
     Tensor,
     binary_exponent,
@@ -21,6 +19,8 @@ from intact.numerics import (
     to_numpy,
     unfused,
 )
+from intact.numerics.backend_kernels import inverse, round_clip, wide_types
+from intact.numerics.fixed_point import Multiplier, multiplier, multiply, round_away
 from intact.ops.base import (
     ALL_SAME,
     COUNTS,
@@ -32,7 +32,7 @@ from intact.ops.base import (
 )
 from intact.ops.elementwise import of_one_rank
 from intact.ops.table import Table
-from intact.quantizers import Arithmetic
+from intact.rounding.arithmetic import Arithmetic
 
 
 class Reduction(keras.layers.Layer):

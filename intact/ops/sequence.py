@@ -7,10 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.gates import GATE_BITS
-from intact.kernels import exact_convolution
-from intact.lstm import GATES, Keeper, LSTMArithmetic, State, Steps, Sums, in_float
-from intact.numerics import (
+from intact.numerics.affine import (
     Accumulator,
     QTensor,
     Tensor,
@@ -23,8 +20,11 @@ from intact.numerics import (
     round_where,
     to_numpy,
 )
+from intact.numerics.backend_kernels import exact_convolution
 from intact.ops.base import Case, Op, Weight, register_op
 from intact.ops.slicing import sliced
+from intact.rounding.int16_tables import GATE_BITS
+from intact.rounding.lstm import GATES, Keeper, LSTMArithmetic, State, Steps, Sums, in_float
 
 LIMITS = {"regularizer": keras.regularizers, "constraint": keras.constraints}
 """What may go with a weight, and where Keras has it."""
@@ -121,7 +121,7 @@ def with_bias(layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
     Args:
         layer: The canonical layer.
         acc: The sums without it, yet to be filled in; the scale of the weights is one or (4,).
-        xp: `keras.ops`, or `intact.numerics.host`.
+        xp: `keras.ops`, or `intact.numerics.affine.host`.
 
     Returns:
         The sums, with a bias of (4, units); gates whose bias would not fit in 32 bits have a

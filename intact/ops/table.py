@@ -10,11 +10,10 @@ import numpy as np
 from keras import activations, layers, ops
 
 from intact.errors import IntactError
-from intact.graph import view
-from intact.kernels import inverse
+from intact.graph.view import view
 from intact.litert.builder import Builder
 from intact.litert.runtime import load_litert
-from intact.numerics import (
+from intact.numerics.affine import (
     QTensor,
     Tensor,
     divide,
@@ -23,8 +22,9 @@ from intact.numerics import (
     to_numpy,
     unfused,
 )
+from intact.numerics.backend_kernels import inverse
 from intact.ops.base import BYTES, Case, Op, register_op
-from intact.quantizers import RealArithmetic
+from intact.rounding.arithmetic import RealArithmetic
 
 KERNELS = {
     "Absolute": "ABS",

@@ -9,14 +9,14 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.fixed_point import multiplier, multiply
-from intact.graph import made_by
-from intact.kernels import round_clip
-from intact.numerics import QTensor, Tensor, is_symbolic, is_whole, to_numpy
+from intact.graph.view import made_by
+from intact.numerics.affine import QTensor, Tensor, is_symbolic, is_whole, to_numpy
+from intact.numerics.backend_kernels import round_clip
+from intact.numerics.fixed_point import multiplier, multiply
 from intact.ops.base import COUNTS, INTEGERS, Case, Op, known_class, register_op
 from intact.ops.elementwise import broadcast_shape, of_one_rank
 from intact.ops.table import Elementwise
-from intact.quantizers import Arithmetic
+from intact.rounding.arithmetic import Arithmetic
 
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Absolute": ("ABS", ("int32",)),

@@ -13,10 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import ops
 
-from intact.fixed_point import mantissa, multiplier, multiply
-from intact.gates import OFFSET, sigmoid_table, tanh_table
-from intact.kernels import either, inverse, precisely, round_clip
-from intact.numerics import (
+from intact.numerics.affine import (
     QTensor,
     Tensor,
     binary_exponent,
@@ -24,7 +21,10 @@ from intact.numerics import (
     straight_through,
     unfused,
 )
-from intact.quantizers import RealArithmetic
+from intact.numerics.backend_kernels import either, inverse, precisely, round_clip
+from intact.numerics.fixed_point import mantissa, multiplier, multiply
+from intact.rounding.arithmetic import RealArithmetic
+from intact.rounding.int16_tables import OFFSET, sigmoid_table, tanh_table
 
 # Entries that are not the nearest integers, but the ones above.
 _ABOVE = (

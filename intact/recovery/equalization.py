@@ -19,13 +19,13 @@ import keras
 import numpy as np
 from keras import layers
 
-from intact.graph import Graph, Node, view
-from intact.numerics import to_numpy
+from intact.graph.view import Graph, Node, view
+from intact.layers.alignment import folded_norm
+from intact.layers.fake_quantize import FakeQuantize
+from intact.numerics.affine import to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import get_op
 from intact.ops.conv import DepthwiseConv2D
-from intact.points import folded_norm
-from intact.quantizers import FakeQuantize
 from intact.recovery.layerwise import adjustable
 from intact.recovery.walk import Walk, in_float
 

@@ -6,10 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.graph import Node, view
-from intact.numerics import to_numpy
+from intact.graph.view import Node, view
+from intact.layers.alignment import folded_norm
+from intact.layers.quantized import Quantized
+from intact.numerics.affine import to_numpy
 from intact.ops.base import Weighted, get_op
-from intact.points import folded_norm
 from intact.recovery.rounding import (
     Grid,
     Moments,
@@ -19,7 +20,6 @@ from intact.recovery.rounding import (
     shrunk,
 )
 from intact.recovery.walk import Walk, as_filed, in_float
-from intact.training import Quantized
 
 WINDOWS = 8192
 """How many windows a layer's moments are taken from, beside two for each of its taps."""

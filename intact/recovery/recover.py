@@ -8,13 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.biases import State, take_back_corrections
-from intact.calibration import find_ranges
+from intact.calibration.biases import State, take_back_corrections
+from intact.calibration.calibration import find_ranges
+from intact.calibration.sources import collect
 from intact.errors import IntactError
-from intact.graph import view
-from intact.lstm import refuse_stream
-from intact.points import before_shares
-from intact.quantizers import FakeQuantize
+from intact.graph.view import view
+from intact.layers.alignment import before_shares
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.stateful import refuse_stream
 from intact.recovery.equalization import equalize as equalize_layers
 from intact.recovery.layerwise import adjust, adjustable
 from intact.recovery.walk import (
@@ -25,7 +26,6 @@ from intact.recovery.walk import (
     relative_errors,
     run,
 )
-from intact.sources import collect
 
 HELD_OUT = 0.25
 """Share of the samples on which it is judged whether a step helps."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intact.numerics import half_precision, host, integer_range, weight_params
-from intact.scheme import TensorSpec
+from intact.numerics.affine import half_precision, host, integer_range, weight_params
+from intact.plan.scheme import TensorSpec
 
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """The shares of a channel's range that are tried as its new range."""

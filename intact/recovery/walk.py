@@ -8,13 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact.graph import Graph, Node, view
-from intact.kernels import no_gradients
-from intact.numerics import along, half_precision, host, to_numpy
+from intact.graph.view import Graph, Node, view
+from intact.layers.alignment import folded_norm
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.numerics.affine import along, half_precision, host, to_numpy
+from intact.numerics.backend_kernels import no_gradients
 from intact.ops.base import get_op
-from intact.points import folded_norm
-from intact.quantizers import FakeQuantize
-from intact.training import Quantized, QuantizedWeights
 
 Call = Callable[[Graph, Node, tuple[Any, ...]], Any]
 

@@ -5,17 +5,17 @@ from typing import Any
 import keras
 
 from intact import api
-from intact.canonicalize import canonicalize
 from intact.errors import IntactError, InvalidModelError
-from intact.graph import is_graph, view
+from intact.graph.canonicalize import canonicalize
+from intact.graph.view import is_graph, view
+from intact.layers.quantized import build
+from intact.layers.quantized_model import refuse_quantized
 from intact.ops.base import Case, Op, register_op
-from intact.plan import make_plan
-from intact.quantized_model import refuse_quantized
-from intact.scheme import FLOAT_RULE, Scheme
+from intact.plan.planner import make_plan
+from intact.plan.scheme import FLOAT_RULE, Scheme
 from intact.schemes import get_scheme
 from intact.tfmot.config import QuantizeConfig, rule_of_config
 from intact.tfmot.schemes import Preserving
-from intact.training import build
 
 
 @keras.saving.register_keras_serializable("intact.tfmot")

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact import widths
 from intact.errors import IntactError
-from intact.numerics import host, integer_range, inverse_of, stored_range, to_numpy
-from intact.scheme import TensorSpec
-from intact.widths import Setting
+from intact.numerics.affine import host, integer_range, inverse_of, stored_range, to_numpy
+from intact.plan.scheme import TensorSpec
+from intact.quantizers import formulas as widths
+from intact.quantizers.formulas import Setting
 
 
 class Quantizer:

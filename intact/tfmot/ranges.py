@@ -5,12 +5,12 @@ from typing import Any
 import keras
 
 from intact.errors import IntactError
-from intact.graph import Graph, deep_graphs, view
+from intact.graph.view import Graph, deep_graphs, view
+from intact.layers.base import Dequantize
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized import Quantized
 from intact.ops.base import AllSame, SameAsInput, get_op
-from intact.quantized_layer import Dequantize
-from intact.quantizers import FakeQuantize
 from intact.tfmot.quantizers import fixed_params
-from intact.training import Quantized
 
 
 def fix_input_output_range(

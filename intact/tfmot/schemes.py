@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import keras
 
-from intact.keeping import keep_clusters, keep_sparsity
-from intact.scheme import Rule, Scheme, TensorSpec
+from intact.layers.sparsity import keep_clusters, keep_sparsity
+from intact.plan.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import int8
 
 

@@ -9,11 +9,10 @@ import numpy as np
 
 import intact
 from fuzz.models import Sample
-from intact.graph import view
-from intact.lowering import tensor_name
+from intact.graph.view import view
+from intact.layers.fake_quantize import FakeQuantize, tensor_name
+from intact.layers.quantized import Quantized
 from intact.ops import REGISTRY, get_op
-from intact.quantizers import FakeQuantize
-from intact.training import Quantized
 
 INEXACT = [op for op in REGISTRY if op.cases and not any(case.exact for case in op.cases)]
 """Ops that are within 1 LSB of LiteRT."""

@@ -1,0 +1,1 @@
+"""What quantization did to a model: comparisons, bisection, explanations, the page."""

@@ -1,0 +1,179 @@
+"""What would become of a float model, said before anything is done to it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from intact.errors import UnsupportedLayerError
+from intact.graph.canonicalize import Masks, Tracer, trace_whole
+from intact.graph.simplify import simplify
+from intact.layers.quantized_model import refuse_quantized
+from intact.numerics.affine import is_symbolic
+from intact.ops.base import Op, get_op, register_op
+from intact.plan.filters import Chosen, Filters
+from intact.plan.planner import BY_CHOICE, make_plan
+from intact.plan.scheme import Scheme
+from intact.schemes import get_scheme
+
+
+class Unknown(keras.layers.Layer):
+    """Stands where a layer cannot be handled.
+
+    Args:
+        reason: Why not.
+        outputs: What comes out of it, symbolic.
+    """
+
+    def __init__(self, reason: str, outputs: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reason = reason
+        self._outputs = (outputs,)
+        self.built = True
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """What comes out of it."""
+        return self._outputs[0]
+
+
+@register_op
+class UnknownOp(Op):
+    """A layer that cannot be handled, in integers or in float."""
+
+    keras_layers = (Unknown,)
+
+    @classmethod
+    def refuse(cls, layer: Any, shapes: list) -> str | None:
+        """What the tracer said."""
+        return layer.reason
+
+
+class _Explainer(Tracer):
+    """A tracer that notes what it cannot handle, and goes on."""
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
+        try:
+            return super().trace(layer, args, kwargs, masks)
+        except UnsupportedLayerError as error:
+            outputs = layer.compute_output_spec(*args, **kwargs)
+            tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+            made = Unknown(str(error).split(" Replace it")[0], outputs, name=layer.name)
+            made.name = self.unique(layer.name)
+            return made(*(tensors or [self.anchor]))
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What becomes of one layer.
+
+    Args:
+        name: Its name in the quantized model, after the user's layer.
+        kind: The op.
+        kernels: The LiteRT kernels that it becomes, or may become.
+        integer: Whether they compute on integers.
+        reason: Why not, if not.
+        known: Whether there is any kernel at all.
+
+    Example:
+
+    >>> Explained("head", "Dense", ("FULLY_CONNECTED",), integer=True).kernels
+    ('FULLY_CONNECTED',)
+    """
+
+    name: str
+    kind: str
+    kernels: tuple[str, ...]
+    integer: bool
+    reason: str = ""
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` returns; printing it gives a table.
+
+    Args:
+        layers: One entry per layer of the model as it would be quantized.
+
+    Example:
+
+    >>> Explanation((Explained("head", "Dense", ("FULLY_CONNECTED",), integer=True),)).integer
+    True
+    """
+
+    layers: tuple[Explained, ...]
+
+    @property
+    def integer(self) -> bool:
+        """Whether the whole model runs on integers."""
+        return all(entry.integer for entry in self.layers)
+
+    @property
+    def supported(self) -> bool:
+        """Whether the model can be quantized, some of it perhaps staying in float."""
+        return all(entry.known for entry in self.layers)
+
+    def __str__(self) -> str:
+        rows = [("layer", "becomes", "kernels")]
+        rows += [(e.name, e.kind, ", ".join(e.kernels)) for e in self.layers if e.integer]
+        floats = [e for e in self.layers if not e.integer]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        count = len(self.layers) - len(floats)
+        lines += ["", f"{count} of {len(self.layers)} layers run on integers."]
+        for entry in floats:
+            fate = "stays float" if entry.known else "cannot be exported"
+            if entry.known and entry.reason not in BY_CHOICE:
+                fate += " (`allow_float=True`)"
+            lines.append(f"{entry.name} {fate}: {entry.reason}")
+        return "\n".join(lines)
+
+
+def explain(
+    model: keras.Model, scheme: str | Scheme = "int8", filters: Filters | None = None
+) -> Explanation:
+    """Say what each layer of a float model would become, and what would stay float and why.
+
+    Args:
+        model: A built Keras model.
+        scheme: The name of a preset, or a `Scheme`.
+        filters: Which layers are quantized, as for `quantize_model`.
+
+    Returns:
+        The explanation; print it.
+
+    Raises:
+        InvalidModelError: The model is not built, or has weights that are not finite.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((4,)),
+    ...         keras.layers.Dense(2, "relu", name="a"),
+    ...         keras.layers.Softmax(name="b"),
+    ...     ]
+    ... )
+    >>> print(explain(model))
+    layer   becomes  kernels
+    a       Dense    FULLY_CONNECTED
+    a_relu  ReLU     fused
+    b       Softmax  SOFTMAX
+    <BLANKLINE>
+    3 of 3 layers run on integers.
+    """
+    refuse_quantized(model)
+    chosen = Chosen(filters)
+    scheme = get_scheme(scheme)
+    canonical = simplify(trace_whole(model, lambda: _Explainer(chosen.rule)), scheme)
+    plan = make_plan(canonical, scheme, allow_float=True)
+    entries = []
+    for step in plan.steps:
+        layer = canonical.get_layer(step.name)
+        op = get_op(layer)
+        known, integer = op is not UnknownOp, step.integer or bool(step.whole)
+        kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert
+        entries.append(Explained(step.name, step.op, kernels, integer, step.why_float, known))
+    return Explanation(tuple(entries))

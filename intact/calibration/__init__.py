@@ -1,0 +1,1 @@
+"""Observers, sources of data, and ranges found by running a model."""

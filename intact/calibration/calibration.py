@@ -1,0 +1,257 @@
+"""Calibration: data through the observers."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from intact.calibration.accuracy import warn_of_losses
+from intact.calibration.biases import Mean, State, Total, correct_biases
+from intact.calibration.capture import Watch, Watcher
+from intact.calibration.sources import Source
+from intact.errors import IntactError, InvalidDataError
+from intact.graph.view import Node, view
+from intact.layers.fake_quantize import FakeQuantize, range_calls, refuse_nested
+from intact.layers.quantized import QuantizedWeights
+from intact.layers.stateful import check_stream, keepers, reset_states
+from intact.numerics.affine import host, to_numpy
+from intact.quantizers.observers import Observer, get_observer
+from intact.quantizers.uses import UseObserver, limits
+
+
+def calibrate(
+    model: keras.Model,
+    data: Any = None,
+    steps: int | None = None,
+    batch_size: int = 32,
+    observer: str | Observer | None = None,
+    bias_correction: bool | None = None,
+    verbose: int = 1,
+    default_ranges: tuple[float, float] | None = None,
+) -> keras.Model:
+    """Find the ranges of a quantized model's activations from data.
+
+    The model runs with float activations while its observers look on. Ranges that were
+    there before are replaced. A model whose activations stay in float, or whose ranges are
+    all fixed, has none to find, and is returned as it is, but for `bias_correction=True`.
+
+    In the end a few samples are run as the file will run them, and in float: where an output is
+    lost, a warning says so, and what to try.
+
+    Args:
+        model: What `quantize_model` returned.
+        data: An array (samples first), or a list, tuple or dict of arrays for several
+            inputs; or anything that yields batches, of known length or not: a generator,
+            `tf.data.Dataset`, torch `DataLoader` or `keras.utils.PyDataset`, a list of batches,
+            or a function that returns one of these. Batches that are tuples are taken as
+            `(inputs, targets, ...)`, as in `fit`. About 100 samples are enough.
+        steps: How many batches to take at most.
+        batch_size: Samples per batch, for arrays. A model that keeps its state has its own, and
+            goes through the batches as through a stream that begins anew.
+        observer: "min_max", "moving_average", "percentile", "entropy" or "mse", or an
+            `Observer` such as `intact.quantizers.observers.Percentile(99.9)`; None takes what the
+            scheme says for each range.
+        bias_correction: Shift each layer's bias (or its batch norm's mean) by what
+            rounding the weights changes in the mean of its outputs, before ranges are
+            found (Nagel et al., arXiv:1906.04721, section 4.2). None does so for a
+            model whose ranges have seen no data yet: one that was trained has learned it.
+            Of weights alone nothing tells, so that True has to be said.
+        verbose: 1 shows a progress bar, 0 nothing.
+        default_ranges: `(min, max)`, in place of data: the range of every tensor that has
+            none, within the clamp of a fused activation; other ranges stay as they are. To
+            try how fast a file runs, not how well.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        IntactError: The model has no ranges to find, or an unknown observer.
+        InvalidDataError: The data is empty, not finite, or wrongly shaped.
+
+    Warns:
+        AccuracyWarning: An output, or a part of one, is lost.
+
+    Example:
+
+    >>> import intact
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model)
+    >>> q = calibrate(q, np.random.default_rng(0).normal(size=(100, 4)), verbose=0)
+    """
+    refuse_nested(model, "calibrating")
+    observed = _observed(model)
+    has_rounding = any(isinstance(layer, QuantizedWeights | FakeQuantize) for layer in model.layers)
+    if not observed and not has_rounding:
+        raise IntactError(
+            f"Model {model.name!r} has no ranges to calibrate. "
+            "Make a quantized model first: `q = intact.quantize_model(model)`."
+        )
+    if data is None and default_ranges is not None:
+        _fill_all(model, default_ranges)
+        return model
+    if not observed and not bias_correction:
+        return model
+    few = find_ranges(model, data, steps, batch_size, observer, bias_correction, verbose)
+    warn_of_losses(model, few)
+    return model
+
+
+def find_ranges(
+    model: keras.Model,
+    data: Any,
+    steps: int | None = None,
+    batch_size: int = 32,
+    observer: str | Observer | None = None,
+    bias_correction: bool | None = None,
+    verbose: int = 0,
+) -> list[np.ndarray]:
+    """Calibrate a model without a look at what came of it.
+
+    Args:
+        model: As for `calibrate`; so are the others.
+
+    Returns:
+        A few samples of the data, an array for each input.
+    """
+    observed = _observed(model)
+    if keepers(model):
+        batch_size = model.inputs[0].shape[0]
+    if bias_correction is None:
+        bias_correction = not any(layer.calibrated for layer in observed)
+    source = Source(data, steps, batch_size, model.inputs)
+    passes = bool(observed) + bias_correction
+    bar = keras.utils.Progbar(source.total(passes), verbose=verbose)
+    before = State(model)
+
+    def look(watches: list[Watch]) -> list[Any]:
+        return _look(model, watches, source, bar)
+
+    try:
+        with _in_float(model):
+            if bias_correction:
+                correct_biases(model, look)
+            _observe(model, observed, observer, look)
+        if bar.target is None:
+            bar.update(source.taken, finalize=True)
+        reset_states(model)
+    except BaseException:
+        # A calibration that fails leaves the model as it was.
+        before.restore()
+        raise
+    return source.few
+
+
+def _observed(model: keras.Model) -> list[FakeQuantize]:
+    """The quantizers whose ranges come from data."""
+    quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    return [layer for layer in quantizers if layer.fixed is None]
+
+
+def _observe(
+    model: keras.Model,
+    observed: list[FakeQuantize],
+    observer: str | Observer | None,
+    look: Callable[[list[Watch]], list[Any]],
+) -> None:
+    """Set the ranges to what observers see."""
+    calls = range_calls(view(model))
+    observers = {id(fake): get_observer(observer or fake.spec.observer) for fake in observed}
+    watches: list[Watch] = [(node.outputs[0], observers[id(node.layer)]) for node, _ in calls]
+    sized: list[Watch] = [(node.outputs[0], _Size()) for node, _ in calls if node.layer.learns]
+    states = look(watches + sized + _uses(calls))
+    sizes = iter(states[len(calls) :])
+    uses = iter(states[len(calls) + len(sized) :])
+    seen: dict[int, dict[int, tuple]] = {}
+    for (node, slot), state in zip(calls, states, strict=False):
+        size = next(sizes) if node.layer.learns else None
+        ends = limits([next(uses) for _ in _partners(node)], node.layer.steps)
+        seen.setdefault(id(node.layer), {})[slot] = (state, size, ends)
+    for layer in observed:
+        slots = (seen[id(layer)][slot] for slot in range(layer.slots))
+        parts, totals, ends = zip(*slots, strict=True)
+        size = np.array([s.total / s.count for s in totals]) if layer.learns else None
+        bounds = observers[id(layer)].bounds(list(parts), layer.grid_of)
+        bounds = tuple(np.clip(bounds, *np.array(ends, "float32").T))
+        if not np.isfinite(bounds).all():
+            raise InvalidDataError(
+                f"Values that {layer.name!r} quantizes are too large for float32, or not "
+                "numbers, on this data. Scale the data, or the layers before."
+            )
+        layer.set_range(*bounds, size)
+
+
+def _fill_all(model: keras.Model, default_ranges: tuple[float, float]) -> None:
+    """Give a range to all tensors that have none."""
+    low, high = default_ranges
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise IntactError(
+            "Expected default_ranges=(min, max), finite and min < max. "
+            f"Received: {default_ranges!r}."
+        )
+    calls = range_calls(view(model))
+    for layer in _observed(model):
+        if not layer.calibrated:
+            _fill(layer, calls, low, high)
+
+
+def _partners(node: Node) -> list[tuple[tuple[keras.KerasTensor, ...], Any]]:
+    """What the tensor of a quantizer's call is multiplied with, if it is a factor."""
+    return [*zip(*node.args[1:], node.kwargs.get("shapes", ()), strict=True)]
+
+
+def _uses(calls: list[tuple[Node, int]]) -> list[Watch]:
+    """The factors, each beside its partners."""
+    return [
+        ((node.outputs[0], partner[0]), UseObserver(shape))
+        for node, _ in calls
+        for partner, shape in _partners(node)
+    ]
+
+
+def _fill(layer: FakeQuantize, calls: list[tuple[Node, int]], low: float, high: float) -> None:
+    """Give a range to the tensors of a quantizer that have none."""
+    minimum, maximum = to_numpy(layer.minimum).copy(), to_numpy(layer.maximum).copy()
+    for node, slot in calls:
+        if node.layer is layer and not to_numpy(layer.count)[slot]:
+            bounds = node.kwargs.get("lower", -np.inf), node.kwargs.get("upper", np.inf)
+            minimum[slot], maximum[slot] = np.clip([low, high], *bounds)
+    layer.set_range(minimum, maximum)
+
+
+def _look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> list[Any]:
+    """Run all batches; what each observer makes of its tensor."""
+    if not watches:
+        return []
+    watcher = Watcher(model, watches)
+    states: list[Any] = []
+    reset_states(model)
+    for batch in source:
+        check_stream(model, len(batch[0]))
+        seen = watcher(batch)
+        pairs = zip(watches, states or seen, seen, strict=True)
+        states = [o.update(old, new, host) if states else new for (_, o), old, new in pairs]
+        bar.add(1)
+    return states
+
+
+class _Size(Mean):
+    """The mean size of all values."""
+
+    def look(self, x: Any, xp: Any = ops) -> Total:
+        return Total(xp.sum(xp.abs(x)), xp.sum(xp.ones_like(x)))
+
+
+@contextlib.contextmanager
+def _in_float(model: keras.Model) -> Iterator[None]:
+    """Let real values through all quantizers."""
+    quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
+    for layer in quantizers:
+        layer.observe(True)
+    try:
+        yield
+    finally:
+        for layer in quantizers:
+            layer.observe(False)

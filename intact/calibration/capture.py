@@ -1,0 +1,135 @@
+"""Looks at tensors of a quantized model while data runs through it in float."""
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from intact.errors import IntactError
+from intact.graph.view import Node, with_outputs
+from intact.layers.stateful import keepers
+from intact.litert.runtime import LiteRTModel
+from intact.lowering.lowering import lower_products, lower_real
+from intact.numerics.affine import host, to_numpy
+from intact.ops.base import get_op
+from intact.quantizers.observers import Observer
+
+Watch = tuple[keras.KerasTensor | tuple[keras.KerasTensor, ...], Observer]
+"""A tensor of a model's graph, or several that are looked at together, and who looks."""
+
+MEMORY = 2**28
+"""Bytes of the tensors that are looked at at once; one sample may take more."""
+
+
+class Watcher:
+    """Runs a model on batches, and lets observers look at its tensors.
+
+    The model is written as a float LiteRT file whose outputs are these tensors, as its
+    kernels are many times as fast as Keras. Where an op has no float form there, or a
+    tensor is not finite, or the model keeps a state, Keras runs it.
+
+    Args:
+        model: A quantized model whose quantizers let real values through.
+        watches: The tensors, and their observers.
+        fast: Whether to try LiteRT.
+    """
+
+    def __init__(self, model: keras.Model, watches: list[Watch], fast: bool = True) -> None:
+        self.model = model
+        self.watches = watches
+        self.file: LiteRTModel | None = None
+        self.step = 1
+        # Reductions in numpy let other threads run.
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        if fast and not keepers(model):
+            try:
+                tensors = [tensor for tensor, _ in watches]
+                content, names = lower_real(model, keras.tree.flatten(tensors))
+                self.names = keras.tree.pack_sequence_as(tensors, names)
+                self.file = LiteRTModel(content, threads=os.cpu_count() or 1)
+            except Exception:
+                # Whatever the op, perhaps a user's own, has against it.
+                self.file = None
+
+    def __call__(self, batch: list[np.ndarray]) -> list[Any]:
+        """What each observer sees of a batch, an array for each input of the model."""
+        if self.file is not None:
+            try:
+                return self._by_litert(self.file, batch)
+            except (IntactError, RuntimeError, ValueError, ArithmeticError):
+                self.file = None
+        looks, runner = self._runner
+        found = runner.predict_on_batch(batch if len(batch) > 1 else batch[0])
+        # Keras unpacks a list of one.
+        return keras.tree.pack_sequence_as(looks, keras.tree.flatten(found))
+
+    def _look(self, watch: Watch, names: Any) -> Any:
+        assert self.file is not None
+        with np.errstate(invalid="ignore"):
+            return watch[1].look(keras.tree.map_structure(self.file.view, names), host)
+
+    @functools.cached_property
+    def _runner(self) -> tuple[list[Any], keras.Model]:
+        looks = [_Look(observer)(x) for x, observer in self.watches]
+        return looks, with_outputs(self.model, looks)
+
+    def _by_litert(self, file: LiteRTModel, batch: list[np.ndarray]) -> list[Any]:
+        states: list[Any] = []
+        start = 0
+        while start < len(batch[0]):
+            part = [array[start : start + self.step] for array in batch]
+            file.invoke(dict(zip(file.input_names, part, strict=True)))
+            seen = list(self._pool.map(self._look, self.watches, self.names))
+            if not all(np.isfinite(part).all() for part in keras.tree.flatten(seen)):
+                raise ArithmeticError("A tensor is not finite.")
+            pairs = zip(self.watches, states or seen, seen, strict=True)
+            states = [o.join(old, new, host) if states else new for (_, o), old, new in pairs]
+            start += self.step
+            if start == 1:
+                size = sum(file.view(name).nbytes for name in {*keras.tree.flatten(self.names)})
+                self.step = max(1, MEMORY // size)
+        return states
+
+
+def products(
+    model: keras.Model, nodes: list[Node], kernels: list[np.ndarray], inputs: list[np.ndarray]
+) -> list[np.ndarray]:
+    """What layers make of their inputs, with kernels of one's own and without biases.
+
+    Args:
+        model: A quantized model.
+        nodes: Calls of its layers that have a kernel.
+        kernels: The kernel of each.
+        inputs: The input of each, a batch of float32.
+
+    Returns:
+        The output of each: by LiteRT, which compiles nothing, or else by Keras.
+    """
+    names = [str(index) for index in range(len(nodes))]
+    try:
+        file = LiteRTModel(lower_products(model, nodes, kernels), os.cpu_count() or 1)
+        file.invoke(dict(zip(names, inputs, strict=True)))
+        return [file.view(name).copy() for name in names]
+    except Exception:
+        calls = zip(nodes, kernels, inputs, strict=True)
+        found = []
+        for node, kernel, x in calls:
+            op: Any = get_op(node.layer.layer)
+            x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+            found.append(to_numpy(op.products(node.layer.layer, x, kernel)))
+        return found
+
+
+class _Look(keras.layers.Layer):
+    """An observer's look at a batch of real values on their way through, as a layer."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(autocast=False)
+        self.observer = observer
+
+    def call(self, x: Any) -> Any:
+        return self.observer.look(x)

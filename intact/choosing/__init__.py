@@ -1,1 +1,0 @@
-"""Which scheme for which layer, and for a whole model."""

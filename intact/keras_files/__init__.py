@@ -1,0 +1,1 @@
+"""Files of Keras 2 and 3, opened safely."""

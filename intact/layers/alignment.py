@@ -1,0 +1,356 @@
+"""Where a quantized model can be compared with its file, and with the float model it is of."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from intact.errors import IntactError
+from intact.graph.canonicalize import canonicalize
+from intact.graph.view import Graph, Node, call_again, recompute, view
+from intact.layers.base import Dequantize
+from intact.layers.fake_quantize import FakeQuantize, stored_params, tensor_name
+from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.numerics.affine import Tensor
+from intact.ops.base import AllSame, Fixed, SameAsInput, find_op, get_op
+from intact.ops.constant import Constant
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A tensor of a model that its file has, too.
+
+    Args:
+        name: What reports call it.
+        tensor: What the file calls it.
+        node: The call that makes it.
+        made_by: The user's layer whose result it is, less what is fused into it.
+        held: The layer whose rounded weights it is made with, if there is one.
+    """
+
+    name: str
+    tensor: str
+    node: Node
+    made_by: keras.layers.Layer
+    held: Quantized | None = None
+
+    @property
+    def quantizer(self) -> FakeQuantize | None:
+        """What rounds the tensor; None if it stays in float."""
+        return self.node.layer if isinstance(self.node.layer, FakeQuantize) else None
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded here: the tensor, or weights."""
+        return self.quantizer is not None or self.held is not None
+
+
+def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[Point]:
+    """The tensors of a model that its file has, too, in the order of the graph.
+
+    Args:
+        model: A quantized model, or a canonical one.
+        names: Names of the file's tensors; None finds what is rounded, without a file.
+
+    Returns:
+        All tensors that are quantized, and those that float layers make, unless the file has
+        them fused into others.
+
+    Raises:
+        IntactError: A tensor that is quantized is not in the file.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+    >>> [point.name for point in find_points(intact.quantize_model(model))]
+    ['x', 'y']
+    """
+    graph = view(model)
+    counts = None if names is None else Counter(names)
+    quantized = any(isinstance(node.layer, FakeQuantize) for node in graph.nodes)
+    found: list[Point] = []
+    missing: list[str] = []
+    fused: dict[int, Quantized] = {}
+    for node in graph.nodes:
+        layer, out = node.layer, node.outputs[0]
+        if isinstance(layer, FakeQuantize):
+            before = graph.producer(node.inputs[0])
+            if isinstance(getattr(before.layer, "layer", None), Constant) or _vanishes(graph, node):
+                continue
+            name = tensor_name(layer, node.kwargs)
+            # An input of integers has the name of its layer.
+            known = (name, before.layer.name) if before.is_input else (name,)
+            tensor = next((n for n in known if counts is None or counts[n]), None)
+            if tensor is None:
+                missing.append(name)
+            else:
+                made_by = _made_by(graph, before)
+                held = made_by if isinstance(made_by, Quantized) and made_by.spec else None
+                found.append(Point(name, tensor, node, _own(made_by), held))
+        elif _is_float(node):
+            held = next((fused[id(t)] for t in node.inputs if id(t) in fused), None)
+            if isinstance(layer, QuantizedWeights):
+                held = layer
+            known = (layer.name, f"{layer.name}_float")
+            # Beside a quantized tensor of that name, the float one has the longer.
+            known = known[::-1] if quantized else known
+            # A float layer called twice has tensors of one name, which cannot be told apart.
+            tensor = next((n for n in known if counts is None or counts[n] == 1), None)
+            if tensor is not None and (held or counts is not None):
+                found.append(Point(layer.name, tensor, node, _own(held or layer), held))
+            elif held:
+                fused[id(out)] = held
+    if missing:
+        raise IntactError(
+            f"The file has no tensors {missing}: it was not exported from this model."
+        )
+    return found
+
+
+def _own(layer: Any) -> keras.layers.Layer:
+    return layer.layer if isinstance(layer, Quantized) else layer
+
+
+def _is_float(node: Node) -> bool:
+    """Whether a node is a layer that computes in float."""
+    if node.is_input or isinstance(node.layer, FakeQuantize | Dequantize | Constant):
+        return False
+    if isinstance(node.layer, Quantized) and not isinstance(node.layer, QuantizedWeights):
+        return False
+    return "float" in str(node.outputs[0].dtype)
+
+
+def _vanishes(graph: Graph, node: Node) -> bool:
+    """Whether a quantizer changes nothing, for its input has the same scale: no op is written."""
+    source, own = range_of(graph, node.inputs[0]), node.layer
+    return (
+        source is not None
+        and not own.rule.signs
+        and source.spec.activation_dtype == own.spec.activation_dtype
+        and stored_params(source) == stored_params(own)
+    )
+
+
+def range_of(graph: Graph, tensor: keras.KerasTensor) -> FakeQuantize | None:
+    """The quantizer whose range a tensor has; None of a float tensor, or of sums.
+
+    Args:
+        graph: The graph of a quantized model.
+        tensor: Its tensor.
+    """
+    node = graph.producer(tensor)
+    while not isinstance(node.layer, FakeQuantize):
+        if isinstance(node.layer, QuantizedWeights):
+            return None
+        if isinstance(node.layer, Quantized):
+            if not isinstance(get_op(node.layer.layer).output, SameAsInput | AllSame):
+                return None
+        elif not isinstance(node.layer, Dequantize):
+            return None
+        node = graph.producer(node.inputs[0])
+    return node.layer
+
+
+def folded_norm(node: Node, graph: Graph) -> Any:
+    """The batch norm that becomes part of a layer's weights in the file, if there is one.
+
+    Args:
+        node: A call of the layer.
+        graph: The view of a quantized model.
+    """
+    following = graph.sole_consumer(node.outputs[0])
+    if following is None:
+        return None
+    if isinstance(node.layer, QuantizedWeights):
+        op = find_op(following.layer)
+        folds = op is not None and op.folds_into_weights(following.layer, node.outputs[0].shape)
+        return following.layer if folds else None
+    return following.layer.layer if following.kwargs.get("folds") else None
+
+
+def behind(graph: Graph, tensor: keras.KerasTensor) -> Node:
+    """The call whose result a tensor is, less what only quantizes it or makes it real again.
+
+    Args:
+        graph: The view of a quantized model.
+        tensor: Its tensor.
+    """
+    node = graph.producer(tensor)
+    while isinstance(node.layer, Dequantize | FakeQuantize) and node.inputs:
+        node = graph.producer(node.inputs[0])
+    return node
+
+
+def before_shares(graph: Graph, output: keras.KerasTensor) -> Any:
+    """What a softmax or sigmoid at the end makes shares of; the output where there is none.
+
+    Shares that are nearly 0 or 1 say little of how good the rest of a model is.
+
+    Args:
+        graph: The view of a quantized model.
+        output: One of its outputs.
+
+    Returns:
+        A tensor of the graph, or a triple of them.
+    """
+    node = behind(graph, output)
+    while node.inputs:
+        held = getattr(node.layer, "layer", node.layer)
+        op = find_op(held) if isinstance(held, keras.layers.Layer) else None
+        if op is not None and isinstance(op.output, Fixed):
+            return node.args[0]
+        if op is None or not isinstance(op.output, SameAsInput):
+            break
+        # A reshape and the like.
+        node = behind(graph, node.inputs[0])
+    return output
+
+
+def _made_by(graph: Graph, node: Node) -> Any:
+    """The layer whose result a node has, perhaps with a batch norm folded in."""
+    while node.kwargs.get("folds"):
+        node = graph.producer(node.inputs[0])
+    return node.layer
+
+
+class Reference:
+    """A float model beside the quantized one that was made from it.
+
+    Args:
+        model: The quantized model.
+        float_model: The float model.
+
+    Raises:
+        IntactError: They are not of the same layers.
+    """
+
+    def __init__(self, model: keras.Model, float_model: keras.Model) -> None:
+        self.model = model
+        self.graph = view(model)
+        canonical = canonicalize(float_model)
+        self.float_graph = view(canonical)
+        self.tensors = self._pair()
+        # Both will be in one model, whose layers need names of their own.
+        for layer in canonical.layers:
+            layer.name = f"{layer.name}__float"
+        start = dict(zip(map(id, self.float_graph.inputs), self.graph.inputs, strict=True))
+        self.values = recompute(self.float_graph, start)
+
+    def _pair(self) -> dict[int, keras.KerasTensor]:
+        """Per tensor of the quantized model, the one of the float model that it stands for."""
+        known = {node.layer.name for node in self.graph.nodes}
+        calls: dict[str, list[Node]] = {}
+        for node in self.float_graph.nodes:
+            calls.setdefault(node.layer.name, []).append(node)
+        pairs: dict[int, keras.KerasTensor] = {}
+        for node in self.graph.nodes:
+            before = {id(pairs[id(t)]) for t in node.inputs}
+            if isinstance(node.layer, FakeQuantize | Dequantize):
+                out = pairs[id(node.inputs[0])]
+            else:
+                same = calls.get(node.layer.name, [])
+                call = next((c for c in same if {id(t) for t in c.inputs} == before), None)
+                if call is None:
+                    raise self._stranger(node.layer.name)
+                out = self._with_fused(call.outputs[0], known)
+            if isinstance(node.layer, FakeQuantize) and out.shape != node.outputs[0].shape:
+                raise self._stranger(node.layer.name)
+            pairs.update((id(tensor), out) for tensor in node.outputs)
+        return pairs
+
+    def _stranger(self, name: str) -> IntactError:
+        return IntactError(
+            f"The float model has nothing like {name!r} of the quantized model "
+            f"{self.model.name!r}. Pass the float model that it was made from."
+        )
+
+    def _with_fused(self, tensor: keras.KerasTensor, known: set[str]) -> keras.KerasTensor:
+        """The tensor behind the layers that the quantized model has within the one before."""
+        following = self.float_graph.sole_consumer(tensor)
+        while following is not None and following.layer.name not in known:
+            tensor = following.outputs[0]
+            following = self.float_graph.sole_consumer(tensor)
+        return tensor
+
+    def of(self, point: Point) -> keras.KerasTensor:
+        """What the float model has at a point."""
+        return self.values[id(self._twin(point))]
+
+    def alone(self, points: list[Point]) -> list[tuple[keras.KerasTensor, keras.KerasTensor]]:
+        """What each point by itself makes of the float model's tensors.
+
+        What it reads has been rounded already; so the float model's own result is that of the
+        same rounded tensors.
+
+        Args:
+            points: All points of the quantized model.
+
+        Returns:
+            Per point what the float model makes, and what the point does; real tensors.
+        """
+        ours = dict(zip(map(id, self.graph.inputs), self.graph.inputs, strict=True))
+        floats = dict(zip(map(id, self.float_graph.inputs), self.graph.inputs, strict=True))
+        for point in points:
+            made = self.of(point)
+            if point.quantizer is not None:
+                made = point.quantizer(made, slot=point.node.kwargs.get("slot", 0))
+            ours.update(zip(map(id, point.node.outputs), keras.tree.flatten(made), strict=True))
+            floats.setdefault(id(self._twin(point)), as_real(made))
+        ours, floats = recompute(self.graph, ours), recompute(self.float_graph, floats)
+        return [
+            (self._expected(point, floats), as_real(call_again(point.node, ours)))
+            for point in points
+        ]
+
+    def _twin(self, point: Point) -> keras.KerasTensor:
+        return self.tensors[id(point.node.outputs[0])]
+
+    def _expected(self, point: Point, floats: dict[int, keras.KerasTensor]) -> keras.KerasTensor:
+        """What the float model makes at a point, of other tensors before it."""
+        producer = self.float_graph.producer(self._twin(point))
+        return self.of(point) if producer.is_input else call_again(producer, floats)
+
+    def mixed(self, replaced: dict[Point, keras.KerasTensor]) -> list[keras.KerasTensor]:
+        """The float model's outputs, with other tensors at some points.
+
+        Args:
+            replaced: Per point, a real tensor.
+
+        Returns:
+            The outputs.
+        """
+        values = dict(zip(map(id, self.float_graph.inputs), self.graph.inputs, strict=True))
+        for point, tensor in replaced.items():
+            values.setdefault(id(self._twin(point)), tensor)
+        values = recompute(self.float_graph, values)
+        return [values[id(tensor)] for tensor in self.float_graph.outputs]
+
+
+def as_real(made: Any) -> keras.KerasTensor:
+    """Real values of what a point's call makes, a triple or a float tensor."""
+    return Dequantize()(made) if isinstance(made, list | tuple) else made
+
+
+class Noise(keras.layers.Layer):
+    """Per sample, the sums of squares of a tensor, and of another's distance from it."""
+
+    def call(self, inputs: Any) -> Tensor:
+        """The two sums, (samples, 2).
+
+        Args:
+            inputs: The tensor, and the other.
+        """
+        real, other = (ops.reshape(x, (ops.shape(x)[0], -1)) for x in inputs)
+        parts = [ops.sum(ops.square(x), axis=-1) for x in (real, real - other)]
+        return ops.stack(parts, axis=-1)
+
+    def compute_output_shape(self, shapes: Any) -> tuple[int | None, int]:
+        """Two sums for each sample.
+
+        Args:
+            shapes: Of the two tensors.
+        """
+        return (shapes[0][0], 2)

@@ -1,0 +1,153 @@
+"""What the layers of a quantized model have in common, and the layer that leads out of it."""
+
+import warnings
+from typing import Any, Literal, NoReturn
+
+import keras
+from keras import ops
+
+from intact.errors import FusedLayerWarning, IntactError
+from intact.graph.view import Node, first_call, keras_counts_outputs, readers
+from intact.numerics.affine import QTensor, Tensor
+
+Gives = Literal["integers", "sums", "real"]
+"""What a call returns: a `QTensor`, what its quantizer rounds, or real values and indices."""
+
+
+class QuantizedLayer(keras.layers.Layer):
+    """Base of the layers that a quantized model is made of."""
+
+    @property
+    def gives(self) -> Gives:
+        """What a call returns."""
+        return "real"
+
+    @property
+    def output(self) -> Any:
+        """The real values that the layer's kernel computes, of its first call.
+
+        `keras.Model(q.inputs, q.get_layer(name).output)` is a part of a quantized model, and a
+        quantized model itself. A batch norm and a ReLU that are part of the layer's kernel are
+        in its output.
+
+        Warns:
+            FusedLayerWarning: Layers behind this one are part of its kernel.
+        """
+        return super().output if keras_counts_outputs() else real_output(first_call(self))
+
+    def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse Keras' own quantization.
+
+        Raises:
+            IntactError: Always.
+        """
+        raise IntactError(
+            f"Layer {self.name!r} is quantized by intact already, and Keras' `quantize` would "
+            "round it a second time, in another way. Use the model as it is; for other bits, call "
+            "`intact.quantize_model` on the float model with another scheme."
+        )
+
+
+@keras.saving.register_keras_serializable("intact")
+class Dequantize(QuantizedLayer):
+    """Integer values to real ones: `values * scale`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> triple = (np.array([[3.0]], "float32"), np.float32(0.5), np.float32(0.0))
+    >>> float(Dequantize()(triple)[0, 0])
+    1.5
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(autocast=False, **kwargs)
+        self.built = True
+
+    def call(self, inputs: Any) -> Tensor:
+        """Real values of a triple `(values, scale, zero_point)`."""
+        x = QTensor(*inputs)
+        return x.values * x.scale
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """The symbolic form of the real values."""
+        return keras.KerasTensor(inputs[0].shape, "float32")
+
+
+@keras.saving.register_keras_serializable("intact")
+class Together(keras.regularizers.Regularizer):
+    """The sum of several regularizers.
+
+    Args:
+        parts: The regularizers.
+
+    Example:
+
+    >>> both = Together([keras.regularizers.L1(1.0), keras.regularizers.L1(2.0)])
+    >>> float(both(ops.ones(1)))
+    3.0
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = [keras.regularizers.get(part) for part in parts]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The sum of their losses.
+
+        Args:
+            x: What is regularized.
+        """
+        return sum(part(x) for part in self.parts)
+
+    def get_config(self) -> dict[str, Any]:
+        """The regularizers."""
+        return {"parts": [keras.saving.serialize_keras_object(part) for part in self.parts]}
+
+
+def activity_loss(regularizer: Any, real: Tensor) -> Tensor:
+    """The loss that a regularizer of a layer's output adds, as Keras has it: per sample.
+
+    Args:
+        regularizer: What the user's layer has as `activity_regularizer`.
+        real: The real values of the output.
+    """
+    loss = regularizer(real)
+    return ops.divide_no_nan(loss, ops.cast(ops.shape(real)[0], loss.dtype))
+
+
+def real_output(node: Node) -> keras.KerasTensor:
+    """The real values that come of a call of a quantized layer.
+
+    Args:
+        node: The call.
+
+    Returns:
+        A tensor of the same graph.
+
+    Warns:
+        FusedLayerWarning: Other layers are part of the same kernel.
+    """
+    layer, others = node.layer, []
+    while node.layer.gives == "sums":
+        node = readers(node.outputs[0])[0]
+        # A range of one tensor is named after the last layer of its kernel.
+        if node.kwargs.get("folds") or getattr(node.layer, "slots", 0) == 1:
+            others.append(node.layer.name.removesuffix("_quantizer"))
+    # An activation inside the layer has the layer's name before its own.
+    others = [name for name in others if not name.startswith(layer.name)]
+    if others:
+        warnings.warn(
+            f"The output of layer {layer.name!r} is that of {others[-1]!r}: on the device these "
+            "are one kernel, which rounds once, at its end.",
+            FusedLayerWarning,
+            stacklevel=3,
+        )
+    if node.layer.gives == "real":
+        return node.outputs[0]
+    for reader in readers(node.outputs[0]):
+        if isinstance(reader.layer, Dequantize):
+            return reader.outputs[0]
+    slot = node.kwargs.get("slot", 0)
+    name = node.layer.name.removesuffix("_quantizer") + (f"_{slot}" if slot else "")
+    return Dequantize(name=f"{name}_dequantize")(node.outputs)

@@ -1,0 +1,843 @@
+"""From a plan to a quantized Keras model: ordinary layers, on integer values.
+
+On the edges of the quantized model run triples `(values, scale, zero_point)`; between
+an op and its quantizer run the op's 32-bit sums. Everything else is an ordinary
+functional Keras model.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from intact.graph.canonicalize import canonicalize
+from intact.graph.view import (
+    Node,
+    deep_graphs,
+    forget_calls,
+    in_float32,
+    output_names,
+    structure,
+    view,
+)
+from intact.layers.base import Dequantize, Gives, QuantizedLayer, activity_loss
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized_model import QuantizedModel, class_like, is_quantized
+from intact.layers.schedule import Schedule, make_clock, schedule_config, schedule_from_config
+from intact.layers.stateful import StatefulQuantize
+from intact.numerics.affine import (
+    Accumulator,
+    QTensor,
+    Tensor,
+    WideTensor,
+    accumulator,
+    add_bias,
+    along,
+    exact_sums,
+    half_precision,
+    host,
+    is_integer,
+    moved,
+    quantize_rows,
+    rescaled,
+    scale_channels,
+    tied,
+    to_numpy,
+)
+from intact.numerics.backend_kernels import exact_convolution, inverse
+from intact.ops.base import AllSame, Plain, SameAsInput, get_op, known_config, share_code
+from intact.plan.planner import Plan, Site, Step
+from intact.plan.scheme import TensorSpec
+from intact.quantizers.formulas import Setting
+from intact.rounding.arithmetic import Arithmetic
+from intact.rounding.lstm import LSTMArithmetic
+
+
+@keras.saving.register_keras_serializable("intact")
+class Quantized(QuantizedLayer):
+    """A layer that computes on integer values, with quantized weights.
+
+    It has the name of the layer that it holds. Freeze it by `trainable = False` like
+    any other; a frozen batch norm uses its moving statistics.
+
+    Args:
+        layer: The Keras layer.
+        spec: How its weights are quantized, if it has any.
+        input_shapes: The shapes of the inputs that the layer is built with.
+        keep_zeros: Weights that are 0 stay 0.
+        tied_weights: Names of the weights whose equal values stay equal.
+        schedule: When rounding of weights begins in training, and when a batch norm freezes.
+        corrected: What bias correction has added to its sums, per channel.
+        norm: The batch norm behind it, if its factors are in the weights before these are
+            rounded.
+        wide: Whether its inputs have 16 bits.
+        activity: The regularizer of its output, where no quantizer knows it.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        spec: TensorSpec | None = None,
+        input_shapes: Any = None,
+        schedule: Schedule | None = None,
+        keep_zeros: bool = False,
+        tied_weights: Iterable[str] = (),
+        corrected: Any = None,
+        norm: keras.layers.BatchNormalization | None = None,
+        wide: bool = False,
+        activity: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("dtype", "float32")
+        kwargs.setdefault("name", layer.name)
+        super().__init__(autocast=False, **kwargs)
+        self.layer = layer
+        self.spec = spec
+        self.wide = wide
+        self.activity = keras.regularizers.get(activity)
+        self.corrected = None if corrected is None else np.asarray(corrected, "float32")
+        # A list, for Keras would track and wrap a nested attribute.
+        self.shapes = [tuple(shape) for shape in input_shapes]
+        if not layer.built:
+            layer.build(self.shapes[0] if len(self.shapes) == 1 else self.shapes)
+        self.norm = norm
+        if norm is not None and not norm.built:
+            axes = get_op(layer).weights["kernel"].axis
+            norm.build((None, math.prod(layer.kernel.shape[a] for a in axes)))
+        self.keep_zeros = keep_zeros
+        # Per name of a weight, where the first weight of each one's value stands.
+        self.firsts: dict[str, Any] = {}
+        # Per name of a quantized weight, the trained numbers that go with it: what they were
+        # first, and how far training has moved them.
+        self.learned: dict[str, dict[str, list[Any]]] = {}
+        if spec is not None and spec.kind != "float":
+            self._add_learned(spec)
+        self.schedule = schedule
+        timed = spec is not None or isinstance(layer, keras.layers.BatchNormalization)
+        self.clock = make_clock(schedule) if timed else None
+        for name in tied_weights:
+            self._add_firsts(name)
+        self.built = True
+
+    @property
+    def gives(self) -> Gives:
+        """What a call returns."""
+        output = get_op(self.layer).output
+        if isinstance(output, Plain):
+            return "real"
+        return "integers" if isinstance(output, SameAsInput | AllSame) else "sums"
+
+    def _add_learned(self, spec: TensorSpec) -> None:
+        for weight, axis in self.weight_axes().items():
+            value = self.weight(weight, host)
+            first = spec.rule.weight_state(value, self._setting(axis))
+            self.learned[weight] = {
+                name: [
+                    self.add_weight(
+                        name=f"{weight}_{name}_first",
+                        shape=start.shape,
+                        initializer=keras.initializers.Constant(start),
+                        trainable=False,
+                    ),
+                    self.add_weight(
+                        name=f"{weight}_{name}", shape=start.shape, initializer="zeros"
+                    ),
+                ]
+                for name, start in first.items()
+            }
+        if spec.stochastic:
+            self.seeds = keras.random.SeedGenerator()
+
+    def _setting(
+        self, axis: Any, xp: Any = ops, training: bool = False, step: Any = None
+    ) -> Setting:
+        """What a quantizer needs to know of a weight with scales along some axes."""
+        spec = self.spec
+        assert spec is not None
+        noise = None
+        if spec.stochastic and training:
+
+            def noise(w: Tensor) -> Tensor:
+                return keras.random.uniform(ops.shape(w), -0.5, 0.5, seed=self.seeds)
+
+        power = spec.power_of_two
+        return Setting(spec.bits, axis, spec.symmetric, power, xp, training, noise, step)
+
+    def _add_firsts(self, name: str) -> None:
+        size = getattr(self.layer, name).shape
+        self.firsts[name] = self.add_weight(
+            name=f"{name}_firsts",
+            shape=(math.prod(size),),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+        )
+
+    def tie(self) -> None:
+        """Keep weights equal that are equal now."""
+        for name in self.weight_axes():
+            w = to_numpy(getattr(self.layer, name)).reshape(-1)
+            _, first, place = np.unique(w, return_index=True, return_inverse=True)
+            if len(first) < len(w):
+                if name not in self.firsts:
+                    self._add_firsts(name)
+                self.firsts[name].assign(first[place])
+
+    def weight(self, name: str, xp: Any = ops) -> Tensor:
+        """A float weight as it is quantized: equal where tied, and 0 without a gradient.
+
+        Args:
+            name: The weight's name.
+            xp: `keras.ops`, or `host`.
+        """
+        w = self._kept(name, xp)
+        if self.norm is None:
+            return w
+        variance = xp.convert_to_tensor(self.norm.moving_variance)
+        factor = self._norm_op.factor(self.norm, variance, xp)
+        return w * along(factor, get_op(self.layer).weights[name].axis, w.shape, xp)
+
+    def _kept(self, name: str, xp: Any = ops) -> Tensor:
+        w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+        if name in self.firsts and xp is host:
+            w = np.reshape(w.reshape(-1)[to_numpy(self.firsts[name])], w.shape)
+        elif name in self.firsts:
+            w = tied(w, self.firsts[name])
+        if self.keep_zeros and xp is not host:
+            # No gradient, no step, whatever the optimizer: no mask has to be stored.
+            w = w * ops.cast(ops.stop_gradient(w) != 0, "float32")
+        return w
+
+    def quantized_weights(
+        self, xp: Any = ops, training: bool = False, now: Tensor | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per name of a quantized weight, its whole numbers and scales.
+
+        Args:
+            xp: `keras.ops`, or `intact.numerics.affine.host`.
+            training: Whether the model trains.
+            now: The training step, where there is a schedule; by default, that of its clock.
+        """
+        if self.spec is None:
+            return {}
+        found = {}
+        # Times 1, for TensorFlow takes no variable where a gradient is written down.
+        one = np.float32(1)
+        if now is None and self.clock is not None:
+            now = xp.convert_to_tensor(self.clock.step)
+        for name, axis in self.weight_axes().items():
+            w = self.weight(name, xp)
+            learned = self.learned.get(name, {})
+            state = {
+                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta) * one, xp)
+                for key, (first, delta) in learned.items()
+            }
+            setting = self._setting(axis, xp, training, now)
+            n, scale = self.spec.rule.weights(w, state, setting)
+            if self.clock is not None and training:
+                on = self.clock.reached("quant_delay", now)
+                n = ops.where(on, n, w * inverse(scale))
+            found[name] = n, xp.reshape(scale, () if axis is None else (-1,))
+        return found
+
+    def weight_axes(self) -> dict[str, tuple[int, ...] | None]:
+        """Per name of a quantized weight, the axes that keep a scale of their own, if any."""
+        per_axis = self.spec is not None and self.spec.per_axis
+        weights = get_op(self.layer).weights
+        return {name: weight.axis if per_axis else None for name, weight in weights.items()}
+
+    def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
+        """Per name of a quantized weight, its rounded values.
+
+        Args:
+            training: Whether the model trains.
+            now: The training step, where there is a schedule.
+        """
+        if self.spec is not None and self.spec.kind == "float":
+            exact = {name: self.weight(name) for name in self.weight_axes()}
+            halves = {name: half_precision(w) for name, w in exact.items()}
+            if self.clock is None or not training:
+                return halves
+            on = self.clock.reached("quant_delay", now)
+            return {k: ops.where(on, half, exact[k]) for k, half in halves.items()}
+        axes = self.weight_axes()
+        return {
+            name: values * along(scale, axes[name], values.shape)
+            for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
+        }
+
+    def _tick(self, again: bool, training: bool | None) -> Tensor | None:
+        """Count a training step; those before it, if there is a schedule."""
+        return self.clock.tick(again) if self.clock is not None and training else None
+
+    def call(
+        self,
+        inputs: Any,
+        folds: bool = False,
+        again: bool = False,
+        training: bool | None = None,
+    ) -> Any:
+        """Compute on integer values.
+
+        Args:
+            inputs: A triple or a plain tensor, or a list of them; an accumulator for a
+                folded layer.
+            folds: The layer is a batch norm that follows into the weights before it; where
+                it is called elsewhere too, it need not there.
+            again: The layer is called elsewhere, too, and counts its steps there.
+            training: Whether batch norm uses the batch's statistics.
+
+        Returns:
+            What the op's `call` returns.
+        """
+        result = self._result(inputs, folds, again, training)
+        if self.activity is not None:
+            self.add_loss(activity_loss(self.activity, self._real(result, folds)))
+        return result
+
+    def _real(self, result: Any, folds: bool) -> Tensor:
+        """The real values of what a call returns."""
+        if self.gives == "integers":
+            return result.values * result.scale
+        if self.gives == "real":
+            return result
+        op = get_op(self.layer)
+        rounding = "accumulator" if folds else op.rounding(self.layer, "int8")
+        return Arithmetic.registry[rounding].real(result)
+
+    def _result(self, inputs: Any, folds: bool, again: bool, training: bool | None) -> Any:
+        now = self._tick(again, training)
+        training = bool(training) and self.trainable
+        moves: Any = training
+        if training and now is not None and (self.spec is None or self.norm is not None):
+            assert self.clock is not None
+            moves = ops.logical_not(self.clock.reached("freeze_batch_norm", now))
+        if folds:
+            return get_op(self.layer).fold(self.layer, Accumulator(*inputs), moves)
+        weights = self.quantized_weights(training=training, now=now)
+        if self.norm is not None:
+            return self._normalized(self._operand(inputs, moves), *weights["kernel"], moves)
+        return self.compute(inputs, weights, moves)
+
+    def _normalized(self, x: QTensor, kernel: Tensor, scale: Tensor, moves: Any) -> Accumulator:
+        """Sums of weights that have the batch norm's factors in them.
+
+        The weights have those of the moving variance, so that they do not follow each batch;
+        while the statistics move, sums are multiplied by `sigma / sigma_batch`, and the bias is
+        the batch's. So it comes to the batch norm of the batch, until that is frozen.
+
+        Source: batch normalization with correction and freeze, arXiv:1806.08342.
+        """
+        op: Any = get_op(self.layer)
+        norm: Any = self.norm
+        fixed = moves is False or not norm.trainable
+        acc = accumulator(None, x.scale, scale, whole=is_integer(x))
+        if fixed:
+            acc = self.units(acc)
+            kernel = rescaled(kernel, scale, acc, self.weight_axes()["kernel"])
+        with exact_convolution():
+            values, high, low = exact_sums(lambda v: op.products(self.layer, v, kernel), x)
+        acc = acc._replace(values=values, high=high, low=low)
+        if fixed:
+            return acc
+        sigma = self._norm_op.sigma(norm, ops.convert_to_tensor(norm.moving_variance))
+        # Statistics are those of the float weights, by a second product.
+        real = op.products(self.layer, x.values * x.scale, self._kept("kernel"))
+        bias = ops.zeros_like(sigma) if self.layer.bias is None else self.layer.bias * 1.0
+        mean, variance = self._norm_op.statistics(norm, Accumulator(real, bias, 1.0, 1.0), moves)
+        acc = scale_channels(acc, sigma / self._norm_op.sigma(norm, variance))
+        return self._shifted(acc, mean, variance)
+
+    def units(self, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        """Sums with the layer's bias, and that of its batch norm.
+
+        Args:
+            acc: The sums without them; their values may be yet to be filled in.
+            xp: `keras.ops`, or `intact.numerics.affine.host`.
+        """
+        op: Any = get_op(self.layer)
+        if self.norm is None:
+            return op.units(self.layer, acc, xp)
+        mean, variance = (
+            xp.convert_to_tensor(v) for v in (self.norm.moving_mean, self.norm.moving_variance)
+        )
+        return self._shifted(acc, mean, variance, xp)
+
+    def _shifted(self, acc: Accumulator, mean: Any, variance: Any, xp: Any = ops) -> Accumulator:
+        """Sums with the bias that the batch norm leaves."""
+        norm: Any = self.norm
+        bias = 0.0 if self.layer.bias is None else xp.convert_to_tensor(self.layer.bias)
+        acc = add_bias(acc, (bias - mean) * self._norm_op.factor(norm, variance, xp), xp)
+        return add_bias(acc, norm.beta, xp) if norm.center else acc
+
+    @property
+    def _norm_op(self) -> Any:
+        return get_op(self.norm)
+
+    def compute(self, inputs: Any, weights: dict[str, Any], moves: Any = False) -> Any:
+        """The same with given weights.
+
+        Args:
+            inputs: As for a call.
+            weights: As `quantized_weights` returns them.
+            moves: Whether batch norm uses the batch's statistics.
+        """
+        op = get_op(self.layer)
+        operands = [inputs] if len(self.shapes) == 1 else inputs
+        taken = [
+            x if index in op.plain else self._operand(x, moves) for index, x in enumerate(operands)
+        ]
+        return op.call(self.layer, taken, weights, moves)
+
+    def _operand(self, triple: Any, moves: Any) -> QTensor:
+        """An input; training needs no sums that are exact beyond float32."""
+        return WideTensor(*triple) if self.wide and moves is False else QTensor(*triple)
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        op = get_op(self.layer)
+        operands = [inputs] if len(self.shapes) == 1 else inputs
+        # Of this call: a layer may be called on several shapes.
+        shapes = [(x if index in op.plain else x[0]).shape for index, x in enumerate(operands)]
+        try:
+            shape = self.layer.compute_output_shape(shapes[0] if len(shapes) == 1 else shapes)
+        except NotImplementedError:
+            # A layer of the user's that leaves it to its `call`.
+            symbols = [keras.KerasTensor(shape, "float32") for shape in shapes]
+            given = symbols[0] if len(symbols) == 1 else symbols
+            shape = self.layer.compute_output_spec(given).shape
+        return op.pending_spec(self.layer, inputs, shape)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(
+            layer=keras.saving.serialize_keras_object(self.layer),
+            spec=None if self.spec is None else self.spec.get_config(),
+            input_shapes=[list(shape) for shape in self.shapes],
+            corrected=None if self.corrected is None else self.corrected.tolist(),
+            keep_zeros=self.keep_zeros,
+            tied_weights=list(self.firsts),
+            schedule=schedule_config(self.schedule),
+            wide=self.wide,
+        )
+        if self.norm is not None:
+            config["norm"] = keras.saving.serialize_keras_object(self.norm)
+        if self.activity is not None:
+            config["activity"] = keras.saving.serialize_keras_object(self.activity)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Quantized":
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        if "norm" in config:
+            config["norm"] = keras.saving.deserialize_keras_object(config["norm"])
+        spec = config.pop("spec")
+        spec = None if spec is None else TensorSpec.from_config(spec)
+        schedule = schedule_from_config(config.pop("schedule", None))
+        return cls(layer, spec=spec, schedule=schedule, **config)
+
+
+@keras.saving.register_keras_serializable("intact")
+class QuantizedWeights(Quantized):
+    """A layer that computes in float, with quantized weights.
+
+    Args:
+        layer: The Keras layer.
+        spec: How its weights are quantized.
+        dynamic: Quantize the input too, by the range of each row or sample, as kernels do
+            at run time.
+        input_shapes: The shapes that the layer is built with.
+    """
+
+    def __init__(
+        self, layer: keras.layers.Layer, spec: TensorSpec, dynamic: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(layer, spec, **kwargs)
+        self.dynamic = dynamic
+
+    @property
+    def gives(self) -> Gives:
+        """What a call returns."""
+        return "real"
+
+    def call(
+        self,
+        inputs: Any,
+        folds: bool = False,
+        again: bool = False,
+        training: bool | None = None,
+    ) -> Tensor:
+        """The float output of float inputs."""
+        op: Any = get_op(self.layer)
+        now = self._tick(again, training)
+        if not self.dynamic:
+            operands = [inputs] if len(self.shapes) == 1 else inputs
+            return op.real(self.layer, operands, self.real_weights(bool(training), now))
+        n, scale = quantize_rows(inputs, op.rows(self.layer, len(inputs.shape)))
+        if self.clock is not None and training:
+            n = ops.where(self.clock.reached("quant_delay", now), n, inputs * inverse(scale))
+        kernel, weight_scale = self.quantized_weights(training=bool(training), now=now)["kernel"]
+        with exact_convolution():
+            sums = op.products(self.layer, n, kernel)
+        y = sums * scale * weight_scale
+        return y if self.layer.bias is None else y + self.layer.bias
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        shapes = self.shapes[0] if len(self.shapes) == 1 else self.shapes
+        return keras.KerasTensor(self.layer.compute_output_shape(shapes), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "dynamic": self.dynamic}
+
+
+@keras.saving.register_keras_serializable("intact")
+class Frozen(Quantized):
+    """A layer with the integers of the file: what `intact.freeze` puts in place of another.
+
+    Args:
+        layer: The Keras layer; its own weights are not used.
+        stored: The type that the file stores the weights in.
+        shapes: The shapes of the kernel, of its scale and of the bias.
+        input_shapes: The shapes of the layer's inputs.
+        wide: Whether its inputs have 16 bits.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        stored: str,
+        shapes: Any,
+        input_shapes: Any = None,
+        wide: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("dtype", "float32")
+        kwargs["trainable"] = False
+        keras.layers.Layer.__init__(self, autocast=False, **kwargs)
+        # In a tuple, for Keras would track the layer and its weights.
+        self._held = (layer,)
+        self.spec = self.schedule = self.clock = self.norm = None
+        self.stored = stored
+        self.wide = wide
+        self.own_shapes = [tuple(shape) for shape in shapes]
+        self.shapes = [tuple(shape) for shape in input_shapes]
+
+        def weight(name: str, shape: Any, dtype: str = "float32") -> Any:
+            return self.add_weight(
+                name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False
+            )
+
+        kernel, scale, zero_point, bias = self.own_shapes
+        self.kernel = weight("kernel", kernel, "int16" if stored == "uint8" else "int8")
+        self.kernel_scale = weight("kernel_scale", scale)
+        self.kernel_zero_point = weight("kernel_zero_point", zero_point)
+        self.bias = weight("bias", bias)
+        self.built = True
+
+    @classmethod
+    def of(cls, written: Any, input_shapes: Any, name: str) -> "Frozen":
+        """The layer that computes what was written.
+
+        Args:
+            written: The `LoweringNode`, after it was written.
+            input_shapes: The shapes of the layer's inputs.
+            name: Its name.
+        """
+        kernel, sums = written.weights["kernel"], written.sums
+        values = [kernel.values, sums.weight_scale, np.asarray(kernel.zero_point), sums.bias]
+        layer = type(written.layer).from_config(known_config(written.layer))
+        shapes = [np.shape(v) for v in values]
+        wide = written.input.dtype == "int16"
+        made = cls(layer, kernel.dtype, shapes, input_shapes, wide, name=name)
+        variables = (made.kernel, made.kernel_scale, made.kernel_zero_point, made.bias)
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return made
+
+    @property
+    def layer(self) -> keras.layers.Layer:
+        """The Keras layer, for its settings."""
+        return self._held[0]
+
+    def sums(self, values: Any, input_scale: Any, xp: Any = ops) -> Accumulator:
+        """Sums with the bias and scales of the file.
+
+        Args:
+            values: The sums.
+            input_scale: Scale of the input.
+            xp: `keras.ops`, or `intact.numerics.affine.host`.
+        """
+        bias, scale = (xp.convert_to_tensor(v) for v in (self.bias, self.kernel_scale))
+        return Accumulator(values, bias, input_scale, scale)
+
+    def call(
+        self,
+        inputs: Any,
+        folds: bool = False,
+        again: bool = False,
+        training: bool | None = None,
+    ) -> Any:
+        op: Any = get_op(self.layer)
+        x, kernel = self._operand(inputs, False), ops.cast(self.kernel, "float32")
+        if not op.weights:
+            return self.sums(x.values * kernel, x.scale)._replace(whole=is_integer(x))
+        with exact_convolution():
+            values, high, low = exact_sums(lambda v: op.products(self.layer, v, kernel), x)
+        return self.sums(values, x.scale)._replace(whole=is_integer(x), high=high, low=low)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **keras.layers.Layer.get_config(self),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "stored": self.stored,
+            "shapes": [list(shape) for shape in self.own_shapes],
+            "input_shapes": [list(shape) for shape in self.shapes],
+            "wide": self.wide,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Frozen":
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer, **config)
+
+
+def flat(model: keras.Model) -> keras.Model:
+    """A model as it is lowered and compared: all its layers side by side, and known.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The model itself if it is a quantized one; else a flat one, in which layers that are
+        quantized are the same, and others copies.
+    """
+    itself = isinstance(model, QuantizedModel) and is_quantized(model)
+    return model if itself else canonicalize(model)
+
+
+def build(
+    model: keras.Model,
+    plan: Plan,
+    schedule: Schedule | None = None,
+    float_model: keras.Model | None = None,
+) -> keras.Model:
+    """Make the quantized model that a plan describes.
+
+    Args:
+        model: The canonical model; its layers are taken over.
+        plan: What `make_plan` returned for it.
+        schedule: When quantization begins in training, and what freezes when.
+        float_model: The user's model, whose class is kept if that can be.
+
+    Returns:
+        A functional model with the same inputs, outputs and names of outputs.
+    """
+    kind = class_like(float_model or model, output_names(model))
+    with deep_graphs(4 * len(model.layers)), in_float32():
+        return _Builder(model, plan, schedule).build(kind)
+
+
+class _Builder:
+    def __init__(self, model: keras.Model, plan: Plan, schedule: Schedule | None) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.graph = view(model)
+        self.plan = plan
+        nodes = [node for node in self.graph.nodes if not node.is_input]
+        self.steps = {id(node): step for node, step in zip(nodes, plan.steps, strict=True)}
+        self.built: set[int] = set()
+        self.layers: dict[int, keras.layers.Layer] = {}
+        self.quantizers: dict[int, FakeQuantize] = {}
+        self.real: dict[int, keras.KerasTensor] = {}
+        self.pending: dict[int, Any] = {}
+        self.quantized: dict[int, Any] = {}
+        self.names = {layer.name for layer in model.layers}
+        for node in self.graph.nodes:
+            forget_calls(node.layer)
+
+    def build(self, kind: type[keras.Model]) -> keras.Model:
+        inputs, outputs = structure(self.model)
+        new_inputs = keras.tree.map_structure(
+            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), inputs
+        )
+        for old, new in zip(self.graph.inputs, keras.tree.flatten(new_inputs), strict=True):
+            self.real[id(old)] = new
+        for node in self.graph.nodes:
+            self._build_with_sources(node)
+        new_outputs = keras.tree.map_structure(self._as_output, outputs)
+        return kind(new_inputs, new_outputs, name=self.model.name)
+
+    def _build_with_sources(self, node: Node) -> None:
+        """Build a node, after what it is computed from and what its ranges are found by."""
+        if node.is_input or id(node) in self.built:
+            return
+        self.built.add(id(node))
+        step = self.steps[id(node)]
+        partners = [product.partner for product in step.site.products] if step.site else []
+        for tensor in (*node.inputs, *partners):
+            self._build_with_sources(self.graph.producer(tensor))
+        self._build_node(node, step)
+
+    def _build_node(self, node: Any, step: Step) -> None:
+        (output,) = node.outputs
+        if not step.integer:
+
+            def real(value: Any) -> Any:
+                return self._as_real(value) if isinstance(value, keras.KerasTensor) else value
+
+            args = keras.tree.map_structure(real, node.args)
+            layer = node.layer
+            again = {}
+            if step.weights:
+                again = self._again(node)
+                layer = self._layer(node, step)
+            else:
+                self._regularize(layer, node, step)
+            self.real[id(output)] = layer(*args, **node.kwargs, **again)
+            return
+        if step.fused:
+            result = self.pending[id(node.inputs[0])]
+        elif step.folds:
+            again = self._again(node)
+            sums = self.pending[id(node.inputs[0])]
+            result = self._layer(node, step)(sums, folds=True, **again)
+        else:
+            op = get_op(node.layer)
+            operands = [
+                self._as_real(t) if index in op.plain else self._as_quantized(t)
+                for index, t in enumerate(node.inputs)
+            ]
+            for index, site in step.requantize.items():
+                operands[index] = self._quantize(operands[index], site)
+            again = self._again(node)
+            given = operands[0] if len(operands) == 1 else operands
+            result = self._layer(node, step)(given, **again)
+            if isinstance(op.output, SameAsInput | AllSame):
+                self.quantized[id(output)] = result
+                return
+            if isinstance(op.output, Plain):
+                self.real[id(output)] = result
+                return
+        self.pending[id(output)] = result
+        if step.site:
+            final = self.graph.is_output(output) and not self.graph.consumers(output)
+            self.quantized[id(output)] = self._quantize(result, step.site, final)
+            activity = getattr(node.layer, "activity", None)
+            if activity is not None:
+                self.quantizers[id(step.site.range)].activity[step.site.slot] = activity
+
+    def _again(self, node: Any) -> dict[str, bool]:
+        """What tells a layer with a schedule that this call is not its first."""
+        return {"again": True} if self.schedule and id(node.layer) in self.layers else {}
+
+    def _layer(self, node: Any, step: Step) -> keras.layers.Layer:
+        fields: dict[str, Any] = {"schedule": self.schedule}
+        if id(node.layer) not in self.layers:
+            shapes = [t.shape for t in node.inputs]
+            if step.integer:
+                fields["wide"] = step.wide
+            if step.takes_in:
+                norm = self.model.get_layer(step.takes_in)
+                layer = node.layer if step.keeps_norm else _with_norm(node.layer, norm, shapes[0])
+                kept = norm if step.keeps_norm else None
+                made = Quantized(layer, step.weights, shapes, norm=kept, **fields)
+            elif step.integer:
+                made = Quantized(node.layer, step.weights, shapes, **fields)
+            else:
+                assert step.weights is not None
+                dynamic = step.activations is not None
+                made = QuantizedWeights(
+                    node.layer, step.weights, dynamic, input_shapes=shapes, **fields
+                )
+            self.layers[id(node.layer)] = made
+            self._regularize(made, node, step)
+        return self.layers[id(node.layer)]
+
+    def _regularize(self, made: Any, node: Any, step: Step) -> None:
+        """Let a layer regularize its output, if the user's does and no quantizer will."""
+        activity = getattr(node.layer, "activity", None)
+        if activity is not None and not step.integer:
+            made.activity_regularizer = activity
+        elif step.site is None:
+            made.activity = activity
+
+    def _quantize(self, pending: Any, site: Site, final: bool = False) -> Any:
+        found = site.range
+        if id(found) not in self.quantizers:
+            fields: dict[str, Any] = {
+                "slots": len(found.sites),
+                "fixed": found.fixed,
+                "schedule": self.schedule,
+                "name": self._name(found.name, "_quantizer"),
+            }
+            made: FakeQuantize
+            if site.arithmetic == LSTMArithmetic.name:
+                batch, _, units = LSTMArithmetic.output_shape(pending)
+                made = StatefulQuantize(found.spec, state=(batch, units), **fields)
+            else:
+                made = FakeQuantize(found.spec, **fields)
+            self.quantizers[id(found)] = made
+        kwargs: dict[str, Any] = {"arithmetic": site.arithmetic}
+        if final and found.fixed:
+            kwargs["final"] = True
+        if site.slot:
+            kwargs["slot"] = site.slot
+        if site.lower is not None:
+            kwargs["lower"] = site.lower
+        if site.upper is not None:
+            kwargs["upper"] = site.upper
+        if not site.products:
+            return self.quantizers[id(found)](pending, **kwargs)
+        kwargs["shapes"] = [product.shape for product in site.products]
+        partners = [self._as_quantized(product.partner) for product in site.products]
+        return self.quantizers[id(found)](pending, partners, **kwargs)
+
+    def _as_quantized(self, tensor: keras.KerasTensor) -> Any:
+        if id(tensor) not in self.quantized:
+            site = self.plan.entries[id(tensor)]
+            self.quantized[id(tensor)] = self._quantize(self.real[id(tensor)], site)
+        return self.quantized[id(tensor)]
+
+    def _as_real(self, tensor: keras.KerasTensor) -> Any:
+        if id(tensor) not in self.real:
+            name = self.graph.producer(tensor).layer.name
+            self.real[id(tensor)] = Dequantize(name=self._name(name, "_dequantize"))(
+                self.quantized[id(tensor)]
+            )
+        return self.real[id(tensor)]
+
+    def _as_output(self, tensor: keras.KerasTensor) -> Any:
+        """A model's output: an input that is one comes back as the file has it, in integers."""
+        if id(tensor) in self.plan.exits:
+            site = self.plan.exits[id(tensor)]
+            state = self._quantize(self._as_quantized(tensor), site)
+            return Dequantize(name=self._name(site.range.name, "_output_dequantize"))(state)
+        producer = self.graph.producer(tensor)
+        if producer.is_input and id(tensor) in self.plan.entries:
+            name = self._name(producer.layer.name, "_dequantize")
+            return Dequantize(name=name)(self._as_quantized(tensor))
+        return self._as_real(tensor)
+
+    def _name(self, name: str, suffix: str) -> str:
+        """A layer name that is not taken yet: a layer called twice has two ranges."""
+        candidate, n = name, 1
+        while candidate + suffix in self.names or (n > 1 and candidate in self.names):
+            candidate, n = f"{name}_{n}", n + 1
+        self.names.add(candidate + suffix)
+        return candidate + suffix
+
+
+def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
+    """A layer that does the same as another with a batch norm behind it."""
+    kernel = to_numpy(layer.kernel)
+    made = type(layer).from_config({**known_config(layer), "use_bias": True})
+    share_code(layer, made, {})
+    made.build(shape)
+    factor, offset = get_op(norm).factors(norm, made.bias.shape[0])
+    axis = get_op(layer).weights["kernel"].axis
+    made.kernel.assign(kernel * along(factor, axis, kernel.shape, host))
+    bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
+    made.bias.assign(bias * factor + offset)
+    return made

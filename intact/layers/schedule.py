@@ -1,0 +1,220 @@
+"""When quantization begins in training, and when ranges and batch norms stand still.
+
+Each layer that has to know counts its training steps in a variable, so that a compiled step
+reads it as data, and a saved model goes on where it stopped.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from intact.errors import IntactError
+from intact.numerics.affine import Tensor, to_numpy
+
+NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From which training step on what is done; None for never.
+
+    It concerns training alone: predictions and files are quantized from the start, as the
+    graphs of `tf.contrib.quantize.create_eval_graph` were.
+
+    Args:
+        quant_delay: The first step that computes on integers; before it, weights and
+            activations are as in float, while ranges are observed.
+        freeze_ranges: The first step from which observed ranges stay as they are. Learned
+            scales go on training.
+        freeze_batch_norm: The first step from which batch norms use their moving statistics,
+            and keep them (`freeze_bn_delay` in `tf.contrib.quantize`).
+
+    Raises:
+        IntactError: A step that is no whole number, or negative.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model, schedule=Schedule(quant_delay=100))
+    >>> intact.training_step(q)
+    0
+    """
+
+    quant_delay: int | None = 0
+    freeze_ranges: int | None = None
+    freeze_batch_norm: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, step in asdict(self).items():
+            if step is not None and (not isinstance(step, int) or step < 0):
+                raise IntactError(
+                    f"Expected {name} to be a training step: a whole number from 0 on, or None "
+                    f"for never. Received: {step!r}."
+                )
+
+    def starts(self) -> dict[str, float]:
+        """The steps, `inf` for never."""
+        return {k: NEVER if v is None else float(v) for k, v in asdict(self).items()}
+
+
+class Clock(keras.layers.Layer):
+    """The training step of one layer, and its schedule, as variables.
+
+    Args:
+        schedule: The schedule to begin with.
+    """
+
+    def __init__(self, schedule: Schedule, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", trainable=False, **kwargs)
+        self.step = self._variable("step", 0.0)
+        self.starts = {k: self._variable(k, v) for k, v in schedule.starts().items()}
+        self.built = True
+
+    def _variable(self, name: str, value: float) -> Any:
+        init = keras.initializers.Constant(value)
+        return self.add_weight(name=name, shape=(), initializer=init, trainable=False)
+
+    def now(self) -> Tensor:
+        """How many steps there have been, as a scalar tensor."""
+        # A copy: torch would give the variable, which counts on.
+        return self.step * 1.0
+
+    def tick(self, again: bool = False) -> Tensor:
+        """Count a step, and return the number of those before it.
+
+        Args:
+            again: The layer was called before in the same step.
+        """
+        if again:
+            return ops.maximum(self.now() - 1.0, 0.0)
+        now = self.now()
+        self.step.assign(now + 1.0)
+        return now
+
+    def reached(self, what: str, now: Tensor) -> Tensor:
+        """Whether a part of the schedule has begun, as a scalar truth value.
+
+        Args:
+            what: A field of `Schedule`.
+            now: What `tick` or `now` returned.
+        """
+        return now >= self.starts[what]
+
+    def set(self, **starts: float) -> None:
+        """Change the schedule.
+
+        Args:
+            **starts: Fields of `Schedule`, with the steps; `inf` for never.
+        """
+        for name, step in starts.items():
+            self.starts[name].assign(step)
+
+
+def make_clock(schedule: Schedule | None) -> Clock | None:
+    """A clock, if there is a schedule."""
+    return None if schedule is None else Clock(schedule, name="clock")
+
+
+def schedule_config(schedule: Schedule | None) -> dict[str, Any] | None:
+    """A schedule as plain data."""
+    return None if schedule is None else asdict(schedule)
+
+
+def schedule_from_config(config: dict[str, Any] | None) -> Schedule | None:
+    """What `schedule_config` was called on."""
+    return None if config is None else Schedule(**config)
+
+
+def clocks(model: keras.Model) -> list[Clock]:
+    """The clocks of a quantized model.
+
+    Args:
+        model: A model that was quantized with a schedule.
+
+    Raises:
+        IntactError: It was quantized without one.
+    """
+    found = [layer.clock for layer in model.layers if getattr(layer, "clock", None) is not None]
+    if not found:
+        raise IntactError(
+            f"Model {model.name!r} has no schedule. Make it with one: "
+            "`intact.quantize_model(model, schedule=intact.Schedule())`."
+        )
+    return found
+
+
+def set_schedule(model: keras.Model, schedule: Schedule) -> None:
+    """Give a quantized model another schedule, also in the midst of its training.
+
+    Nothing is compiled anew: the steps are variables. Within `fit`, use the callbacks of
+    `intact.callbacks`.
+
+    Args:
+        model: A model that was quantized with a schedule.
+        schedule: The new one.
+
+    Raises:
+        IntactError: The model has none.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model, schedule=intact.Schedule())
+    >>> set_schedule(q, intact.Schedule(quant_delay=1000, freeze_batch_norm=2000))
+    """
+    for clock in clocks(model):
+        clock.set(**schedule.starts())
+
+
+def switch(model: keras.Model, on: bool) -> None:
+    """Switch quantization in training on, or off, from here on.
+
+    Args:
+        model: A model that was quantized with a schedule.
+        on: Whether training computes on integers.
+
+    Raises:
+        IntactError: The model has no schedule.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model, schedule=intact.Schedule())
+    >>> switch(q, False)  # `q.fit(...)` now trains in float
+    """
+    for clock in clocks(model):
+        clock.set(quant_delay=0.0 if on else NEVER)
+
+
+def training_step(model: keras.Model) -> int:
+    """How many steps a model has trained.
+
+    Args:
+        model: A model that was quantized with a schedule.
+
+    Returns:
+        The number of steps, those before it was saved and loaded included.
+
+    Raises:
+        IntactError: The model has no schedule.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> training_step(intact.quantize_model(model, schedule=intact.Schedule()))
+    0
+    """
+    return max(int(to_numpy(clock.step)) for clock in clocks(model))
+
+
+def delay_left(model: keras.Model) -> float:
+    """How many steps of training in float are left; 0 where there is no schedule.
+
+    Args:
+        model: A quantized model.
+    """
+    held = [layer.clock for layer in model.layers if getattr(layer, "clock", None) is not None]
+    left = (to_numpy(c.starts["quant_delay"]) - to_numpy(c.step) for c in held)
+    return max((float(n) for n in left), default=0.0)

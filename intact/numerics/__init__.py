@@ -1,0 +1,1 @@
+"""Affine quantization, fixed-point arithmetic and what single backends compute better."""

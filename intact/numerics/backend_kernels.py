@@ -1,0 +1,272 @@
+"""What a single backend needs or does better, behind one function each."""
+
+import contextlib
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import keras
+from keras import ops
+
+TORCH = keras.backend.backend() == "torch"
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+if TORCH:
+    from intact.numerics import torch_kernels
+if TENSORFLOW:
+    from intact.numerics import tensorflow_kernels
+
+
+def exact_convolution() -> contextlib.AbstractContextManager:
+    """A context in which convolutions of whole numbers are exact.
+
+    Torch computes small batches with NNPACK's Winograd transform, whose intermediate
+    values are not whole numbers; it is switched off inside.
+    """
+    if TORCH:
+        import torch
+
+        return torch.backends.nnpack.flags(enabled=False)
+    return contextlib.nullcontext()
+
+
+def no_gradients() -> contextlib.AbstractContextManager:
+    """A context in which calls remember nothing for gradients; only torch would, outside one."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.no_grad()
+    return contextlib.nullcontext()
+
+
+def wide_types() -> contextlib.AbstractContextManager:
+    """A context in which integers and floats have 64 bits where an op asks for that.
+
+    JAX would make them 32 bits wide outside of it.
+    """
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax.experimental
+
+    # Where it is depends on the version.
+    home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return home.enable_x64(True)
+
+
+def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tuple[Any, ...]:
+    """What one of two functions returns, at the least cost.
+
+    Args:
+        condition: A scalar truth value.
+        yes: Returns tensors; called where it holds.
+        no: Returns tensors of the same shapes; called where it does not.
+
+    Returns:
+        The tensors.
+    """
+    if keras.backend.backend() == "jax":
+        # XLA fuses a choice into what is around it, but nothing across the ends of a branch.
+        return tuple(ops.where(condition, a, b) for a, b in zip(yes(), no(), strict=True))
+    return tuple(ops.cond(condition, lambda: tuple(yes()), lambda: tuple(no())))
+
+
+def shared(key: Hashable, function: Callable[..., tuple], *arguments: Any) -> tuple[Any, ...]:
+    """Call a function that stands in a graph once, however often it is called.
+
+    TensorFlow traces, optimizes and stores each op of a graph, and a quantized layer has a
+    hundred scalars to compute. Other backends have nothing to gain.
+
+    Args:
+        key: What tells the function from others; those of the same key must do the same.
+        function: Takes tensors and returns a tuple of tensors, scalars last. It reads no other
+            tensors, and no sizes but by `ops.shape`.
+        *arguments: Tensors, in any structure, or None.
+
+    Returns:
+        What the function returns. Sizes may be unknown.
+    """
+    if TENSORFLOW:
+        return tensorflow_kernels.shared(key, function, arguments)
+    return function(*arguments)
+
+
+def no_bias(scale: Any) -> Any:
+    """Zeros of the shape of some scales.
+
+    TensorFlow makes a copy of a shared graph at each call that gets constants. Of these zeros
+    it does not know that they are constant.
+
+    Args:
+        scale: The scales.
+
+    Returns:
+        The zeros.
+    """
+    return ops.minimum(ops.abs(scale), 0.0) if TENSORFLOW else ops.zeros_like(scale)
+
+
+def with_shape(x: Any, shape: tuple[int | None, ...]) -> Any:
+    """A tensor of a graph that does not know its sizes, with those that are known.
+
+    Args:
+        x: A tensor.
+        shape: Its shape; None where a size is open.
+
+    Returns:
+        The tensor.
+    """
+    if TENSORFLOW:
+        x.set_shape(shape)
+    return x
+
+
+def inverse(x: Any) -> Any:
+    """`1 / x`, rounded as IEEE 754 says.
+
+    Args:
+        x: Values.
+
+    Returns:
+        The quotient.
+    """
+    return over(1.0, x)
+
+
+def over(numerator: float, x: Any) -> Any:
+    """`numerator / x`, rounded as IEEE 754 says.
+
+    TensorFlow turns a division of 1 into an approximate reciprocal, off by one unit in the
+    last place in a third of all cases. The (empty) bound hides that the numerator is constant.
+
+    Args:
+        numerator: A constant.
+        x: Values.
+
+    Returns:
+        The quotient.
+    """
+    if TENSORFLOW:
+        return ops.minimum(ops.abs(x) + abs(numerator), numerator) / x
+    return numerator / x
+
+
+def sqrt(x: Any) -> Any:
+    """The square root, rounded as IEEE 754 says.
+
+    Torch's own for float32 on CPUs is off by one unit in the last place in one of six
+    cases, which is enough to make a scale differ from that of the file.
+    """
+    if TORCH:
+        return ops.cast(ops.sqrt(ops.cast(x, "float64")), "float32")
+    return ops.sqrt(x)
+
+
+def precisely(function: Callable[[Any], Any], x: Any) -> Any:
+    """A function of float32 values, computed in float64 and rounded once.
+
+    The functions of backends are off by one or two units in the last place, and of each in
+    its own way. JAX has float64 only where asked for it.
+
+    Args:
+        function: The function. Keras' `clip`, `floor` and `maximum` would lead it to float32.
+        x: Its argument.
+
+    Returns:
+        Its values, float32.
+    """
+    with wide_types():
+        return ops.cast(function(ops.cast(x, "float64")), "float32")
+
+
+@ops.custom_gradient
+def _round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) -> Any:
+    y = x * factor
+
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, ...]:
+        g = args[0] if upstream is None else upstream
+        inside = ops.where(ops.logical_and(y > first, y < last), g * factor, 0.0)
+        return inside, *(ops.zeros_like(scalar) for scalar in (factor, low, high, first, last))
+
+    return ops.clip(ops.round(y), low, high), grad
+
+
+def round_clip(
+    x: Any, low: Any, high: Any, factor: Any = 1.0, passes: tuple[Any, Any] | None = None
+) -> Any:
+    """Scale, round half to even and saturate; the gradient passes inside the bounds.
+
+    Args:
+        x: Values.
+        low: Smallest result, scalar.
+        high: Largest result, scalar.
+        factor: What the values are multiplied by, a positive scalar without a gradient.
+        passes: Other bounds inside which the gradient passes.
+
+    Returns:
+        Whole numbers between `low` and `high`.
+    """
+    scalars = (factor, low, high, *(passes or (low, high)))
+    given = [ops.convert_to_tensor(v, "float32") for v in (x, *scalars)]
+    if TORCH:
+        return torch_kernels.round_clip(*given)
+    if TENSORFLOW:
+        return tensorflow_kernels.round_clip(*given)
+    return _round_clip(*given)
+
+
+@ops.custom_gradient
+def _moments(x: Any, centre: Any) -> Any:
+    axes = tuple(range(len(x.shape) - 1))
+    offset = x - centre
+    shift = ops.mean(offset, axes)
+    variance = ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
+
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any]:
+        g = args[0] if upstream is None else upstream
+        of_mean, of_variance = g[0], g[1]
+        share = x.shape[-1] / ops.cast(ops.size(x), "float32")
+        slope = of_variance * (2.0 * share)
+        return offset * slope + (of_mean * share - slope * shift), ops.zeros_like(centre)
+
+    return ops.stack([centre + shift, variance]), grad
+
+
+def moments(x: Any, centre: Any) -> tuple[Any, Any]:
+    """Mean and variance over all axes but the last.
+
+    Args:
+        x: Values.
+        centre: About the mean, per channel: near enough for a difference of squares to be
+            precise, so that one pass over the data does.
+
+    Returns:
+        `(mean, variance)`, per channel.
+    """
+    x = ops.convert_to_tensor(x)
+    if TORCH:
+        return torch_kernels.moments(x)
+    found = _moments(x, centre)
+    return found[0], found[1]
+
+
+def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tuple[Any, Any, Any]:
+    """Normalize by the mean and variance over all axes but the last.
+
+    Args:
+        x: Values.
+        centre: As for `moments`.
+        gamma: Factor, per channel.
+        beta: Offset, per channel.
+        epsilon: What is added to the variance, per channel.
+
+    Returns:
+        `(y, mean, variance)`, with `y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`;
+        there is no gradient through the last two.
+    """
+    given = [ops.convert_to_tensor(v, "float32") for v in (x, gamma, beta, epsilon)]
+    if TORCH:
+        return torch_kernels.batch_norm(*given)
+    if TENSORFLOW and tensorflow_kernels.on_cpu():
+        return tensorflow_kernels.batch_norm(*given)
+    mean, variance = moments(x, centre)
+    factor = gamma * ops.rsqrt(variance + epsilon)
+    return (x - mean) * factor + beta, ops.stop_gradient(mean), ops.stop_gradient(variance)

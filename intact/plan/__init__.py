@@ -1,0 +1,1 @@
+"""What becomes of each layer and tensor: specs, rules, filters and the planner."""

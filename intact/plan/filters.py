@@ -1,0 +1,92 @@
+"""Filters: which layers of the user's model are quantized; the rest stays in float."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from intact.errors import IntactError
+from intact.plan.scheme import FLOAT_RULE, Rule
+
+Filters = str | Sequence[str] | Callable[[Any], bool]
+"""A regular expression that is searched in a layer's name, several, or a function of the layer."""
+
+
+class Chosen:
+    """Asks filters about layers, and remembers which of them ever said yes.
+
+    Args:
+        filters: A regular expression that is searched for in layers' names, a list of them, of
+            which one must be found, or a function of a layer that returns a bool: as in
+            Keras' own `model.quantize(filters=...)`. None chooses every layer.
+
+    Raises:
+        IntactError: Neither of these, or a pattern that is no regular expression.
+
+    Example:
+
+    >>> chosen = Chosen("^head")
+    >>> chosen.rule(keras.layers.Dense(2, name="head")) is None  # by the scheme
+    True
+    >>> chosen.rule(keras.layers.Dense(2, name="other")).integer
+    False
+    """
+
+    def __init__(self, filters: Filters | None) -> None:
+        patterns: Any = [filters] if isinstance(filters, str) else filters
+        self._function = patterns if callable(patterns) else None
+        self._patterns: list[re.Pattern] = []
+        if self._function is None and patterns is not None:
+            good = isinstance(patterns, list | tuple) and patterns
+            if not good or not all(isinstance(pattern, str) for pattern in patterns):
+                raise IntactError(
+                    "Expected `filters` to be a regular expression, a list of them, or a function "
+                    f"that takes a layer and returns a bool. Received: {filters!r}."
+                )
+            self._patterns = [_compiled(pattern) for pattern in patterns]
+        self._all = filters is None
+        self._found: set[str] = set()
+        self._names: list[str] = []
+
+    def rule(self, layer: Any) -> Rule | None:
+        """The rule that a layer is given: to stay in float, or None, which is by the scheme.
+
+        Args:
+            layer: A layer of the user's, or an operation (`x + 1`).
+        """
+        if self._all or self._says_yes(layer):
+            return None
+        return FLOAT_RULE
+
+    def _says_yes(self, layer: Any) -> bool:
+        self._names.append(layer.name)
+        if self._function:
+            found = [layer.name] if self._function(layer) else []
+        else:
+            found = [p.pattern for p in self._patterns if p.search(layer.name)]
+        self._found.update(found)
+        return bool(found)
+
+    def check(self) -> list[str]:
+        """The patterns that were found in no name, after all layers were asked about.
+
+        Raises:
+            IntactError: No layer was chosen at all.
+        """
+        if not self._all and not self._found:
+            names = list(dict.fromkeys(self._names))
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise IntactError(
+                "`filters` choose no layer, so nothing would be quantized. The layers are: "
+                f"{shown}."
+            )
+        return [p.pattern for p in self._patterns if p.pattern not in self._found]
+
+
+def _compiled(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise IntactError(
+            f"The filter {pattern!r} is no regular expression: {error}. Escape what is meant "
+            "literally, with `re.escape`."
+        ) from error

@@ -1,0 +1,653 @@
+"""Where quantization happens: decided once, before anything is trained.
+
+`make_plan` reads a canonical model and a scheme and returns pure data. Training builds
+from it and lowering follows what was built; neither decides anything again.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import keras
+import numpy as np
+
+from intact.errors import IntactError
+from intact.graph.view import Graph, Node, output_names, signature_names, view
+from intact.ops.activation import Clamp, relu_bounds
+from intact.ops.base import (
+    AllSame,
+    Fixed,
+    Observed,
+    Op,
+    Plain,
+    SameAsInput,
+    Weighted,
+    computes_whole,
+    get_op,
+)
+from intact.ops.whole import Cast
+from intact.plan.factors import Factors, Product
+from intact.plan.scheme import NARROW, Rule, Scheme, TensorSpec
+from intact.schemes import SCHEMES
+
+BY_CHOICE = ("by rule", "left out")
+"""Why a layer stays in float that need not: by the scheme, or by `filters` and annotations."""
+
+
+@dataclass
+class RangePlan:
+    """One range: the tensors that share it, and how it is found.
+
+    Args:
+        name: Named after the first layer whose output has it.
+        spec: How its tensors are quantized.
+        fixed: `(scale, zero_point)` if prescribed.
+        private: A clamp relies on it; it cannot be widened by other tensors.
+        sites: Names of the tensors that are quantized to it.
+    """
+
+    name: str
+    spec: TensorSpec
+    fixed: tuple[float, float] | None = None
+    private: bool = False
+    sites: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Site:
+    """One tensor that is quantized: its range, slot, rounding, clamp, and products if a factor."""
+
+    range: RangePlan
+    slot: int
+    arithmetic: str
+    lower: float | None = None
+    upper: float | None = None
+    products: list[Product] = field(default_factory=list)
+
+
+@dataclass
+class Step:
+    """What becomes of one node of the canonical graph.
+
+    Args:
+        name: The layer's name.
+        op: The op's name.
+        integer: Whether it computes on integers.
+        whole: The type of the whole numbers that it computes, which are never quantized; empty
+            where there are real values.
+        why_float: Why not, if not.
+        weights: How its weights are quantized, if it has weights that are.
+        activations: How its output is quantized, if it is.
+        folds: Whether it is a batch norm that folds into the op before it.
+        fused: Whether it is an activation that fuses into the op before it.
+        takes_in: The batch norm that becomes part of its weights before these are rounded.
+        keeps_norm: Whether that batch norm trains on; else it is part of them for good.
+        site: The quantization of its output, if it is quantized just there.
+        requantize: Per index of input, the quantization to another range.
+    """
+
+    name: str
+    op: str
+    integer: bool
+    whole: str = ""
+    why_float: str = ""
+    weights: TensorSpec | None = None
+    activations: TensorSpec | None = None
+    folds: bool = False
+    fused: bool = False
+    takes_in: str = ""
+    keeps_norm: bool = False
+    site: Site | None = None
+    requantize: dict[int, Site] = field(default_factory=dict)
+
+    @property
+    def wide(self) -> bool:
+        """Whether its kernel takes 16-bit activations."""
+        return self.activations is not None and self.activations.activation_dtype == "int16"
+
+    @property
+    def type(self) -> str:
+        """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
+        weights, activations = self.weights, self.activations
+        if self.whole:
+            return self.whole
+        if self.integer and activations:
+            widths = {activations.bits, (weights or activations).bits}
+            if widths in ({8}, {16}) or weights is None:
+                return activations.activation_dtype if max(widths) >= 8 else f"a{max(widths)}"
+            return f"w{weights.bits} a{activations.bits}"
+        if weights is None:
+            return f"float ({self.why_float})" if self.why_float else "float"
+        if weights.kind == "float":
+            return weights.dtype
+        return f"w{weights.bits} dynamic" if activations else f"w{weights.bits}"
+
+
+@dataclass
+class Plan:
+    """The steps of all nodes, in the graph's order, and the sites of float tensors.
+
+    Printing it gives a table.
+
+    Args:
+        scheme: Name of the scheme.
+        steps: What becomes of each node.
+        ranges: The ranges.
+        entries: The quantization of float tensors that integer nodes read, or that a model
+            returns as it got them.
+        unused: The rules that count for no layer.
+    """
+
+    scheme: str
+    steps: list[Step]
+    ranges: list[RangePlan]
+    entries: dict[int, Site]
+    exits: dict[int, Site] = field(default_factory=dict)
+    unused: list[Rule] = field(default_factory=list)
+
+    @property
+    def float_steps(self) -> list[Step]:
+        """The steps that stay in float."""
+        return [step for step in self.steps if not (step.integer or step.whole)]
+
+    def __str__(self) -> str:
+        rows = [("layer", "op", "type", "output range")]
+        for step in self.steps:
+            place = "folded" if step.folds else "fused" if step.fused else ""
+            if step.site:
+                shared = len(step.site.range.sites) > 1
+                place = f"{place} " if place else ""
+                place += f"{step.site.range.name}{' (shared)' if shared else ''}"
+            rows.append((step.name, step.op, step.type, place or "-"))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+        notes = (f"No layer is under the rule for {rule.match!r}." for rule in self.unused)
+        return "\n".join([*(line.rstrip() for line in lines), *notes])
+
+
+InputStats = dict[str, tuple[float, float]]
+"""Per name of an input, the mean and the standard deviation of its 8-bit values."""
+
+States = dict[str, str]
+"""Per name of an input that is a state, the name of the output that is fed back to it."""
+
+
+def make_plan(
+    model: keras.Model,
+    scheme: Scheme,
+    allow_float: bool = False,
+    input_stats: InputStats | None = None,
+    fold_batch_norm: bool = False,
+    states: States | None = None,
+) -> Plan:
+    """Decide for every node and tensor of a canonical model how it is quantized.
+
+    Args:
+        model: What `canonicalize` returned.
+        scheme: The rules.
+        allow_float: Keep in float what has no integer form, rather than refuse it.
+        input_stats: As for `quantize_model`.
+        fold_batch_norm: As for `quantize_model`.
+        states: As for `quantize_model`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        IntactError: A layer cannot be quantized as a rule says.
+
+    Example:
+
+    >>> from intact.schemes import SCHEMES
+    >>> from intact.graph.canonicalize import canonicalize
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu", name="a")])
+    >>> print(make_plan(canonicalize(model), SCHEMES["int8"]))
+    layer   op     type  output range
+    a       Dense  int8  -
+    a_relu  ReLU   int8  fused a_relu
+    """
+    stats = input_stats or {}
+    planner = _Planner(view(model), scheme, allow_float, stats, fold_batch_norm)
+    return planner.plan(_state_tensors(model, states or {}))
+
+
+def _state_tensors(
+    model: keras.Model, states: States
+) -> list[tuple[keras.KerasTensor, keras.KerasTensor]]:
+    """The input and output that stand for each state."""
+    inputs = {tensor.name: tensor for tensor in model.inputs}
+    outputs = dict(zip(output_names(model), model.outputs, strict=True))
+    outputs |= dict(zip(signature_names(model), model.outputs, strict=True))
+    pairs = []
+    for source, target in states.items():
+        if source not in inputs or target not in outputs:
+            raise IntactError(
+                "Expected `states` to map names of inputs to names of outputs. Received: "
+                f"{{{source!r}: {target!r}}}. Inputs: {[*inputs]}. Outputs: {[*outputs]}."
+            )
+        if inputs[source].shape != outputs[target].shape:
+            raise IntactError(
+                f"State {source!r} has the shape {inputs[source].shape}, and output {target!r}, "
+                f"which is fed back to it, {outputs[target].shape}. Let them be the same."
+            )
+        pairs.append((inputs[source], outputs[target]))
+    return pairs
+
+
+class _Planner:
+    def __init__(
+        self,
+        graph: Graph,
+        scheme: Scheme,
+        allow_float: bool,
+        input_stats: InputStats,
+        fold_batch_norm: bool,
+    ) -> None:
+        self.graph = graph
+        self.scheme = scheme
+        self.allow_float = allow_float
+        self.input_stats = dict(input_stats)
+        self.fold_batch_norm = fold_batch_norm
+        self.nodes = [node for node in graph.nodes if not node.is_input]
+        self.calls = Counter(id(node.layer) for node in self.nodes)
+        self.steps = {id(node): self._step(node) for node in self.nodes}
+        self.ranges: list[RangePlan] = []
+        self.merged: dict[int, RangePlan] = {}
+        self.sites: list[Site] = []
+        self.tensor_range: dict[int, RangePlan] = {}
+        self.layer_range: dict[int, RangePlan] = {}
+        self.entries: dict[int, Site] = {}
+        self.exits: dict[int, Site] = {}
+
+    def plan(self, states: list[tuple[keras.KerasTensor, keras.KerasTensor]]) -> Plan:
+        for node in self.nodes:
+            step = self.steps[id(node)]
+            if step.integer and not (step.folds or step.fused):
+                self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
+            if step.integer and not (step.folds or step.fused):
+                self._place(node, step)
+        for tensor in self.graph.outputs:
+            producer = self.graph.producer(tensor)
+            if producer.is_input and "float" in tensor.dtype and self._rule(producer.layer).integer:
+                self._range_of(tensor, producer)
+        quantized = [t.name for t in self.graph.inputs if id(t) in self.entries]
+        unknown = sorted(set(self.input_stats) - set(quantized))
+        if unknown:
+            raise IntactError(
+                f"input_stats are given for {unknown}, and no quantized input has such a name. "
+                f"Quantized inputs: {quantized}."
+            )
+        for source, target in states:
+            self._feed_back(source, target)
+        ranges = []
+        for site in self.sites:
+            site.range = self._root(site.range)
+            if site.range not in ranges:
+                ranges.append(site.range)
+        for found in ranges:
+            members = [site for site in self.sites if site.range is found]
+            for slot, site in enumerate(members):
+                site.slot = slot
+        factors = Factors(self.graph, lambda node: self.steps[id(node)].integer)
+        for node in self.nodes:
+            of_output = self.steps[id(node)].site
+            if of_output and not of_output.range.fixed:
+                of_output.products = factors.products(node.outputs[0])
+        steps = [self.steps[id(node)] for node in self.nodes]
+        layers = [node.layer for node in self.nodes if not getattr(node.layer, "own_rule", None)]
+        # Presets have rules for layers that most models lack.
+        unused = [] if self.scheme in SCHEMES.values() else self.scheme.unused_rules(layers)
+        return Plan(self.scheme.name, steps, ranges, self.entries, self.exits, unused)
+
+    def _step(self, node: Node) -> Step:
+        layer = node.layer
+        op = get_op(layer)
+        rule = self._rule(layer)
+        if computes_whole(op, node.inputs, node.outputs):
+            return Step(layer.name, op.__name__, False, whole=node.outputs[0].dtype)
+        step = Step(layer.name, op.__name__, rule.integer, activations=rule.activations)
+        if rule.weights is None:
+            given = getattr(layer, "own_rule", None) is not None
+            step.integer, step.why_float = False, BY_CHOICE[given]
+            return step
+        if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
+            step.activations = None
+        if any(weight.kernels or not step.activations for weight in op.weights.values()):
+            step.weights = _as_kernels_have_it(layer, op, rule)
+        reason = None
+        if rule.integer:
+            reason = op.refuse(layer, [tensor.shape for tensor in node.inputs])
+        self._refuse(layer, step, reason or _without_kernel(op, step))
+        return step
+
+    def _rule(self, layer: keras.layers.Layer) -> Rule:
+        """A canonical layer's own rule, if it was given one, or else the scheme's."""
+        return getattr(layer, "own_rule", None) or self.scheme.rule_for(layer)
+
+    def _refuse(self, layer: keras.layers.Layer, step: Step, reason: str | None) -> None:
+        """Keep a layer in float for a reason, if there is one and if that is allowed."""
+        if reason and not self.allow_float:
+            raise IntactError(
+                f"{type(layer).__name__} {layer.name!r} cannot be quantized: {reason}. "
+                "Change the layer, or keep it in float: with `allow_float=True`, or with a rule, "
+                f"`intact.Rule({layer.name!r}, weights=None, activations=None)`."
+            )
+        if reason:
+            step.integer, step.why_float, step.weights = False, reason, None
+
+    def _spec(self, node: Node) -> TensorSpec:
+        """How the output of an integer node is quantized."""
+        spec = self._rule(node.layer).activations
+        assert spec is not None
+        return spec
+
+    # Ranges ---------------------------------------------------------------------------
+
+    def _root(self, found: RangePlan) -> RangePlan:
+        while id(found) in self.merged:
+            found = self.merged[id(found)]
+        return found
+
+    def _new_range(
+        self,
+        name: str,
+        spec: TensorSpec,
+        fixed: Fixed | None = None,
+        pair: tuple[float, float] | None = None,
+    ) -> RangePlan:
+        pair = pair or spec.rule.fixed(spec.bits)
+        if fixed:
+            # Kernels have it so, whatever the rule says.
+            wide = spec.activation_dtype == "int16"
+            pair = (2.0**-15, 0.0) if wide else (fixed.scale, float(fixed.zero_point))
+            spec = TensorSpec(16 if wide else 8, kind=spec.kind)
+        made = RangePlan(name, spec, pair)
+        self.ranges.append(made)
+        return made
+
+    def _site(self, name: str, found: RangePlan, arithmetic: str) -> Site:
+        site = Site(found, 0, arithmetic)
+        found.sites.append(name)
+        self.sites.append(site)
+        return site
+
+    def _merge(self, into: RangePlan, other: RangePlan) -> bool:
+        """Make two ranges one, if neither is fixed or relied upon by a clamp."""
+        if into is other:
+            return True
+        if into.fixed or other.fixed:
+            return into.fixed == other.fixed and into.fixed is not None and self._join(into, other)
+        if into.private or other.private or into.spec != other.spec:
+            return False
+        return self._join(into, other)
+
+    def _join(self, into: RangePlan, other: RangePlan) -> bool:
+        self.merged[id(other)] = into
+        into.sites.extend(other.sites)
+        return True
+
+    def _range_of(self, tensor: keras.KerasTensor, reader: Node) -> RangePlan:
+        """The range of a tensor that an integer node reads, or of an input that is an output."""
+        if id(tensor) not in self.tensor_range:
+            # A model input, or the output of a float node: quantized on the way in.
+            producer = self.graph.producer(tensor)
+            source = producer.layer.name
+            spec = self.scheme.inputs or _taken_in(self._spec(reader))
+            pair = None
+            if producer.is_input and tensor.name in self.input_stats:
+                pair = _fixed_input(tensor.name, self.input_stats[tensor.name], spec)
+            found = self._new_range(source, spec, pair=pair)
+            self.entries[id(tensor)] = self._site(source, found, "real")
+            self.tensor_range[id(tensor)] = found
+        return self._root(self.tensor_range[id(tensor)])
+
+    # Nodes ----------------------------------------------------------------------------
+
+    def _place(self, node: Node, step: Step) -> None:
+        op = get_op(node.layer)
+        spec = self._spec(node)
+        inputs = {
+            index: self._range_of(tensor, node)
+            for index, tensor in enumerate(node.inputs)
+            if index not in op.plain
+        }
+        for index, found in inputs.items():
+            if found.spec.activation_dtype != spec.activation_dtype:
+                # From one width to another, for kernels take one alone.
+                name = f"{node.layer.name}_input_{index}"
+                inputs[index] = self._new_range(name, _taken_in(spec))
+                step.requantize[index] = self._site(name, inputs[index], "convert")
+        if isinstance(op.output, Plain):
+            return
+        if isinstance(op.output, SameAsInput):
+            for tensor in node.outputs:
+                self.tensor_range[id(tensor)] = inputs[0]
+        elif isinstance(op.output, AllSame):
+            self.tensor_range[id(node.outputs[0])] = self._unify(node, step, inputs)
+        else:
+            fixed = op.output if isinstance(op.output, Fixed) else None
+            chain = self._chain(node, op)
+            found = self._new_range(node.layer.name, self._output_spec(chain), fixed)
+            self._close_chain(chain, op, found)
+
+    def _unify(self, node: Node, step: Step, inputs: dict[int, RangePlan]) -> RangePlan:
+        """One range for all inputs; those that cannot share it are requantized."""
+        first, *rest = inputs.values()
+        free = [r for r in (first, *rest) if not (r.fixed or r.private)]
+        same = all(r is first for r in rest)
+        pair = first.fixed
+        if same or (pair and all(r.fixed == pair for r in rest)):
+            common = first
+        elif free:
+            common = free[0]
+        else:
+            # The output of the layer has its name.
+            common = self._new_range(f"{node.layer.name}_input", self._spec(node))
+        for index, found in inputs.items():
+            found = self._root(found)
+            if not self._merge(common, found):
+                name = f"{node.layer.name}_input_{index}"
+                step.requantize[index] = self._site(name, common, "requantize")
+        return common
+
+    def _feed_back(self, source: keras.KerasTensor, target: keras.KerasTensor) -> None:
+        """Let a state have one range as an input and as an output."""
+        entry, found = self.entries.get(id(source)), self.tensor_range.get(id(target))
+        if entry is None or found is None:
+            what = f"input {source.name!r}" if entry is None else f"output {target.name!r}"
+            raise IntactError(
+                f"State {source.name!r} cannot go round in integers: {what} is not quantized. Take "
+                "it out of `states`, or have the layer at it quantized."
+            )
+        common, found = self._root(entry.range), self._root(found)
+        if not self._merge(common, found):
+            same = common.spec.activation_dtype == found.spec.activation_dtype
+            rounding = "requantize" if same else "convert"
+            self.exits[id(target)] = self._site(f"{source.name}_output", common, rounding)
+
+    def _chain(self, node: Node, op: type[Op]) -> list[Node]:
+        """A node, and the batch norm and activation behind it that become part of its kernel."""
+        chain = [node]
+        if not isinstance(op.output, Observed):
+            return chain
+        following = self._follower(node)
+        if following and op.folds_batch_norm:
+            other = get_op(following.layer)
+            if other.folds_into_weights(following.layer, node.outputs[0].shape):
+                chain.append(following)
+        following = self._follower(chain[-1])
+        if following and op.fuses and self._clamp(following) is not None:
+            chain.append(following)
+        return chain
+
+    def _clamp(self, node: Node) -> tuple[float | None, float | None] | None:
+        """The limits of a node that can fuse into the kernel before it, or None.
+
+        Kernels fuse a ReLU. Other limits are where the 8 bits of a range end.
+        """
+        layer, spec = node.layer, self._spec(node)
+        if (
+            isinstance(layer, Clamp)
+            and spec.bits == 8
+            and not spec.symmetric
+            and spec.rule.name == "range"
+        ):
+            return layer.lower, layer.upper
+        return relu_bounds(layer)
+
+    def _output_spec(self, chain: list[Node]) -> TensorSpec:
+        """How what comes out of a chain is quantized.
+
+        Of the rules for its layers the one counts that comes first in the scheme, for the
+        layers are one kernel; but kernels take one type alone.
+        """
+        dtype = self._spec(chain[0]).activation_dtype
+        first = min(chain, key=lambda node: self._place_in_scheme(node.layer))
+        spec = self._spec(first)
+        spec = spec if spec.activation_dtype == dtype else self._spec(chain[0])
+        if get_op(chain[0].layer) is Cast:
+            spec = self.scheme.inputs or _taken_in(spec)
+            return replace(spec, whole=spec.rule.name == "range")
+        limit = getattr(chain[0].layer, "range_limit", None)
+        if limit and spec.limit is None and spec.activation_dtype != "int16":
+            spec = replace(spec, limit=limit(spec.bits))
+        return spec
+
+    def _place_in_scheme(self, layer: keras.layers.Layer) -> int:
+        """Which of the scheme's rules counts for a layer; its own is ahead of them all."""
+        if getattr(layer, "own_rule", None):
+            return -1
+        rule = self.scheme.rule_for(layer)
+        return next(i for i, known in enumerate((*self.scheme.rules, rule)) if known is rule)
+
+    def _close_chain(self, chain: list[Node], op: type[Op], found: RangePlan) -> None:
+        """Batch norm and activation are part of the op; quantize what comes out."""
+        node, last = chain[0], chain[-1]
+        step = self.steps[id(node)]
+        lower, upper = relu_bounds(node.layer) or (None, None)
+        for following in chain[1:]:
+            other, bounds = self.steps[id(following)], self._clamp(following)
+            if bounds is None:
+                other.folds = True
+                step.keeps_norm = self._trains_on(node, following)
+                if step.keeps_norm or _has_one_scale(step.weights):
+                    # The channels' factors cannot go into one scale for them all.
+                    step.takes_in, other.fused = following.layer.name, True
+            else:
+                (lower, upper), other.fused = bounds, True
+        for part in chain:
+            self.steps[id(part)].activations = found.spec
+        name = last.layer.name
+        if found.spec.rule.signs and lower is not None and lower >= 0:
+            raise IntactError(
+                f"Of what the ReLU {name!r} leaves, the sign is always 1: quantizer "
+                f"{found.spec.rule.name!r} cannot be its rule's. Take the ReLU out of the model, "
+                "or give it another quantizer, such as 'pact' with 1 bit."
+            )
+        found.name = name
+        # Kernels clamp at 0 or 6; any other limit is where the integers end.
+        found.private = op.own_range or op.clamps_by_range
+        found.private |= upper not in (None, 6.0) or lower not in (None, 0.0)
+        weights = step.weights
+        rounding = op.rounding(node.layer, weights.dtype if weights else "int8")
+        site = self._site(name, found, rounding)
+        site.lower, site.upper = lower, upper
+        self.steps[id(last)].site = site
+        self.tensor_range[id(last.outputs[0])] = found
+        if getattr(last.layer, "one_range", False):
+            first = self._root(self.layer_range.setdefault(id(last.layer), found))
+            if first is not found:
+                first.private |= found.private
+                self._join(first, found)
+
+    def _trains_on(self, node: Node, norm: Node) -> bool:
+        """Whether a batch norm is in the weights of an op, and trains there."""
+        once = all(self.calls[id(found.layer)] == 1 for found in (node, norm))
+        is_norm = isinstance(norm.layer, keras.layers.BatchNormalization)
+        return self.fold_batch_norm and once and is_norm and bool(self.steps[id(node)].weights)
+
+    def _follower(self, node: Node) -> Node | None:
+        following = self.graph.sole_consumer(node.outputs[0])
+        if following is None or not self.steps[id(following)].integer:
+            return None
+        return following
+
+
+def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> TensorSpec:
+    """A rule's spec of weights; stored in more bits where there is no kernel for so few."""
+    spec, activations = rule.weights, rule.activations
+    assert spec is not None
+    if activations is None or spec.kind != "int":
+        return spec
+    if not issubclass(op, Weighted):
+        # Slopes of a PReLU: part of an activation.
+        return TensorSpec(symmetric=True, per_axis=True)
+    if spec.dtype not in NARROW:
+        return spec
+    found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
+    wide = activations.activation_dtype == "int16"
+    for dtype in () if wide else NARROW[NARROW.index(spec.dtype) :]:
+        if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
+            return spec if dtype == spec.dtype else replace(spec, stored=dtype)
+    return replace(spec, stored="int8")
+
+
+def _has_one_scale(weights: TensorSpec | None) -> bool:
+    """Whether one scale, by their range, is for all the weights of a layer."""
+    return weights is not None and not weights.per_axis and weights.rule.name == "range"
+
+
+def _taken_in(spec: TensorSpec) -> TensorSpec:
+    """How a layer's input is quantized, if nothing but its output's spec says it."""
+    return TensorSpec() if spec.rule.signs else spec
+
+
+def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:
+    """Scale and zero point of an input whose real values are `(q - mean) / std`."""
+    mean, std = stats
+    if not (np.isfinite([mean, std]).all() and std > 0):
+        raise IntactError(
+            f"Expected a finite mean, and std > 0, for input {name!r}. Received: {stats!r}."
+        )
+    wide = spec.activation_dtype == "int16"
+    low, high = (0, 0) if wide else (128, 128) if spec.symmetric else (0, 255)
+    # In Keras integers are signed; 127.5 becomes 128.
+    zero_point = float(np.rint(mean))
+    if not low <= zero_point <= high or spec.bits not in (8, 16):
+        raise IntactError(
+            f"Input {name!r} is quantized to {spec.activation_dtype}"
+            f"{' with a zero point in the middle' if spec.symmetric else ''}, where mean, which is "
+            f"the zero point of unsigned integers, is between {low} and {high}. "
+            f"Received: mean={mean!r}. Shift the values, or leave its range to calibration."
+        )
+    return 1 / std, zero_point - (0 if wide else 128)
+
+
+def _without_type(op: type[Op], step: Step) -> str | None:
+    """Why there is no kernel for an op's activations, if there is none."""
+    assert step.activations is not None
+    dtype = step.activations.activation_dtype
+    known = dtype in op.dtypes or op.output == Plain("bool")
+    return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
+
+
+def _without_kernel(op: type[Op], step: Step) -> str | None:
+    """Why there is no kernel for an op's weights, if there is none."""
+    weights, activations = step.weights, step.activations
+    if weights is None:
+        return None
+    if activations is None:
+        return (
+            f"weights have 2 to 8 bits, and the rule says {weights.bits}" if weights.wide else None
+        )
+    for name, weight in op.weights.items():
+        known = weight.dynamic if activations.dynamic else weight.kernels
+        if weights.dtype not in known and not (weights.wide and "int8" in weight.kernels):
+            return (
+                f"its {name} cannot have {weights.bits}-bit weights of type {weights.dtype}, "
+                f"but of {', '.join(known)}"
+            )
+        if (weights.kind == "uint") != (activations.kind == "uint" and not activations.dynamic):
+            return "unsigned weights go with unsigned activations, and no others"
+        if weights.quantizer == "range" and not weights.symmetric and weights.kind == "int":
+            return f"its {name} cannot have a zero point: the rule needs `symmetric=True`"
+    return None

@@ -1,0 +1,260 @@
+"""What to quantize and how: frozen data, read by the plan."""
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import keras
+
+from intact.errors import IntactError
+from intact.quantizers.formulas import (
+    Quantizer,
+    get_quantizer,
+    quantizer_config,
+    quantizer_from_config,
+)
+from intact.quantizers.observers import Observer, get_observer
+
+NARROW = ("int2", "int4")
+"""The types of weights of fewer than 8 bits, from narrow to wide."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """How one tensor is quantized.
+
+    Args:
+        bits: Width in bits, 1 to 16. Files store weights of up to 2 bits as int2, and of up to 4
+            as int4, where there is a kernel for it; else, and up to 8 bits, as int8; activations
+            of up to 8 bits as int8, and of 9 to 16 bits as int16.
+        symmetric: Zero point 0; of activations of less than 8 bits, in the middle.
+        per_axis: A scale per output channel (weights only).
+        kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
+        dynamic: The range is that of each row or sample, found at run time (activations
+            only): the tensor stays in float, and sums of products are computed on integers.
+        observer: How `calibrate` finds the range, if it is not told (activations only): an
+            `Observer`, or the name of one.
+        momentum: Share of the old range that a training step keeps (activations only): with 0
+            it is the last batch's, with 1 it only grows.
+        quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
+            "lsq_plus", "pact", "dorefa", "sign", "xnor", "ternary", "twn" or "ttq", or a
+            `Quantizer`; `intact/widths.py` says what each of them is.
+        power_of_two: Scales are powers of two.
+        stochastic: Training rounds at random, up with the probability that is the distance
+            from below (arXiv:1502.02551); inference and files round to the nearest.
+        limit: The range ends at `-limit` and `limit` at the latest, whatever the data (ranges of
+            activations only): for what a function reads that is constant beyond.
+        whole: The values are whole numbers, for which steps of less than 1 are of no use
+            (ranges of activations only).
+        stored: The type in the file, "int4" or "int8" for weights of fewer bits; by default,
+            the narrowest that holds them.
+
+    Raises:
+        IntactError: A width, kind, quantizer or observer that there is not.
+
+    Example:
+
+    >>> TensorSpec(bits=4, symmetric=True, per_axis=True).dtype
+    'int4'
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    per_axis: bool = False
+    kind: str = "int"
+    dynamic: bool = False
+    observer: str | Observer | dict[str, Any] = "min_max"
+    momentum: float = 0.99
+    quantizer: str | Quantizer = "range"
+    power_of_two: bool = False
+    stochastic: bool = False
+    limit: float | None = None
+    whole: bool = False
+    stored: str | None = None
+
+    def __post_init__(self) -> None:
+        rule = self.rule
+        known = {*rule.weight_bits, *rule.activation_bits}
+        if self.kind == "int" and rule.name != "range" and self.bits not in known:
+            raise IntactError(
+                f"Quantizer {rule.name!r} has {_listed(known)} bits. Received: bits={self.bits!r}."
+            )
+        if self.kind != "int" and (rule.name != "range" or self.power_of_two or self.stochastic):
+            raise IntactError(
+                f"Kind {self.kind!r} is rounded by its range, to the nearest. Received: {self!r}."
+            )
+        widths: dict[str, Iterable[int]] = {
+            "int": range(1 if rule.name != "range" else 2, 17),
+            "uint": (8,),
+            "float": (16,),
+        }
+        if self.bits not in widths.get(self.kind, ()):
+            raise IntactError(
+                "Expected kind 'int' with 2 to 16 bits, 'uint' with 8 or 'float' with 16. "
+                f"Received: kind={self.kind!r}, bits={self.bits!r}."
+            )
+        if self.limit is not None and not self.limit > 0:
+            raise IntactError(f"Expected a limit above 0, or None. Received: {self.limit!r}.")
+        # From its name, or from what a saved model has of it.
+        object.__setattr__(self, "observer", get_observer(self.observer))
+
+    @property
+    def rule(self) -> Quantizer:
+        """The quantizer, as an object."""
+        return get_quantizer(self.quantizer)
+
+    @property
+    def dtype(self) -> str:
+        """The type that stores weights: "int2", "int4", "int8", "uint8", "int16" or "float16"."""
+        bits = self.rule.stored_bits(self.bits)
+        return self.stored or f"{self.kind}{next(n for n in (2, 4, 8, 16, 32) if n >= bits)}"
+
+    @property
+    def wide(self) -> bool:
+        """Whether weights have more bits than any integer kernel takes: they only train."""
+        return self.kind == "int" and self.dtype not in (*NARROW, "int8")
+
+    @property
+    def activation_dtype(self) -> str:
+        """The type that stores activations: "int8", "uint8" or "int16"."""
+        return f"{self.kind}{8 if self.bits <= 8 else 16}"
+
+    def get_config(self) -> dict[str, Any]:
+        """The spec as plain data."""
+        own = {"quantizer": quantizer_config(self.quantizer)}
+        if isinstance(self.observer, Observer):
+            own["observer"] = self.observer.get_config()
+        return {**asdict(self), **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TensorSpec":
+        """What `get_config` was called on."""
+        quantizer = quantizer_from_config(config.get("quantizer", "range"))
+        return cls(**{**config, "quantizer": quantizer})
+
+
+def _listed(bits: set[int]) -> str:
+    low, high = min(bits), max(bits)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to the layers that match.
+
+    Args:
+        match: A layer class, a name pattern (`"block_*"`), or a callable that takes the
+            layer and returns a bool. None matches every layer.
+        weights: How the weights are quantized; None keeps them, and the layer, in float.
+        activations: How the layer's output is quantized; None keeps it in float, and
+            quantizes the weights alone.
+
+    Raises:
+        IntactError: A quantizer is not for weights, or not for activations, of that width.
+
+    Example:
+
+    >>> Rule("head_*", weights=None, activations=None).matches(keras.layers.Add(name="head_1"))
+    True
+    """
+
+    match: type | str | Callable[[keras.layers.Layer], bool] | None = None
+    weights: TensorSpec | None = TensorSpec(symmetric=True, per_axis=True)
+    activations: TensorSpec | None = TensorSpec()
+
+    def __post_init__(self) -> None:
+        for name, spec in (("weights", self.weights), ("activations", self.activations)):
+            if spec is None or spec.kind == "float":
+                continue
+            rule = spec.rule
+            known = rule.weight_bits if name == "weights" else rule.activation_bits
+            if spec.bits not in known:
+                for_them = f"for {name} of {_listed({*known})} bits" if known else f"not for {name}"
+                raise IntactError(
+                    f"Quantizer {rule.name!r} is {for_them}. Received: {name}={spec!r}."
+                )
+
+    @property
+    def integer(self) -> bool:
+        """Whether layers under this rule become integer."""
+        weights, activations = self.weights, self.activations
+        return weights is not None and activations is not None and not activations.dynamic
+
+    def matches(self, layer: keras.layers.Layer) -> bool:
+        """Whether the rule speaks of this layer."""
+        if self.match is None:
+            return True
+        if isinstance(self.match, str):
+            return fnmatch.fnmatchcase(layer.name, self.match)
+        if isinstance(self.match, type):
+            return isinstance(layer, self.match)
+        return bool(self.match(layer))
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """An ordered list of rules; the first that matches a layer counts.
+
+    Layers that become one kernel, such as a convolution, its batch norm and its ReLU, have one
+    output: of their rules, `activations` of the one that comes first in the list counts.
+
+    Args:
+        name: What tables and errors call it.
+        rules: The rules.
+        inputs: How tensors that come in float are quantized: the model's inputs, and what
+            float layers compute. None: as the outputs of the layer that reads them, or with
+            8 bits where these are signs.
+
+    Example:
+
+    >>> scheme = Scheme("head in float", (Rule("head", None, None), Rule()))
+    >>> scheme.rule_for(keras.layers.Dense(2, name="head")).integer
+    False
+    """
+
+    name: str
+    rules: tuple[Rule, ...] = field(default=(Rule(),))
+    inputs: TensorSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None and self.inputs.rule.signs:
+            raise IntactError(
+                f"What comes into scheme {self.name!r} cannot be reduced to its signs. Received: "
+                f"inputs={self.inputs!r}. Give the inputs 8 bits: `TensorSpec()`."
+            )
+
+    def rule_for(self, layer: keras.layers.Layer) -> Rule:
+        """The first rule that matches a layer; layers without one stay in float."""
+        for rule in self.rules:
+            if rule.matches(layer):
+                return rule
+        return FLOAT_RULE
+
+    def __str__(self) -> str:
+        lines = [self.name]
+        for rule in self.rules:
+            what = rule.match.__name__ if callable(rule.match) else rule.match
+            weights = rule.weights.dtype if rule.weights else "float"
+            activations = "float"
+            if rule.activations:
+                spec = rule.activations
+                activations = "dynamic" if spec.dynamic else spec.activation_dtype
+            lines.append(f"  {what or 'all layers'}: weights {weights}, activations {activations}")
+        return "\n".join(lines)
+
+    def unused_rules(self, layers: Iterable[keras.layers.Layer]) -> list[Rule]:
+        """The rules with a `match` that count for none of some layers.
+
+        Args:
+            layers: The layers.
+        """
+        used = [self.rule_for(layer) for layer in layers]
+        return [
+            rule
+            for rule in self.rules
+            if rule.match is not None and not any(rule is found for found in used)
+        ]
+
+
+FLOAT_RULE = Rule(weights=None, activations=None)

@@ -1,0 +1,1 @@
+"""Formulas that quantize weights and activations."""

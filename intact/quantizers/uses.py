@@ -1,0 +1,233 @@
+"""How far the range of a factor has to reach: as far as its products need it.
+
+A factor is a tensor that is only multiplied: the inverse of a deviation or of a sum, say. In blank
+rows (padding, silence, dead channels) it is as large as an epsilon lets it be, and what it is
+multiplied with, its partner, is 0 there. A range with room for such values has no integers left
+for the others. So a factor's values are told apart by the size of their partners, and those
+beside the smallest partners may saturate where the products gain by it.
+
+The relative error of a product has two parts: the rounding of the partner, which counts more the
+smaller the partner is, and the rounding of the factor, which counts more the wider its range is.
+The range is the widest one whose mean error, in decibels, is within `TOLERANCE` of the best.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from intact.numerics.affine import MIN_SCALE, Tensor, host
+from intact.quantizers.observers import Observer
+
+LEVELS = 128
+"""Sizes of partners that are told apart: octaves, around 1."""
+
+LOST = 1 / 12
+"""Relative squared error of a partner as small as its step: its products are lost."""
+
+SURE = 1e-2
+"""Relative squared error (-20 dB) of a partner whose products are right."""
+
+SHARE = 5e-3
+"""Share of the energy of right products that may be lost."""
+
+TOLERANCE = math.log(10) / 10
+"""One decibel, in the natural logarithm of a squared error."""
+
+SAMPLE = 4096
+"""About how many values a step of training looks at."""
+
+_LEAST = np.float32(2.0**-100)
+
+
+class Use(NamedTuple):
+    """What a factor is like, by the octave of its partner's size.
+
+    Args:
+        count: How many values it has beside such partners.
+        logs: The sum of the logarithms of their sizes.
+        energy: The sum of their squared products.
+        minimum: The smallest of them, or 0.
+        maximum: The largest of them, or 0.
+        span: The width of the partner's range.
+    """
+
+    count: Tensor
+    logs: Tensor
+    energy: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    span: Tensor
+
+
+def look(
+    x: Tensor,
+    partner: Tensor,
+    shape: tuple[int, ...] | None,
+    xp: Any = ops,
+    most: int | None = None,
+) -> Use:
+    """What a batch of a factor is like.
+
+    Args:
+        x: The factor.
+        partner: What it is multiplied with.
+        shape: The factor's shape in the product, without the batch; None where it is its own.
+        xp: `keras.ops`, or `intact.numerics.affine.host`.
+        most: About how many of the values to look at, if not at all of them.
+    """
+    x = x if shape is None else xp.reshape(x, (-1, *shape))
+    size = _size(partner, x.shape, xp)
+    # Each may be broadcast along axes of the other.
+    values = xp.reshape(x * xp.ones_like(size), (-1,))
+    size = xp.reshape(size * xp.ones_like(x), (-1,))
+    if most is not None:
+        # An odd step meets all places of a row.
+        step = ops.shape(values)[0] // most // 2 * 2 + 1
+        values, size = values[::step], size[::step]
+    octave = xp.floor(xp.log(xp.maximum(size, _LEAST)) * np.float32(1 / math.log(2)))
+    level = xp.cast(xp.clip(octave + LEVELS // 2, 0, LEVELS - 1), "int32")
+    logs = xp.log(xp.maximum(xp.abs(values), _LEAST))
+    count, logs, energy = (
+        xp.segment_sum(part, level, num_segments=LEVELS)
+        for part in (xp.ones_like(values), logs, (values * size) ** 2)
+    )
+    # What is beside no values is 0; a range has a 0 anyway.
+    lower, upper = (
+        xp.maximum(xp.segment_max(part, level, num_segments=LEVELS), np.float32(0))
+        for part in (-values, values)
+    )
+    top, bottom = xp.maximum(xp.max(partner), 0.0), xp.minimum(xp.min(partner), 0.0)
+    return Use(count, logs, energy, -lower, upper, top - bottom)
+
+
+def _size(partner: Tensor, shape: tuple[int | None, ...], xp: Any) -> Tensor:
+    """The root mean square of the partners of each value, zeros apart: these have no error.
+
+    Args:
+        partner: What a factor is multiplied with.
+        shape: The shape of the factor.
+        xp: `keras.ops`, or `intact.numerics.affine.host`.
+    """
+    axes = [a for a, n in enumerate(shape) if a and n == 1 and partner.shape[a] != 1]
+    if not axes:
+        return xp.abs(partner)
+    total = xp.sum(partner * partner, axis=tuple(axes), keepdims=True)
+    filled = xp.sum(xp.cast(partner != 0, "float32"), axis=tuple(axes), keepdims=True)
+    return xp.sqrt(total / xp.maximum(filled, np.float32(1)))
+
+
+def reach(use: Use, steps: int, xp: Any = ops, least: Any = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The range that a factor needs.
+
+    Args:
+        use: What the factor is like.
+        steps: How many steps its range has, and its partner's.
+        xp: As for `look`.
+        least: The smallest step that the partner may have.
+
+    Returns:
+        `(minimum, maximum, known)`: the range, and 1 or 0 for whether any partner is large enough
+        to tell. Where none is, the range is empty.
+
+    Example:
+
+    >>> from intact.numerics.affine import host
+    >>> x, partner = np.array([[1.0], [2.0], [1000.0]]), np.array([[1.0], [0.5], [0.0]])
+    >>> use = look(x, partner, None, host)
+    >>> minimum, maximum, known = reach(use, 255, host)
+    >>> float(maximum)
+    2.0
+    """
+    octave = np.arange(LEVELS, dtype="float32") - np.float32(LEVELS / 2 - 0.5)
+    middle = xp.convert_to_tensor(np.exp2(octave))
+    step = xp.maximum(use.span * np.float32(1 / steps), xp.maximum(least, np.float32(MIN_SCALE)))
+    partner = xp.minimum(step / middle, np.float32(1)) ** 2 * np.float32(LOST)
+    weight = xp.where(partner < LOST, use.count, xp.zeros_like(partner))
+    total = xp.sum(weight)
+    # A row for each range: that of the values beside partners of one level and above.
+    kept = xp.convert_to_tensor(np.triu(np.ones((LEVELS, LEVELS), "float32")))
+    low, high = xp.min(use.minimum * kept, axis=1), xp.max(use.maximum * kept, axis=1)
+    loss = xp.sum(_errors(use, partner, low, high, steps, xp) * weight, axis=1)
+    loss = loss / xp.maximum(total, np.float32(1))
+    # Of the products that would be right, next to nothing may be lost.
+    right = xp.where(partner < SURE, use.energy, xp.zeros_like(partner))
+    lost = xp.sum(right * (1 - kept), axis=1) > xp.sum(right) * np.float32(SHARE)
+    loss = xp.where(lost, xp.zeros_like(loss), loss)
+    fits = xp.cast(loss <= xp.min(loss) + np.float32(TOLERANCE), "float32")
+    known = xp.cast(total > 0, "float32")
+    return xp.min(fits * low) * known, xp.max(fits * high) * known, known
+
+
+def _errors(use: Use, partner: Any, low: Any, high: Any, steps: int, xp: Any) -> Any:
+    """The logarithm of the relative squared error of products.
+
+    Args:
+        use: As for `reach`.
+        partner: By level, the error of the partner.
+        low: Smallest values of ranges.
+        high: Largest values.
+        steps: As for `reach`.
+        xp: As for `look`.
+
+    Returns:
+        A row for each range and a column for each level.
+    """
+    size = xp.exp(use.logs / xp.maximum(use.count, np.float32(1)))
+    width, end = (xp.reshape(x, (-1, 1)) for x in (high - low, xp.maximum(-low, high)))
+    # More than this is lost anyway.
+    own = xp.minimum(width / size * np.float32(1 / steps), np.float32(4))
+    missing = xp.maximum(1.0 - end / size, 0.0)
+    # Products are rounded, too: about as finely as the largest partners.
+    finest = xp.min(xp.where(use.count > 0, partner, xp.ones_like(partner)))
+    error = partner + finest + own**2 * np.float32(1 / 12) + missing**2
+    return xp.log(xp.clip(error, _LEAST, np.float32(1)))
+
+
+@dataclass(frozen=True)
+class UseObserver(Observer):
+    """Looks at a factor and its partner together.
+
+    Args:
+        shape: As for `look`.
+    """
+
+    shape: tuple[int, ...] | None = None
+
+    def look(self, x: tuple[Tensor, Tensor], xp: Any = ops) -> Use:
+        """What a batch of a factor is like, of the factor and its partner."""
+        return look(*x, self.shape, xp)
+
+    def join(self, a: Use, b: Use, xp: Any = ops) -> Use:
+        """What two parts of the data are like together."""
+        return Use(
+            a.count + b.count,
+            a.logs + b.logs,
+            a.energy + b.energy,
+            xp.minimum(a.minimum, b.minimum),
+            xp.maximum(a.maximum, b.maximum),
+            xp.maximum(a.span, b.span),
+        )
+
+    def update(self, state: Use, seen: Use, xp: Any = ops) -> Use:
+        """The same as `join`."""
+        return self.join(state, seen, xp)
+
+
+def limits(uses: list[Use], steps: int) -> tuple[float, float]:
+    """Where a factor's range ends at the latest.
+
+    Args:
+        uses: What it is like beside each partner, if it is a factor.
+        steps: As for `reach`.
+
+    Returns:
+        `(minimum, maximum)`; infinite where nothing tells.
+    """
+    known = [found[:2] for found in (reach(use, steps, host) for use in uses) if found[2]]
+    if not known:
+        return -math.inf, math.inf
+    minimum, maximum = zip(*known, strict=True)
+    return float(min(minimum)), float(max(maximum))

@@ -1,0 +1,1 @@
+"""How kernels of the runtime round."""

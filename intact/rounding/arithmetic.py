@@ -1,0 +1,215 @@
+"""How the integer kernels of the runtime round, and how training imitates them."""
+
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from intact.numerics.affine import (
+    Accumulator,
+    QTensor,
+    Tensor,
+    divide,
+    straight_through,
+)
+from intact.numerics.backend_kernels import (
+    inverse,
+    round_clip,
+    wide_types,
+)
+from intact.numerics.fixed_point import (
+    beyond_vectors,
+    multiplier,
+    multiply,
+    multiply_sums,
+    ratio,
+    round_away,
+)
+
+
+class Arithmetic:
+    """How an op's results become integers of the output's scale.
+
+    A subclass is one kernel's way of rounding. It is found by `name`, which the
+    graph of a quantized model stores. Training rounds once and to the nearest, whatever
+    the kernel does, but where `in_training` says that it does as the kernel.
+
+    Where `any_size` says that `real` and `quantize` read no sizes, all calls share one graph.
+    """
+
+    name: ClassVar[str]
+    in_training: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
+    registry: ClassVar[dict[str, type["Arithmetic"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Arithmetic.registry[cls.name] = cls
+
+    @staticmethod
+    def output_shape(pending: Any) -> tuple[int | None, ...]:
+        """The shape of the results: by default, of the first pending tensor."""
+        return keras.tree.flatten(pending)[0].shape
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        """The results as real values, for observers."""
+        raise NotImplementedError
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        """The results as whole numbers `q - zero_point`, saturated.
+
+        Args:
+            pending: What the op's `call` returned.
+            params: The output's `scale` and `zero_point` (`values` is unused).
+            low: Smallest value, scalar.
+            high: Largest value, scalar.
+
+        Returns:
+            Whole numbers, with straight-through gradients.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        """The same for outputs of 16 bits, whose kernels round otherwise.
+
+        Args:
+            pending: What the op's `call` returned.
+            params: The output's `scale` and `zero_point`.
+            low: Smallest value, scalar.
+            high: Largest value, scalar.
+        """
+        return cls.quantize(pending, params, low, high)
+
+
+class RealArithmetic(Arithmetic):
+    """Rounds `x * (1 / scale)` half to even: QUANTIZE, and table ops."""
+
+    name = "real"
+    any_size = True
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        return pending
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return round_clip(pending, low, high, inverse(params.scale))
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        values = cls.quantize(pending, params, low, high)
+        rest = beyond_vectors(pending, 8)
+        if rest is None:
+            return values
+        # What is left behind the vectors of eight is divided by the scale, halves away from zero.
+        with wide_types():
+            quotient = ops.cast(round_away(ratio(pending, 1.0, params.scale)), "float32")
+        smooth = pending * inverse(params.scale)
+        return ops.where(rest, round_clip(straight_through(quotient, smooth), low, high), values)
+
+
+class AccumulatorArithmetic(Arithmetic):
+    """Rounds `sum * (input_scale * weight_scale / scale)` half to even, in float32.
+
+    This is XNNPACK's requantization of the sums of convolutions, dense layers,
+    products and means.
+    """
+
+    name = "accumulator"
+    any_size = True
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        return Accumulator(*pending).real()
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        acc = Accumulator(*pending)
+        factor = divide(acc.input_scale * acc.weight_scale, params.scale)
+        return round_clip((acc.values + acc.bias) * factor, low, high)
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        acc = Accumulator(*pending)
+        smooth = (acc.values + acc.bias) * divide(acc.input_scale * acc.weight_scale, params.scale)
+        scales = acc.input_scale, ops.abs(acc.weight_scale), params.scale
+        with wide_types():
+            exact = ops.cast(cls.rounded(acc.exact(), *scales), "float32")
+        return round_clip(straight_through(exact, smooth), low, high)
+
+    @staticmethod
+    def rounded(sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor) -> Tensor:
+        """64-bit sums in steps of the output, as the 16-bit kernel rounds them."""
+        return multiply_sums(sums, multiplier(input_scale, weight_scale, scale))
+
+
+class DoubleArithmetic(AccumulatorArithmetic):
+    """The same, but the 16-bit kernel multiplies in float64 and rounds half away from zero."""
+
+    name = "double"
+
+    @staticmethod
+    def rounded(sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor) -> Tensor:
+        return round_away(ops.cast(sums, "float64") * ratio(input_scale, weight_scale, scale))
+
+
+class FixedPointArithmetic(AccumulatorArithmetic):
+    """The sums in fixed point, rounded twice, half away from zero."""
+
+    name = "fixed_point"
+
+    @staticmethod
+    def half_up(channels: Any) -> Any:
+        """The channels whose halves go up instead."""
+        return False
+
+    @classmethod
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        acc = Accumulator(*pending)
+        factor = divide(acc.input_scale * acc.weight_scale, params.scale)
+        smooth = (acc.values + acc.bias) * factor
+        # The file has the signs of the scales in the weights.
+        sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
+        by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
+        exact = ops.cast(multiply(sums, by, cls.half_up(ops.shape(sums)[-1])), "float32")
+        return round_clip(straight_through(exact, smooth), low, high)
+
+
+class VectorArithmetic(FixedPointArithmetic):
+    """The sums in fixed point, rounded twice, half up: vectors of channels."""
+
+    name = "fixed_point_vector"
+
+    @staticmethod
+    def half_up(channels: Any) -> Any:
+        return True
+
+
+class BlocksArithmetic(FixedPointArithmetic):
+    """The sums in fixed point: vectors of eight channels, and what is left one by one."""
+
+    name = "fixed_point_blocks"
+
+    @staticmethod
+    def half_up(channels: Any) -> Any:
+        return ops.arange(channels) < channels // 8 * 8
+
+
+class ConvertArithmetic(Arithmetic):
+    """From one width to another, in fixed point."""
+
+    name = "convert"
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        x = QTensor(*pending)
+        return x.values * x.scale
+
+    @classmethod
+    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        x = QTensor(*pending)
+        whole = multiply(ops.cast(x.values, "int32"), multiplier(x.scale, 1.0, params.scale))
+        smooth = cls.real(pending) * inverse(params.scale)
+        return round_clip(straight_through(ops.cast(whole, "float32"), smooth), low, high)

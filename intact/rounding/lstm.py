@@ -1,0 +1,247 @@
+"""The LSTM that keeps its state: how LiteRT's integer kernel computes it, and its quantizer.
+
+The rules of the kernel UNIDIRECTIONAL_SEQUENCE_LSTM, of 8-bit values and weights and a cell of 16
+bits, measured on ai-edge-litert 2.3.0 (all its kernels compute the same). Per step:
+
+* The sums with the inputs, bias included, and those with the hidden state are each brought to
+  int16 of 3 integer bits, in fixed point and rounded twice; each time the result saturates.
+* Sigmoid and tanh are those of `intact.rounding.int16_tables`.
+* Products of two numbers of 16 bits are rounded half away from zero; the sum of the two that
+  make the new cell saturates. The cell's scale is a power of two, from 2^-15 to 2^-9.
+* The product of the output gate and the cell's tanh is brought to the output's scale, in fixed
+  point; that is the hidden state, and the output.
+"""
+
+import functools
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from intact.numerics.affine import (
+    QTensor,
+    Tensor,
+    binary_exponent,
+    straight_through,
+)
+from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.fixed_point import multiplier, multiply, rounding_shift
+from intact.rounding.arithmetic import Arithmetic
+from intact.rounding.int16_tables import (
+    GATE_BITS,
+    HIGH,
+    LOW,
+    OFFSET,
+    cell_tables,
+    sigmoid_table,
+    tanh_table,
+)
+
+GATES = ("input", "forget", "cell", "output")
+"""The gates, in the order of Keras' weights and of the kernel's inputs."""
+
+
+class Sums(NamedTuple):
+    """What an LSTM's integer sums are made from.
+
+    Args:
+        inputs: Sums of products with the inputs, whole numbers (batch, steps, 4, units).
+        bias: Whole numbers (4, units), in the units of these sums.
+        input_scale: Scale of the inputs.
+        weight_scale: Scale of the inputs' weights, one or (4, 1).
+        recurrent: The recurrent weights, whole numbers (units, 4, units).
+        recurrent_scale: Their scale, one or (4, 1).
+    """
+
+    inputs: Tensor
+    bias: Tensor
+    input_scale: Tensor
+    weight_scale: Tensor
+    recurrent: Tensor
+    recurrent_scale: Tensor
+
+
+class Steps(NamedTuple):
+    """What an LSTM makes: its hidden states and its cells, (batch, steps, units)."""
+
+    hidden: Tensor
+    cell: Tensor
+
+    @property
+    def last(self) -> "State":
+        """The state after the last step."""
+        return State(self.hidden[:, -1], self.cell[:, -1])
+
+
+class State(NamedTuple):
+    """The state between two steps, (batch, units) each."""
+
+    hidden: Tensor
+    cell: Tensor
+
+
+class Keeper:
+    """A layer that keeps a state between calls, in the variables `hidden` and `cell`."""
+
+    hidden: Any
+    cell: Any
+
+    def keep(self, state: State) -> None:
+        """Begin the next call with a state; no gradient goes there.
+
+        Args:
+            state: The state.
+        """
+        for variable, value in zip((self.hidden, self.cell), state, strict=True):
+            variable.assign(ops.stop_gradient(value))
+
+    def reset_state(self) -> None:
+        """Begin anew: hidden state and cell are zero, as after LiteRT's `reset_all_variables`."""
+        for variable in (self.hidden, self.cell):
+            variable.assign(np.zeros(variable.shape, "float32"))
+
+
+def in_float(inputs: Tensor, recurrent: Tensor, before: State) -> Steps:
+    """All steps of an LSTM in float (Hochreiter & Schmidhuber, 1997).
+
+    Args:
+        inputs: What the inputs and the bias give to the sums, (batch, steps, 4, units).
+        recurrent: The recurrent weights, (units, 4, units).
+        before: The state before.
+
+    Returns:
+        The steps.
+
+    Example:
+
+    >>> zeros = ops.zeros((1, 2))
+    >>> made = in_float(ops.zeros((1, 5, 4, 2)), ops.zeros((2, 4, 2)), State(zeros, zeros + 1.0))
+    >>> tuple(made.hidden.shape), float(made.last.cell[0, 0])
+    ((1, 5, 2), 0.03125)
+    """
+
+    def step(state: Any, now: Tensor) -> Any:
+        hidden, cell = state
+        i, f, g, o = _gates(now + _product(hidden, recurrent))
+        cell = ops.sigmoid(f) * cell + ops.sigmoid(i) * ops.tanh(g)
+        hidden = ops.sigmoid(o) * ops.tanh(cell)
+        return (hidden, cell), (hidden, cell)
+
+    return _scan(step, before, inputs)
+
+
+def in_integers(
+    sums: Sums, before: State, scale: Tensor, zero_point: Tensor, cell_scale: Tensor
+) -> Steps:
+    """All steps as the integer kernel computes them.
+
+    Args:
+        sums: The sums; they get no gradient.
+        before: The state before, real values.
+        scale: Scale of the hidden state, which is the output.
+        zero_point: Its zero point.
+        cell_scale: Scale of the cell, a power of two.
+
+    Returns:
+        The steps in whole numbers, float32: the hidden state less its zero point.
+    """
+    sums = Sums(*(ops.stop_gradient(part) for part in sums))
+    hidden, cell, scale = (ops.stop_gradient(x) for x in (*before, scale))
+    gate_unit = 2.0 ** (15 - GATE_BITS)
+    by_input = multiplier(sums.weight_scale * sums.input_scale * gate_unit, 1.0, 1.0)
+    by_hidden = multiplier(sums.recurrent_scale * scale * gate_unit, 1.0, 1.0)
+    by_output = multiplier(inverse(scale) * 2.0**-30, 1.0, 1.0)
+    bits = binary_exponent(cell_scale) + 15
+    sigmoid, tanh = (ops.convert_to_tensor(t()) for t in (sigmoid_table, tanh_table))
+    size = len(sigmoid_table())
+    of_cell = ops.reshape(ops.convert_to_tensor(cell_tables()), (-1, size))
+    of_cell = ops.take(of_cell, bits, axis=0)
+    low, high = -128 - zero_point, 127 - zero_point
+    whole = ops.cast(sums.inputs, "int32") + ops.cast(sums.bias, "int32")
+    inputs = ops.clip(multiply(whole, by_input), LOW, HIGH)
+    start = (
+        ops.clip(ops.round(hidden * inverse(scale)), low, high),
+        ops.cast(ops.clip(ops.round(cell * inverse(cell_scale)), LOW, HIGH), "int32"),
+    )
+    fifteen = ops.ones_like(bits) * 15
+
+    def step(state: Any, now: Tensor) -> Any:
+        hidden, cell = state
+        more = multiply(ops.cast(_product(hidden, sums.recurrent), "int32"), by_hidden)
+        i, f, g, o = _gates(ops.clip(now + more, LOW, HIGH) + OFFSET)
+        i, f, o = (ops.take(sigmoid, gate) for gate in (i, f, o))
+        kept = rounding_shift(f * cell, fifteen)
+        cell = ops.clip(kept + rounding_shift(i * ops.take(tanh, g), 15 + bits), LOW, HIGH)
+        made = multiply(o * ops.take(of_cell, cell + OFFSET), by_output)
+        hidden = ops.clip(ops.cast(made, "float32"), low, high)
+        return (hidden, cell), (hidden, cell)
+
+    made = _scan(step, start, inputs)
+    return Steps(made.hidden, ops.cast(made.cell, "float32"))
+
+
+def _scan(step: Any, before: Any, inputs: Tensor) -> Steps:
+    inputs = ops.transpose(inputs, (1, 0, 2, 3))
+    _, made = ops.scan(step, tuple(before), inputs)
+    return Steps(*(ops.transpose(x, (1, 0, 2)) for x in made))
+
+
+def _product(hidden: Tensor, recurrent: Tensor) -> Tensor:
+    """What the hidden state gives to the sums, (batch, 4, units)."""
+    units = recurrent.shape[0]
+    flat = ops.matmul(hidden, ops.reshape(recurrent, (units, 4 * units)))
+    return ops.reshape(flat, (-1, 4, units))
+
+
+def _gates(sums: Tensor) -> list[Tensor]:
+    return [sums[:, gate] for gate in range(4)]
+
+
+class Run:
+    """One call of an LSTM: its sums, and what is made of them when asked for.
+
+    Args:
+        sums: The sums.
+        before: The state before, real values.
+        cell_scale: Scale of the cell.
+    """
+
+    def __init__(self, sums: Sums, before: State, cell_scale: Tensor) -> None:
+        self.sums, self.before, self.cell_scale = sums, before, cell_scale
+        self._whole: Steps | None = None
+
+    @functools.cached_property
+    def real(self) -> Steps:
+        """The steps in float, with the rounded weights."""
+        sums = self.sums
+        unit = sums.input_scale * sums.weight_scale
+        inputs = (sums.inputs + sums.bias) * unit
+        return in_float(inputs, sums.recurrent * sums.recurrent_scale, self.before)
+
+    def whole(self, params: QTensor) -> Steps:
+        """The steps in integers; `params` are the output's, the same at every call."""
+        if self._whole is None:
+            scale, zero_point = params.scale, params.zero_point
+            self._whole = in_integers(self.sums, self.before, scale, zero_point, self.cell_scale)
+        return self._whole
+
+
+class LSTMArithmetic(Arithmetic):
+    """The steps of the kernel UNIDIRECTIONAL_SEQUENCE_LSTM; what is pending is a `Run`."""
+
+    name = "lstm"
+    in_training: ClassVar[bool] = True
+
+    @staticmethod
+    def output_shape(pending: Any) -> tuple[int | None, ...]:
+        batch, steps, _, units = Sums(*pending).inputs.shape
+        return batch, steps, units
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        return pending.real.hidden
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        smooth = pending.real.hidden * inverse(params.scale)
+        return round_clip(straight_through(pending.whole(params).hidden, smooth), low, high)

@@ -1,0 +1,1 @@
+"""Which scheme, and which layer in which width: sensitivity, mixed precision, advice."""
