@@ -62,6 +62,18 @@ class Observer:
 
     Raises:
         IntactError: A subclass has the name of an observer of intact's own.
+
+    Example:
+
+    >>> import dataclasses
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Narrow(Observer):
+    ...     share: float = 0.5
+    ...     def bounds(self, states, grid):
+    ...         low, high = super().bounds(states, grid)
+    ...         return self.share * low, self.share * high
+    >>> get_observer("Narrow")
+    Narrow(share=0.5)
     """
 
     name: str = field(default="", init=False, repr=False)
