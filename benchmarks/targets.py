@@ -5,7 +5,7 @@
 
 `targets` writes its section of `docs/results.md`. `kernels` runs the cases of all ops through the
 tools, and prints what it finds other than `intact.litert.targets` has it. Needs
-`pip install 'intact[targets]'`.
+`pip install 'keras-intact[targets]'`.
 """
 
 import os

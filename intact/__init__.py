@@ -1,52 +1,44 @@
-"""intact: quantization for Keras 3, to LiteRT, with the outputs seen in Keras."""
+"""intact: quantization for Keras 3, to LiteRT, with the outputs seen in Keras.
 
-from intact import (
-    backend,  # first: it chooses, and Keras reads the choice
-    callbacks,
-    schemes,
-    tfmot,
-)
-from intact.analysis.bisection import Bisection, bisect
-from intact.analysis.explanation import Explained, Explanation, explain
-from intact.analysis.report import Agreement, Comparison, Distribution, FileNode, compare
-from intact.api import export, freeze_ranges, plan_model, quantize_model, write_c_array
-from intact.calibration.calibration import calibrate
-from intact.check import check
-from intact.errors import (
-    AccuracyWarning,
-    ExportError,
-    FusedLayerWarning,
-    IntactError,
-    InvalidDataError,
-    InvalidModelError,
-    MaskedOutputWarning,
-    MissingToolError,
-    NotCalibratedError,
-    NotIntegerError,
-    NotKeptWarning,
-    ScheduleWarning,
-    TargetError,
-    UnsupportedLayerError,
-    UnusedRuleWarning,
-)
-from intact.keras_files.legacy import load_keras
-from intact.layers.schedule import Schedule, set_schedule, switch, training_step
-from intact.layers.sparsity import keep_clusters, keep_sparsity
-from intact.layers.stateful import reset_states
-from intact.litert.inspection import Inspection, inspect
-from intact.litert.placement import PlacedOp, Placement
-from intact.litert.runtime import LiteRTModel, load_litert
-from intact.litert.timing import Timing, benchmark
-from intact.litert.verification import Finding, Findings, verify
-from intact.lowering.freezing import freeze
-from intact.ops import Op, register_op
-from intact.plan.scheme import Rule, Scheme, TensorSpec
-from intact.quantizers.formulas import Quantizer
-from intact.quantizers.observers import Observer
-from intact.recovery.distillation import distill
-from intact.recovery.recover import recover
-from intact.search.advice import Advice, Option, advise
-from intact.search.mixing import mixed
-from intact.search.sensitivity import Damage, Sensitivity, sensitivity
+The public names are listed in `__init__.pyi`. Each is imported when it is first used, so that
+what needs no Keras, such as the command line's `inspect`, does not wait for it.
+"""
+
+import ast as _ast
+import importlib as _importlib
+from pathlib import Path as _Path
+
+from intact import backend as _backend
+from intact import registration as _registration
 
 __version__ = "0.1.0"
+
+
+def _read_homes() -> dict[str, str]:
+    """The module of each public name; that of a public module is the package."""
+    stub = _Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    imports = [node for node in _ast.parse(stub).body if isinstance(node, _ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_HOMES = _read_homes()
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'intact' has no attribute {name!r}")
+    home = _HOMES[name]
+    if home == __name__:
+        return _importlib.import_module(f"{home}.{name}")
+    value = getattr(_importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
+
+_backend.choose()
+_registration.register()

@@ -251,7 +251,7 @@ def write_c_array(
 
     The source is an aligned constant array. The header has types, sizes, scales and zero points
     of inputs and outputs as defines, and the bytes of the arena if TFLite Micro is installed
-    (`pip install 'intact[targets]'`) and runs the file.
+    (`pip install 'keras-intact[targets]'`) and runs the file.
 
     Args:
         file: Path of a `.tflite` file of any origin, or its bytes.

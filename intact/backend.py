@@ -22,7 +22,7 @@ def choose() -> None:
         return
     installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
     if not installed:
-        raise ImportError("Keras needs a backend. Run `pip install intact[jax]`.")
+        raise ImportError("Keras needs a backend. Run `pip install 'keras-intact[jax]'`.")
     if _configured() not in installed:
         os.environ["KERAS_BACKEND"] = installed[0]
 
@@ -33,6 +33,3 @@ def _configured() -> str:
         return json.loads((home / "keras.json").read_text())["backend"]
     except (OSError, ValueError, KeyError):
         return "tensorflow"
-
-
-choose()

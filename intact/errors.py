@@ -44,7 +44,7 @@ class MissingToolError(IntactError):
     def __init__(self, tool: str, package: str) -> None:
         super().__init__(
             f"{tool} is not installed. It comes with the package {package!r}: "
-            "pip install 'intact[targets]'."
+            "pip install 'keras-intact[targets]'."
         )
 
 

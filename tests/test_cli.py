@@ -133,7 +133,7 @@ def test_without_scikit_learn(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     result = call("demo")
     assert result.exit_code == 1
-    assert "pip install intact[demo]" in result.output
+    assert "pip install 'keras-intact[demo]'" in result.output
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ def test_bytes_that_nobody_scales_are_said(call, models):
     result = call(*QUANTIZE, "--data", "x.npy")
     assert result.exit_code == 0
     (line,) = result.stderr.splitlines()
-    assert line.startswith("Warning: the bytes in 'x.npy' are taken as they are, from 0 to 255.")
+    assert line.startswith("Warning: the bytes in 'x.npy' are used as they are, from 0 to 255.")
     scaling = keras.Sequential([keras.Input((8, 8, 3), name="image"), keras.layers.Rescaling(0.1)])
     scaling.add(intact.load_keras(models / "model.keras"))
     scaling.save(models / "scaling.keras")

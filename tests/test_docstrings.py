@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import intact
+from intact import ops
 
 MODULES = sorted(
     name
@@ -18,8 +19,8 @@ MODULES = sorted(
 )
 PUBLIC = sorted(
     name
-    for name, value in vars(intact).items()
-    if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+    for name in intact.__all__
+    if inspect.isclass(getattr(intact, name)) or inspect.isfunction(getattr(intact, name))
 )
 
 
@@ -29,11 +30,11 @@ def test_examples_run(name, monkeypatch, tmp_path):
     module = importlib.import_module(name)
     # What an example may take for granted.
     names = {"keras": keras, "layers": keras.layers, "np": np, "intact": intact}
-    registry, rounding = list(intact.ops.REGISTRY), dict(intact.Quantizer.registry)
+    registry, rounding = list(ops.REGISTRY), dict(intact.Quantizer.registry)
     try:
         failed, _ = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     finally:
-        intact.ops.REGISTRY[:] = registry
+        ops.REGISTRY[:] = registry
         intact.Quantizer.registry.clear()
         intact.Quantizer.registry.update(rounding)
     assert not failed

@@ -154,7 +154,8 @@ def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> n
         from PIL import Image, ImageOps
     except ImportError as error:
         raise InvalidDataError(
-            "Images are read by Pillow, which is not installed. Run `pip install intact[images]`."
+            "Images are read by Pillow, which is not installed. "
+            "Run `pip install 'keras-intact[images]'`."
         ) from error
     shapes = list(inputs.values())
     if len(shapes) != 1 or len(shapes[0]) != 4:

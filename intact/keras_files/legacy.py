@@ -30,6 +30,7 @@ from keras import ops
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
 from intact.graph.view import made_by
 from intact.keras_files import h5check
+from intact.keras_files.activations import hard_sigmoid_keras_2
 from intact.keras_files.h5check import EXPANSION, SLACK
 from intact.paths import check_model_path
 
@@ -250,19 +251,6 @@ def _load_as_it_is(path: Path) -> keras.Model:
 
 
 # Repairs ------------------------------------------------------------------------------
-
-
-@keras.saving.register_keras_serializable("intact", "hard_sigmoid_keras_2")
-def hard_sigmoid_keras_2(x: Any) -> Any:
-    """The hard sigmoid of Keras 2, whose slope is 1/5; that of Keras 3 has 1/6.
-
-    Args:
-        x: A tensor.
-
-    Returns:
-        `0.2 * x + 0.5`, between 0 and 1.
-    """
-    return ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 def _means_something_else(file: _File) -> bool:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.keras_files.legacy import hard_sigmoid_keras_2
+from intact.keras_files.activations import hard_sigmoid_keras_2
 from intact.numerics.affine import (
     QTensor,
     Tensor,

@@ -140,7 +140,7 @@ def test_missing_tools_name_the_extra(monkeypatch):
     monkeypatch.setattr(micro.util, "find_spec", lambda name: None)
     monkeypatch.setattr(vela.shutil, "which", lambda name: None)
     for target in ("tflite-micro", "ethos-u65"):
-        with pytest.raises(MissingToolError, match=r"pip install 'intact\[targets\]'"):
+        with pytest.raises(MissingToolError, match=r"pip install 'keras-intact\[targets\]'"):
             place(one_op("RELU"), target)
 
 

@@ -26,7 +26,7 @@ def check(
     The target's own tool is asked: TFLite Micro runs the file and is compared with LiteRT's
     reference kernels, Vela compiles it for an Ethos-U, LiteRT hands ops over to XNNPACK. For the
     Edge TPU there are the rules of its documentation. The tools come with
-    `pip install 'intact[targets]'`.
+    `pip install 'keras-intact[targets]'`.
 
     Args:
         model: Path of a `.tflite` file of any origin, or its bytes; or a Keras model, float or

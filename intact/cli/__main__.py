@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m intact.cli`."""
+
+from intact.cli import main
+
+main()

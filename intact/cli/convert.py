@@ -1,0 +1,194 @@
+"""Commands that make a LiteRT file of a Keras model: `quantize`, `export`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+import intact
+from intact.cli import options
+from intact.cli.options import FileFormat, Samples
+from intact.cli.output import echo_file, progress, quiet_stdout, save_model
+from intact.errors import NotCalibratedError
+from intact.names import ObserverName, SchemeName
+from intact.paths import write_whole
+
+if TYPE_CHECKING:
+    import keras
+
+
+@click.command()
+@options.model
+@click.option(
+    "-o", "--output", type=options.OUTPUT, required=True, help="The .tflite file to write."
+)
+@options.scheme
+@options.with_samples(count=100, required=False)
+@click.option(
+    "--observer",
+    type=click.Choice(sorted(get_args(ObserverName))),
+    help="How ranges are computed from the samples. [default: what the scheme says]",
+)
+@options.with_file_format
+@click.option("--allow-float", is_flag=True, help="Keep layers without an integer kernel in float.")
+@click.option(
+    "--recover",
+    "recovers",
+    is_flag=True,
+    help="Recover accuracy as `intact recover` does. This takes longer.",
+)
+@click.option(
+    "--save", type=options.KERAS_OUTPUT, help="Also save the quantized model: a .keras file."
+)
+@click.option(
+    "--html", type=options.OUTPUT, help="Also write a page that shows what each layer loses."
+)
+@options.as_json
+def quantize(
+    model: Path,
+    output: Path,
+    scheme: SchemeName,
+    samples: Samples,
+    observer: ObserverName | None,
+    file_format: FileFormat,
+    allow_float: bool,
+    recovers: bool,
+    save: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize a Keras model without training, and write it as a LiteRT file.
+
+    MODEL is a float model in a .keras or .h5 file of Keras 3 or Keras 2. About 100 typical
+    samples give the ranges of its activations. The schemes dynamic_range, float16 and
+    weight_only_* need no samples.
+
+    --mean and --std scale the samples. With --input-dtype uint8 or int8 they also fix the scale
+    of the file's input, so that its bytes are the pixels before scaling. If there is one number
+    per channel, the file gets a layer that scales.
+
+    \b
+    Examples:
+        intact quantize model.keras --data images/ --mean 127.5 --std 127.5 -o model.tflite
+        intact quantize model.keras --data calib.npz -o model.tflite \\
+            --input-dtype int8 --output-dtype int8 --integer-only
+        intact quantize model.h5 --scheme float16 -o model.tflite
+    """
+    if samples.data is None and (recovers or html is not None):
+        what = "--recover" if recovers else "--html"
+        raise click.UsageError(f"{what} needs samples: pass them with --data.")
+    float_model, samples = _with_byte_scaling(intact.load_keras(model), samples, file_format)
+    stats = _input_stats(float_model, samples, file_format)
+    target = file_format.target
+    q = intact.quantize_model(float_model, scheme, allow_float, target=target, input_stats=stats)
+    x = None if samples.data is None else samples.load_for(float_model)
+    with quiet_stdout():
+        if x is not None:
+            _fit_ranges(q, x, observer, recovers)
+        content = _file(q, scheme, file_format)
+        if html is not None:
+            intact.compare(q, content, x, float_model=float_model).to_html(html)
+    if save is not None:
+        save_model(q, save)
+    write_whole(content, output)
+    echo_file(as_json, output, content)
+
+
+def _fit_ranges(q: "keras.Model", x: Any, observer: ObserverName | None, recovers: bool) -> None:
+    """Calibrate a new quantized model, or recover its accuracy."""
+    from intact.api import is_quantized
+
+    if recovers:
+        from intact.recovery.recover import describe, try_steps
+
+        trials = try_steps(q, x, observer=observer, verbose=progress())
+        click.echo(describe(trials), err=True)
+    elif is_quantized(q):
+        # Schemes without ranges get their biases corrected, too.
+        intact.calibrate(q, x, observer=observer, bias_correction=True, verbose=progress())
+
+
+def _file(q: "keras.Model", scheme: SchemeName, file_format: FileFormat) -> bytes:
+    try:
+        return intact.export(q, **dataclasses.asdict(file_format))
+    except NotCalibratedError as error:
+        raise click.UsageError(
+            f"The scheme {scheme} needs samples: pass them with --data."
+        ) from error
+
+
+def _input_stats(
+    model: "keras.Model", samples: Samples, file_format: FileFormat
+) -> dict[str, tuple[float, float]] | None:
+    """What `--mean` and `--std` say of the bytes that a file reads."""
+    mean, std = samples.mean, samples.std
+    is_single = len(model.inputs) == 1 and all(len(each or (0.0,)) == 1 for each in (mean, std))
+    if file_format.input_dtype not in ("int8", "uint8") or not (mean or std) or not is_single:
+        return None
+    return {model.inputs[0].name: ((mean or (0.0,))[0], (std or (1.0,))[0])}
+
+
+def _with_byte_scaling(
+    model: "keras.Model", samples: Samples, file_format: FileFormat
+) -> tuple["keras.Model", Samples]:
+    """A model of bytes that scales each channel itself: an input has one scale for all channels.
+
+    Where it is not needed, the model and the samples stay as they are.
+    """
+    has_several = any(each is not None and len(each) > 1 for each in (samples.mean, samples.std))
+    takes_bytes = file_format.input_dtype in ("int8", "uint8")
+    if not (has_several and takes_bytes and len(model.inputs) == 1):
+        return model, samples
+    scaling = _scaling_model(model, samples.mean or (0.0,), samples.std or (1.0,))
+    return scaling, dataclasses.replace(samples, mean=None, std=(1.0,))
+
+
+def _scaling_model(
+    model: "keras.Model", mean: tuple[float, ...], std: tuple[float, ...]
+) -> "keras.Model":
+    """A model of pixels: a scaling layer, then the given model."""
+    import keras
+    import numpy as np
+
+    (tensor,) = model.inputs
+    channels = tensor.shape[-1]
+    for numbers in (mean, std):
+        if len(numbers) not in (1, channels):
+            raise click.UsageError(
+                f"Expected one number, or one for each of the {channels} channels. "
+                f"Received: {len(numbers)}."
+            )
+    scale = np.broadcast_to(1 / np.array(std), (channels,))
+    offset = -np.array(mean) * scale
+    pixels = keras.Input(batch_shape=tensor.shape, name=tensor.name)
+    rescaling = keras.layers.Rescaling(scale.tolist(), offset.tolist(), name="pixel_scaling")
+    return keras.Model(pixels, model(rescaling(pixels)), name=model.name)
+
+
+@click.command()
+@options.model
+@click.option("-o", "--output", type=options.OUTPUT, required=True, help="The file to write.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["tflite", "c-array"]),
+    default="tflite",
+    show_default=True,
+    help="c-array writes C source, with a header next to it.",
+)
+@options.with_file_format
+@options.as_json
+def export(model: Path, output: Path, kind: str, file_format: FileFormat, as_json: bool) -> None:
+    """Write a saved Keras model as a LiteRT file or as C source.
+
+    MODEL is a .keras or .h5 file. A quantized model that was trained or calibrated becomes a
+    file of integer kernels, and a float model becomes a float32 file. To quantize a float model,
+    use `intact quantize`.
+    """
+    content = intact.export(intact.load_keras(model), **dataclasses.asdict(file_format))
+    if kind == "c-array":
+        intact.write_c_array(content, output)
+    else:
+        write_whole(content, output)
+    echo_file(as_json, output, content)

@@ -1,0 +1,1 @@
+"""The targets that files run on, and their tools."""
