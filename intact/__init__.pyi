@@ -18,7 +18,6 @@ from intact.api import plan_model as plan_model
 from intact.api import quantize_model as quantize_model
 from intact.api import write_c_array as write_c_array
 from intact.calibration.calibration import calibrate as calibrate
-from intact.targets.checking import check as check
 from intact.errors import AccuracyWarning as AccuracyWarning
 from intact.errors import ExportError as ExportError
 from intact.errors import FusedLayerWarning as FusedLayerWarning
@@ -70,6 +69,7 @@ from intact.search.mixing import mixed as mixed
 from intact.search.sensitivity import Damage as Damage
 from intact.search.sensitivity import Sensitivity as Sensitivity
 from intact.search.sensitivity import sensitivity as sensitivity
+from intact.targets.checking import check as check
 
 __all__: list[str]
 __version__: str
