@@ -13,19 +13,13 @@ from intact.layers.quantized import Quantized
 from intact.ops.base import get_op
 from intact.plan.scheme import TensorSpec
 from intact.recovery.equalization import equalize, pairs
+from intact.recovery.folds import FOLDS, chance, student_tail, surely_better
 from intact.recovery.layerwise import adjustable
-from intact.recovery.recover import describe, surely_smaller, try_steps
-from intact.recovery.rounding import Moments, descend, half_grid, integer_grid, shrunk
+from intact.recovery.recover import STEPS, describe, try_steps
+from intact.recovery.rounding import Covariance, descend, half_grid, integer_grid, shrunk
 from intact.recovery.walk import as_filed, cut, in_float, run
 
 SPEC_4 = TensorSpec(4, symmetric=True, per_axis=True)
-
-
-class Silent:
-    """A progress bar that nobody sees."""
-
-    def add(self, count):
-        pass
 
 
 @pytest.fixture
@@ -49,6 +43,11 @@ def images(rng, count=48):
     """Smooth images, for white noise has nothing to learn from."""
     coarse = rng.normal(size=(count, 4, 4, 3))
     return np.repeat(np.repeat(coarse, 2, 1), 2, 2).astype("float32")
+
+
+def rows(rng, count=40):
+    """Samples of `mlp`."""
+    return rng.normal(size=(count, 6)).astype("float32")
 
 
 def peculiar(rng):
@@ -82,23 +81,23 @@ def error(q, model, x):
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_learned_rounding_beats_the_nearest(windows, kernel, bits):
     spec = TensorSpec(bits, symmetric=True, per_axis=True)
-    moments = Moments.of(windows, windows)
+    covariance = Covariance.of(windows)
     grid = integer_grid(kernel, spec)
-    learned = descend(moments, kernel, grid.rounded, grid.snap, grid.fixed)
+    learned = descend(covariance, kernel, grid.rounded, grid.snap, grid.fixed)
     assert noise(windows, kernel, learned) < 0.7 * noise(windows, kernel, grid.rounded)
 
 
 def test_smaller_ranges_help_narrow_weights(windows, kernel):
-    moments = Moments.of(windows, windows)
-    plain, found = integer_grid(kernel, SPEC_4), shrunk(moments, kernel, SPEC_4)
+    covariance = Covariance.of(windows)
+    plain, found = integer_grid(kernel, SPEC_4), shrunk(covariance, kernel, SPEC_4)
     assert noise(windows, kernel, found.rounded) < noise(windows, kernel, plain.rounded)
     assert (np.abs(found.kernel).max(axis=1) <= np.abs(kernel).max(axis=1)).all()
 
 
 def test_learned_weights_are_on_the_grid(windows, kernel):
-    moments = Moments.of(windows, windows)
-    grid = shrunk(moments, kernel, SPEC_4)
-    learned = descend(moments, kernel, grid.rounded, grid.snap, grid.fixed)
+    covariance = Covariance.of(windows)
+    grid = shrunk(covariance, kernel, SPEC_4)
+    learned = descend(covariance, kernel, grid.rounded, grid.snap, grid.fixed)
     again = integer_grid(learned, SPEC_4)
     np.testing.assert_allclose(again.rounded, learned, rtol=1e-6)
 
@@ -154,7 +153,7 @@ def test_equalization_keeps_the_float_model(rng):
     names = [(p.first.layer.name, p.second.layer.name) for p in pairs(view(q))]
     assert names == [("conv", "depthwise"), ("depthwise", "pointwise")]
     before = weights(q)
-    assert equalize(q, cut([x], 16), Silent()) == 2
+    assert equalize(q, cut([x], 16)) == 2
     assert any((a != b).any() for a, b in zip(before, weights(q), strict=True))
     ((found,),) = run(q, cut([x], 48), in_float, q.outputs)
     expected = model.predict(x, verbose=0)
@@ -167,7 +166,7 @@ def test_equalization_never_moves_where_a_relu_clamps(rng):
     q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
     expected = model.predict(x, verbose=0)
     assert [p.upper for p in pairs(view(q))] == [6.0]
-    equalize(q, cut([x], 16), Silent())
+    equalize(q, cut([x], 16))
     ((found,),) = run(q, cut([x], 48), in_float, q.outputs)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.ptp(expected))
 
@@ -262,7 +261,7 @@ def test_bad_input(rng):
 
 
 def test_where_nothing_helps_it_is_plain_calibration(rng, monkeypatch):
-    monkeypatch.setattr("intact.recovery.recover.surely_smaller", lambda *errors: False)
+    monkeypatch.setattr("intact.recovery.recover.surely_better", lambda *errors: False)
     model, x = peculiar(rng), images(rng)
     plain = intact.calibrate(intact.quantize_model(model), x, verbose=0)
     q = intact.quantize_model(model)
@@ -272,18 +271,64 @@ def test_where_nothing_helps_it_is_plain_calibration(rng, monkeypatch):
     assert intact.export(q) == intact.export(plain)
 
 
-def test_a_step_is_judged_by_samples_that_no_range_has_seen(rng, monkeypatch):
-    seen = []
-    old = intact.recovery.recover.find_ranges
+def test_each_sample_is_judged_by_a_model_that_has_not_seen_it(rng, monkeypatch):
+    x = images(rng, 43)
+    fitted, judged = [], []
+    find_ranges, adjust, run = (
+        getattr(intact.recovery.recover, name) for name in ("find_ranges", "adjust", "run")
+    )
 
-    def spy(model, data, **kwargs):
-        seen.append(len(data))
-        return old(model, data, **kwargs)
+    def indices(batches):
+        samples = np.concatenate(batches)
+        return {int(np.argmax(np.all(x == sample, axis=(1, 2, 3)))) for sample in samples}
 
-    monkeypatch.setattr("intact.recovery.recover.find_ranges", spy)
-    try_steps(intact.quantize_model(peculiar(rng)), images(rng, 40))
-    assert seen[-1] == 40
-    assert set(seen[:-1]) == {30}
+    def spy_ranges(model, data, **kwargs):
+        fitted.append(indices([data]))
+        return find_ranges(model, data, **kwargs)
+
+    def spy_adjust(model, batches, *args):
+        fitted.append(indices([batch[0] for batch in batches]))
+        return adjust(model, batches, *args)
+
+    def spy_run(model, batches, call, wanted):
+        if call is as_filed:
+            judged.append(indices([batch[0] for batch in batches]))
+            assert not judged[-1] & set().union(*fitted)
+            assert judged[-1] | set().union(*fitted) == set(range(43))
+            fitted.clear()
+        return run(model, batches, call, wanted)
+
+    monkeypatch.setattr("intact.recovery.recover.find_ranges", spy_ranges)
+    monkeypatch.setattr("intact.recovery.recover.adjust", spy_adjust)
+    monkeypatch.setattr("intact.recovery.recover.run", spy_run)
+    monkeypatch.setattr("intact.recovery.recover.surely_better", lambda *errors: False)
+    try_steps(intact.quantize_model(peculiar(rng)), x)
+    assert set().union(*judged[:FOLDS]) == set(range(43))
+    assert sum(map(len, judged[:FOLDS])) == 43
+    # What is kept is fitted to all of them.
+    assert set().union(*fitted) == set(range(43))
+
+
+def test_a_step_that_does_not_help_on_some_folds_is_not_tried_on_the_others(rng, monkeypatch):
+    errors = (np.full(8, error) for error in [1.0] * FOLDS + [0.5, 1.5] + [0.75, 0.75, 1.5])
+    monkeypatch.setattr("intact.recovery.recover._Recovery._judge", lambda *_: next(errors))
+    options = dict.fromkeys(STEPS, False) | {"round": None, "equalize": None}
+    first, second = try_steps(intact.quantize_model(enliven(mlp(), rng)), rows(rng), options)
+    assert (first.error, first.before, first.kept) == (1.0, 1.0, False)
+    assert (second.name, second.error, second.kept) == ("equalize", 1.0, False)
+
+
+def test_the_steps_that_are_said_are_made_without_a_judgement(rng, monkeypatch):
+    monkeypatch.setattr("intact.recovery.recover.run", lambda *_: 1 / 0)
+    options = dict.fromkeys(STEPS, False) | {"round": True}
+    assert try_steps(intact.quantize_model(enliven(mlp(), rng)), rows(rng), options) == []
+
+
+def test_a_single_sample_proves_nothing(rng):
+    model, x = enliven(mlp(), rng), rows(rng, 1)
+    plain = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    q = intact.recover(intact.quantize_model(model), x, verbose=0)
+    assert intact.export(q) == intact.export(plain)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -298,10 +343,32 @@ def test_it_is_no_worse_on_samples_that_it_has_not_seen(seed):
 
 def test_chance_is_no_gain(rng):
     before = rng.uniform(1, 2, 25)
-    assert surely_smaller(0.9 * before, before)
-    assert not surely_smaller(before, before)
-    assert not surely_smaller(before - 0.01 + 0.2 * rng.normal(size=25), before)
-    assert not surely_smaller(before[:1] / 2, before[:1])
+    assert surely_better(0.9 * before, before)
+    assert not surely_better(before, before)
+    assert not surely_better(before - 0.01 + 0.2 * rng.normal(size=25), before)
+    assert not surely_better(before[:1] / 2, before[:1])
+    assert not surely_better(np.zeros(25), np.zeros(25))
+    # Much for one sample, and nothing for the others.
+    assert not surely_better(np.minimum(before, np.sort(before)[-2]), before)
+    wins = sum(surely_better(*rng.uniform(1, 2, (2, 25))) for _ in range(2000))
+    assert 0 < wins < 2 * 0.01 * 2000
+
+
+def test_the_more_is_tried_the_more_a_gain_has_to_prove(rng):
+    before = np.ones(25)
+    gains = rng.normal(size=25)
+    errors = before - (gains - gains.mean()) / gains.std(ddof=1) - 2.7 / 5
+    assert 0.01 / 4 < chance(errors, before) < 0.01
+    assert surely_better(errors, before, 1) and not surely_better(errors, before, 4)
+
+
+@pytest.mark.parametrize(
+    "t, freedom, probability",
+    [(0.0, 4, 0.5), (1.0, 1, 0.25), (3.747, 4, 0.01), (2.920, 2, 0.05), (-2.132, 4, 0.95)],
+)
+def test_the_tail_of_students_t(t, freedom, probability):
+    """Values of a printed table, and of the Cauchy distribution."""
+    assert student_tail(t, freedom) == pytest.approx(probability, rel=2e-3)
 
 
 def test_what_was_kept_is_said(rng, capsys):

@@ -105,13 +105,12 @@ def _input_channels(layer: Any) -> int | None:
     return layer.kernel.shape[-2]
 
 
-def equalize(model: keras.Model, batches: list[list[Any]], bar: Any) -> int:
+def equalize(model: keras.Model, batches: list[list[Any]]) -> int:
     """Move scales between the layers of a quantized model; its ranges are to be found anew.
 
     Args:
         model: The model; its float weights change, but not what they compute.
         batches: Per batch, the arrays of the inputs.
-        bar: Counts the calls made.
 
     Returns:
         Between how many pairs of layers.
@@ -128,7 +127,6 @@ def equalize(model: keras.Model, batches: list[list[Any]], bar: Any) -> int:
             peaks = [_peaks(to_numpy(x)) for x in walk.real(node.args[0])]
             pair.factors = _factors(np.max(peaks, axis=0), pair.upper, node.layer.layer)
         walk.step(node, in_float)
-        bar.add(1)
     for pair in found.values():
         _scale(pair)
     return len(found)

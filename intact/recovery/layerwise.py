@@ -1,19 +1,20 @@
 """Layer after layer: ranges of weights, learned rounding and biases, from a model's own inputs."""
 
-from collections import Counter
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
-from intact.graph.view import Node, view
+from intact.graph.view import Graph, Node, view
 from intact.layers.alignment import folded_norm
 from intact.layers.quantized import Quantized
 from intact.numerics.affine import to_numpy
+from intact.numerics.backend_kernels import no_gradients
 from intact.ops.base import Weighted, get_op
 from intact.recovery.rounding import (
+    Covariance,
     Grid,
-    Moments,
     descend,
     half_grid,
     integer_grid,
@@ -22,15 +23,38 @@ from intact.recovery.rounding import (
 from intact.recovery.walk import Walk, as_filed, in_float
 
 WINDOWS = 8192
-"""How many windows a layer's moments are taken from, beside two for each of its taps."""
+"""How many windows a layer's covariance comes from, beside two for each of its taps."""
 
 MAX_TAPS = 4608
-"""Layers with more taps are left alone: their moments would fill the memory."""
+"""Layers with more taps are left alone: the covariance would fill the memory."""
+
+
+def float_sums(model: keras.Model, batch: list[Any]) -> dict[str, np.ndarray]:
+    """What the float model has in the mean before each bias that `adjust` may correct.
+
+    Args:
+        model: A quantized model; its own float weights are what it should compute.
+        batch: The arrays of the inputs.
+
+    Returns:
+        By the name of a layer, the mean of each channel of its sums of products.
+    """
+    graph = view(model)
+    walk = Walk(graph, [batch])
+    sums = {}
+    for node in graph.nodes:
+        if node.is_input:
+            continue
+        if _is_once(node, graph):
+            sums[node.layer.name] = _mean_sums(node, walk, node.layer.layer.kernel)
+        walk.step(node, in_float)
+    return sums
 
 
 def adjust(
     model: keras.Model,
     batches: list[list[Any]],
+    targets: dict[str, np.ndarray],
     weight_scales: bool,
     learned: bool,
     bias_correction: bool,
@@ -44,6 +68,7 @@ def adjust(
     Args:
         model: A quantized model; its own float weights are what it should compute.
         batches: Per batch, the arrays of the inputs.
+        targets: The mean of the batches' `float_sums`.
         weight_scales: Search the range of each channel's weights.
         learned: Learn whether weights are rounded up or down.
         bias_correction: Take back what all this shifts in the mean.
@@ -51,27 +76,21 @@ def adjust(
         bar: Counts the calls made.
     """
     graph = view(model)
-    real, rounded = Walk(graph, batches), Walk(graph, batches)
+    walk = Walk(graph, batches)
     rng = np.random.default_rng(seed)
-    calls = Counter(id(node.layer) for node in graph.nodes)
-    shifts: dict[int, np.ndarray] = {}
     for node in graph.nodes:
         if node.is_input:
             continue
-        held = getattr(node.layer, "layer", node.layer)
-        moments = None
-        if adjustable(node.layer) and calls[id(node.layer)] == 1:
-            moments = _moments(node, real, rounded, rng)
-        # The float model first: its weights are those that are about to change.
-        real.step(node, in_float)
-        if moments:
+        covariance = _covariance(node, walk, rng) if _is_once(node, graph) else None
+        if covariance:
             norm = folded_norm(node, graph)
-            shift = _adjust(node.layer, moments, norm, weight_scales, learned)
+            chosen = _adjust(node.layer, covariance, norm, weight_scales, learned)
             if bias_correction:
-                shifts[id(norm or held)] = node.layer.corrected = shift
-        if id(held) in shifts:
-            get_op(held).shift(held, shifts[id(held)])
-        rounded.step(node, as_filed)
+                shift = targets[node.layer.name] - _mean_sums(node, walk, chosen)
+                shifted = norm or node.layer.layer
+                get_op(shifted).shift(shifted, shift)
+                node.layer.corrected = shift
+        walk.step(node, as_filed)
         bar.add(1)
 
 
@@ -84,30 +103,45 @@ def adjustable(layer: Any) -> bool:
     return issubclass(op, Weighted) and "kernel" in op.weights
 
 
-def _moments(node: Node, real: Walk, rounded: Walk, rng: np.random.Generator) -> Moments | None:
+def _is_once(node: Node, graph: Graph) -> bool:
+    """Whether a call is the only one of a layer that can be adjusted."""
+    calls = sum(other.layer is node.layer for other in graph.nodes)
+    return calls == 1 and adjustable(node.layer)
+
+
+def _mean_sums(node: Node, walk: Walk, kernel: Any) -> np.ndarray:
+    """The mean of a layer's sums of products, per channel, with some kernel."""
+    parts = walk.real(node.args[0])
+    count = sum(len(part) for part in parts)
+    # Products are linear: the mean over the samples may be taken first.
+    mean = sum(to_numpy(ops.sum(part, axis=0, keepdims=True)) for part in parts) / count
+    op: Any = get_op(node.layer.layer)
+    with no_gradients():
+        x, kernel = (ops.convert_to_tensor(a, "float32") for a in (mean, kernel))
+        sums = to_numpy(op.products(node.layer.layer, x, kernel))
+    return sums.mean(axis=tuple(range(sums.ndim - 1)))
+
+
+def _covariance(node: Node, walk: Walk, rng: np.random.Generator) -> Covariance | None:
     layer = node.layer.layer
     op: Any = get_op(layer)
-    pairs = [*zip(real.real(node.args[0]), rounded.real(node.args[0]), strict=True)]
-    one = op.windows(layer, to_numpy(pairs[0][0]), np.zeros((1, 3)))
+    parts = walk.real(node.args[0])
+    one = op.windows(layer, to_numpy(parts[0]), np.zeros((1, 3)))
     if one is None or one.shape[1] > MAX_TAPS:
         return None
-    count = -(-(WINDOWS + 2 * one.shape[1]) // len(pairs))
-    windows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for pair in pairs:
-        places = rng.random((count, 3))
-        for x, parts in zip(pair, windows, strict=True):
-            parts.append(op.windows(layer, to_numpy(x), places))
-    return Moments.of(np.concatenate(windows[1]), np.concatenate(windows[0]))
+    count = -(-(WINDOWS + 2 * one.shape[1]) // len(parts))
+    windows = [op.windows(layer, to_numpy(part), rng.random((count, 3))) for part in parts]
+    return Covariance.of(np.concatenate(windows))
 
 
 def _adjust(
-    quantized: Quantized, moments: Moments, norm: Any, weight_scales: bool, learned: bool
+    quantized: Quantized, covariance: Covariance, norm: Any, weight_scales: bool, learned: bool
 ) -> np.ndarray:
-    """Change a layer's kernel; what that takes from the mean of its sums."""
+    """Change a layer's kernel; the values that it is then rounded to."""
     variable, spec = quantized.layer.kernel, quantized.spec
     assert spec is not None
     value = to_numpy(variable)
-    groups, taps = moments.mean.shape
+    groups, taps = covariance.square.shape[:2]
     kernel = value.reshape(taps, groups, -1).swapaxes(0, 1)
     grid: Grid
     if spec.kind == "float":
@@ -117,13 +151,13 @@ def _adjust(
         factor = np.broadcast_to(factor, (kernel.shape[0] * kernel.shape[2],))
         grid = half_grid(kernel, factor.reshape(groups, -1))
     elif weight_scales and spec.symmetric and spec.per_axis:
-        grid = shrunk(moments, kernel, spec)
+        grid = shrunk(covariance, kernel, spec)
     else:
         grid = integer_grid(kernel, spec)
     chosen = grid.rounded
     if learned:
-        chosen = descend(moments, kernel, chosen, grid.snap, grid.fixed)
+        chosen = descend(covariance, kernel, chosen, grid.snap, grid.fixed)
     # Where only ranges changed, or nothing, the model rounds what is left as it always does.
     written = chosen if learned else grid.kernel
     variable.assign(written.swapaxes(0, 1).reshape(value.shape))
-    return moments.shift(kernel, chosen).reshape(-1)
+    return chosen.swapaxes(0, 1).reshape(value.shape)

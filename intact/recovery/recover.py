@@ -17,20 +17,16 @@ from intact.layers.alignment import before_shares
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.stateful import refuse_stream
 from intact.recovery.equalization import equalize as equalize_layers
-from intact.recovery.layerwise import adjust, adjustable
+from intact.recovery.folds import folds, surely_better
+from intact.recovery.layerwise import adjust, adjustable, float_sums
 from intact.recovery.walk import (
     Call,
     as_filed,
     cut,
     in_float,
-    relative_errors,
     run,
+    variance,
 )
-
-HELD_OUT = 0.25
-"""Share of the samples on which it is judged whether a step helps."""
-CONFIDENCE = 2.0
-"""By how many standard errors a mean gain has to be above 0."""
 
 STEPS = ("round", "bias_correction", "weight_scales", "equalize")
 """What is tried, in this order."""
@@ -51,10 +47,11 @@ def recover(
 ) -> keras.Model:
     """Win back accuracy that quantization costs, from calibration samples alone.
 
-    Calibrates the model, too. By default each step is tried, and kept where the model's
-    outputs are nearer to the float model's than before, on a quarter of the samples that is
-    put aside for this: weights, biases and ranges come from the others. What is not better by
-    more than chance is rejected, and if all is, the model is as `calibrate` leaves it.
+    Calibrates the model, too. By default each step is tried, and kept where the model's outputs
+    are nearer to the float model's than before, by more than chance. Each sample is judged by a
+    model whose weights, biases and ranges come from other samples: there are five of them, each
+    fitted to four fifths. What is kept is then fitted to all samples. If nothing is, the model
+    is as `calibrate` leaves it.
 
     The weights that come out are whole multiples of their scales, so that the file holds
     just these.
@@ -75,7 +72,7 @@ def recover(
         equalize: Move scales between layers through ReLUs, so that channels fill the range
             of their tensor alike (arXiv:1906.04721, section 4.1).
         observer: As for `calibrate`.
-        seed: Of the samples put aside, and of the places in images that are looked at.
+        seed: Of the fifths, and of the places in images that are looked at.
         verbose: 1 shows a progress bar, and what was kept and rejected; 0 nothing.
 
     Returns:
@@ -120,9 +117,9 @@ class Trial:
 
     Args:
         name: Which one.
-        error: The squared error of the outputs with it, on the samples that were put aside,
-            in units of their variance.
-        before: The same without it.
+        error: The squared error of the outputs with it, on samples that were not fitted to, in
+            units of their variance. What does not help on the first folds is not tried on the rest.
+        before: The same without it, on the same samples.
         kept: Whether it was kept.
     """
 
@@ -174,20 +171,20 @@ def try_steps(
         The steps that were tried, in their order.
     """
     refuse_stream(model, "`recover`")
-    held = [layer for layer in model.layers if adjustable(layer)]
-    if not held:
+    adjusted_layers = [layer for layer in model.layers if adjustable(layer)]
+    if not adjusted_layers:
         raise IntactError(
             f"Model {model.name!r} has no quantized weights to recover accuracy with. Make a "
             "quantized model first: `q = intact.quantize_model(model)`."
         )
-    folded = [layer.name for layer in held if layer.norm is not None]
+    folded = [layer.name for layer in adjusted_layers if layer.norm is not None]
     if folded:
         raise IntactError(
             f"The weights of {folded} have the factors of a batch norm in them, which `recover` "
             "does not adjust. Quantize the model without `fold_batch_norm`, which is for training."
         )
     options = dict.fromkeys(STEPS) if options is None else options
-    if options["weight_scales"] is None and all(layer.spec.bits >= 8 for layer in held):
+    if options["weight_scales"] is None and all(layer.spec.bits >= 8 for layer in adjusted_layers):
         options = {**options, "weight_scales": False}
     arrays = collect(data, steps, batch_size, model.inputs)
     before = State(model)
@@ -200,7 +197,10 @@ def try_steps(
 
 
 class _Recovery:
-    """Attempts to quantize one model, each judged on samples that the others have not seen."""
+    """Attempts to quantize one model, each judged on samples that it has not seen.
+
+    A *way* says of each step whether it is taken.
+    """
 
     def __init__(
         self,
@@ -213,90 +213,123 @@ class _Recovery:
     ) -> None:
         self.model, self.arrays, self.observer = model, arrays, observer
         self.batch_size, self.seed, self.verbose = batch_size, seed, verbose
-        order = np.random.default_rng(seed).permutation(len(arrays[0]))
-        count = max(int(HELD_OUT * len(order)), 1)
-        # A single sample is all that there is to learn from and to judge by.
-        seen = order[count:] if len(order) > 1 else order
-        # Ranges, too, are found on other samples than those that judge them.
-        self.learning = [array[seen] for array in arrays]
-        self.seen = cut(self.learning, batch_size)
-        self.judging = cut([array[order[:count]] for array in arrays], batch_size)
         self.judged = [before_shares(view(model), tensor) for tensor in model.outputs]
-        self.equalized: State | None = None
+        self.calls = sum(not node.is_input for node in view(model).nodes)
+        self.folds = folds(len(arrays[0]), seed)
+        self.batches = [cut([a[fold] for a in arrays], batch_size) for fold in self.folds]
 
     def run(self, options: dict[str, bool | None]) -> list[Trial]:
         """Try the options that are open one after the other, and keep what surely helps."""
-        chosen = {name: value is True for name, value in options.items()}
+        way = {name: value is True for name, value in options.items()}
         open_options = [name for name, value in options.items() if value is None]
-        equalizing = options["equalize"] is not False
-        self.calls = sum(not node.is_input for node in view(self.model).nodes)
-        total = (1 + len(open_options) + equalizing) * self.calls
-        self.bar = keras.utils.Progbar(total, verbose=self.verbose)
-        corrects = options["bias_correction"] is not False
+        self.corrects = options["bias_correction"] is not False
+        fits = 1 + len(self.folds) * (1 + len(open_options)) if open_options else 1
+        self.bar = keras.utils.Progbar(fits * self.calls, verbose=self.verbose)
 
-        best: State | None = State(self.model)
-        fresh = any(chosen.values()) or not _calibrated(self.model)
+        as_given = None if any(way.values()) or not _calibrated(self.model) else State(self.model)
         # As it is, before what calibration corrected is taken back.
-        as_given = None if fresh else self._outputs(as_filed)
+        first_outputs = self._outputs_of_all(as_filed) if as_given and open_options else None
         take_back_corrections(self.model)
-        self.expected = self._outputs(in_float)
-        self._calibrate(self.learning)
         self.real = State(self.model)
-        if as_given is None:
-            best, errors = self._attempt(chosen, corrects)
-            # Without any step it is what `calibrate` makes of all samples.
-            best = best if any(chosen.values()) else None
+        self.sums = [[float_sums(self.model, batch) for batch in fold] for fold in self.batches]
+        trials: list[Trial] = []
+        if open_options:
+            self.expected = self._outputs_of_all(in_float)
+            outputs = zip(*self.expected, strict=True)
+            self.variances = [variance(np.concatenate(parts)) for parts in outputs]
+            before = [
+                self._error(way, index)
+                if first_outputs is None
+                else self._judge(index, first_outputs[index])
+                for index in range(len(self.folds))
+            ]
+            way, trials = self._choose(way, before, options)
+        if as_given and not any(way.values()):
+            as_given.restore()
         else:
-            errors = self._errors(as_given)
-        trials = []
-        is_given = as_given is not None
-        for name in open_options:
-            trial = {**chosen, name: True}
-            if name == "round" and options["bias_correction"] is None:
-                trial["bias_correction"] = True
-            if trial != chosen:
-                state, tried = self._attempt(trial)
-                helps = surely_smaller(tried, errors)
-                trials.append(Trial(name, float(tried.mean()), float(errors.mean()), helps))
-                if helps:
-                    best, errors, chosen, is_given = state, tried, trial, False
-        self.bar.update(total)
-        self._settle(best, is_given, corrects)
+            self._fit(way, range(len(self.folds)))
+        self.bar.update(fits * self.calls)
         return trials
 
-    def _settle(self, best: State | None, is_given: bool, corrects: bool) -> None:
-        """Leave the model in its best state, with ranges of all samples."""
-        if best is None:
-            self.real.restore()
-            self._calibrate(self.arrays, bias_correction=corrects)
-            return
-        best.restore()
-        if not is_given:
-            self._calibrate(self.arrays)
+    def _choose(
+        self,
+        way: dict[str, bool],
+        before: list[np.ndarray],
+        options: dict[str, bool | None],
+    ) -> tuple[dict[str, bool], list[Trial]]:
+        """The way that is surely better than the first, and the steps that were tried.
 
-    def _attempt(self, chosen: dict[str, bool], corrects: bool = False) -> tuple[State, np.ndarray]:
-        """Quantize the float model in some way; its state then, and its errors."""
-        self._float_weights(chosen["equalize"])
-        options = (chosen["weight_scales"], chosen["round"], chosen["bias_correction"])
+        Args:
+            way: What is done at the beginning.
+            before: The error of each sample then, by folds.
+            options: The steps to try are None.
+        """
+        trials = []
+        names = [name for name, value in options.items() if value is None]
+        for name in names:
+            trial = {**way, name: True}
+            if name == "round" and options["bias_correction"] is None:
+                trial["bias_correction"] = True
+            if trial == way:
+                continue
+            errors = self._errors(trial, before)
+            new, old = np.concatenate(errors), np.concatenate(before[: len(errors)])
+            helps = len(errors) == len(before) and surely_better(new, old, len(names))
+            trials.append(Trial(name, float(new.mean()), float(old.mean()), helps))
+            if helps:
+                way, before = trial, errors
+        return way, trials
+
+    def _errors(self, way: dict[str, bool], before: list[np.ndarray]) -> list[np.ndarray]:
+        """The error of each sample, by folds, until a way is no better on those so far."""
+        errors: list[np.ndarray] = []
+        gain = 0.0
+        for index, old in enumerate(before):
+            errors.append(self._error(way, index))
+            gain += float(np.sum(old - errors[-1]))
+            if gain <= 0:
+                self.bar.add((len(before) - index - 1) * self.calls)
+                break
+        return errors
+
+    def _error(self, way: dict[str, bool], index: int) -> np.ndarray:
+        """The error of each sample of a fold, by the model that is fitted to all the others."""
+        others = [other for other in range(len(self.folds)) if other != index]
+        self._fit(way, others or [index])
+        return self._judge(index, self._outputs(self.batches[index], as_filed))
+
+    def _judge(self, index: int, outputs: list[np.ndarray]) -> np.ndarray:
+        """The squared error of each sample of a fold, in units of the variance of all samples."""
+        rows = zip(self.expected[index], outputs, self.variances, strict=True)
+        errors = [
+            np.mean((real - output) ** 2, axis=tuple(range(1, real.ndim))) / scale
+            for real, output, scale in rows
+        ]
+        return np.mean(errors, axis=0)
+
+    def _fit(self, way: dict[str, bool], chosen: Sequence[int]) -> None:
+        """Quantize the float model in some way, from the samples of some folds."""
+        self.real.restore()
+        samples = np.sort(np.concatenate([self.folds[index] for index in chosen]))
+        arrays = [array[samples] for array in self.arrays]
+        batches = [batch for index in chosen for batch in self.batches[index]]
+        sums = [part for index in chosen for part in self.sums[index]]
+        if way["equalize"]:
+            equalize_layers(self.model, batches)
+            sums = [float_sums(self.model, batch) for batch in batches]
+        options = (way["weight_scales"], way["round"], way["bias_correction"])
         if any(options):
-            adjust(self.model, self.seen, *options, self.seed, self.bar)
-            self._calibrate(self.learning)
+            self._calibrate(arrays)
+            counts = [len(batch[0]) for batch in batches]
+            targets = {
+                name: np.average([part[name] for part in sums], axis=0, weights=counts)
+                for name in sums[0]
+            }
+            adjust(self.model, batches, targets, *options, self.seed, self.bar)
+            self._calibrate(arrays)
         else:
-            self._calibrate(self.learning, bias_correction=corrects)
+            self._calibrate(arrays, bias_correction=self.corrects)
             self.bar.add(self.calls)
-        return State(self.model), self._errors(self._outputs(as_filed))
-
-    def _float_weights(self, equalized: bool) -> None:
-        """Put the float weights back, and the ranges that they have."""
-        if not equalized:
-            self.real.restore()
-        elif self.equalized:
-            self.equalized.restore()
-        else:
-            self.real.restore()
-            equalize_layers(self.model, self.seen, self.bar)
-            self._calibrate(self.learning)
-            self.equalized = State(self.model)
 
     def _calibrate(self, arrays: list[np.ndarray], bias_correction: bool = False) -> None:
         find_ranges(
@@ -307,38 +340,13 @@ class _Recovery:
             bias_correction=bias_correction,
         )
 
-    def _outputs(self, call: Call) -> list[np.ndarray]:
-        """What the model says on the samples that are put aside, before shares are made of it."""
-        parts = zip(*run(self.model, self.judging, call, self.judged), strict=True)
+    def _outputs_of_all(self, call: Call) -> list[list[np.ndarray]]:
+        return [self._outputs(batches, call) for batches in self.batches]
+
+    def _outputs(self, batches: list[list[np.ndarray]], call: Call) -> list[np.ndarray]:
+        """What the model says, before shares are made of it."""
+        parts = zip(*run(self.model, batches, call, self.judged), strict=True)
         return [np.concatenate(part) for part in parts]
-
-    def _errors(self, outputs: list[np.ndarray]) -> np.ndarray:
-        """The squared error of each sample, relative to the variance over samples."""
-        return np.mean(
-            [relative_errors(*pair) for pair in zip(self.expected, outputs, strict=True)], axis=0
-        )
-
-
-def surely_smaller(errors: np.ndarray, before: np.ndarray) -> bool:
-    """Whether errors are smaller by more than chance, sample by sample.
-
-    A step is judged on few samples, and what is only a little better on these may be worse on
-    others: the mean gain has to be twice its standard error.
-
-    Args:
-        errors: One for each sample.
-        before: The same without the step.
-
-    Example:
-
-    >>> before = np.array([1.0, 2.0, 3.0])
-    >>> surely_smaller(before * 0.5, before), surely_smaller(before[::-1] * 0.99, before)
-    (True, False)
-    """
-    gain = before - errors
-    if len(gain) < 2:
-        return False
-    return bool(gain.mean() > CONFIDENCE * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def _calibrated(model: keras.Model) -> bool:

@@ -20,36 +20,30 @@ SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 
 @dataclass
-class Moments:
-    """What a layer's weights are multiplied with: moments of its windows, in groups.
+class Covariance:
+    """What a layer's weights are multiplied with: the covariance of its windows, in groups.
 
     Args:
         square: Covariance of the taps in the quantized model, `(groups, taps, taps)`.
-        mean: Their mean there, `(groups, taps)`.
-        target: Their mean in the float model, likewise.
     """
 
     square: np.ndarray
-    mean: np.ndarray
-    target: np.ndarray
 
     @classmethod
-    def of(cls, rounded: np.ndarray, real: np.ndarray, damping: float = 0.01) -> "Moments":
-        """Moments of windows.
+    def of(cls, windows: np.ndarray, damping: float = 0.01) -> "Covariance":
+        """Covariance of windows.
 
         Args:
-            rounded: `(windows, taps, groups)`, as the quantized model has them.
-            real: The same as the float model has them.
+            windows: `(windows, taps, groups)`, as the quantized model has them.
             damping: What is added to the variances, for windows that were not seen: a share
                 of their mean.
         """
-        taps = np.ascontiguousarray(rounded.transpose(2, 1, 0))
-        mean = taps.mean(axis=-1)
-        taps -= mean[..., None]
+        taps = np.ascontiguousarray(windows.transpose(2, 1, 0))
+        taps -= taps.mean(axis=-1, keepdims=True)
         square = taps @ taps.swapaxes(1, 2) / taps.shape[-1]
         ridge = damping * np.einsum("gkk->g", square) / square.shape[1] + 1e-12
         square += ridge[:, None, None] * np.eye(square.shape[1], dtype="float32")
-        return cls(square, mean, real.mean(axis=0).T)
+        return cls(square)
 
     def error(self, kernel: np.ndarray, rounded: np.ndarray) -> np.ndarray:
         """The variance of the error of the sums, per group and channel.
@@ -61,15 +55,9 @@ class Moments:
         gap = kernel - rounded
         return np.sum(gap * (self.square @ gap), axis=1)
 
-    def shift(self, kernel: np.ndarray, rounded: np.ndarray) -> np.ndarray:
-        """What rounding takes from the mean of the sums, per group and channel."""
-        return np.einsum("gk,gkm->gm", self.target, kernel) - np.einsum(
-            "gk,gkm->gm", self.mean, rounded
-        )
-
 
 def descend(
-    moments: Moments,
+    covariance: Covariance,
     kernel: np.ndarray,
     rounded: np.ndarray,
     snap: Callable[[np.ndarray, int], np.ndarray],
@@ -79,7 +67,7 @@ def descend(
     """Round weights, each given the others, until none changes.
 
     Args:
-        moments: Of the layer's windows.
+        covariance: Of the layer's windows.
         kernel: Float weights, `(groups, taps, channels)`.
         rounded: Where to start.
         snap: `(values, tap) -> the nearest ones on the grid`; values are those of one tap.
@@ -91,16 +79,16 @@ def descend(
     """
     rounded = rounded.copy()
     # Half the slope of the error, kept up to date.
-    slope = moments.square @ (rounded - kernel)
+    slope = covariance.square @ (rounded - kernel)
     for _ in range(sweeps):
         changed = False
         for k in range(kernel.shape[1]):
-            best = rounded[:, k] - slope[:, k] / moments.square[:, k, k, None]
+            best = rounded[:, k] - slope[:, k] / covariance.square[:, k, k, None]
             step = np.where(fixed[:, k], 0.0, snap(best, k) - rounded[:, k]).astype("float32")
             if np.any(step):
                 changed = True
                 rounded[:, k] += step
-                slope += moments.square[:, :, k, None] * step[:, None, :]
+                slope += covariance.square[:, :, k, None] * step[:, None, :]
         if not changed:
             break
     return rounded
@@ -172,11 +160,11 @@ def half_grid(kernel: np.ndarray, factor: np.ndarray) -> Grid:
     return Grid(kernel, rounded, snap, np.zeros(kernel.shape, bool))
 
 
-def shrunk(moments: Moments, kernel: np.ndarray, spec: TensorSpec) -> Grid:
+def shrunk(covariance: Covariance, kernel: np.ndarray, spec: TensorSpec) -> Grid:
     """The grid of the range, per channel, that leaves the smallest error.
 
     Args:
-        moments: Of the layer's windows.
+        covariance: Of the layer's windows.
         kernel: Float weights, `(groups, taps, channels)`.
         spec: How they are quantized.
     """
@@ -184,6 +172,6 @@ def shrunk(moments: Moments, kernel: np.ndarray, spec: TensorSpec) -> Grid:
     errors = []
     for share in SHRINK:
         grid = integer_grid(kernel, spec, np.full(shape, share, "float32"))
-        errors.append(moments.error(kernel, grid.rounded))
+        errors.append(covariance.error(kernel, grid.rounded))
     best = np.array(SHRINK, "float32")[np.argmin(errors, axis=0)]
     return integer_grid(kernel, spec, best.reshape(shape))

@@ -148,15 +148,13 @@ def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
     >>> relative_error(np.array([[0.0], [2.0]]), np.array([[0.0], [1.0]]))
     0.5
     """
-    return float(relative_errors(expected, found).mean())
+    return float(np.mean((expected - found) ** 2) / variance(expected))
 
 
-def relative_errors(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """The same of each sample.
+def variance(values: np.ndarray) -> float:
+    """The variance over samples; of what is the same for all, the mean square.
 
     Args:
-        expected: Values, samples first.
-        found: What stands for them.
+        values: Values, samples first.
     """
-    variance = np.mean((expected - expected.mean(axis=0)) ** 2) or np.mean(expected**2) or 1.0
-    return np.mean((expected - found) ** 2, axis=tuple(range(1, expected.ndim))) / variance
+    return float(np.mean((values - values.mean(axis=0)) ** 2) or np.mean(values**2) or 1.0)

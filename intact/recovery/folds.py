@@ -1,0 +1,96 @@
+"""Whether a step makes a model better on samples that it was not fitted to.
+
+The samples are cut into folds. For each fold, the model is fitted to all the others, with the
+step and without it, and judged by the fold (k-fold cross-validation). So each sample is judged by
+a model that has not seen it, and all samples judge.
+"""
+
+import numpy as np
+
+FOLDS = 5
+"""How many folds there are."""
+
+DOUBT = 0.01
+"""The chance that any of the steps tried is kept, although none helps.
+
+It was chosen on small networks with random weights or a short training: of the steps that made
+these worse on unseen samples, none had a chance below 0.03.
+"""
+
+
+def folds(count: int, seed: int) -> list[np.ndarray]:
+    """Cut samples into folds.
+
+    Args:
+        count: How many samples there are.
+        seed: Of the choice.
+
+    Returns:
+        The indices of each fold's samples, in ascending order.
+
+    Example:
+
+    >>> sorted(len(fold) for fold in folds(12, seed=0))
+    [2, 2, 2, 3, 3]
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    return [np.sort(fold) for fold in np.array_split(order, min(FOLDS, count))]
+
+
+def chance(errors: np.ndarray, before: np.ndarray) -> float:
+    """How likely a gain as large as this one is by chance alone, sample by sample.
+
+    A one-sided t-test of pairs. What helps a few samples much and others not at all proves
+    little by it.
+
+    Args:
+        errors: The error of each sample with a step.
+        before: The same without it.
+
+    Example:
+
+    >>> before = np.array([1.0, 1.2, 0.8, 1.1, 0.9])
+    >>> chance(0.9 * before, before) < 0.001 < chance(before[::-1], before)
+    True
+    """
+    gains, count = before - errors, len(before)
+    if count < 2 or gains.mean() <= 0:
+        return 1.0
+    deviation = gains.std(ddof=1) / np.sqrt(count)
+    return student_tail(gains.mean() / max(deviation, 1e-30), count - 1)
+
+
+def surely_better(errors: np.ndarray, before: np.ndarray, tried: int = 1) -> bool:
+    """Whether a step helps by more than chance.
+
+    Args:
+        errors: The error of each sample with the step.
+        before: The same without it.
+        tried: How many steps are tried; they share the doubt (Bonferroni's correction).
+
+    Example:
+
+    >>> before = np.array([1.0, 1.2, 0.8, 1.1, 0.9])
+    >>> surely_better(0.9 * before, before), surely_better(before[::-1], before)
+    (True, False)
+    """
+    return chance(errors, before) < DOUBT / tried
+
+
+def student_tail(t: float, freedom: int) -> float:
+    """The probability that a value of Student's t distribution is larger.
+
+    Args:
+        t: The value.
+        freedom: The degrees of freedom.
+
+    Example:
+
+    >>> round(student_tail(2.132, 4), 4)
+    0.05
+    """
+    # With t = sqrt(freedom) * tan(angle), the density is a power of the cosine.
+    angles = np.linspace(np.arctan(t / np.sqrt(freedom)), np.pi / 2, 2001)
+    whole = np.linspace(-np.pi / 2, np.pi / 2, 2001)
+    part, total = (np.trapezoid(np.cos(a) ** (freedom - 1), a) for a in (angles, whole))
+    return float(part / total)
