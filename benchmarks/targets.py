@@ -4,7 +4,7 @@
     python benchmarks/targets.py kernels int8   about ten minutes; other schemes, too
 
 `targets` writes its section of `docs/results.md`. `kernels` runs the cases of all ops through the
-tools, and prints what it finds other than `intact.litert.targets` has it. Needs
+tools, and prints what it finds other than `intact.litert.kernels.targets` has it. Needs
 `pip install 'keras-intact[targets]'`.
 """
 
@@ -25,12 +25,14 @@ from real_models import ds_cnn
 from results import write_section
 
 import intact
-from intact.litert import vela
-from intact.litert.placement import micro_faults, place, working_type
+from intact.litert.kernels.targets import TARGETS, runs
 from intact.litert.reader import read
 from intact.litert.runtime import delegated, fix_sizes
-from intact.litert.targets import TARGETS, runs
 from intact.ops import REGISTRY
+from intact.targets import vela
+from intact.targets.fitting import working_type
+from intact.targets.micro_trial import micro_faults
+from intact.targets.placement import place
 
 NPUS = ("ethos-u55", "ethos-u65", "ethos-u85")
 IO = {"int16x8": "int16", "uint8": "uint8", "float32": "float32"}

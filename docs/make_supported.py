@@ -1,4 +1,4 @@
-"""Writes `docs/supported.md` from the registry of ops.
+"""Writes `docs/supported.md` from the registry of ops, and `docs/verify_rules.md` from the rules.
 
 python docs/make_supported.py
 """
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import keras
 
-from intact.litert.targets import TARGETS, runs
+from intact.litert.kernels.targets import TARGETS, runs
+from intact.litert.rules import FAMILIES, RULES, Rule
 from intact.ops import REGISTRY, Op
 
-PAGE = Path(__file__).parent / "supported.md"
+DOCS = Path(__file__).parent
 HEAD = """# What is supported
 
 Made from the registry by `python docs/make_supported.py`; a test fails when it is stale.
@@ -23,11 +24,25 @@ also as dicts; channels last or first. `print(intact.explain(model))` says for a
 of each layer. What is not here is refused by name before training; a layer of your own
 [joins by one class](register_your_own.md).
 
-LiteRT on a CPU runs all kernels. "Also on" says which other targets take their int8 forms: XNNPACK
+LiteRT on a CPU runs all kernels. "Also on" says which other targets run their int8 forms: XNNPACK
 (the fast kernels of LiteRT), TFLite Micro, the NPUs Ethos-U55, U65 and U85 by the Vela compiler
 (all measured), and the Edge TPU by its documentation. Kernels that are chosen among by shape or
 argument are all listed; `intact.check(model, target=...)` asks the target's own tool about a model.
 
+"""
+
+
+RULES_HEAD = """# The rules of `verify`
+
+Made from the rules by `python docs/make_supported.py`; a test fails when it is stale.
+
+`intact.verify(file)` and `intact verify FILE` check a LiteRT file of any origin against these
+rules. LiteRT itself checks few of them. What each kernel requires is one row of the kernel table,
+[`intact/litert/kernels`](../intact/litert/kernels); each rule is one function in
+[`intact/litert/rules`](../intact/litert/rules).
+
+An *error* means that outputs are wrong or that the file is refused. A *warning* means that this
+holds for some runtimes, or that precision is lost.
 """
 
 
@@ -62,7 +77,7 @@ def snake(name: str) -> str:
 
 
 def targets(op: type[Op]) -> str:
-    """The targets that take all kernels of an op."""
+    """The targets that run all kernels of an op."""
     if not op.litert or op.float_cases:
         return ""
     common = (
@@ -73,8 +88,8 @@ def targets(op: type[Op]) -> str:
     return ", ".join(common) or "none of them"
 
 
-def page() -> str:
-    """The whole page."""
+def supported_page() -> str:
+    """The page of layers, functions and operations."""
     families: dict[str, list[type[Op]]] = {}
     for op in REGISTRY:
         if stands_for(op) and op.__module__.startswith("intact.ops"):
@@ -90,5 +105,31 @@ def page() -> str:
     return "".join(parts).rstrip() + "\n"
 
 
+def rule_section(rule: Rule) -> str:
+    """The section of a rule."""
+    return f"""### {rule.code} {rule.name} ({rule.severity})
+
+{rule.summary} {rule.cause}
+
+* Example: {rule.example}.
+* Remedy: {rule.remedy}.
+"""
+
+
+def rules_page() -> str:
+    """The page of the rules of `verify`, family by family."""
+    parts = [RULES_HEAD]
+    for letter, title in FAMILIES.items():
+        parts.append(f"## {title}\n")
+        members = sorted(code for code in RULES if code[0] == letter)
+        parts += [rule_section(RULES[code]) for code in members]
+    return "\n".join(parts)
+
+
+PAGES = {"supported.md": supported_page, "verify_rules.md": rules_page}
+"""The function that makes each page."""
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    for name, make_page in PAGES.items():
+        (DOCS / name).write_text(make_page())

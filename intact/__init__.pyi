@@ -43,8 +43,6 @@ from intact.layers.sparsity import keep_sparsity as keep_sparsity
 from intact.layers.stateful import reset_states as reset_states
 from intact.litert.inspection import Inspection as Inspection
 from intact.litert.inspection import inspect as inspect
-from intact.litert.placement import PlacedOp as PlacedOp
-from intact.litert.placement import Placement as Placement
 from intact.litert.runtime import LiteRTModel as LiteRTModel
 from intact.litert.runtime import load_litert as load_litert
 from intact.litert.timing import Timing as Timing
@@ -70,6 +68,8 @@ from intact.search.sensitivity import Damage as Damage
 from intact.search.sensitivity import Sensitivity as Sensitivity
 from intact.search.sensitivity import sensitivity as sensitivity
 from intact.targets.checking import check as check
+from intact.targets.placement import PlacedOp as PlacedOp
+from intact.targets.placement import Placement as Placement
 
 __all__: list[str]
 __version__: str

@@ -21,7 +21,6 @@ from intact.layers.fake_quantize import FakeQuantize, check_calibrated, stand_in
 from intact.layers.quantized import build, flat
 from intact.layers.quantized_model import is_quantized, refuse_quantized
 from intact.layers.schedule import NEVER, Schedule, delay_left
-from intact.litert.c_array import c_array, c_name
 from intact.litert.reader import read_bytes
 from intact.lowering.lowering import lower
 from intact.paths import write_whole
@@ -29,6 +28,7 @@ from intact.plan.filters import Chosen, Filters
 from intact.plan.planner import InputStats, Plan, States, make_plan
 from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
+from intact.targets.c_array import c_array, c_name
 
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
 

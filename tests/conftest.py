@@ -10,7 +10,28 @@ import keras
 import numpy as np
 import pytest
 
+from intact.litert.builder import Builder
+from intact.litert.kernels import KERNELS
+
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+# Kernels without a row that tests write on purpose.
+NO_ROW = {"TOPK_V2"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _every_kernel_has_a_row():
+    """A test fails that writes a kernel which the kernel table does not know."""
+    add = Builder.add
+
+    def checked(self, name, *args, **kwargs):
+        assert name in KERNELS or name in NO_ROW, f"{name} has no row in intact.litert.kernels"
+        add(self, name, *args, **kwargs)
+
+    Builder.add = checked
+    yield
+    Builder.add = add
 
 
 def pytest_addoption(parser):

@@ -116,7 +116,7 @@ def test_what_a_target_cannot_run_is_refused_before_training(rng):
     model = enliven(mlp(), rng)
     with pytest.raises(TargetError, match=r"TFLite Micro has no kernel.*\n  hidden"):
         intact.quantize_model(model, "uint8", target="tflite-micro")
-    with pytest.raises(TargetError, match="Edge TPU would take none"):
+    with pytest.raises(TargetError, match="Edge TPU would run none"):
         intact.quantize_model(model, "int16x8", target="edgetpu")
     with pytest.raises(TargetError, match=r"Ethos-U55 has no kernel.*\n.*int4"):
         intact.quantize_model(model, "int4", target="ethos-u55")
@@ -130,7 +130,7 @@ def test_what_a_target_cannot_run_is_refused_before_training(rng):
 def test_float_files_have_targets_too(rng):
     model = enliven(mlp(), rng)
     assert intact.export(model, target="tflite-micro")
-    with pytest.raises(TargetError, match="Ethos-U55 would take none"):
+    with pytest.raises(TargetError, match="Ethos-U55 would run none"):
         intact.export(model, target="ethos-u55")
     with pytest.raises(TargetError, match="hybrid"):
         intact.export(intact.quantize_model(model, "dynamic_range"), target="tflite-micro")

@@ -17,8 +17,8 @@ from small import cnn, enliven
 
 import intact
 from intact import names, registration
+from intact.litert.kernels.targets import TARGETS, get_target
 from intact.litert.runtime import LiteRTModel
-from intact.litert.targets import TARGETS, get_target
 from intact.paths import check_output_path
 from intact.quantizers.observers import OBSERVERS
 from intact.schemes import SCHEMES

@@ -76,8 +76,8 @@ def check(file: Path, target: str, as_json: bool) -> None:
     if file.suffix in options.KERAS_SUFFIXES:
         placement = intact.check(intact.load_keras(file), target)
     else:
-        from intact.litert.placement import place
         from intact.litert.reader import read_bytes
+        from intact.targets.placement import place
 
         placement = place(read_bytes(file), target)
     echo(as_json, placement.to_dict(), placement)

@@ -1,244 +1,14 @@
-"""Writes LiteRT flatbuffers, through the schema classes of `ai-edge-litert`."""
+"""Builds LiteRT files: the ops and tensors, one call at a time."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
-from intact.litert.reader import BITS, IDENTIFIER
-from intact.litert.targets import runs
-
-DTYPES = {
-    "float32": schema.TensorType.FLOAT32,
-    "float16": schema.TensorType.FLOAT16,
-    "int2": schema.TensorType.INT2,
-    "int4": schema.TensorType.INT4,
-    "int8": schema.TensorType.INT8,
-    "int16": schema.TensorType.INT16,
-    "uint8": schema.TensorType.UINT8,
-    "int32": schema.TensorType.INT32,
-    "int64": schema.TensorType.INT64,
-    "bool": schema.TensorType.BOOL,
-}
-
-Shape = tuple[int | None, ...]
-
-
-@dataclass(eq=False)
-class Tensor:
-    """A tensor of the file.
-
-    Args:
-        shape: Sizes; None where they may be resized.
-        dtype: Its type.
-        name: Its name.
-        scale: Scale, per tensor or per channel; None if it is not quantized.
-        zero_point: Zero point, likewise.
-        axis: The axis of the channels' scales.
-        buffer: Index of its constant data; 0 for none.
-        variable: Whether the runtime keeps its values from one call to the next.
-        index: Its place in the file.
-    """
-
-    shape: Shape
-    dtype: str
-    name: str
-    scale: Any = None
-    zero_point: Any = 0
-    axis: int = 0
-    buffer: int = 0
-    variable: bool = False
-    index: int = -1
-
-    @property
-    def quantized(self) -> bool:
-        """Whether its integers stand for real values."""
-        return self.scale is not None
-
-
-@dataclass(eq=False)
-class Operator:
-    """An op of the file."""
-
-    name: str
-    version: int
-    inputs: list[Any]
-    outputs: list[Tensor]
-    options: dict[str, Any] = field(default_factory=dict)
-    inside: list[Tensor] = field(default_factory=list)
-
-
-# The version that a reader must at least know, by what the op is used for. LiteRT
-# itself checks only that a version is not too high for it; other compilers are strict.
-VERSIONS: dict[str, Callable[["Operator"], int]] = {
-    "ADD": lambda op: _by_type(op, 2, 3),
-    "ARG_MAX": lambda op: _by_input_type(op, 2, 1),
-    "AVERAGE_POOL_2D": lambda op: _by_type(op, 2, 3),
-    "BATCH_MATMUL": lambda op: _by_type(op, 2, 3),
-    "CONCATENATION": lambda op: _by_type(op, 2, 3),
-    "CONV_2D": lambda op: (
-        7
-        if _is_int4(op)
-        else 6
-        if _is_grouped(op)
-        else 5
-        if _is_dynamic(op)
-        else _by_type(op, 3, 4)
-    ),
-    "DEPTHWISE_CONV_2D": lambda op: (
-        7 if _is_int4(op) else 6 if _is_dynamic(op) else _by_type(op, 3, 5, 1 + _is_dilated(op))
-    ),
-    "DEQUANTIZE": lambda op: (
-        6
-        if BITS[op.inputs[0].dtype] < 8
-        else 5
-        if np.size(op.inputs[0].scale) > 1
-        else {"uint8": 1, "int8": 2}.get(op.inputs[0].dtype, 3)
-    ),
-    "EQUAL": lambda op: _by_input_type(op, 2, 4),
-    "EXP": lambda op: _by_type(op, 2, 2),
-    "FULLY_CONNECTED": lambda op: (
-        14
-        if op.inputs[1].dtype == "int2"
-        else 10
-        if _is_int4(op)
-        else (12 if np.size(op.inputs[1].scale) > 1 else 9)
-        if _is_dynamic(op)
-        else 7
-        if op.outputs[0].dtype == "int16"
-        else 5
-        if op.options["keepNumDims"]
-        else 6
-        if op.inputs[2] is None
-        else _by_type(op, 4, 7)
-    ),
-    "GATHER": lambda op: _by_type(op, 2, 4),
-    "GELU": lambda op: _by_type(op, 2, 2),
-    "GREATER": lambda op: _by_input_type(op, 2, 2),
-    "GREATER_EQUAL": lambda op: _by_input_type(op, 2, 3),
-    "LESS": lambda op: _by_input_type(op, 2, 3),
-    "LESS_EQUAL": lambda op: _by_input_type(op, 2, 2),
-    "LOG": lambda op: _by_type(op, 2, 2),
-    "LOG_SOFTMAX": lambda op: _by_type(op, 2, 2),
-    "LOGISTIC": lambda op: _by_type(op, 2, 3),
-    "MAX_POOL_2D": lambda op: _by_type(op, 2, 3),
-    "MAXIMUM": lambda op: _by_type(op, 2, 4),
-    "MEAN": lambda op: _by_type(op, 2, 3),
-    "MINIMUM": lambda op: _by_type(op, 2, 4),
-    "MUL": lambda op: (
-        3
-        if _is_int8(op) and op.inputs[0].scale * op.inputs[1].scale >= op.outputs[0].scale
-        else _by_type(op, 2, 4)
-    ),
-    "NOT_EQUAL": lambda op: _by_input_type(op, 2, 4),
-    "PAD": lambda op: 4 if _rank(op) > 4 else _by_type(op, 2, 3),
-    "LEAKY_RELU": lambda op: _by_type(op, 1, 2),
-    "QUANTIZE": lambda op: 2 if "int16" in (op.inputs[0].dtype, op.outputs[0].dtype) else 1,
-    "REDUCE_MAX": lambda op: _by_type(op, 2, 3),
-    "REDUCE_MIN": lambda op: _by_type(op, 2, 3),
-    "RELU": lambda op: _by_type(op, 2, 3),
-    "RELU6": lambda op: _by_type(op, 2, 3),
-    "RESIZE_BILINEAR": lambda op: (
-        3
-        if op.options.get("halfPixelCenters") and op.outputs[0].dtype != "int16"
-        else _by_type(op, 2, 4, 2)
-    ),
-    "RESIZE_NEAREST_NEIGHBOR": lambda op: (
-        3
-        if op.options.get("halfPixelCenters") and op.outputs[0].dtype != "int16"
-        else _by_type(op, 2, 4)
-    ),
-    "SOFTMAX": lambda op: _by_type(op, 2, 3),
-    "SPACE_TO_DEPTH": lambda op: _by_type(op, 2, 1),
-    "STRIDED_SLICE": lambda op: 4 if _rank(op) > 4 else 2 if _is_int8(op) else 1,
-    "SUB": lambda op: (
-        3
-        if _is_int8(op) and _rank(op) > 4 and op.inputs[0].shape != op.inputs[1].shape
-        else _by_type(op, 2, 5)
-    ),
-    "SUM": lambda op: _by_type(op, 2, 2),
-    "TANH": lambda op: _by_type(op, 2, 3),
-    "TRANSPOSE": lambda op: 6 if _rank(op) > 5 else 4 if _rank(op) > 4 else _by_type(op, 2, 5),
-    "TRANSPOSE_CONV": lambda op: (
-        4
-        if op.options["fusedActivationFunction"] != "NONE"
-        else 3
-        if op.inputs[3] is not None
-        else _by_type(op, 2, 3)
-    ),
-}
-
-
-def _by_type(op: Operator, int8: int, int16: int, other: int = 1) -> int:
-    """The version by the type of the output."""
-    return {"int8": int8, "int16": int16}.get(op.outputs[0].dtype, other)
-
-
-def _by_input_type(op: Operator, int8: int, int16: int) -> int:
-    """The version by the type of the first input, for ops that return indices or truth values."""
-    return {"int8": int8, "int16": int16}.get(op.inputs[0].dtype, 1)
-
-
-def _is_int4(op: Operator) -> bool:
-    return op.inputs[1].dtype == "int4"
-
-
-def _is_dynamic(op: Operator) -> bool:
-    return op.outputs[0].dtype == "float32" and op.inputs[1].dtype != "float32"
-
-
-def _is_int8(op: Operator) -> bool:
-    return op.outputs[0].dtype == "int8"
-
-
-def _has_short_indices(op: Operator) -> bool:
-    return any(t.dtype == "int16" for t in op.inputs[1:])
-
-
-def _rank(op: Operator) -> int:
-    return len(op.inputs[0].shape)
-
-
-def _broadcasts(op: Operator) -> bool:
-    return op.inputs[0].shape != op.inputs[1].shape
-
-
-def _is_grouped(op: Operator) -> bool:
-    x, kernel = op.inputs[:2]
-    return x.shape[-1] != kernel.shape[-1]
-
-
-def _is_dilated(op: Operator) -> bool:
-    return (op.options["dilationHFactor"], op.options["dilationWFactor"]) != (1, 1)
-
-
-# Which options class belongs to an op, where its name does not tell.
-OPTIONS = {
-    "CONV_3D_TRANSPOSE": "Conv3DOptions",
-    "BATCH_MATMUL": "BatchMatMulOptions",
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "MAXIMUM": "MaximumMinimumOptions",
-    "MEAN": "ReducerOptions",
-    "MINIMUM": "MaximumMinimumOptions",
-    "REDUCE_ALL": "ReducerOptions",
-    "REDUCE_ANY": "ReducerOptions",
-    "REDUCE_MAX": "ReducerOptions",
-    "REDUCE_MIN": "ReducerOptions",
-    "SUM": "ReducerOptions",
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
-    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
-}
-_ENUMS = {
-    "padding": schema.Padding,
-    "fusedActivationFunction": schema.ActivationFunctionType,
-}
+from intact.litert.dtypes import BITS
+from intact.litert.kernels import get_kernel
+from intact.litert.kernels.targets import runs
+from intact.litert.writing import Operator, Shape, Tensor, pack_file
 
 
 class Builder:
@@ -248,7 +18,7 @@ class Builder:
 
     Args:
         description: What wrote the file.
-        target: Where it is to run; None for LiteRT on any processor.
+        target: The target that is to run it; None for LiteRT on any processor.
     """
 
     def __init__(self, description: str, target: str | None = None) -> None:
@@ -272,9 +42,9 @@ class Builder:
         Returns:
             The tensor.
         """
-        made = Tensor(tuple(shape), dtype, name, index=len(self.tensors), **fields)
-        self.tensors.append(made)
-        return made
+        tensor = Tensor(tuple(shape), dtype, name, index=len(self.tensors), **fields)
+        self.tensors.append(tensor)
+        return tensor
 
     def like(self, tensor: Tensor, shape: Shape, dtype: str | None = None) -> Tensor:
         """A new tensor with another's quantization, or of another dtype without one."""
@@ -310,9 +80,9 @@ class Builder:
         if shared in self._constant_of:
             return self._constant_of[shared]
         name = name or f"constant_{len(self.tensors)}"
-        made = self.tensor(values.shape, dtype, name, buffer=buffer, **fields)
-        self._constant_of[shared] = made
-        return made
+        constant = self.tensor(values.shape, dtype, name, buffer=buffer, **fields)
+        self._constant_of[shared] = constant
+        return constant
 
     def quantized_constant(self, values: np.ndarray, like: Tensor, name: str = "") -> Tensor:
         """Real values as an integer constant, of the type and scale of another tensor."""
@@ -341,12 +111,11 @@ class Builder:
             inside: Tensors that only say what scales its kernel has inside.
         """
         op = Operator(name, 1, inputs, outputs, options or {}, inside or [])
-        if name in VERSIONS:
-            op.version = VERSIONS[name](op)
+        op.version = get_kernel(name).version(op)
         self.operators.append(op)
 
     def has(self, kernel: str) -> bool:
-        """Whether there is an int8 kernel where the file is to run.
+        """Whether an int8 kernel runs on the target of the file.
 
         Args:
             kernel: Its name in the schema.
@@ -387,8 +156,9 @@ class Builder:
         self.add("PAD", [x, self.constant(np.zeros((len(x.shape), 2), "int32"))], [y])
         return y
 
-    def _drop_unused(self, kept: list[Tensor]) -> None:
-        used = {id(tensor) for tensor in kept}
+    def _drop_unused(self, ends: list[Tensor]) -> None:
+        """Drop the tensors that no op uses, and give each of the others its own name."""
+        used = {id(tensor) for tensor in ends}
         for op in self.operators:
             used.update(id(tensor) for tensor in (*op.inputs, *op.outputs, *op.inside))
         self.tensors = [tensor for tensor in self.tensors if id(tensor) in used]
@@ -396,7 +166,7 @@ class Builder:
         for index, tensor in enumerate(self.tensors):
             tensor.index = index
             if tensor.name in names:
-                # Of a layer that is called twice; a layer's name has no slash.
+                # A layer that is called twice; a layer's name has no slash.
                 tensor.name = f"{tensor.name}/call_{index}"
             names.add(tensor.name)
 
@@ -415,29 +185,8 @@ class Builder:
             The bytes of the file.
         """
         self._drop_unused([t for _, t in inputs + outputs])
-        codes = sorted({(op.name, op.version) for op in self.operators})
-        graph = schema.SubGraphT(
-            name="main",
-            tensors=[_pack_tensor(t) for t in self.tensors],
-            inputs=[t.index for _, t in inputs],
-            outputs=[t.index for _, t in outputs],
-            operators=[_pack_operator(op, codes) for op in self.operators],
-        )
-        signature = schema.SignatureDefT(
-            inputs=[schema.TensorMapT(name, t.index) for name, t in inputs],
-            outputs=[schema.TensorMapT(name, t.index) for name, t in outputs],
-            signatureKey="serving_default",
-            subgraphIndex=0,
-        )
-        return pack(
-            schema.ModelT(
-                version=3,
-                operatorCodes=[_pack_code(*code) for code in codes],
-                subgraphs=[graph],
-                description=self.description,
-                buffers=[schema.BufferT(data) for data in self.buffers],
-                signatureDefs=[signature],
-            )
+        return pack_file(
+            self.description, self.tensors, self.operators, self.buffers, inputs, outputs
         )
 
 
@@ -451,82 +200,3 @@ def _packed(data: np.ndarray, bits: int) -> np.ndarray:
     low = _bytes(data) & (2**bits - 1)
     low = np.append(low, np.zeros(-low.size % each, "uint8")).reshape(-1, each)
     return np.bitwise_or.reduce(low << np.arange(0, 8, bits, dtype="uint8"), axis=1)
-
-
-class _SharingBuilder(flatbuffers.Builder):
-    """Writes equal scales and zero points once: with one for each channel of every layer's
-    weights and biases they are a tenth of a small network's file."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.known: dict[tuple[str, bytes], int] = {}
-
-    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
-        if x.dtype.name not in ("float32", "int64"):
-            return super().CreateNumpyVector(x)
-        key = (x.dtype.name, x.tobytes())
-        if key not in self.known:
-            self.known[key] = super().CreateNumpyVector(x)
-        return self.known[key]
-
-
-def pack(model: schema.ModelT) -> bytes:
-    """The bytes of a file, from its object form."""
-    size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
-    builder = _SharingBuilder(size + 65536)
-    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
-
-
-def _pack_code(name: str, version: int) -> schema.OperatorCodeT:
-    code = getattr(schema.BuiltinOperator, name)
-    return schema.OperatorCodeT(
-        deprecatedBuiltinCode=min(code, 127), builtinCode=code, version=version
-    )
-
-
-def _pack_tensor(tensor: Tensor) -> schema.TensorT:
-    quantization = None
-    if tensor.quantized:
-        scales = np.atleast_1d(np.asarray(tensor.scale, "float32"))
-        quantization = schema.QuantizationParametersT(
-            scale=scales,
-            zeroPoint=np.broadcast_to(tensor.zero_point, scales.shape).astype("int64"),
-            quantizedDimension=tensor.axis,
-        )
-    shape = [1 if size is None else size for size in tensor.shape]
-    return schema.TensorT(
-        shape=shape,
-        shapeSignature=(
-            [-1 if s is None else s for s in tensor.shape] if None in tensor.shape else None
-        ),
-        type=DTYPES[tensor.dtype],
-        buffer=tensor.buffer,
-        name=tensor.name,
-        quantization=quantization,
-        isVariable=tensor.variable,
-        hasRank=True,
-    )
-
-
-def _pack_operator(op: Operator, codes: list[tuple[str, int]]) -> schema.OperatorT:
-    title = OPTIONS.get(op.name, "".join(w.capitalize() for w in op.name.split("_")) + "Options")
-    made = None
-    if op.options or hasattr(schema, f"{title}T"):
-        options = getattr(schema, f"{title}T")
-        values = dict(op.options)
-        for key, enum in _ENUMS.items():
-            if key in values:
-                values[key] = getattr(enum, values[key])
-        for key in ("inDataType", "outDataType", "outputType"):
-            if key in values:
-                values[key] = DTYPES[values[key]]
-        made = options(**values)
-    return schema.OperatorT(
-        opcodeIndex=codes.index((op.name, op.version)),
-        inputs=[-1 if t is None else t.index for t in op.inputs],
-        outputs=[t.index for t in op.outputs],
-        intermediates=[t.index for t in op.inside] or None,
-        builtinOptionsType=getattr(schema.BuiltinOptions, title, 0) if made else 0,
-        builtinOptions=made,
-    )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from intact.litert.kernels import get_kernel
 from intact.litert.reader import FileGraph, FileOp, FileTensor, LiteRTFile, read
 
 _HEADING = (
@@ -20,7 +21,6 @@ _HEADING = (
     "constants",
     "name",
 )
-_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 _INDICES = ("int32", "int64", "bool")
 """The types of constants that are sizes, axes and biases, and no weights."""
 
@@ -64,7 +64,7 @@ class Inspection:
     @property
     def constant_bytes(self) -> int:
         """Bytes of all constants; those that tensors share count once."""
-        return sum(_held(t for graph in self.file.graphs for t in graph.tensors).values())
+        return sum(_constant_sizes(t for graph in self.file.graphs for t in graph.tensors).values())
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -155,7 +155,7 @@ def _has_float_data(op: FileOp) -> bool:
     """Whether an op that is no conversion has a float tensor."""
     tensors = (*op.inputs, *op.outputs)
     has_float = any(t is not None and t.dtype.startswith(("float", "bfloat")) for t in tensors)
-    return has_float and op.name not in _CONVERSIONS
+    return has_float and not get_kernel(op.name).converts
 
 
 def _weights(op: FileOp) -> FileTensor | None:
@@ -169,8 +169,8 @@ def _counts(names: Sequence[str]) -> str:
     return ", ".join(f"{n} {op}" for op, n in Counter(names).items())
 
 
-def _held(tensors: Any) -> dict[int, int]:
-    """Bytes of each buffer."""
+def _constant_sizes(tensors: Any) -> dict[int, int]:
+    """Bytes of the constants by their buffers."""
     return {t.buffer: t.bytes for t in tensors if t is not None and t.data is not None}
 
 
@@ -195,7 +195,7 @@ def _row(op: FileOp) -> tuple[str, ...]:
         _kind(output) if output else "",
         scale,
         zero_point,
-        str(sum(_held(op.inputs).values())),
+        str(sum(_constant_sizes(op.inputs).values())),
         output.name if output else "",
     )
 
@@ -229,7 +229,7 @@ def _graph_dict(graph: FileGraph) -> dict[str, Any]:
                 "inputs": [None if t is None else t.index for t in op.inputs],
                 "outputs": [t.index for t in op.outputs],
                 "options": op.options,
-                "constant_bytes": sum(_held(op.inputs).values()),
+                "constant_bytes": sum(_constant_sizes(op.inputs).values()),
                 "float": is_float(op),
                 "hybrid": is_hybrid(op),
             }

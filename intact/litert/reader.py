@@ -15,6 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from intact.errors import IntactError
+from intact.litert.kernels import get_kernel
 
 IDENTIFIER = b"TFL3"
 
@@ -26,27 +27,7 @@ def _names(enum: type) -> dict[int, str]:
 OP_NAMES = _names(schema.BuiltinOperator)
 DTYPE_NAMES = {code: name.lower() for code, name in _names(schema.TensorType).items()}
 
-# Bits of one value.
-BITS = {"int2": 2, "int4": 4, "uint4": 4, "bool": 8, "int8": 8, "uint8": 8}
-BITS |= {"int16": 16, "uint16": 16, "float16": 16, "bfloat16": 16}
-BITS |= {"int32": 32, "uint32": 32, "float32": 32}
-BITS |= {"int64": 64, "uint64": 64, "float64": 64, "complex64": 64, "complex128": 128}
-
-# The options that rules ask for: by op, their place in the table and how they are stored.
-_OPTIONS = {
-    "AVERAGE_POOL_2D": {"activation": (5, "b")},
-    "BATCH_MATMUL": {"adj_x": (0, "?"), "adj_y": (1, "?")},
-    "CONCATENATION": {"activation": (1, "b")},
-    "CONV_2D": {"activation": (3, "b"), "dilation_w": (4, "i"), "dilation_h": (5, "i")},
-    "DEPTHWISE_CONV_2D": {"activation": (4, "b"), "dilation_w": (5, "i"), "dilation_h": (6, "i")},
-    "FULLY_CONNECTED": {"activation": (0, "b"), "weights_format": (1, "b"), "keep_dims": (2, "?")},
-    "GATHER": {"batch_dims": (1, "i")},
-    "MAX_POOL_2D": {"activation": (5, "b")},
-    "RESIZE_BILINEAR": {"align_corners": (2, "?"), "half_pixel": (3, "?")},
-    "RESIZE_NEAREST_NEIGHBOR": {"align_corners": (0, "?"), "half_pixel": (1, "?")},
-    "STRIDED_SLICE": {"ellipsis": (2, "i"), "new_axis": (3, "i")},
-    "TRANSPOSE_CONV": {"activation": (3, "b")},
-}
+ACTIVATIONS = _names(schema.ActivationFunctionType)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +77,7 @@ class FileOp:
         version: Its version.
         inputs: Its inputs; None for an optional one.
         outputs: Its outputs.
-        options: Those options that rules ask for.
+        options: The options that its row in the kernel table names, by the schema's names.
     """
 
     index: int
@@ -362,11 +343,17 @@ def _read_op(index: int, op: _Table, codes: list, tensors: tuple[FileTensor, ...
         None if i == -1 else _pick(tensors, int(i), "tensor") for i in op.array(1, "<i4")
     )
     outputs = tuple(_pick(tensors, int(i), "tensor") for i in op.array(2, "<i4"))
-    table, options = op.table(4), {}
-    for key, (field, kind) in _OPTIONS.get(name, {}).items():
-        default = 1 if key.startswith("dilation") else 0
-        options[key] = default if table is None else table.scalar(field, kind, default)
-    return FileOp(index, name, version, inputs, outputs, options)
+    return FileOp(index, name, version, inputs, outputs, _read_options(name, op.table(4)))
+
+
+def _read_options(kernel: str, table: _Table | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, (number, stored, default) in get_kernel(kernel).options.items():
+        value = default if table is None else table.scalar(number, stored, default)
+        if name == "fusedActivationFunction":
+            value = ACTIVATIONS.get(value, f"activation {value}")
+        options[name] = value
+    return options
 
 
 def _read_signature(entry: _Table, graphs: tuple[FileGraph, ...]) -> Signature:

@@ -8,8 +8,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from intact.errors import IntactError, InvalidDataError
-from intact.litert.builder import pack
 from intact.litert.reader import read_bytes
+from intact.litert.writing import pack
 
 
 def load_litert(

@@ -17,7 +17,6 @@ from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, check_calibrated, stored_params, tensor_name
 from intact.layers.quantized import Frozen, Quantized, QuantizedWeights
 from intact.litert.builder import Builder, Shape, Tensor
-from intact.litert.placement import keep_to
 from intact.numerics.affine import (
     accumulator,
     along,
@@ -30,6 +29,7 @@ from intact.numerics.affine import (
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, Weighted, computes_whole, get_op
 from intact.ops.table import look_up
+from intact.targets.fitting import keep_to
 
 _FUSED = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
 

@@ -12,11 +12,11 @@ from intact.api import export, quantize_model
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import collect
 from intact.errors import IntactError, InvalidDataError
-from intact.litert.placement import dense_scales_note
 from intact.litert.runtime import load_litert
 from intact.recovery.recover import recover
 from intact.schemes import SCHEMES
 from intact.search.measures import Metric, agreement, latencies, top1
+from intact.targets.micro_trial import dense_scales_note
 
 OPTIONS = (
     "float32",

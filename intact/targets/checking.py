@@ -9,10 +9,10 @@ from intact.api import export, quantize_model
 from intact.layers.fake_quantize import FakeQuantize, stand_in_ranges
 from intact.layers.quantized import flat
 from intact.layers.quantized_model import is_quantized
-from intact.litert.placement import Placement, place
+from intact.litert.kernels.targets import get_target
 from intact.litert.reader import read_bytes
-from intact.litert.targets import get_target
 from intact.plan.scheme import Scheme
+from intact.targets.placement import Placement, place
 
 
 def check(

@@ -11,9 +11,9 @@ from small import parse
 from test_targets import SHAPE, one_op
 
 from intact import ExportError, IntactError, write_c_array
-from intact.litert import micro
-from intact.litert.builder import pack
-from intact.litert.c_array import c_array, c_name
+from intact.litert.writing import pack
+from intact.targets import micro
+from intact.targets.c_array import c_array, c_name
 
 MAIN = """
 #include <stdint.h>

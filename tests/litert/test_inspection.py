@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from small import cnn, enliven, mlp, op_names, parse, ready
 
 import intact
-from intact.litert.builder import pack
+from intact.litert.writing import pack
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ from test_targets import SHAPE, one_op
 
 from intact import InvalidDataError, MissingToolError, TargetError
 from intact.errors import ExportError, IntactError
-from intact.litert import micro, vela
 from intact.litert.builder import Builder
-from intact.litert.placement import keep_to, micro_faults, place
 from intact.litert.reader import read
+from intact.targets import micro, vela
+from intact.targets.fitting import keep_to
+from intact.targets.micro_trial import micro_faults
+from intact.targets.placement import place
 
 
 def chain(*names: str, dtype: str = "int8", shape=SHAPE) -> bytes:
@@ -168,7 +170,7 @@ def test_files_are_kept_to_their_target():
     assert keep_to(kept, "ethos-u55") and keep_to(kept, "xnnpack")
     with pytest.raises(TargetError, match=r"TFLite Micro has no kernel.*\n  t2 \(GELU, int8\)"):
         keep_to(kept, "tflite-micro")
-    with pytest.raises(TargetError, match="Edge TPU would take none of the 1 ops"):
+    with pytest.raises(TargetError, match="Edge TPU would run none of the 1 ops"):
         keep_to(chain("RELU", dtype="int16"), "edgetpu")
 
 

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
-from intact import IntactError
-from intact.litert import edge_tpu, vela
+from intact import IntactError, TargetError
 from intact.litert.builder import Builder
-from intact.litert.placement import micro_faults, place, working_type
+from intact.litert.kernels import KERNELS
+from intact.litert.kernels.targets import TARGETS, get_target, runs
 from intact.litert.reader import read
-from intact.litert.targets import RUNS_ON, TARGETS, get_target, runs
+from intact.targets import edge_tpu, vela
+from intact.targets.fitting import keep_to, working_type
+from intact.targets.micro import run_files
+from intact.targets.micro_trial import micro_faults
+from intact.targets.placement import place
 
 # Ops of one input and plain options, of which the tools and runtimes are asked one by one.
 UNARY = ("ABS", "ELU", "EXP", "GELU", "HARD_SWISH", "LOG", "RELU", "RELU6")
@@ -33,9 +37,48 @@ def test_xnnpack_takes_what_the_table_says(name):
 
 def test_micro_runs_what_the_table_says():
     pytest.importorskip("tflite_micro")
-    cases = [(n, d) for n in UNARY for d in RUNS_ON[n] if d in ("int8", "int16", "float32")]
+    cases = [
+        (n, d) for n in UNARY for d in KERNELS[n].runs_on or () if d in ("int8", "int16", "float32")
+    ]
     found = {case: micro_faults(one_op(*case)) == {} for case in cases}
     assert found == {(n, d): runs(n, d, "tflite-micro") for n, d in cases}
+
+
+def whole_file(name: str, dtype: str) -> bytes:
+    """A file of one op on whole numbers, of two inputs of one shape."""
+    compares = name in COMPARISONS
+    builder = Builder("a test")
+    x, other = (builder.tensor(SHAPE, dtype, label) for label in ("x", "other"))
+    y = builder.tensor(SHAPE, "bool" if compares else dtype, "y")
+    options = {"fusedActivationFunction": "NONE"} if name in ("ADD", "SUB", "MUL", "DIV") else {}
+    inputs = [("x", x), ("other", other)]
+    if name in ("ABS", "NEG", "SIGN"):
+        builder.add(name, [x], [y], options)
+        del inputs[1]
+    else:
+        if name in ("DIV", "FLOOR_DIV", "FLOOR_MOD", "POW"):
+            other = builder.constant(np.full(SHAPE, 2, dtype))
+            del inputs[1]
+        builder.add(name, [x, other], [y], options)
+    return builder.finish(inputs, [("y", y)])
+
+
+COMPARISONS = ("EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL")
+ARITHMETIC = ("ABS", "NEG", "SIGN", "ADD", "SUB", "MUL", "FLOOR_DIV", "FLOOR_MOD", "POW")
+
+
+def test_micro_runs_whole_numbers_as_the_table_says():
+    pytest.importorskip("tflite_micro")
+    cases = [(name, "int32") for name in (*ARITHMETIC, *COMPARISONS, "MAXIMUM", "MINIMUM")]
+    cases += [(name, "int64") for name in (*COMPARISONS, "MAXIMUM", "MINIMUM")]
+    files = [whole_file(*case) for case in cases]
+    inputs = [
+        [np.ones((1, *SHAPE), dtype)] * len(read(f).graphs[0].inputs)
+        for f, (_, dtype) in zip(files, cases, strict=True)
+    ]
+    runs_there = [run.outputs is not None for run in run_files(files, inputs)]
+    says = [runs(*case, "tflite-micro") for case in cases]
+    assert dict(zip(cases, runs_there, strict=True)) == dict(zip(cases, says, strict=True))
 
 
 @pytest.mark.parametrize("target", ["ethos-u55", "ethos-u85"])
@@ -67,11 +110,13 @@ def test_hosts():
     assert not runs("LOG_SOFTMAX", "int8", "ethos-u55", host=False)
     assert not runs("CONV_2D", "int4", "ethos-u55")
     assert runs("NO_SUCH_OP", "int8", "edgetpu")
+    assert not runs("NO_SUCH_OP", "int8", "tflite-micro")
     assert not runs("CONV_2D", "int16", "edgetpu", host=False)
 
 
 def test_all_letters_are_targets():
-    assert {t for types in RUNS_ON.values() for on in types.values() for t in on} < set(TARGETS)
+    rows = [row.runs_on or {} for row in KERNELS.values()]
+    assert {target for row in rows for on in row.values() for target in on} < set(TARGETS)
 
 
 def test_what_an_op_works_on():
@@ -87,6 +132,20 @@ def test_what_an_op_works_on():
     builder.add("DEQUANTIZE", [kernel], [z])
     ops = read(builder.finish([("x", x)], [("y", y), ("z", z)])).graphs[0].ops
     assert [working_type(op) for op in ops] == ["hybrid", "int8_per_channel"]
+
+
+def test_a_table_works_on_its_values_and_not_on_indices():
+    builder = Builder("a test")
+    index, condition = builder.tensor((4,), "int32", "i"), builder.tensor((4,), "bool", "c")
+    table = builder.constant(np.arange(8, dtype="int16"), "t", scale=np.float32(0.1))
+    y, z = (builder.tensor((4,), "int16", name, scale=np.float32(0.1)) for name in "yz")
+    builder.add("GATHER", [table, index], [y], {"axis": 0})
+    builder.add("SELECT_V2", [condition, y, y], [z])
+    content = builder.finish([("i", index), ("c", condition)], [("z", z)])
+    assert [working_type(op) for op in read(content).graphs[0].ops] == ["int16", "int16"]
+    # TFLite Micro has no GATHER of int16, whatever its indices are.
+    with pytest.raises(TargetError, match=r"y \(GATHER, int16\)"):
+        keep_to(content, "tflite-micro")
 
 
 # The Edge TPU, by its rules -------------------------------------------------------------

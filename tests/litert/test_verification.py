@@ -7,12 +7,16 @@ import re
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from small import cnn, enliven, mlp, ready
 
 import intact
 from intact.litert.builder import Builder
-from intact.litert.rules import ALL_SAME, RULES, SAME
-from intact.litert.verification import ERROR, WARNING, verify
+from intact.litert.kernels import KERNELS
+from intact.litert.rules import FAMILIES, RULES
+from intact.litert.rules.rule import ERROR, WARNING
+from intact.litert.verification import verify
+from intact.litert.writing import pack
 from intact.ops import REGISTRY
 
 NONE = {"fusedActivationFunction": "NONE"}
@@ -144,6 +148,12 @@ def lstm(hidden_scale=0.5, weight_scale=0.1):
     return net.finish("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, y, {}, 1)
 
 
+def many_zero_points():
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(unary("RELU", version=2), 0))
+    model.subgraphs[0].tensors[1].quantization.zeroPoint = np.zeros(3, "int64")
+    return pack(model)
+
+
 SOFT = {"scale": 1 / 256, "zero_point": -128}
 HALF, OTHER = {"scale": 0.5}, {"scale": 0.25}
 INT16 = {"dtype": "int16", "zero_point": 0}
@@ -247,7 +257,7 @@ BROKEN = {
         binary("CONCATENATION", INT16, INT16, {**INT16, "scale": 0.25}, version=3),
         ERROR,
         "x0",
-        "without a word",
+        "without an error",
     ),
     "version of a comparison": (
         binary("LESS", y={"dtype": "bool", "scale": None}, version=1),
@@ -260,7 +270,7 @@ BROKEN = {
         unary("RELU", INT16, {"dtype": "int16", "zero_point": 1}, version=3),
         ERROR,
         "y",
-        "int16 kernels take zero",
+        "int16 kernels assume 0",
     ),
     "scale of zero": (unary("RELU", y={"scale": 0}), ERROR, "y", "no positive numbers, such as 0"),
     "negative scale": (unary("RELU", y={"scale": -1}), ERROR, "y", "such as -1"),
@@ -272,7 +282,7 @@ BROKEN = {
         unary("RESHAPE", y={"scale": None}),
         ERROR,
         "y",
-        "without a word",
+        "without an error",
     ),
     "zero point": (unary("RELU", y={"zero_point": 128}), ERROR, "y", "128 is not in -128 to 127"),
     "zero point of uint8": (
@@ -281,6 +291,7 @@ BROKEN = {
         "y",
         "-1 is not in 0 to 255",
     ),
+    "number of zero points": (many_zero_points(), ERROR, "y", "1 scales and 3 zero points"),
     "number of scales": (dense(weight_scale=(0.1, 0.2, 0.3), bias=False), ERROR, "w", "3 scales"),
     "4 bits that are not packed": (packed(15), ERROR, "w", "take 8 bytes, and it has 15.*Pack 2"),
     "4 bits packed row by row": (packed(9), ERROR, "w", "has 9"),
@@ -289,10 +300,9 @@ BROKEN = {
     "inputs missing": (unary("ADD", options=NONE, version=2), ERROR, None, "missing"),
 }
 
-FIXED = [name for name, rule in RULES.items() if isinstance(rule.scales, dict)]
-# Those for which data is the first of two inputs, the other being a constant.
-MOVES = [name for name, rule in RULES.items() if rule.scales == SAME and rule.data == (0,)]
-MEETS = [name for name, rule in RULES.items() if rule.scales == ALL_SAME and rule.data == ()]
+FIXED = [name for name, row in KERNELS.items() if row.scales == "fixed"]
+MOVES = [name for name, row in KERNELS.items() if row.scales == "same" and row.data == (0,)]
+MEETS = [name for name, row in KERNELS.items() if row.scales == "all same" and row.data == ()]
 
 
 @pytest.mark.parametrize("kind", FINE)
@@ -322,14 +332,28 @@ def test_kernels_without_a_rule_are_not_checked():
     assert findings.to_dict()["not_checked"] == ["TOPK_V2"]
 
 
+def test_every_rule_has_a_file_that_breaks_it():
+    files = [content for content, *_ in BROKEN.values()]
+    files += [unary("TOPK_V2"), unary("SOFTMAX", version=2), unary("TANH", version=2)]
+    assert {f.code for content in files for f in verify(content)} == set(RULES)
+
+
+def test_rules_say_what_why_and_what_to_do():
+    for code, rule in RULES.items():
+        assert rule.code == code and code[0] in FAMILIES
+        assert rule.summary.endswith(".") and rule.cause.endswith(".")
+        assert rule.example and rule.remedy and not rule.remedy.endswith(".")
+        assert rule.severity in ("error", "warning", "info")
+
+
 def test_every_kernel_that_is_written_has_a_rule():
     kernels = {kernel for op in REGISTRY for kernel in op.litert}
-    assert kernels <= set(RULES)
+    assert kernels <= set(KERNELS)
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_fixed_outputs(name):
-    scale, zero_point = RULES[name].scales["int8"]
+    scale, zero_point = KERNELS[name].fixed["int8"]
     right = {"scale": scale, "zero_point": zero_point}
     assert not verify(unary(name, y=right, version=2))
     for wrong in ({**right, "scale": 0.1}, {**right, "zero_point": 5}):
@@ -341,7 +365,7 @@ def test_fixed_outputs(name):
 
 @pytest.mark.parametrize("name", MOVES)
 def test_same_scale_in_and_out(name):
-    version = RULES[name].versions["int8"]
+    version = KERNELS[name].versions["int8"]
     shape = {"shape": (1, 2, 2, 1)}
     assert not verify(unary(name, shape, shape, version=version))
     for wrong in ({"scale": 0.25}, {"zero_point": 4}):
@@ -353,7 +377,7 @@ def test_same_scale_in_and_out(name):
 
 @pytest.mark.parametrize("name", MEETS)
 def test_all_inputs_equal_the_output(name):
-    version = RULES[name].versions["int8"]
+    version = KERNELS[name].versions["int8"]
     assert not verify(binary(name, version=version))
     (finding,) = verify(binary(name, HALF, OTHER, version=version))
     assert (finding.severity, finding.tensor) == (ERROR, "x1")
@@ -376,7 +400,7 @@ def test_data_that_is_not_the_first_input():
 def test_findings_say_where_and_what_to_do():
     findings = verify(dense(bias_zero_point=1, version=1))
     assert str(findings).splitlines()[0] == (
-        "warning: op 0 FULLY_CONNECTED: its version is 1, and its use on int8 needs 4. "
+        "warning O202: op 0 FULLY_CONNECTED: its version is 1, and its use on int8 needs 4. "
         "Write that version: some runtimes refuse any other."
     )
     assert str(findings).splitlines()[-1] == "1 errors, 1 warnings"
@@ -388,8 +412,9 @@ def test_findings_say_where_and_what_to_do():
         "op": 0,
         "op_name": "FULLY_CONNECTED",
         "tensor": "b",
-        "what": "the bias has the zero point 1, and kernels take zero for it",
+        "what": "the bias has the zero point 1, and kernels assume 0",
         "fix": "Quantize biases symmetrically",
+        "code": "B602",
         "where": "op 0 FULLY_CONNECTED, tensor 'b'",
     }
 

@@ -18,7 +18,7 @@ ACCELERATORS = {
     "ethos-u65": "ethos-u65-256",
     "ethos-u85": "ethos-u85-256",
 }
-"""The number of MACs where none is named."""
+"""Vela's names for NPUs that are named without their number of MACs."""
 
 SECONDS = 600
 """How long the compiler may take."""
@@ -30,8 +30,9 @@ FIGURES = {
     "nn_macs": ("macs", 1),
     "inference_time": ("estimated_microseconds", 1e6),
 }
-"""Of the columns of its summary, the name here and the unit there."""
+"""Our name for a column of its summary, and the size of its unit."""
 
+_SUMMARY = "*_summary_*.csv"
 _NOISE = re.compile(r"^Warning: No |has a dynamic signature")
 _REASON = re.compile(
     r"^Warning \(supported operators\) operator: \S+, ofm: '(.*)'\n"
@@ -42,12 +43,12 @@ _REASON = re.compile(
 
 @dataclass(frozen=True)
 class Compiled:
-    """What Vela made of a file.
+    """The result of Vela for a file.
 
     Args:
-        left: Names of the outputs of the ops that it leaves to the CPU, and why.
+        left: Why an op stays on the CPU, by the name of its output.
         figures: Bytes of memory by kind, MACs, and the time it estimates.
-        settings: The system and memory that it took for granted.
+        settings: The system and the memory that it assumes.
     """
 
     left: dict[str, str]
@@ -63,10 +64,10 @@ def command() -> list[str]:
     """
     if util.find_spec("ethosu") is not None:
         return [sys.executable, "-m", "ethosu.vela"]
-    found = shutil.which("vela")
-    if found is None:
+    executable = shutil.which("vela")
+    if executable is None:
         raise MissingToolError("Vela, the compiler for Ethos-U,", "ethos-u-vela")
-    return [found]
+    return [executable]
 
 
 def version() -> str:
@@ -83,39 +84,20 @@ def compile_file(file: bytes, accelerator: str) -> Compiled:
         accelerator: Vela's name for the NPU with its number of MACs, such as "ethos-u55-128".
 
     Returns:
-        What is left to the CPU, and what it needs.
+        The ops that stay on the CPU, and Vela's figures.
 
     Raises:
         MissingToolError: Vela is not installed.
         IntactError: Vela refuses the file, or takes longer than `SECONDS`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "model.tflite"
-        place.write_bytes(file)
-        options = ["--accelerator-config", accelerator, "--output-dir", folder]
-        try:
-            done = subprocess.run(
-                [*command(), str(place), *options],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise IntactError(f"Vela takes more than {SECONDS} s for this file.") from error
-        made = Path(folder) / "model_vela.tflite"
-        summaries = list(Path(folder).glob("*_summary_*.csv"))
-        if done.returncode or not made.exists() or not summaries:
-            lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-            said = [line for line in lines if line.strip() and not _NOISE.search(line)]
-            raise IntactError(
-                f"Vela cannot compile this file (it ends with code {done.returncode}): "
-                + " ".join(said[-3:])
-            )
-        with summaries[0].open(newline="") as opened:
-            summary = next(csv.DictReader(opened))
-        remaining = read(made).graphs[0].ops
-    reasons = dict(_REASON.findall(done.stdout + "\n" + done.stderr))
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(file)
+        log = _run(path, accelerator)
+        remaining = read(path.with_name("model_vela.tflite")).graphs[0].ops
+        with next(Path(folder).glob(_SUMMARY)).open(newline="") as lines:
+            summary = next(csv.DictReader(lines))
+    reasons = dict(_REASON.findall(log))
     names = [op.outputs[0].name for op in remaining if op.name != "ethos-u" and op.outputs]
     return Compiled(
         left={name: " ".join(reasons.get(name, "Vela does not say why").split()) for name in names},
@@ -126,3 +108,27 @@ def compile_file(file: bytes, accelerator: str) -> Compiled:
         },
         settings=f"{summary['system_config']}, {summary['memory_mode']}",
     )
+
+
+def _run(path: Path, accelerator: str) -> str:
+    """Compile a file into its folder; the log."""
+    options = ["--accelerator-config", accelerator, "--output-dir", str(path.parent)]
+    try:
+        done = subprocess.run(
+            [*command(), str(path), *options],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise IntactError(f"Vela takes more than {SECONDS} s for this file.") from error
+    compiled = path.with_name("model_vela.tflite").exists()
+    if done.returncode or not compiled or not list(path.parent.glob(_SUMMARY)):
+        lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+        errors = [line for line in lines if line.strip() and not _NOISE.search(line)]
+        raise IntactError(
+            f"Vela cannot compile this file (it ends with code {done.returncode}): "
+            + " ".join(errors[-3:])
+        )
+    return done.stdout + "\n" + done.stderr

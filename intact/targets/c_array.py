@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from intact.errors import IntactError, MissingToolError
-from intact.litert import micro
 from intact.litert.reader import FileGraph, FileTensor, read
+from intact.targets import micro
 
 _BYTES_PER_LINE = 12
 

@@ -1,6 +1,6 @@
 """TFLite Micro: the real interpreter, in a process of its own.
 
-It aborts on some files, and says in its log alone what it needs.
+It aborts on some files, and only its log says how much memory it needs.
 """
 
 import re
@@ -17,8 +17,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from intact.errors import IntactError, MissingToolError
-from intact.litert.builder import pack
-from intact.litert.reader import BITS, FileGraph, LiteRTFile, read
+from intact.litert.dtypes import BITS
+from intact.litert.reader import FileGraph, LiteRTFile, read
+from intact.litert.writing import pack
 
 SECONDS = 600
 """How long the interpreter may take."""
@@ -30,11 +31,11 @@ _NOISE = ("TFLM failed to", "[RecordingMicroAllocator]", "Output index")
 
 @dataclass(frozen=True)
 class MicroRun:
-    """What TFLite Micro made of a file.
+    """The result of a file on TFLite Micro.
 
     Args:
         outputs: Per output, its values (samples, *shape); None if it does not run.
-        arena_bytes: What the arena must hold, with the pointers of a 64-bit machine.
+        arena_bytes: Bytes of the arena, with pointers of 64 bits.
         reason: Why it does not run.
     """
 
@@ -97,7 +98,7 @@ def run_files(files: Sequence[bytes], inputs: Sequence[list[np.ndarray]]) -> lis
 
 
 def _run(folder: str, arena: int) -> dict[str, str]:
-    """The log of each file, of a run that starts anew behind a file that killed it."""
+    """The log of each file. A run that a file killed starts again behind that file."""
     runner = Path(__file__).with_name("micro_runner.py")
     command = [sys.executable, "-P", str(runner), folder, str(arena)]
     logs: dict[str, str] = {}
@@ -108,20 +109,20 @@ def _run(folder: str, arena: int) -> dict[str, str]:
         except subprocess.TimeoutExpired as error:
             raise IntactError(f"TFLite Micro takes more than {SECONDS} s for this file.") from error
         parts = re.split(r"(?m)^@(\w+)$", done.stderr.decode(errors="replace"))
-        found = dict(zip(parts[1::2], parts[2::2], strict=True))
-        if not found:
+        new = dict(zip(parts[1::2], parts[2::2], strict=True))
+        if not new:
             raise IntactError(f"TFLite Micro does not start: {parts[0].strip()[-500:]}")
         if done.returncode:
-            found[parts[-2]] += f"\n{_KILLED} (code {done.returncode})"
-        logs |= found
+            new[parts[-2]] += f"\n{_KILLED} (code {done.returncode})"
+        logs |= new
     return logs
 
 
 def _result(place: Path, log: str) -> MicroRun:
-    made = place.with_suffix(".npz")
+    outputs = place.with_suffix(".npz")
     arena = _ARENA.search(log)
-    if made.exists() and arena:
-        return MicroRun(list(np.load(made).values()), int(arena[1]))
+    if outputs.exists() and arena:
+        return MicroRun(list(np.load(outputs).values()), int(arena[1]))
     lines = [line.strip().removeprefix("RuntimeError: ") for line in log.splitlines()]
     lines = [line for line in lines if line and not line.startswith(_NOISE)]
     killed = [line for line in lines[1:] if line.startswith(_KILLED)]
@@ -130,8 +131,7 @@ def _result(place: Path, log: str) -> MicroRun:
 
 def _arena(file: LiteRTFile) -> int:
     """Bytes that are enough: all tensors side by side, and as much for the kernels."""
-    held = (_bytes(graph) for graph in file.graphs)
-    return 2 * sum(held) + file.size + 2**20
+    return 2 * sum(map(_bytes, file.graphs)) + file.size + 2**20
 
 
 def _bytes(graph: FileGraph) -> int:
@@ -154,6 +154,6 @@ def single_ops(file: bytes) -> Iterator[bytes]:
         graph.inputs = [i for i in dict.fromkeys(used) if i not in constant]
         graph.outputs = list(op.outputs)
         if len(model.subgraphs) == 1:
-            held = {graph.tensors[i].buffer for i in used}
-            model.buffers = [b if i in held else schema.BufferT() for i, b in enumerate(buffers)]
+            own = {graph.tensors[i].buffer for i in used}
+            model.buffers = [b if i in own else schema.BufferT() for i, b in enumerate(buffers)]
         yield pack(model)

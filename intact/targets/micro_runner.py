@@ -1,8 +1,8 @@
 """Runs files on TFLite Micro, in a process of its own: `python micro_runner.py FOLDER ARENA`.
 
-Knows nothing but its folder: of every `NAME.tflite`, it writes `NAME.npz` with the outputs for
-the samples in `NAME.in.npz`, or for one of zeros. What the interpreter says goes to stderr,
-behind a line with the file's name.
+For every `NAME.tflite` in the folder, it writes `NAME.npz` with the outputs for the samples in
+`NAME.in.npz`, or for one sample of zeros. The interpreter's log goes to stderr, behind a line with
+the file's name.
 """
 
 import sys
@@ -23,9 +23,9 @@ def run(path: Path, arena: int) -> None:
     from tflite_micro import runtime
 
     interpreter = runtime.Interpreter.from_bytes(path.read_bytes(), arena_size=arena)
-    given = path.with_suffix(".in.npz")
-    if given.exists():
-        inputs = list(np.load(given).values())
+    samples = path.with_suffix(".in.npz")
+    if samples.exists():
+        inputs = list(np.load(samples).values())
     else:
         details = every(interpreter.get_input_details)
         inputs = [np.zeros((1, *detail["shape"]), detail["dtype"]) for detail in details]
@@ -41,20 +41,20 @@ def run(path: Path, arena: int) -> None:
 
 
 def every(get: Callable[[int], Any]) -> list[Any]:
-    """What the interpreter has, by index; it does not say how many.
+    """All values that a method of the interpreter has; it does not say how many.
 
     Args:
         get: Takes an index.
 
     Returns:
-        All that there are.
+        The values in order.
     """
-    found: list[Any] = []
+    values: list[Any] = []
     while True:
         try:
-            found.append(get(len(found)))
+            values.append(get(len(values)))
         except IndexError:
-            return found
+            return values
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     for path in sorted(Path(sys.argv[1]).glob("*.tflite")):
         if path.with_suffix(".done").exists():
             continue
-        # Before, not after: what kills the process is not tried again.
+        # Before the run: a file that kills the process is not tried again.
         path.with_suffix(".done").touch()
         print(f"@{path.stem}", file=sys.stderr, flush=True)
         try:

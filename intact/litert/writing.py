@@ -1,0 +1,206 @@
+"""Tensors and ops as they are written, and their bytes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from intact.litert.kernels import get_kernel
+from intact.litert.reader import IDENTIFIER
+
+DTYPES = {
+    "float32": schema.TensorType.FLOAT32,
+    "float16": schema.TensorType.FLOAT16,
+    "int2": schema.TensorType.INT2,
+    "int4": schema.TensorType.INT4,
+    "int8": schema.TensorType.INT8,
+    "int16": schema.TensorType.INT16,
+    "uint8": schema.TensorType.UINT8,
+    "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
+    "bool": schema.TensorType.BOOL,
+}
+
+_ENUMS = {
+    "padding": schema.Padding,
+    "fusedActivationFunction": schema.ActivationFunctionType,
+}
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A tensor of the file.
+
+    Args:
+        shape: Sizes; None where they may be resized.
+        dtype: Its type.
+        name: Its name.
+        scale: Scale, per tensor or per channel; None if it is not quantized.
+        zero_point: Zero point, likewise.
+        axis: The axis of the channels' scales.
+        buffer: Index of its constant data; 0 for none.
+        variable: Whether the runtime keeps its values from one call to the next.
+        index: Its place in the file.
+    """
+
+    shape: Shape
+    dtype: str
+    name: str
+    scale: Any = None
+    zero_point: Any = 0
+    axis: int = 0
+    buffer: int = 0
+    variable: bool = False
+    index: int = -1
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its integers stand for real values."""
+        return self.scale is not None
+
+    @property
+    def scales(self) -> np.ndarray:
+        """The scales as the file has them: none, one, or one for each channel."""
+        return np.atleast_1d(np.asarray([] if self.scale is None else self.scale, "float32"))
+
+
+@dataclass(eq=False)
+class Operator:
+    """An op of the file."""
+
+    name: str
+    version: int
+    inputs: list[Any]
+    outputs: list[Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+    inside: list[Tensor] = field(default_factory=list)
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal scales and zero points once: with one for each channel of every layer's
+    weights and biases they are a tenth of a small network's file."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.known: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
+        if x.dtype.name not in ("float32", "int64"):
+            return super().CreateNumpyVector(x)
+        key = (x.dtype.name, x.tobytes())
+        if key not in self.known:
+            self.known[key] = super().CreateNumpyVector(x)
+        return self.known[key]
+
+
+def pack(model: schema.ModelT) -> bytes:
+    """The bytes of a file, from its object form."""
+    size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
+    builder = _SharingBuilder(size + 65536)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def pack_file(
+    description: str,
+    tensors: list[Tensor],
+    operators: list[Operator],
+    buffers: list[np.ndarray | None],
+    inputs: list[tuple[str, Tensor]],
+    outputs: list[tuple[str, Tensor]],
+) -> bytes:
+    """The bytes of a file of one graph with one signature.
+
+    Args:
+        description: What wrote the file.
+        tensors: Its tensors, in order of their `index`.
+        operators: Its ops, in order of execution.
+        buffers: The data of constants; None for the first, which holds none.
+        inputs: Name in the signature and tensor of each input.
+        outputs: The same of each output.
+
+    Returns:
+        The bytes.
+    """
+    codes = sorted({(op.name, op.version) for op in operators})
+    graph = schema.SubGraphT(
+        name="main",
+        tensors=[_pack_tensor(t) for t in tensors],
+        inputs=[t.index for _, t in inputs],
+        outputs=[t.index for _, t in outputs],
+        operators=[_pack_operator(op, codes) for op in operators],
+    )
+    signature = schema.SignatureDefT(
+        inputs=[schema.TensorMapT(name, t.index) for name, t in inputs],
+        outputs=[schema.TensorMapT(name, t.index) for name, t in outputs],
+        signatureKey="serving_default",
+        subgraphIndex=0,
+    )
+    return pack(
+        schema.ModelT(
+            version=3,
+            operatorCodes=[_pack_code(*code) for code in codes],
+            subgraphs=[graph],
+            description=description,
+            buffers=[schema.BufferT(data) for data in buffers],
+            signatureDefs=[signature],
+        )
+    )
+
+
+def _pack_code(name: str, version: int) -> schema.OperatorCodeT:
+    code = getattr(schema.BuiltinOperator, name)
+    return schema.OperatorCodeT(
+        deprecatedBuiltinCode=min(code, 127), builtinCode=code, version=version
+    )
+
+
+def _pack_tensor(tensor: Tensor) -> schema.TensorT:
+    quantization = None
+    if tensor.quantized:
+        scales = np.atleast_1d(np.asarray(tensor.scale, "float32"))
+        quantization = schema.QuantizationParametersT(
+            scale=scales,
+            zeroPoint=np.broadcast_to(tensor.zero_point, scales.shape).astype("int64"),
+            quantizedDimension=tensor.axis,
+        )
+    shape = [1 if size is None else size for size in tensor.shape]
+    return schema.TensorT(
+        shape=shape,
+        shapeSignature=(
+            [-1 if s is None else s for s in tensor.shape] if None in tensor.shape else None
+        ),
+        type=DTYPES[tensor.dtype],
+        buffer=tensor.buffer,
+        name=tensor.name,
+        quantization=quantization,
+        isVariable=tensor.variable,
+        hasRank=True,
+    )
+
+
+def _pack_operator(op: Operator, codes: list[tuple[str, int]]) -> schema.OperatorT:
+    table = get_kernel(op.name).options_table
+    options = None
+    if op.options or hasattr(schema, f"{table}T"):
+        values = {key: _coded(key, value) for key, value in op.options.items()}
+        options = getattr(schema, f"{table}T")(**values)
+    return schema.OperatorT(
+        opcodeIndex=codes.index((op.name, op.version)),
+        inputs=[-1 if t is None else t.index for t in op.inputs],
+        outputs=[t.index for t in op.outputs],
+        intermediates=[t.index for t in op.inside] or None,
+        builtinOptionsType=getattr(schema.BuiltinOptions, table, 0) if options else 0,
+        builtinOptions=options,
+    )
+
+
+def _coded(key: str, value: Any) -> Any:
+    """The value of an option as the schema stores it: a number for a name."""
+    if key in _ENUMS:
+        return getattr(_ENUMS[key], value)
+    return DTYPES[value] if key in ("inDataType", "outDataType", "outputType") else value

@@ -1,0 +1,191 @@
+"""Where the ops of a file run on a target: its own tool says so, if it has one."""
+
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from intact.litert.inspection import columns
+from intact.litert.kernels.targets import TARGETS, get_target
+from intact.litert.reader import read
+from intact.litert.runtime import delegated
+from intact.targets import edge_tpu, micro, vela
+from intact.targets.micro_trial import dense_scales_note, try_file
+
+_HEADING = ("", "op", "output", "runs on", "why")
+
+
+@dataclass(frozen=True)
+class PlacedOp:
+    """Where one op of a file runs.
+
+    Args:
+        index: Its place.
+        op: What it is.
+        output: The name of its output.
+        on_target: Whether it runs on the target, and not on its host's processor or nowhere.
+        where: What it runs on.
+        reason: Why it does not run on the target.
+
+    Example:
+
+    >>> PlacedOp(3, "GATHER", "y", on_target=False, where="CPU", reason="Unsupported").where
+    'CPU'
+    """
+
+    index: int
+    op: str
+    output: str
+    on_target: bool
+    where: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What `check` returns; printing it gives a table.
+
+    Args:
+        target: The target.
+        tool: The target's tool, with its version.
+        ops: One entry per op of the file.
+        runs: Whether the target with its host runs the file at all.
+        figures: Numbers that the tool tells; the names say the unit.
+        settings: What the tool assumes.
+        agrees: Whether the outputs equal those of LiteRT's reference kernels, except for rounding.
+        notes: More to know, in sentences.
+
+    Example:
+
+    >>> op = PlacedOp(0, "ADD", "y", on_target=True, where="NPU")
+    >>> Placement("ethos-u55", "Vela", (op,), runs=True, figures={}, settings="").share
+    1.0
+    """
+
+    target: str
+    tool: str
+    ops: tuple[PlacedOp, ...]
+    runs: bool
+    figures: dict[str, float]
+    settings: str
+    agrees: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the target runs the file and some of its ops, and computes what LiteRT does."""
+        return self.runs and self.agrees and any(op.on_target for op in self.ops)
+
+    @property
+    def share(self) -> float:
+        """The share of the ops that run on the target."""
+        return sum(op.on_target for op in self.ops) / max(len(self.ops), 1)
+
+    @property
+    def left(self) -> tuple[PlacedOp, ...]:
+        """The ops that do not run on the target."""
+        return tuple(op for op in self.ops if not op.on_target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {**asdict(self), "share": self.share, "ok": self.ok}
+
+    def __str__(self) -> str:
+        settings = f", {self.settings}" if self.settings else ""
+        rows = [(str(op.index), op.op, op.output, op.where, op.reason) for op in self.ops]
+        running = len(self.ops) - len(self.left)
+        lines = [f"{self.target} ({self.tool}{settings})", "", *columns(_HEADING, rows), ""]
+        title = TARGETS[get_target(self.target)].title
+        lines.append(f"{running} of {len(self.ops)} ops ({100 * self.share:.1f} %) run on {title}.")
+        if not self.runs:
+            lines.append(f"{title} does not run this file.")
+        elif not self.agrees:
+            lines.append(f"{title} runs this file, and computes other values than LiteRT.")
+        elif not running:
+            lines.append("Quantize the model with the scheme 'int8'.")
+        lines += self.notes
+        lines += [f"{name.replace('_', ' ')}: {value:,.6g}" for name, value in self.figures.items()]
+        return "\n".join(lines)
+
+
+def place(file: bytes, target: str, data: Any = None, samples: int = 8) -> Placement:
+    """Say where the ops of a file run on a target.
+
+    Args:
+        file: The file's bytes.
+        target: A name in `intact.litert.kernels.targets.TARGETS`, or that of an Ethos-U with its
+            number of MACs, such as "ethos-u55-256".
+        data: For "tflite-micro", the samples to run, as `LiteRTModel.predict` takes them;
+            random ones by default.
+        samples: How many random ones.
+
+    Returns:
+        The placement; print it.
+
+    Raises:
+        IntactError: There is no such target, or its tool is missing, or refuses the file.
+    """
+    base = get_target(target)
+    if base == "tflite-micro":
+        return _micro(file, target, data, samples)
+    if base == "edgetpu":
+        return _edge_tpu(file, target)
+    return _xnnpack(file, target) if base == "xnnpack" else _ethos(file, target)
+
+
+def _placed(
+    file: bytes, reasons: dict[int, str], where: str, otherwise: str
+) -> tuple[PlacedOp, ...]:
+    """The ops of a file, with the reasons of those that do not run on the target."""
+    return tuple(
+        PlacedOp(
+            index=i,
+            op=op.name,
+            output=op.outputs[0].name if op.outputs else "",
+            on_target=i not in reasons,
+            where=otherwise if i in reasons else where,
+            reason=reasons.get(i, ""),
+        )
+        for i, op in enumerate(read(file).graphs[0].ops)
+    )
+
+
+def _micro(file: bytes, target: str, data: Any, samples: int) -> Placement:
+    tool = f"tflite-micro {micro.version()}"
+    trial = try_file(file, data, samples)
+    return Placement(
+        target,
+        tool,
+        _placed(file, trial.faults, "TFLite Micro", "nowhere"),
+        trial.runs,
+        trial.figures,
+        "" if trial.faults else trial.reason,
+        trial.agrees,
+        notes=tuple(filter(None, [dense_scales_note(file)])) if trial.runs else (),
+    )
+
+
+def _ethos(file: bytes, target: str) -> Placement:
+    accelerator = vela.ACCELERATORS.get(target, target)
+    tool = f"ethos-u-vela {vela.version()}"
+    compiled = vela.compile_file(file, accelerator)
+    reasons = {
+        i: compiled.left[op.outputs[0].name]
+        for i, op in enumerate(read(file).graphs[0].ops)
+        if op.outputs and op.outputs[0].name in compiled.left
+    }
+    placed = _placed(file, reasons, "NPU", "CPU")
+    settings = f"{accelerator}, {compiled.settings}"
+    return Placement(target, tool, placed, True, compiled.figures, settings)
+
+
+def _edge_tpu(file: bytes, target: str) -> Placement:
+    reasons = edge_tpu.refused(read(file).graphs[0].ops)
+    placed = _placed(file, reasons, "Edge TPU", "CPU")
+    return Placement(target, "rules of its documentation", placed, True, {}, "")
+
+
+def _xnnpack(file: bytes, target: str) -> Placement:
+    tool = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
+    reason = "the runtime keeps it on its own kernels"
+    reasons = {i: reason for i, is_delegated in enumerate(delegated(file)) if not is_delegated}
+    return Placement(target, tool, _placed(file, reasons, "XNNPACK", "CPU"), True, {}, "")
