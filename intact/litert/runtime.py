@@ -1,6 +1,7 @@
 """Runs LiteRT files, float in and float out whatever the file's types."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -133,33 +134,16 @@ class LiteRTModel:
             InvalidDataError: Wrong names or shapes.
         """
         arrays = self.stored(x)
-        count = {name: len(a) for name, a in arrays.items()}
-        if len(set(count.values())) != 1 or not next(iter(count.values())):
-            raise InvalidDataError(
-                f"All inputs need the same number of samples, at least one. Received: {count}."
-            )
-        total = next(iter(count.values()))
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
         dynamic = all(
             len(d["shape_signature"]) and d["shape_signature"][0] == -1
             for d in self.input_details.values()
         )
-        step = (
-            min(batch_size, total)
-            if dynamic
-            else int(next(iter(self.input_details.values()))["shape"][0])
-        )
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
-        for start in range(0, total, step):
-            size = min(step, total - start) if dynamic else step
-            chunk = {name: a[start : start + size] for name, a in arrays.items()}
-            short = size - len(next(iter(chunk.values())))
-            if short:
-                chunk = {
-                    n: np.concatenate([a, np.repeat(a[-1:], short, 0)]) for n, a in chunk.items()
-                }
-            for name, value in self._run_batch(chunk, dynamic).items():
+        fixed = int(next(iter(self.input_details.values()))["shape"][0])
+        for batch, size, padding in _batches(arrays, batch_size if dynamic else fixed, dynamic):
+            for name, value in self._run_batch(batch, dynamic).items():
                 # A tensor inside may have several rows for each sample.
-                parts[name].append(value[: len(value) * (size - short) // size])
+                parts[name].append(value[: len(value) * (size - padding) // size])
         results = {name: np.concatenate(values) for name, values in parts.items()}
         if not raw:
             results = {name: self._to_real(name, value) for name, value in results.items()}
@@ -406,3 +390,28 @@ def expose(content: bytes, names: list[str]) -> bytes:
     graph.outputs = [*graph.outputs, *(index[n] for n in names if index[n] not in graph.outputs)]
     model.signatureDefs = []
     return pack(model)
+
+
+def _batches(
+    arrays: dict[str, np.ndarray], batch_size: int, dynamic: bool
+) -> Iterator[tuple[dict[str, np.ndarray], int, int]]:
+    """Batches of samples, each with its size and how many of its samples are padding.
+
+    The last batch is smaller where the size is dynamic; otherwise its last sample is repeated.
+    """
+    counts = {name: len(a) for name, a in arrays.items()}
+    if len(set(counts.values())) != 1 or not next(iter(counts.values())):
+        raise InvalidDataError(
+            f"All inputs need the same number of samples, at least one. Received: {counts}."
+        )
+    total = next(iter(counts.values()))
+    for start in range(0, total, batch_size):
+        size = min(batch_size, total - start) if dynamic else batch_size
+        batch = {name: a[start : start + size] for name, a in arrays.items()}
+        padding = size - len(next(iter(batch.values())))
+        if padding:
+            batch = {
+                name: np.concatenate([a, np.repeat(a[-1:], padding, 0)])
+                for name, a in batch.items()
+            }
+        yield batch, size, padding

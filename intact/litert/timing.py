@@ -86,23 +86,23 @@ def benchmark(
 
 
 def spans(models: Sequence[LiteRTModel], seconds: float) -> list[list[float]]:
-    """How long runs of files take, in turns, so that what else the machine does hits all alike.
+    """How long runs of files take, in turns, so that other work of the machine slows all alike.
 
     Args:
         models: The files, loaded.
         seconds: How long to measure, for each of them.
 
     Returns:
-        For each, the seconds of its runs: one at least.
+        For each file, the seconds of its runs: at least one.
     """
     for model in models:
         # This sets the inputs and warms up; what is timed is the runtime alone.
         model.run_on_zeros()
-    found: list[list[float]] = [[] for _ in models]
+    times_of: list[list[float]] = [[] for _ in models]
     end = time.perf_counter() + seconds * len(models)
-    while not found[-1] or time.perf_counter() < end:
-        for model, times in zip(models, found, strict=True):
+    while not times_of[-1] or time.perf_counter() < end:
+        for model, times in zip(models, times_of, strict=True):
             start = time.perf_counter()
             model.interpreter.invoke()
             times.append(time.perf_counter() - start)
-    return found
+    return times_of

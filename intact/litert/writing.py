@@ -134,12 +134,6 @@ def pack_file(
         outputs=[t.index for _, t in outputs],
         operators=[_pack_operator(op, codes) for op in operators],
     )
-    signature = schema.SignatureDefT(
-        inputs=[schema.TensorMapT(name, t.index) for name, t in inputs],
-        outputs=[schema.TensorMapT(name, t.index) for name, t in outputs],
-        signatureKey="serving_default",
-        subgraphIndex=0,
-    )
     return pack(
         schema.ModelT(
             version=3,
@@ -147,8 +141,19 @@ def pack_file(
             subgraphs=[graph],
             description=description,
             buffers=[schema.BufferT(data) for data in buffers],
-            signatureDefs=[signature],
+            signatureDefs=[_pack_signature(inputs, outputs)],
         )
+    )
+
+
+def _pack_signature(
+    inputs: list[tuple[str, Tensor]], outputs: list[tuple[str, Tensor]]
+) -> schema.SignatureDefT:
+    return schema.SignatureDefT(
+        inputs=[schema.TensorMapT(name, t.index) for name, t in inputs],
+        outputs=[schema.TensorMapT(name, t.index) for name, t in outputs],
+        signatureKey="serving_default",
+        subgraphIndex=0,
     )
 
 
