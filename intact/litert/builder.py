@@ -170,11 +170,7 @@ class Builder:
                 tensor.name = f"{tensor.name}/call_{index}"
             names.add(tensor.name)
 
-    def finish(
-        self,
-        inputs: list[tuple[str, Tensor]],
-        outputs: list[tuple[str, Tensor]],
-    ) -> bytes:
+    def finish(self, inputs: list[tuple[str, Tensor]], outputs: list[tuple[str, Tensor]]) -> bytes:
         """Pack the file.
 
         Args:

@@ -23,10 +23,7 @@ DTYPES = {
     "bool": schema.TensorType.BOOL,
 }
 
-_ENUMS = {
-    "padding": schema.Padding,
-    "fusedActivationFunction": schema.ActivationFunctionType,
-}
+_ENUMS = {"padding": schema.Padding, "fusedActivationFunction": schema.ActivationFunctionType}
 
 Shape = tuple[int | None, ...]
 

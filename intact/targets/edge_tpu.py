@@ -77,10 +77,7 @@ LIMITS: dict[EdgeTpuLimit, tuple[Callable[[FileOp], bool], str]] = {
     "joins zeros": (_joins_zeros, "a constant that it joins must be zeros, beside one input"),
     "no dilation": (lambda op: _dilations(op) == {1}, "it is dilated"),
     "no fused activation": (_has_no_activation, "its activation is fused"),
-    "one alpha per channel": (
-        _has_one_alpha_per_channel,
-        "it has more than one alpha per channel",
-    ),
+    "one alpha per channel": (_has_one_alpha_per_channel, "it has more than one alpha per channel"),
     "one dimension": (_has_one_dimension, "its output has more than one dimension"),
     "pads height and width": (_pads_inside, "it pads more than height and width"),
     "plain weights": (lambda op: not op.options["weightsFormat"], "its weights are shuffled"),

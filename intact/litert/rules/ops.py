@@ -24,13 +24,7 @@ _MISMATCH = {
 }
 
 
-@rule(
-    "O201",
-    ERROR,
-    "op",
-    example="an ADD with one input",
-    remedy="Export the model again",
-)
+@rule("O201", ERROR, "op", example="an ADD with one input", remedy="Export the model again")
 def tensors_missing(context: OpContext) -> Iterator[Fault]:
     """An op lacks inputs or outputs that its kernel needs.
 
@@ -67,13 +61,7 @@ def version_does_not_fit(context: OpContext) -> Iterator[Fault]:
         )
 
 
-@rule(
-    "K301",
-    ERROR,
-    "integer op",
-    example="a SIN of int8",
-    remedy="Keep the op in float",
-)
+@rule("K301", ERROR, "integer op", example="a SIN of int8", remedy="Keep the op in float")
 def kernel_missing_or_wrong(context: OpContext) -> Iterator[Fault]:
     """LiteRT has no kernel for the type, or one that computes something else.
 
@@ -139,11 +127,9 @@ def scale_missing(context: OpContext) -> Iterator[Fault]:
     Without a scale, integers stand for no real values. Kernels that compare or count do without.
     """
     kernel = context.kernel
-    checked = {
-        "free": [*context.data, *context.op.outputs],
-        "fixed": context.data,
-    }.get(kernel.scales, [])
-    for t in checked if kernel.scaled else ():
+    outputs = context.op.outputs if kernel.scales == "free" else ()
+    is_checked = kernel.scaled and kernel.scales in ("free", "fixed")
+    for t in [*context.data, *outputs] if is_checked else ():
         if t.dtype in INTEGERS and not t.quantized:
             yield Fault(f"it is {t.dtype} and has no scale", t)
 
@@ -236,13 +222,7 @@ def state_scale_differs(context: OpContext) -> Iterator[Fault]:
         )
 
 
-@rule(
-    "N701",
-    INFO,
-    "kernel",
-    example="a TOPK_V2",
-    remedy="Compare its outputs with the model's",
-)
+@rule("N701", INFO, "kernel", example="a TOPK_V2", remedy="Compare its outputs with the model's")
 def kernel_not_in_table(count: int) -> Iterator[Fault]:
     """The kernel table has no row for a kernel.
 
