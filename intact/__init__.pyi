@@ -18,6 +18,8 @@ from intact.api import plan_model as plan_model
 from intact.api import quantize_model as quantize_model
 from intact.api import write_c_array as write_c_array
 from intact.calibration.calibration import calibrate as calibrate
+from intact.calibration.sources import Arrays as Arrays
+from intact.calibration.sources import Data as Data
 from intact.errors import AccuracyWarning as AccuracyWarning
 from intact.errors import ExportError as ExportError
 from intact.errors import FusedLayerWarning as FusedLayerWarning

@@ -3,7 +3,7 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 
@@ -23,6 +23,7 @@ from intact.layers.quantized_model import is_quantized, refuse_quantized
 from intact.layers.schedule import NEVER, Schedule, delay_left
 from intact.litert.reader import read_bytes
 from intact.lowering.lowering import lower
+from intact.names import IODtype, SchemeName, TargetName
 from intact.paths import write_whole
 from intact.plan.filters import Chosen, Filters
 from intact.plan.planner import InputStats, Plan, States, make_plan
@@ -30,16 +31,16 @@ from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
 from intact.targets.c_array import c_array, c_name
 
-IO_DTYPES = ("float32", "int8", "uint8", "int16")
+IO_DTYPES = get_args(IODtype)
 
 
 def quantize_model(
     model: keras.Model,
-    scheme: str | Scheme = "int8",
+    scheme: SchemeName | Scheme = "int8",
     allow_float: bool = False,
     filters: Filters | None = None,
     schedule: Schedule | None = None,
-    target: str | None = None,
+    target: TargetName | None = None,
     input_stats: InputStats | None = None,
     fold_batch_norm: bool = False,
     states: States | None = None,
@@ -132,7 +133,7 @@ def quantize_model(
 
 def plan_model(
     model: keras.Model,
-    scheme: str | Scheme = "int8",
+    scheme: SchemeName | Scheme = "int8",
     allow_float: bool = False,
     filters: Filters | None = None,
 ) -> Plan:
@@ -180,10 +181,10 @@ def _canonical(model: keras.Model, scheme: Scheme, chosen: Chosen) -> keras.Mode
 def export(
     model: keras.Model,
     path: str | os.PathLike | None = None,
-    input_dtype: str = "float32",
-    output_dtype: str = "float32",
+    input_dtype: IODtype = "float32",
+    output_dtype: IODtype = "float32",
     integer_only: bool = False,
-    target: str | None = None,
+    target: TargetName | None = None,
 ) -> bytes:
     """Write a model as a LiteRT (`.tflite`) file.
 

@@ -99,7 +99,13 @@ def room(path: Path) -> str:
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_litert_and_targets_know_no_keras(path):
-    below = ("intact.litert", "intact.errors", "intact.paths", f"intact.{room(path)}")
+    below = (
+        "intact.litert",
+        "intact.errors",
+        "intact.names",
+        "intact.paths",
+        f"intact.{room(path)}",
+    )
     for module in imports(path):
         assert module.split(".")[0] not in ("keras", "jax", "torch", "tensorflow")
         if module.startswith("intact"):

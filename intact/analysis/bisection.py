@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.calibration.sources import check_batch
+from intact.calibration.sources import Arrays, check_batch
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import with_outputs
 from intact.layers.alignment import Point, Reference, as_real, find_points
@@ -82,7 +82,7 @@ class Bisection:
 def bisect(
     model: keras.Model,
     float_model: keras.Model,
-    x: Any,
+    x: Arrays,
     y: Any = None,
     metric: Callable[[Any], float] | None = None,
     drop: float = 0.01,

@@ -9,6 +9,7 @@ from intact.errors import UnsupportedLayerError
 from intact.graph.canonicalize import Masks, Tracer, trace_whole
 from intact.graph.simplify import simplify
 from intact.layers.quantized_model import refuse_quantized
+from intact.names import SchemeName
 from intact.numerics.affine import is_symbolic
 from intact.ops.base import Op, get_op, register_op
 from intact.plan.filters import Chosen, Filters
@@ -132,7 +133,7 @@ class Explanation:
 
 
 def explain(
-    model: keras.Model, scheme: str | Scheme = "int8", filters: Filters | None = None
+    model: keras.Model, scheme: SchemeName | Scheme = "int8", filters: Filters | None = None
 ) -> Explanation:
     """Say what each layer of a float model would become, and what would stay float and why.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from intact.analysis.page import page
 from intact.calibration.accuracy import float_file
-from intact.calibration.sources import check_batch
+from intact.calibration.sources import Arrays, check_batch
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import view, with_outputs
 from intact.layers.alignment import Noise, Point, Reference, find_points, range_of
@@ -21,6 +21,7 @@ from intact.layers.stateful import check_stream, keepers, refuse_stream, reset_s
 from intact.litert.inspection import is_float
 from intact.litert.reader import read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
+from intact.names import Kernels
 from intact.numerics.affine import dequantize, to_numpy
 from intact.paths import write_whole
 
@@ -302,10 +303,10 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def compare(
     model: keras.Model,
     file: str | os.PathLike | bytes,
-    x: Any,
+    x: Arrays,
     batch_size: int = 32,
     per_layer: bool = True,
-    kernels: str = "default",
+    kernels: Kernels = "default",
     float_model: keras.Model | None = None,
 ) -> Comparison:
     """Compare a model with the file it was exported to.

@@ -11,12 +11,13 @@ from keras import ops
 from intact.calibration.accuracy import warn_of_losses
 from intact.calibration.biases import Mean, State, Total, correct_biases
 from intact.calibration.capture import Watch, Watcher
-from intact.calibration.sources import Source
+from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
 from intact.layers.fake_quantize import FakeQuantize, range_calls, refuse_nested
 from intact.layers.quantized import QuantizedWeights
 from intact.layers.stateful import check_stream, keepers, reset_states
+from intact.names import ObserverName
 from intact.numerics.affine import host, to_numpy
 from intact.quantizers.observers import Observer, get_observer
 from intact.quantizers.uses import UseObserver, limits
@@ -24,10 +25,10 @@ from intact.quantizers.uses import UseObserver, limits
 
 def calibrate(
     model: keras.Model,
-    data: Any = None,
+    data: Data | None = None,
     steps: int | None = None,
     batch_size: int = 32,
-    observer: str | Observer | None = None,
+    observer: ObserverName | Observer | None = None,
     bias_correction: bool | None = None,
     verbose: int = 1,
     default_ranges: tuple[float, float] | None = None,
@@ -101,10 +102,10 @@ def calibrate(
 
 def find_ranges(
     model: keras.Model,
-    data: Any,
+    data: Data,
     steps: int | None = None,
     batch_size: int = 32,
-    observer: str | Observer | None = None,
+    observer: ObserverName | Observer | None = None,
     bias_correction: bool | None = None,
     verbose: int = 0,
 ) -> list[np.ndarray]:

@@ -3,13 +3,28 @@
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from intact.errors import InvalidDataError
+
+Arrays = npt.ArrayLike | Mapping[str, npt.ArrayLike] | Sequence[npt.ArrayLike]
+"""Samples for a model: an array, samples first; or for several inputs a list or dict of them.
+
+A tensor of any backend counts as an array. The names in a dict are those of the inputs.
+"""
+
+Data: TypeAlias = Arrays | Iterable[Any] | Callable[[], Iterable[Any]] | keras.utils.PyDataset
+"""What a model is calibrated on: arrays; or batches; or a function that returns either.
+
+Batches come from a list, a generator, a `tf.data.Dataset`, a torch `DataLoader` or a `PyDataset`. A
+batch is an array, or a list or dict of arrays for several inputs. It may be a tuple
+`(inputs, targets, ...)`, as in `fit`; the targets are not used.
+"""
 
 FEW = 16
 """How many samples a `Source` keeps."""
@@ -93,7 +108,7 @@ def _is_endless(data: Any) -> bool:
 
 
 def batches(
-    data: Any,
+    data: Data,
     batch_size: int,
     inputs: list[keras.KerasTensor],
     rng: np.random.Generator | None = None,
@@ -196,7 +211,7 @@ def _cut(data: Any, batch_size: int, rng: np.random.Generator | None) -> "_Batch
 
 
 def collect(
-    data: Any, steps: int | None, batch_size: int, inputs: list[keras.KerasTensor]
+    data: Data, steps: int | None, batch_size: int, inputs: list[keras.KerasTensor]
 ) -> list[np.ndarray]:
     """All samples of any kind of data at once.
 

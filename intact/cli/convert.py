@@ -60,39 +60,50 @@ def quantize(
 ) -> None:
     """Quantize a Keras model without training, and write it as a LiteRT file.
 
-    MODEL is a float model in a .keras or .h5 file of Keras 3 or Keras 2. About 100 typical
-    samples give the ranges of its activations. The schemes dynamic_range, float16 and
-    weight_only_* need no samples.
+    MODEL is a .keras or .h5 file of a float model. About 100 typical samples give the ranges of
+    its activations. The schemes dynamic_range, float16 and weight_only_* need no samples.
 
     --mean and --std scale the samples. With --input-dtype uint8 or int8 they also fix the scale
-    of the file's input, so that its bytes are the pixels before scaling. If there is one number
-    per channel, the file gets a layer that scales.
+    of the file's input: its bytes are the pixels before scaling.
 
     \b
     Examples:
         intact quantize model.keras --data images/ --mean 127.5 --std 127.5 -o model.tflite
-        intact quantize model.keras --data calib.npz -o model.tflite \\
-            --input-dtype int8 --output-dtype int8 --integer-only
         intact quantize model.h5 --scheme float16 -o model.tflite
     """
-    if samples.data is None and (recovers or html is not None):
-        what = "--recover" if recovers else "--html"
-        raise click.UsageError(f"{what} needs samples: pass them with --data.")
+    _require_samples(samples, recovers, html)
     float_model, samples = _with_byte_scaling(intact.load_keras(model), samples, file_format)
-    stats = _input_stats(float_model, samples, file_format)
-    target = file_format.target
-    q = intact.quantize_model(float_model, scheme, allow_float, target=target, input_stats=stats)
+    q = _quantized(float_model, scheme, allow_float, samples, file_format)
     x = None if samples.data is None else samples.load_for(float_model)
     with quiet_stdout():
         if x is not None:
             _fit_ranges(q, x, observer, recovers)
         content = _file(q, scheme, file_format)
-        if html is not None:
+        if x is not None and html is not None:
             intact.compare(q, content, x, float_model=float_model).to_html(html)
     if save is not None:
         save_model(q, save)
     write_whole(content, output)
     echo_file(as_json, output, content)
+
+
+def _require_samples(samples: Samples, recovers: bool, html: Path | None) -> None:
+    """Refuse options that need samples if there are none."""
+    if samples.data is None and (recovers or html is not None):
+        what = "--recover" if recovers else "--html"
+        raise click.UsageError(f"{what} needs samples: pass them with --data.")
+
+
+def _quantized(
+    model: "keras.Model",
+    scheme: SchemeName,
+    allow_float: bool,
+    samples: Samples,
+    file_format: FileFormat,
+) -> "keras.Model":
+    stats = _input_stats(model, samples, file_format)
+    target = file_format.target
+    return intact.quantize_model(model, scheme, allow_float, target=target, input_stats=stats)
 
 
 def _fit_ranges(q: "keras.Model", x: Any, observer: ObserverName | None, recovers: bool) -> None:

@@ -1,7 +1,6 @@
 """The command `demo`."""
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from intact.cli import options
-from intact.cli.output import quiet_stdout
+from intact.cli.output import echo, quiet_stdout
 from intact.errors import ExportError
 from intact.names import DatasetName
 
@@ -63,18 +62,16 @@ def demo(
 ) -> None:
     """Train, quantize, export and run a small CNN.
 
-    A CNN learns to read handwritten digits in float. It is then quantized twice: without
-    training, from 100 images, and with a few epochs of training. All three models are written as
-    LiteRT files, which are run on the test images.
+    A CNN learns to read handwritten digits in float. It is quantized without training, from 100
+    images, and then trained for a few epochs more. All three models are written as LiteRT files,
+    which are run on the test images.
 
     For each model, the table shows the accuracy in Keras and on LiteRT, how many output values
     differ between the two, the size of the file, and the latency for one image on one core.
-    Progress goes to stderr, the table to stdout.
 
     \b
     Examples:
         intact demo
-        intact demo --epochs 3 --seed 1 --json
         intact demo --dataset fashion_mnist --data fashion_mnist.npz
     """
     from intact.cli.demo_data import load_data
@@ -84,8 +81,6 @@ def demo(
         images = load_data(dataset, data, seed)
         _make_folder(output)
         # Keras is imported last, so that a wrong path is reported at once.
-        import keras
-
         from intact.cli.demo_run import run_demo
 
         results = run_demo(
@@ -96,14 +91,19 @@ def demo(
             verbose=1 if sys.stderr.isatty() else 2,
             say=lambda line: click.echo(line, err=True),
         )
-    seconds, backend = time.perf_counter() - start, keras.backend.backend()
-    if as_json:
-        rows = [dataclasses.asdict(r) for r in results]
-        summary = {"dataset": dataset, "backend": backend, "seconds": seconds}
-        click.echo(json.dumps({**summary, "results": rows}, indent=2))
-        return
-    click.echo(_table(results))
-    click.echo(f"\n{seconds:.0f} s on {backend}. The files are in {output}/")
+    _echo_results(results, dataset, output, time.perf_counter() - start, as_json)
+
+
+def _echo_results(
+    results: "list[Result]", dataset: DatasetName, output: Path, seconds: float, as_json: bool
+) -> None:
+    import keras
+
+    backend = keras.backend.backend()
+    rows = [dataclasses.asdict(result) for result in results]
+    data = {"dataset": dataset, "backend": backend, "seconds": seconds, "results": rows}
+    end = f"{seconds:.0f} s on {backend}. The files are in {output}/"
+    echo(as_json, data, f"{_table(results)}\n\n{end}")
 
 
 def _make_folder(path: Path) -> None:

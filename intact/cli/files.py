@@ -14,7 +14,7 @@ from intact.cli import options
 from intact.cli.options import Samples
 from intact.cli.output import echo
 from intact.errors import ExportError
-from intact.names import Kernels, TargetName
+from intact.names import Kernels, Target, TargetName
 from intact.paths import write_whole
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def verify(file: Path, as_json: bool) -> None:
     "in ethos-u55-256.",
 )
 @options.as_json
-def check(file: Path, target: str, as_json: bool) -> None:
+def check(file: Path, target: Target, as_json: bool) -> None:
     """Check whether a file runs on a target, and where its ops run.
 
     FILE is any .tflite file, or a Keras model in a .keras or .h5 file. A float model is checked

@@ -198,17 +198,8 @@ def _parse_std(ctx: Any, param: Any, value: str | None) -> tuple[float, ...] | N
     return numbers
 
 
-def with_samples(count: int | None = None, required: bool = True) -> Callable:
-    """The options that describe samples; the command gets them as one `Samples`.
-
-    Args:
-        count: How many samples to use by default; None for all.
-        required: Whether `--data` is required.
-
-    Returns:
-        The decorator.
-    """
-    options = with_options(
+def _sample_options(count: int | None, required: bool) -> Callable:
+    return with_options(
         click.option(
             "--data",
             type=DATA,
@@ -234,12 +225,24 @@ def with_samples(count: int | None = None, required: bool = True) -> Callable:
         ),
     )
 
+
+def with_samples(count: int | None = None, required: bool = True) -> Callable:
+    """The options that describe samples; the command gets them as one `Samples`.
+
+    Args:
+        count: How many samples to use by default; None for all.
+        required: Whether `--data` is required.
+
+    Returns:
+        The decorator.
+    """
+
     def add(command: Callable) -> Callable:
         @functools.wraps(command)
         def run(data: Any, array: Any, mean: Any, std: Any, count: Any, **others: Any) -> Any:
             return command(samples=Samples(data, array, mean, std, count), **others)
 
-        return options(run)
+        return _sample_options(count, required)(run)
 
     return add
 

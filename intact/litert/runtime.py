@@ -11,10 +11,11 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from intact.errors import IntactError, InvalidDataError
 from intact.litert.reader import read_bytes
 from intact.litert.writing import pack
+from intact.names import Kernels
 
 
 def load_litert(
-    file: str | os.PathLike | bytes, threads: int = 1, kernels: str = "default"
+    file: str | os.PathLike | bytes, threads: int = 1, kernels: Kernels = "default"
 ) -> "LiteRTModel":
     """Load a LiteRT file.
 
@@ -69,7 +70,7 @@ class LiteRTModel:
         "reference": OpResolverType.BUILTIN_REF,
     }
 
-    def __init__(self, content: bytes, threads: int = 1, kernels: str = "default") -> None:
+    def __init__(self, content: bytes, threads: int = 1, kernels: Kernels = "default") -> None:
         if content[4:8] != b"TFL3":
             raise IntactError("This is not a LiteRT file: its identifier is not 'TFL3'.")
         if kernels not in self.resolvers:

@@ -9,6 +9,7 @@ import numpy as np
 
 from intact.errors import IntactError
 from intact.litert.runtime import LiteRTModel, load_litert
+from intact.names import Kernels
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def benchmark(
     file: str | os.PathLike | bytes,
     threads: int = 1,
     seconds: float = 1.0,
-    kernels: str = "default",
+    kernels: Kernels = "default",
 ) -> Timing:
     """Measure how long a LiteRT file takes for one sample, here.
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.calibration.sources import Source
+from intact.calibration.sources import Data, Source
 from intact.errors import IntactError
 from intact.graph.canonicalize import canonicalize
 from intact.graph.view import Graph, view, with_outputs
@@ -22,7 +22,7 @@ LOSSES = ("kl", "mse")
 def distill(
     model: keras.Model,
     teacher: keras.Model,
-    data: Any,
+    data: Data,
     epochs: int = 1,
     steps: int | None = None,
     batch_size: int = 32,

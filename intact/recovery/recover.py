@@ -10,12 +10,14 @@ import numpy as np
 
 from intact.calibration.biases import State, take_back_corrections
 from intact.calibration.calibration import find_ranges
-from intact.calibration.sources import collect
+from intact.calibration.sources import Data, collect
 from intact.errors import IntactError
 from intact.graph.view import view
 from intact.layers.alignment import before_shares
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.stateful import refuse_stream
+from intact.names import ObserverName
+from intact.quantizers.observers import Observer
 from intact.recovery.equalization import equalize as equalize_layers
 from intact.recovery.folds import folds, surely_better
 from intact.recovery.layerwise import adjust, adjustable, float_sums
@@ -34,14 +36,14 @@ STEPS = ("round", "bias_correction", "weight_scales", "equalize")
 
 def recover(
     model: keras.Model,
-    data: Any,
+    data: Data,
     steps: int | None = None,
     batch_size: int = 32,
     bias_correction: bool | None = None,
     weight_scales: bool | None = None,
     round: bool | None = None,
     equalize: bool | None = None,
-    observer: Any = None,
+    observer: ObserverName | Observer | None = None,
     seed: int = 0,
     verbose: int = 1,
 ) -> keras.Model:
@@ -152,11 +154,11 @@ def describe(trials: Sequence[Trial]) -> str:
 
 def try_steps(
     model: keras.Model,
-    data: Any,
+    data: Data,
     options: dict[str, bool | None] | None = None,
     steps: int | None = None,
     batch_size: int = 32,
-    observer: Any = None,
+    observer: ObserverName | Observer | None = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> list[Trial]:

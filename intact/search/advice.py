@@ -10,24 +10,14 @@ import numpy as np
 from intact.analysis.report import table
 from intact.api import export, quantize_model
 from intact.calibration.calibration import find_ranges
-from intact.calibration.sources import collect
+from intact.calibration.sources import Data, collect
 from intact.errors import IntactError, InvalidDataError
 from intact.litert.runtime import load_litert
+from intact.names import ADVICE_OPTIONS
 from intact.recovery.recover import recover
-from intact.schemes import SCHEMES
+from intact.schemes import SCHEMES, get_scheme
 from intact.search.measures import Metric, agreement, latencies, top1
 from intact.targets.micro_trial import dense_scales_note
-
-OPTIONS = (
-    "float32",
-    "float16",
-    "dynamic_range",
-    "weight_only_8",
-    "int8",
-    "int8+recover",
-    "int16x8",
-)
-"""What `advise` tries: presets, with or without `recover`."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +79,11 @@ class Advice:
 
 def advise(
     model: keras.Model,
-    data: Any,
+    data: Data,
     labels: Any = None,
     metric: Metric | None = None,
     test: Any = None,
-    options: Sequence[str] = OPTIONS,
+    options: Sequence[str] = ADVICE_OPTIONS,
     tolerance: float = 0.01,
     steps: int | None = None,
     batch_size: int = 32,
@@ -210,7 +200,7 @@ def _file(model: keras.Model, preset: str, recovering: bool, data: Any, batch_si
     """The file of one option."""
     if preset == "float32":
         return export(model)
-    q = quantize_model(model, preset)
+    q = quantize_model(model, get_scheme(preset))
     if recovering:
         recover(q, data, batch_size=batch_size, verbose=0)
     else:

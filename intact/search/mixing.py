@@ -9,13 +9,14 @@ import keras
 
 from intact.api import export, quantize_model
 from intact.calibration.calibration import find_ranges
-from intact.calibration.sources import collect
+from intact.calibration.sources import Data, collect
 from intact.errors import IntactError
 from intact.graph.canonicalize import canonicalize
 from intact.graph.simplify import simplify
 from intact.graph.view import view
 from intact.layers.fake_quantize import FakeQuantize
 from intact.litert.runtime import load_litert
+from intact.names import SchemeName
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
@@ -30,10 +31,10 @@ BUDGETS = ("size", "latency", "accuracy")
 
 def mixed(
     model: keras.Model,
-    data: Any,
+    data: Data,
     budget: dict[str, float],
     labels: Any = None,
-    choices: Sequence[str] = ("int4", "int8", "int16x8", "float32"),
+    choices: Sequence[SchemeName] = ("int4", "int8", "int16x8", "float32"),
     steps: int | None = None,
     batch_size: int = 32,
     verbose: int = 1,
@@ -96,7 +97,7 @@ class _Ladder:
         model: keras.Model,
         data: Any,
         labels: Any,
-        choices: Sequence[str],
+        choices: Sequence[SchemeName],
         steps: int | None,
         batch_size: int,
         verbose: int,

@@ -11,12 +11,13 @@ import numpy as np
 from intact.analysis.report import table
 from intact.api import quantize_model
 from intact.calibration.calibration import find_ranges
-from intact.calibration.sources import collect
+from intact.calibration.sources import Data, collect
 from intact.graph.view import Graph, Node, view
 from intact.layers.alignment import before_shares
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized import Quantized, QuantizedWeights
 from intact.layers.stateful import refuse_stream
+from intact.names import SchemeName
 from intact.numerics.affine import QTensor, to_numpy, unquantized
 from intact.numerics.backend_kernels import round_clip
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op
@@ -79,8 +80,8 @@ class Sensitivity:
 
 def sensitivity(
     model: keras.Model,
-    data: Any,
-    scheme: str | Scheme = "int8",
+    data: Data,
+    scheme: SchemeName | Scheme = "int8",
     steps: int | None = None,
     batch_size: int = 32,
     allow_float: bool = False,

@@ -1,25 +1,27 @@
 """Whether a model or a file runs on a target, and where its ops run there."""
 
 import os
-from typing import Any
+from typing import cast
 
 import keras
 
 from intact.api import export, quantize_model
+from intact.calibration.sources import Data
 from intact.layers.fake_quantize import FakeQuantize, stand_in_ranges
 from intact.layers.quantized import flat
 from intact.layers.quantized_model import is_quantized
 from intact.litert.kernels.targets import get_target
 from intact.litert.reader import read_bytes
+from intact.names import IODtype, SchemeName, Target, TargetName
 from intact.plan.scheme import Scheme
 from intact.targets.placement import Placement, place
 
 
 def check(
     model: keras.Model | str | os.PathLike | bytes,
-    target: str,
-    data: Any = None,
-    scheme: str | Scheme = "int8",
+    target: Target,
+    data: Data | None = None,
+    scheme: SchemeName | Scheme = "int8",
 ) -> Placement:
     """Say whether a model or a file runs on a target, and where its ops run there.
 
@@ -64,13 +66,13 @@ def check(
     return place(read_bytes(model), target, data)
 
 
-def _file(model: keras.Model, target: str, scheme: str | Scheme) -> bytes:
+def _file(model: keras.Model, target: Target, scheme: SchemeName | Scheme) -> bytes:
     """The file that a model would become, with integers in and out."""
     float_model = not is_quantized(model)
     model = quantize_model(model, scheme, allow_float=True) if float_model else flat(model)
-    base = get_target(target)
+    base = cast(TargetName, get_target(target))
     quantizers = (layer for layer in model.layers if isinstance(layer, FakeQuantize))
     dtypes = {quantizer.spec.activation_dtype for quantizer in quantizers}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    dtype = cast(IODtype, dtypes.pop() if len(dtypes) == 1 else "float32")
     with stand_in_ranges(model):
         return export(model, input_dtype=dtype, output_dtype=dtype, target=base)
