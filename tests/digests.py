@@ -27,11 +27,17 @@ SCHEMES = ("int8", "uint8", "int16x8", "float32", "float16", "weight_only_8", "d
 COMPOSITES = ("UNet", "Detector", "ViT", "Reader", "Temporal")
 
 
+def _begin() -> None:
+    """Let names and weights not depend on what was built before."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(7)
+
+
 def battery() -> Iterator[tuple[str, keras.Model, Any]]:
     """`(name, model, data)` of every case."""
     for name, _, case in all_cases():
         rng = np.random.default_rng(11)
-        keras.utils.set_random_seed(7)
+        _begin()
         yield name, build_model(case, rng), make_data(case, rng)
 
 
@@ -49,7 +55,7 @@ def composites() -> Iterator[tuple[str, keras.Model, Any]]:
     }
     for name in COMPOSITES:
         rng = np.random.default_rng(11)
-        keras.utils.set_random_seed(7)
+        _begin()
         model = models[name]()
         randomize(model, rng)
         shape = (32, *model.inputs[0].shape[1:])
@@ -80,7 +86,7 @@ def digests(parts: list[str]) -> dict[str, str]:
     for part in parts:
         for name, model, data in sources[part]():
             for scheme in SCHEMES:
-                keras.utils.clear_session(free_memory=False)
+                _begin()
                 result[f"{name}/{scheme}"] = digest(model, data, scheme)
             print(f"\r{part}: {name:40}", end="", file=sys.stderr, flush=True)
     return result

@@ -22,7 +22,8 @@ from intact.layers.fake_quantize import FakeQuantize, tensor_name
 from intact.layers.stateful import keepers
 from intact.litert.reader import read
 from intact.litert.runtime import LiteRTModel, expose
-from intact.lowering.lowering import lower, lower_real
+from intact.lowering.lowering import lower
+from intact.lowering.real import lower_real
 from intact.ops.constant import Constant
 
 SAMPLES = 16

@@ -30,7 +30,7 @@ from intact.numerics.backend_kernels import exact_convolution
 
 if TYPE_CHECKING:
     from intact.graph.canonicalize import Tracer
-    from intact.lowering.lowering import LoweringNode
+    from intact.lowering.node import LoweringNode
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,255 @@
+"""A kernel on its way into a file, and its weights as the file stores them."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intact.errors import ExportError
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized import Frozen, Quantized, QuantizedWeights
+from intact.litert.builder import Shape, Tensor
+from intact.numerics.affine import accumulator, along, host, rescaled, to_numpy, weight_params
+from intact.ops.base import Op, Weighted, get_op
+
+if TYPE_CHECKING:
+    from intact.lowering.lowering import Lowering
+
+
+@dataclass
+class Stored:
+    """The values of a weight, as the file stores them.
+
+    Args:
+        values: Real values, or whole numbers: integers less their zero point.
+        dtype: The type in the file.
+        scale: Scale of whole numbers, per channel or one for all.
+        zero_point: Their zero point, likewise.
+        dynamic: The kernel takes whole numbers for its float input.
+    """
+
+    values: np.ndarray
+    dtype: str = "float32"
+    scale: Any = None
+    zero_point: Any = 0
+    dynamic: bool = False
+
+    def scaled(self, factor: np.ndarray, axis: tuple[int, ...]) -> "Stored":
+        """The weight times a real factor per channel."""
+        if self.scale is None:
+            values = self.values * along(factor, axis, self.values.shape, host)
+            return replace(self, values=values)
+        negative = factor < 0
+        sign = along(np.where(negative, np.float32(-1), 1), axis, self.values.shape, host)
+        # Ones' complement: the negative of the smallest integer has a place, too.
+        zero_point = np.where(
+            negative & np.any(self.zero_point), -1 - self.zero_point, self.zero_point
+        )
+        scale = (self.scale * np.abs(factor)).astype("float32")
+        return replace(self, values=self.values * sign, scale=scale, zero_point=zero_point)
+
+
+@dataclass(eq=False)
+class LoweringNode:
+    """One op on its way into the file; what `Op.lower` works from.
+
+    Args:
+        layer: The canonical layer.
+        op: Its op class.
+        inputs: Tensors of the file.
+        shape: Shape of the output.
+        name: Name of the output.
+        weights: Per name, the values as the op has them.
+        integer: Whether it computes on integers.
+        sums: Bias and scales of the integer sums, for integer ops with weights.
+        real_bias: Bias of a float op.
+        activation: The fused activation, by the schema's name.
+        quantizer: What rounds the output, if it is known.
+        arithmetic: How it is rounded, likewise.
+    """
+
+    lowering: "Lowering"
+    layer: Any
+    op: type[Op]
+    inputs: list[Tensor]
+    shape: Shape
+    name: str
+    weights: dict[str, "Stored"] = field(default_factory=dict)
+    integer: bool = False
+    sums: Any = None
+    real_bias: np.ndarray | None = None
+    activation: str = "NONE"
+    quantizer: FakeQuantize | None = None
+    arithmetic: str = "real"
+    _output: Tensor | None = None
+
+    @property
+    def input(self) -> Tensor:
+        """The only (or first) input."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> Tensor:
+        """The output."""
+        assert self._output is not None
+        return self._output
+
+    def alias(self, tensor: Tensor) -> None:
+        """Let the output be another tensor: there is nothing to compute."""
+        self._output = tensor
+
+    def fold(self, norm: Any) -> None:
+        """Fold a float batch norm into the weights and the bias."""
+        factor, offset = get_op(norm).factors(norm, self.shape[-1] or 0)
+        weight = self.op.weights.get("kernel")
+        axis = weight.axis if weight else (-1,)
+        self.weights["kernel"] = self.weights["kernel"].scaled(factor, axis)
+        bias = 0.0 if self.real_bias is None else self.real_bias
+        self.real_bias = bias * factor + offset
+
+    def constant(
+        self,
+        weight: str,
+        transpose: tuple[int, ...] | None = None,
+        shape: tuple[int, ...] | None = None,
+        axis: int = 0,
+    ) -> Tensor:
+        """A weight as a constant of the file.
+
+        Args:
+            weight: Its name in `Op.weights`.
+            transpose: The order of axes that the kernel wants.
+            shape: Or the shape that it wants.
+            axis: The axis of the output channels in that form.
+
+        Returns:
+            The constant.
+        """
+        stored = self.weights[weight]
+        values, dtype = stored.values, stored.dtype
+        if np.any(stored.zero_point):
+            channels = self.op.weights[weight].axis if np.ndim(stored.zero_point) else None
+            values = values + along(stored.zero_point, channels, values.shape, host)
+        if transpose is not None:
+            values = values.transpose(transpose)
+        if shape is not None:
+            values = values.reshape(shape)
+        name = f"{self.layer.name}/{weight}"
+        builder = self.lowering.builder
+        fields = {}
+        if stored.scale is not None:
+            fields = {"scale": stored.scale, "zero_point": stored.zero_point, "axis": axis}
+        made = builder.constant(values, name, dtype=dtype, **fields)
+        if self.integer or stored.dynamic or dtype == "float32":
+            return made
+        real = builder.tensor(made.shape, "float32", f"{name}_float")
+        builder.add("DEQUANTIZE", [made], [real])
+        return real
+
+    def bias(self) -> Tensor | None:
+        """The bias as a constant of the file: int32, or float; zeros where there is none."""
+        name = f"{self.layer.name}/bias"
+        builder = self.lowering.builder
+        if self.sums is None:
+            bias = np.zeros(self.shape[-1] or 0) if self.real_bias is None else self.real_bias
+            return builder.constant(bias.astype("float32"), name)
+        acc = self.sums
+        scale = acc.input_scale * acc.weight_scale
+        dtype = "int64" if self.input.dtype == "int16" else "int32"
+        return builder.constant(acc.bias, name, dtype=dtype, scale=scale, axis=0)
+
+
+def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
+    """The weights of an integer op, as it computes them in Keras."""
+    op = node.op
+    if not issubclass(op, Weighted):
+        if quantized.spec is not None:
+            stored_weights(node, quantized)
+        return
+    if isinstance(quantized, Frozen):
+        scale, zero_point = quantized.kernel_scale, to_numpy(quantized.kernel_zero_point)
+        values = to_numpy(quantized.kernel).astype("float32")
+        stored = Stored(values, quantized.stored, to_numpy(scale), zero_point)
+        node.weights["kernel"] = stored
+        node.sums = quantized.sums(np.float32(1), node.input.scale, host)
+        return
+    if op.weights:
+        stored_weights(node, quantized)
+    else:
+        values, scale = op.unit(node.input.shape[-1] or 0)
+        node.weights["kernel"] = Stored(values, "int8", scale)
+    kernel, whole = node.weights["kernel"], node.input.quantized
+    input_scale = node.input.scale if whole else np.float32(1)
+    all_count = np.ones_like(kernel.scale)
+    acc = accumulator(None if op.weights else all_count, input_scale, kernel.scale, host, whole)
+    node.sums = quantized.units(acc, host)
+    if op.weights:
+        axis = quantized.weight_axes()["kernel"]
+        kernel.values = rescaled(kernel.values, kernel.scale, node.sums, axis, host)
+        node.sums = node.sums._replace(values=all_count)
+
+
+def stored_weights(node: LoweringNode, quantized: Quantized) -> None:
+    """The weights of an op as its spec says."""
+    spec = quantized.spec
+    assert spec is not None
+    if spec.wide:
+        raise ExportError(
+            f"{type(node.layer).__name__} {node.layer.name!r} has weights of {spec.bits} bits "
+            f"that are stored as {spec.dtype}, and LiteRT has no kernel for these, but for int2, "
+            "int4 and int8. The model trains and predicts in Keras; to export it, give the layer "
+            "weights of 8 bits or less."
+        )
+    made = {} if spec.kind == "float" else quantized.quantized_weights(host)
+    for name, axis in quantized.weight_axes().items():
+        value = quantized.weight(name, host)
+        if spec.kind == "float":
+            node.weights[name] = Stored(value, spec.dtype)
+            continue
+        values, scale = made[name]
+        stored = Stored(values, spec.dtype, scale)
+        if spec.quantizer == "range" and not spec.symmetric:
+            _, zero_point = weight_params(value, spec.bits, axis, host, False)
+            shift = 128 if spec.kind == "uint" else 0
+            stored.zero_point = zero_point.reshape(np.shape(scale)) + shift
+        node.weights[name] = stored
+
+
+def settle_signs(node: LoweringNode) -> None:
+    """Move the signs of the channels' scales into weights and bias, for scales are positive."""
+    acc, planned = node.sums, node.weights["kernel"]
+    sign = np.where(acc.weight_scale < 0, np.float32(-1), np.float32(1))
+    counts = sign * acc.values
+    weight = node.op.weights.get("kernel")
+    values = planned.values
+    if sign.ndim:
+        values = values * along(counts, weight.axis if weight else (-1,), values.shape, host)
+    bias = np.broadcast_to(acc.bias * sign, (node.shape[-1] or 0,))
+    scale = np.abs(acc.weight_scale)
+    # Where all is 0, any scale does: one that no kernel finds too small.
+    kept = {a % values.ndim for a in (weight.axis if weight else (-1,)) if scale.ndim}
+    idle = ~values.any(axis=tuple({*range(values.ndim)} - kept)).reshape(scale.shape)
+    idle &= bias == 0 if scale.ndim else not bias.any()
+    scale = np.where(idle, node.output.scale / acc.input_scale, scale).astype("float32")
+    node.weights["kernel"] = replace(planned, values=values, scale=scale)
+    node.sums = acc._replace(bias=bias, weight_scale=scale)
+
+
+def float_weights(node: LoweringNode, held: Any) -> None:
+    """The weights of a float op, whose layer may be held by one that quantizes them."""
+    op, layer = node.op, node.layer
+    if isinstance(held, QuantizedWeights):
+        stored_weights(node, held)
+        for stored in node.weights.values():
+            stored.dynamic = held.dynamic
+    if not issubclass(op, Weighted):
+        return
+    if not op.weights:
+        factor, node.real_bias = op.factors(layer, node.input.shape[-1] or 0)
+        node.weights["kernel"] = Stored(factor)
+        return
+    for name in op.weights:
+        if name not in node.weights:
+            node.weights[name] = Stored(host.convert_to_tensor(getattr(layer, name)))
+    if layer.bias is not None:
+        node.real_bias = host.convert_to_tensor(layer.bias)
