@@ -169,7 +169,7 @@ def bisect(
 
 
 def _call(point: Point) -> Any:
-    return list(point.node.outputs) if point.quantizer else point.node.outputs[0]
+    return point.kernel.outputs
 
 
 def _score(

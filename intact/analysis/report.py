@@ -13,8 +13,9 @@ from intact.analysis.page import page
 from intact.calibration.accuracy import float_file
 from intact.calibration.sources import Arrays, check_batch
 from intact.errors import IntactError, InvalidDataError
-from intact.graph.view import view, with_outputs
-from intact.layers.alignment import Noise, Point, Reference, find_points, range_of
+from intact.graph.view import with_outputs
+from intact.layers.alignment import Noise, Point, Reference, find_points
+from intact.layers.kernel_graph import kernel_graph
 from intact.layers.quantized import Quantized, flat
 from intact.layers.quantized_model import is_quantized
 from intact.layers.stateful import check_stream, keepers, refuse_stream, reset_states
@@ -415,7 +416,7 @@ def _twin(
     if keepers(model):
         return None
     try:
-        tensors = [*model.outputs, *(point.node.outputs[0] for point in points)]
+        tensors = [*model.outputs, *(point.kernel.output for point in points)]
         content, names = float_file(model, tensors)
         file = LiteRTModel(content, os.cpu_count() or 1)
     except Exception:
@@ -462,8 +463,8 @@ def _runner(
 def _stored(point: Point) -> Any:
     """The integers that the file has at a point, or its real values."""
     if point.quantizer is None:
-        return point.node.outputs[0]
-    return _Stored(128 if point.quantizer.spec.kind == "uint" else 0)(point.node.outputs)
+        return point.kernel.output
+    return _Stored(128 if point.quantizer.spec.kind == "uint" else 0)(point.kernel.outputs)
 
 
 class _Stored(keras.layers.Layer):
@@ -483,8 +484,8 @@ class _Stored(keras.layers.Layer):
 
 def _step(model: keras.Model, output: keras.KerasTensor) -> float:
     """The scale of an output's integers; 1 if it is float through and through."""
-    found = range_of(view(model), output)
-    return 1.0 if found is None else float(to_numpy(found.grid().scale))
+    quantizer = kernel_graph(model).range_of(output)
+    return 1.0 if quantizer is None else float(to_numpy(quantizer.grid().scale))
 
 
 class _Tally:

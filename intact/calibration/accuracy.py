@@ -16,9 +16,9 @@ import numpy as np
 
 from intact.calibration.biases import without_corrections
 from intact.errors import AccuracyWarning
-from intact.graph.view import Node, view
-from intact.layers.alignment import before_shares, behind
-from intact.layers.fake_quantize import FakeQuantize, tensor_name
+from intact.graph.view import Node
+from intact.layers.alignment import before_shares
+from intact.layers.kernel_graph import Role, kernel_graph
 from intact.layers.stateful import keepers
 from intact.litert.reader import read
 from intact.litert.runtime import LiteRTModel, expose
@@ -266,7 +266,8 @@ class _Check:
 
     def __init__(self, model: keras.Model, batch: list[np.ndarray]) -> None:
         self.model, self.batch = model, batch
-        self.graph = view(model)
+        self.kernels = kernel_graph(model)
+        self.graph = self.kernels.graph
         self.content = lower(model)
         self.plain = LiteRTModel(self.content)
         self.names = dict(self._names())
@@ -274,15 +275,16 @@ class _Check:
     def _names(self) -> Iterator[tuple[Node, str]]:
         """The quantizers' calls whose tensors the file has, and what it calls these."""
         known = {tensor.name for tensor in read(self.content).graphs[0].tensors}
-        for node in self.graph.nodes:
-            if isinstance(node.layer, FakeQuantize):
-                source = self.graph.producer(node.inputs[0])
-                name = tensor_name(node.layer, node.kwargs)
-                if source.is_input and name not in known:
-                    # An input of integers has the name of its layer.
-                    name = source.layer.name
-                if name in known:
-                    yield node, name
+        for kernel in self.kernels.kernels:
+            node, name = kernel.range_call, kernel.name
+            if node is None:
+                continue
+            source = self.graph.producer(node.inputs[0])
+            if source.is_input and name not in known:
+                # An input of integers has the name of its layer.
+                name = source.layer.name
+            if name in known:
+                yield node, name
 
     def pairs(self, nodes: Sequence[Node]) -> tuple[list[Pair], dict[Node, Pair]]:
         """The model's outputs, and what some of its quantizers make."""
@@ -313,7 +315,7 @@ class _Check:
 
     def _judged(self, output: keras.KerasTensor) -> Node | None:
         """What rounds the tensor that an output makes shares of, if it does."""
-        before = before_shares(self.graph, output)
+        before = before_shares(self.kernels, output)
         if before is output:
             return None
         node = self.graph.producer(keras.tree.flatten(before)[0])
@@ -323,17 +325,16 @@ class _Check:
 
     def _parts(self, output: keras.KerasTensor) -> list[tuple[str, Any]]:
         """The tensors that an output is a concatenation of: names, and their places in it."""
-        node = behind(self.graph, output)
-        held = getattr(node.layer, "layer", node.layer)
-        if not isinstance(held, keras.layers.Concatenate):
+        joined = self.kernels.source(output)
+        if not isinstance(joined.layer, keras.layers.Concatenate):
             return []
-        operands = node.args[0]
+        operands = joined.call.args[0]
         firsts = [x if isinstance(x, keras.KerasTensor) else x[0] for x in operands]
-        axis = held.axis % len(firsts[0].shape)
+        axis = joined.layer.axis % len(firsts[0].shape)
         ends = np.cumsum([tensor.shape[axis] for tensor in firsts])
         before = [slice(None)] * axis
         return [
-            (behind(self.graph, t).layer.name, (*before, slice(end - t.shape[axis], end)))
+            (self.kernels.source(t).layer.name, (*before, slice(end - t.shape[axis], end)))
             for t, end in zip(firsts, ends, strict=True)
         ]
 
@@ -352,14 +353,13 @@ class _Check:
         return [loss for _, loss in sorted(drops, key=lambda drop: drop[0])]
 
     def _culprit(self, node: Node, snr: float) -> Loss:
-        source = behind(self.graph, node.inputs[0])
-        held = getattr(source.layer, "layer", source.layer)
+        source = self.kernels.source(node.inputs[0])
         remedy = "range"
-        if source.is_input:
+        if source.role is Role.INPUT:
             remedy = "input"
-        elif isinstance(held, Constant):
+        elif isinstance(source.layer, Constant):
             remedy = "table"
-        return Loss(repr(held.name), snr, remedy)
+        return Loss(repr(source.layer.name), snr, remedy)
 
 
 def _run(content: bytes, batch: list[np.ndarray]) -> dict[str, np.ndarray]:

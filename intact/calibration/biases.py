@@ -12,8 +12,7 @@ import numpy as np
 from keras import ops
 
 from intact.calibration.capture import Watch, products
-from intact.graph.view import Graph, Node, view
-from intact.layers.alignment import folded_norm
+from intact.layers.kernel_graph import Kernel, kernel_graph
 from intact.layers.quantized import Quantized
 from intact.numerics.affine import along, half_precision, host, to_numpy
 from intact.ops.base import Weighted, get_op
@@ -51,19 +50,19 @@ def correct_biases(model: keras.Model, look: Callable[[list[Watch]], list[Any]])
         look: Makes what each observer sees of its tensor, over all data.
     """
     take_back_corrections(model)
-    graph = view(model)
-    nodes = [node for node in graph.nodes if _has_kernel(node.layer)]
+    kernels = [kernel for kernel in kernel_graph(model).kernels if _has_kernel(kernel)]
+    nodes = [kernel.call for kernel in kernels]
     inputs = look([(node.inputs[0], Mean()) for node in nodes])
     # Products are linear: the mean over the samples may be taken first.
     means = [np.asarray(seen.total / seen.count, "float32")[None] for seen in inputs]
-    lost = products(model, nodes, [_rounding(node.layer) for node in nodes], means)
+    lost = products(model, nodes, [_rounding(kernel) for kernel in kernels], means)
     per_layer: dict[int, list[Any]] = {}
-    for node, gap in zip(nodes, lost, strict=True):
+    for kernel, gap in zip(kernels, lost, strict=True):
         shift = gap.mean(axis=tuple(range(gap.ndim - 1)))
-        per_layer.setdefault(id(node.layer), [node]).append(shift)
-    for node, *shifts in per_layer.values():
-        node.layer.corrected = np.mean(shifts, axis=0)
-        _shift(graph, node, node.layer.corrected)
+        per_layer.setdefault(id(kernel.layer), [kernel]).append(shift)
+    for kernel, *shifts in per_layer.values():
+        kernel.quantized.corrected = np.mean(shifts, axis=0)
+        _shift(kernel, kernel.quantized.corrected)
 
 
 def take_back_corrections(model: keras.Model) -> None:
@@ -72,12 +71,11 @@ def take_back_corrections(model: keras.Model) -> None:
     Args:
         model: A quantized model.
     """
-    graph = view(model)
-    for node in graph.nodes:
-        corrected = getattr(node.layer, "corrected", None)
-        if corrected is not None:
-            _shift(graph, node, -corrected)
-            node.layer.corrected = None
+    for kernel in kernel_graph(model).kernels:
+        quantized = kernel.quantized
+        if quantized is not None and quantized.corrected is not None:
+            _shift(kernel, -quantized.corrected)
+            quantized.corrected = None
 
 
 @contextlib.contextmanager
@@ -116,25 +114,25 @@ class State:
             layer.corrected = corrected
 
 
-def _shift(graph: Graph, node: Node, amount: np.ndarray) -> None:
-    """Add to the bias of a layer, or to the batch norm that becomes part of it."""
-    layer = folded_norm(node, graph) or node.layer.layer
+def _shift(kernel: Kernel, amount: np.ndarray) -> None:
+    """Add to the bias of a layer, or to the batch norm that folds into its weights."""
+    layer = kernel.norm or kernel.layer
     get_op(layer).shift(layer, amount)
 
 
-def _has_kernel(layer: Any) -> bool:
-    """Whether a layer sums products with a kernel that is rounded."""
-    if not isinstance(layer, Quantized) or layer.spec is None or layer.norm is not None:
+def _has_kernel(kernel: Kernel) -> bool:
+    """Whether a kernel sums products with weights that are rounded."""
+    quantized, op = kernel.quantized, kernel.op
+    if quantized is None or quantized.spec is None or quantized.norm is not None:
         return False
-    op = get_op(layer.layer)
-    return issubclass(op, Weighted) and "kernel" in op.weights
+    return op is not None and issubclass(op, Weighted) and "kernel" in op.weights
 
 
-def _rounding(quantized: Quantized) -> np.ndarray:
-    """What rounding takes from a layer's kernel."""
-    kernel, axis = to_numpy(quantized.layer.kernel), quantized.weight_axes()["kernel"]
-    assert quantized.spec is not None
+def _rounding(kernel: Kernel) -> np.ndarray:
+    """What rounding takes from a layer's weights."""
+    quantized: Any = kernel.quantized
+    exact, axis = to_numpy(kernel.layer.kernel), quantized.weight_axes()["kernel"]
     if quantized.spec.kind == "float":
-        return kernel - half_precision(kernel, host)
+        return exact - half_precision(exact, host)
     values, scale = quantized.quantized_weights(host)["kernel"]
-    return kernel - values * along(scale, axis, kernel.shape, host)
+    return exact - values * along(scale, axis, exact.shape, host)

@@ -10,12 +10,13 @@ from keras import ops
 
 from intact.errors import IntactError
 from intact.graph.canonicalize import canonicalize
-from intact.graph.view import Graph, Node, call_again, recompute, view
+from intact.graph.view import Node, call_again, recompute, view
 from intact.layers.base import Dequantize
-from intact.layers.fake_quantize import FakeQuantize, stored_params, tensor_name
-from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.layers.fake_quantize import FakeQuantize, stored_params
+from intact.layers.kernel_graph import Kernel, KernelGraph, Role, kernel_graph
+from intact.layers.quantized import Quantized
 from intact.numerics.affine import Tensor
-from intact.ops.base import AllSame, Fixed, SameAsInput, find_op, get_op
+from intact.ops.base import Fixed, SameAsInput
 from intact.ops.constant import Constant
 
 
@@ -26,21 +27,26 @@ class Point:
     Args:
         name: What reports call it.
         tensor: What the file calls it.
-        node: The call that makes it.
+        kernel: The kernel that makes it.
         made_by: The user's layer whose result it is, less what is fused into it.
         held: The layer whose rounded weights it is made with, if there is one.
     """
 
     name: str
     tensor: str
-    node: Node
+    kernel: Kernel
     made_by: keras.layers.Layer
     held: Quantized | None = None
 
     @property
+    def node(self) -> Node:
+        """The call that makes it."""
+        return self.kernel.calls[-1]
+
+    @property
     def quantizer(self) -> FakeQuantize | None:
         """What rounds the tensor; None if it stays in float."""
-        return self.node.layer if isinstance(self.node.layer, FakeQuantize) else None
+        return self.kernel.quantizer
 
     @property
     def rounds(self) -> bool:
@@ -68,64 +74,47 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
     >>> [point.name for point in find_points(intact.quantize_model(model))]
     ['x', 'y']
     """
-    graph = view(model)
+    kernels = kernel_graph(model)
     counts = None if names is None else Counter(names)
-    quantized = any(isinstance(node.layer, FakeQuantize) for node in graph.nodes)
-    found: list[Point] = []
+    quantized = any(kernel.quantizer for kernel in kernels.kernels)
+    points: list[Point] = []
     missing: list[str] = []
-    fused: dict[int, Quantized] = {}
-    for node in graph.nodes:
-        layer, out = node.layer, node.outputs[0]
-        if isinstance(layer, FakeQuantize):
-            before = graph.producer(node.inputs[0])
-            if isinstance(getattr(before.layer, "layer", None), Constant) or _vanishes(graph, node):
-                continue
-            name = tensor_name(layer, node.kwargs)
+    for kernel in kernels.kernels:
+        source = kernel
+        if kernel.role is Role.QUANTIZE:
+            source = kernels.source(kernel.call.inputs[0])
+        weights = source.quantized if source.quantized and source.quantized.spec else None
+        if isinstance(source.layer, Constant) or _vanishes(kernels, kernel):
+            continue
+        if kernel.quantizer is not None:
             # An input of integers has the name of its layer.
-            known = (name, before.layer.name) if before.is_input else (name,)
-            tensor = next((n for n in known if counts is None or counts[n]), None)
+            known = [kernel.name, source.layer.name][: 1 + (source.role is Role.INPUT)]
+            tensor = next((name for name in known if counts is None or counts[name]), None)
             if tensor is None:
-                missing.append(name)
-            else:
-                made_by = _made_by(graph, before)
-                held = made_by if isinstance(made_by, Quantized) and made_by.spec else None
-                found.append(Point(name, tensor, node, _own(made_by), held))
-        elif _is_float(node):
-            held = next((fused[id(t)] for t in node.inputs if id(t) in fused), None)
-            if isinstance(layer, QuantizedWeights):
-                held = layer
-            known = (layer.name, f"{layer.name}_float")
+                missing.append(kernel.name)
+                continue
+        elif kernel.role is Role.FLOAT and "float" in str(kernel.output.dtype):
             # Beside a quantized tensor of that name, the float one has the longer.
-            known = known[::-1] if quantized else known
+            known = [kernel.name, f"{kernel.name}_float"][:: -1 if quantized else 1]
             # A float layer called twice has tensors of one name, which cannot be told apart.
-            tensor = next((n for n in known if counts is None or counts[n] == 1), None)
-            if tensor is not None and (held or counts is not None):
-                found.append(Point(layer.name, tensor, node, _own(held or layer), held))
-            elif held:
-                fused[id(out)] = held
+            tensor = next((name for name in known if counts is None or counts[name] == 1), None)
+            if tensor is None or (weights is None and counts is None):
+                continue
+        else:
+            continue
+        points.append(Point(kernel.name, tensor, kernel, source.layer, weights))
     if missing:
         raise IntactError(
             f"The file has no tensors {missing}: it was not exported from this model."
         )
-    return found
+    return points
 
 
-def _own(layer: Any) -> keras.layers.Layer:
-    return layer.layer if isinstance(layer, Quantized) else layer
-
-
-def _is_float(node: Node) -> bool:
-    """Whether a node is a layer that computes in float."""
-    if node.is_input or isinstance(node.layer, FakeQuantize | Dequantize | Constant):
+def _vanishes(kernels: KernelGraph, kernel: Kernel) -> bool:
+    """Whether a kernel only gives a tensor the range that it has already: it is not written."""
+    if kernel.role is not Role.QUANTIZE:
         return False
-    if isinstance(node.layer, Quantized) and not isinstance(node.layer, QuantizedWeights):
-        return False
-    return "float" in str(node.outputs[0].dtype)
-
-
-def _vanishes(graph: Graph, node: Node) -> bool:
-    """Whether a quantizer changes nothing, for its input has the same scale: no op is written."""
-    source, own = range_of(graph, node.inputs[0]), node.layer
+    source, own = kernels.range_of(kernel.call.inputs[0]), kernel.layer
     return (
         source is not None
         and not own.rule.signs
@@ -134,86 +123,27 @@ def _vanishes(graph: Graph, node: Node) -> bool:
     )
 
 
-def range_of(graph: Graph, tensor: keras.KerasTensor) -> FakeQuantize | None:
-    """The quantizer whose range a tensor has; None of a float tensor, or of sums.
-
-    Args:
-        graph: The graph of a quantized model.
-        tensor: Its tensor.
-    """
-    node = graph.producer(tensor)
-    while not isinstance(node.layer, FakeQuantize):
-        if isinstance(node.layer, QuantizedWeights):
-            return None
-        if isinstance(node.layer, Quantized):
-            if not isinstance(get_op(node.layer.layer).output, SameAsInput | AllSame):
-                return None
-        elif not isinstance(node.layer, Dequantize):
-            return None
-        node = graph.producer(node.inputs[0])
-    return node.layer
-
-
-def folded_norm(node: Node, graph: Graph) -> Any:
-    """The batch norm that becomes part of a layer's weights in the file, if there is one.
-
-    Args:
-        node: A call of the layer.
-        graph: The view of a quantized model.
-    """
-    following = graph.sole_consumer(node.outputs[0])
-    if following is None:
-        return None
-    if isinstance(node.layer, QuantizedWeights):
-        op = find_op(following.layer)
-        folds = op is not None and op.folds_into_weights(following.layer, node.outputs[0].shape)
-        return following.layer if folds else None
-    return following.layer.layer if following.kwargs.get("folds") else None
-
-
-def behind(graph: Graph, tensor: keras.KerasTensor) -> Node:
-    """The call whose result a tensor is, less what only quantizes it or makes it real again.
-
-    Args:
-        graph: The view of a quantized model.
-        tensor: Its tensor.
-    """
-    node = graph.producer(tensor)
-    while isinstance(node.layer, Dequantize | FakeQuantize) and node.inputs:
-        node = graph.producer(node.inputs[0])
-    return node
-
-
-def before_shares(graph: Graph, output: keras.KerasTensor) -> Any:
+def before_shares(kernels: KernelGraph, output: keras.KerasTensor) -> Any:
     """What a softmax or sigmoid at the end makes shares of; the output where there is none.
 
     Shares that are nearly 0 or 1 say little of how good the rest of a model is.
 
     Args:
-        graph: The view of a quantized model.
+        kernels: The kernels of a quantized model.
         output: One of its outputs.
 
     Returns:
         A tensor of the graph, or a triple of them.
     """
-    node = behind(graph, output)
-    while node.inputs:
-        held = getattr(node.layer, "layer", node.layer)
-        op = find_op(held) if isinstance(held, keras.layers.Layer) else None
-        if op is not None and isinstance(op.output, Fixed):
-            return node.args[0]
-        if op is None or not isinstance(op.output, SameAsInput):
+    kernel = kernels.source(output)
+    while kernel.op is not None:
+        if isinstance(kernel.op.output, Fixed):
+            return kernel.call.args[0]
+        if not isinstance(kernel.op.output, SameAsInput):
             break
         # A reshape and the like.
-        node = behind(graph, node.inputs[0])
+        kernel = kernels.source(kernel.call.inputs[0])
     return output
-
-
-def _made_by(graph: Graph, node: Node) -> Any:
-    """The layer whose result a node has, perhaps with a batch norm folded in."""
-    while node.kwargs.get("folds"):
-        node = graph.producer(node.inputs[0])
-    return node.layer
 
 
 class Reference:
@@ -229,7 +159,8 @@ class Reference:
 
     def __init__(self, model: keras.Model, float_model: keras.Model) -> None:
         self.model = model
-        self.graph = view(model)
+        self.kernels = kernel_graph(model)
+        self.graph = self.kernels.graph
         canonical = canonicalize(float_model)
         self.float_graph = view(canonical)
         self.tensors = self._pair()
@@ -248,7 +179,9 @@ class Reference:
         pairs: dict[int, keras.KerasTensor] = {}
         for node in self.graph.nodes:
             before = {id(pairs[id(t)]) for t in node.inputs}
-            if isinstance(node.layer, FakeQuantize | Dequantize):
+            kernel = self.kernels.of(node)
+            rounds = node is kernel.range_call
+            if rounds or kernel.role is Role.DEQUANTIZE:
                 out = pairs[id(node.inputs[0])]
             else:
                 same = calls.get(node.layer.name, [])
@@ -256,7 +189,7 @@ class Reference:
                 if call is None:
                     raise self._stranger(node.layer.name)
                 out = self._with_fused(call.outputs[0], known)
-            if isinstance(node.layer, FakeQuantize) and out.shape != node.outputs[0].shape:
+            if rounds and out.shape != node.outputs[0].shape:
                 raise self._stranger(node.layer.name)
             pairs.update((id(tensor), out) for tensor in node.outputs)
         return pairs

@@ -17,6 +17,10 @@ Gives = Literal["integers", "sums", "real"]
 class QuantizedLayer(keras.layers.Layer):
     """Base of the layers that a quantized model is made of."""
 
+    def unrounded(self, *args: Any, **kwargs: Any) -> Any:
+        """What a call returns, without any rounding; the arguments are those of a call."""
+        return self(*args, **kwargs)
+
     @property
     def gives(self) -> Gives:
         """What a call returns."""
@@ -133,7 +137,7 @@ def real_output(node: Node) -> keras.KerasTensor:
         node = readers(node.outputs[0])[0]
         # A range of one tensor is named after the last layer of its kernel.
         if node.kwargs.get("folds") or getattr(node.layer, "slots", 0) == 1:
-            others.append(node.layer.name.removesuffix("_quantizer"))
+            others.append(getattr(node.layer, "range_name", node.layer.name))
     # An activation inside the layer has the layer's name before its own.
     others = [name for name in others if not name.startswith(layer.name)]
     if others:
@@ -149,5 +153,5 @@ def real_output(node: Node) -> keras.KerasTensor:
         if isinstance(reader.layer, Dequantize):
             return reader.outputs[0]
     slot = node.kwargs.get("slot", 0)
-    name = node.layer.name.removesuffix("_quantizer") + (f"_{slot}" if slot else "")
+    name = getattr(node.layer, "range_name", node.layer.name) + (f"_{slot}" if slot else "")
     return Dequantize(name=f"{name}_dequantize")(node.outputs)

@@ -118,6 +118,11 @@ class FakeQuantize(QuantizedLayer):
         return "integers"
 
     @property
+    def range_name(self) -> str:
+        """The name of its range: that of the first layer whose output has it."""
+        return self.name.removesuffix("_quantizer")
+
+    @property
     def calibrated(self) -> bool:
         """Whether every slot has a range."""
         return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
@@ -365,7 +370,7 @@ class FakeQuantize(QuantizedLayer):
             if count is None:
                 return y
             # A model that has seen no data computes in float rather than in zeros.
-            plain = self.real(pending, arithmetic=rule.name, lower=lower, upper=upper)
+            plain = self.unrounded(pending, arithmetic=rule.name, lower=lower, upper=upper)
             ready = count[slot] > 0
             return QTensor(*(ops.where(ready, a, b) for a, b in zip(y, plain, strict=True)))
 
@@ -411,7 +416,7 @@ class FakeQuantize(QuantizedLayer):
                 values = straight_through(values, smooth)
         return values
 
-    def real(
+    def unrounded(
         self,
         pending: Any,
         partners: Any = (),
@@ -595,7 +600,7 @@ def _bounded(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
 
 def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
     """The file's name of a tensor that a quantizer makes."""
-    name = quantizer.name.removesuffix("_quantizer")
+    name = quantizer.range_name
     slot = kwargs.get("slot", 0)
     # A layer's name has no slash, so this one is no other tensor's.
     return f"{name}/{slot}" if slot else name

@@ -75,6 +75,12 @@ class Kernel:
         return self.calls[-1].outputs[0]
 
     @property
+    def outputs(self) -> Any:
+        """Its output: a tensor of the model's graph, or a triple of them."""
+        outputs = self.calls[-1].outputs
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    @property
     def norm(self) -> Any:
         """The first batch norm that folds into its weights, if there is one."""
         return _layer_of(self.norms[0]) if self.norms else None

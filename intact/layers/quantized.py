@@ -243,6 +243,15 @@ class Quantized(QuantizedLayer):
             found[name] = n, xp.reshape(scale, () if axis is None else (-1,))
         return found
 
+    def unrounded(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("folds"):
+            return self(*args, **kwargs)
+        axes, weights = self.weight_axes(), {}
+        for name, (_, scale) in self.quantized_weights().items():
+            w = ops.convert_to_tensor(getattr(self.layer, name))
+            weights[name] = (w / along(scale, axes[name], w.shape), scale)
+        return self.compute(args[0], weights)
+
     def weight_axes(self) -> dict[str, tuple[int, ...] | None]:
         """Per name of a quantized weight, the axes that keep a scale of their own, if any."""
         per_axis = self.spec is not None and self.spec.per_axis
@@ -483,6 +492,11 @@ class QuantizedWeights(Quantized):
             sums = op.products(self.layer, n, kernel)
         y = sums * scale * weight_scale
         return y if self.layer.bias is None else y + self.layer.bias
+
+    def unrounded(self, *args: Any, **kwargs: Any) -> Any:
+        operands = [args[0]] if len(self.shapes) == 1 else args[0]
+        weights = {name: getattr(self.layer, name) for name in self.weight_axes()}
+        return get_op(self.layer).real(self.layer, operands, weights)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         shapes = self.shapes[0] if len(self.shapes) == 1 else self.shapes

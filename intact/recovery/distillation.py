@@ -10,10 +10,9 @@ from keras import layers, ops
 from intact.calibration.sources import Data, Source
 from intact.errors import IntactError
 from intact.graph.canonicalize import canonicalize
-from intact.graph.view import Graph, view, with_outputs
-from intact.layers.base import Dequantize
-from intact.layers.fake_quantize import FakeQuantize
-from intact.layers.quantized import Quantized
+from intact.graph.view import with_outputs
+from intact.layers.alignment import as_real
+from intact.layers.kernel_graph import KernelGraph, Role, kernel_graph
 from intact.layers.quantized_model import is_quantized
 
 LOSSES = ("kl", "mse")
@@ -136,7 +135,7 @@ def _joint(
     features: tuple[str, ...],
 ) -> keras.Model:
     """A model whose output is the distance of student and teacher, of each sample."""
-    student_graph, teacher_graph = view(model), view(teacher)
+    student, expert = kernel_graph(model), kernel_graph(teacher)
     ours, theirs = [], []
     kinds: list[str] = []
     if [t.shape for t in model.outputs] != [t.shape for t in teacher.outputs]:
@@ -145,14 +144,14 @@ def _joint(
             f"Received: {[t.shape for t in teacher.outputs]} of {teacher.name!r}."
         )
     for mine, its in zip(model.outputs, teacher.outputs, strict=True):
-        source = teacher_graph.producer(its)
+        source = expert.graph.producer(its)
         ends = isinstance(source.layer, layers.Softmax) and loss != "mse"
-        ours.append(_before(student_graph, mine) if ends else mine)
+        ours.append(as_real(student.source(mine).call.args[0]) if ends else mine)
         theirs.append(source.inputs[0] if ends else its)
         kinds.append("kl" if ends else loss or "mse")
     for name in features:
-        ours.append(_feature(model, student_graph, name))
-        theirs.append(_feature(teacher, teacher_graph, name))
+        ours.append(_feature(model, student, name))
+        theirs.append(_feature(teacher, expert, name))
         kinds.append("feature")
     frozen = with_outputs(teacher, theirs)
     frozen.trainable = False
@@ -162,28 +161,17 @@ def _joint(
     return with_outputs(model, _Distance(kinds, temperature)([*ours, *known]))
 
 
-def _before(graph: Graph, output: keras.KerasTensor) -> keras.KerasTensor:
-    """The logits that the softmax at an end of a quantized model takes."""
-    node = graph.producer(output)
-    while isinstance(node.layer, Dequantize | FakeQuantize):
-        node = graph.producer(node.inputs[0])
-    return _real(node.inputs, isinstance(node.layer, Quantized))
-
-
-def _real(tensors: Any, integer: bool) -> keras.KerasTensor:
-    return Dequantize()(tuple(tensors)) if integer else tensors[0]
-
-
-def _feature(model: keras.Model, graph: Graph, name: str) -> keras.KerasTensor:
+def _feature(model: keras.Model, kernels: KernelGraph, name: str) -> keras.KerasTensor:
     """The output of a layer as real values."""
-    found = [node for node in graph.nodes if node.layer.name == name]
-    if found and (len(found[0].outputs) == 3 or not isinstance(found[0].layer, Quantized)):
-        return _real(found[0].outputs, len(found[0].outputs) == 3)
-    # Sums go on to their quantizer, which has the name of the last layer that is fused.
-    last = [node for node in graph.nodes if node.layer.name == f"{name}_quantizer"]
-    if last:
-        return _real(last[0].outputs, True)
-    if found:
+    inside = False
+    for kernel in kernels.kernels:
+        if kernel.name == name and kernel.role in (Role.INTEGER, Role.FLOAT):
+            return as_real(kernel.outputs)
+        for node in kernel.calls:
+            inside |= node.layer.name == name
+            if node.layer.name == name and kernel.role is Role.FLOAT:
+                return node.outputs[0]
+    if inside:
         raise IntactError(
             f"The output of layer {name!r} goes on to an activation or batch norm without being "
             "rounded. Name the layer that it goes on to."

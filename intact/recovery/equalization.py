@@ -10,7 +10,6 @@ arXiv:2211.10438, equation 4, with a half), or make the tensor even where a dept
 reads it, whose channels have scales of their own.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from intact.graph.view import Graph, Node, view
-from intact.layers.alignment import folded_norm
-from intact.layers.fake_quantize import FakeQuantize
+from intact.graph.view import view
+from intact.layers.kernel_graph import Kernel, KernelGraph, Role
 from intact.numerics.affine import to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import get_op
@@ -48,54 +46,59 @@ LARGEST = 64.0
 
 @dataclass
 class Pair:
-    """Two layers with a tensor in between whose channels can be scaled.
+    """Two kernels with a tensor in between whose channels can be scaled.
 
     Args:
-        first: The call that makes the tensor.
-        norm: The batch norm behind it, if there is one.
+        first: The kernel that makes the tensor.
         upper: Where a ReLU clamps it.
-        second: The call that reads it.
+        second: The kernel that reads it.
         factors: What its channels are divided by.
     """
 
-    first: Node
-    norm: Any
+    first: Kernel
     upper: float | None
-    second: Node
+    second: Kernel
     factors: Any = None
 
 
-def pairs(graph: Graph) -> Iterator[Pair]:
-    """The pairs of layers between which scales can be moved."""
-    calls = Counter(id(node.layer) for node in graph.nodes)
-    for first in graph.nodes:
-        if not adjustable(first.layer) or calls[id(first.layer)] > 1:
+def pairs(kernels: KernelGraph) -> Iterator[Pair]:
+    """The pairs of kernels between which scales can be moved."""
+    for first in kernels.kernels:
+        if not adjustable(first.call.layer) or kernels.calls[id(first.call.layer)] > 1:
             continue
-        if isinstance(first.layer.layer, layers.Conv2DTranspose):
+        if isinstance(first.layer, layers.Conv2DTranspose):
             continue
-        norm, upper = folded_norm(first, graph), None
-        if norm is not None and not norm.scale:
+        if first.norm is not None and not first.norm.scale:
             continue
-        node: Node | None = graph.sole_consumer(first.outputs[0])
-        if norm is not None and node is not None:
-            node = graph.sole_consumer(node.outputs[0])
-        while node is not None and not adjustable(node.layer):
-            held = getattr(node.layer, "layer", node.layer)
-            bounds = relu_bounds(held)
-            if isinstance(node.layer, FakeQuantize):
-                if node.layer.slots > 1 or node.kwargs.get("lower") not in (None, 0.0):
-                    break
-                upper = node.kwargs.get("upper", upper)
-            elif bounds:
-                upper = bounds[1] or upper
-            elif not isinstance(held, HOMOGENEOUS):
-                break
-            node = graph.sole_consumer(node.outputs[0])
-        else:
-            if node is not None and calls[id(node.layer)] == 1:
-                channels = first.outputs[0].shape[-1]
-                if _input_channels(node.layer.layer) == channels:
-                    yield Pair(first, norm, upper, node)
+        upper, second = _reader(kernels, first)
+        if second is None or kernels.calls[id(second.call.layer)] > 1:
+            continue
+        if _input_channels(second.layer) == first.call.outputs[0].shape[-1]:
+            yield Pair(first, upper, second)
+
+
+def _reader(kernels: KernelGraph, first: Kernel) -> tuple[float | None, Kernel | None]:
+    """The kernel that reads another's output, behind what commutes with a positive factor.
+
+    Returns:
+        Where that output is clamped, and the kernel that reads it, if scales can move there.
+    """
+    upper, kernel = None, first
+    while True:
+        lower, bound = kernel.clamp
+        shared = kernel.quantizer is not None and kernel.quantizer.slots > 1
+        if shared or lower not in (None, 0.0):
+            return upper, None
+        upper = bound or upper
+        following = kernels.sole_reader(kernel)
+        if following is None or adjustable(following.call.layer):
+            return upper, following
+        kernel = following
+        clamp = None if kernel.op is None else relu_bounds(kernel.layer)
+        if clamp is not None:
+            upper = clamp[1] or upper
+        elif kernel.role is not Role.QUANTIZE and not isinstance(kernel.layer, HOMOGENEOUS):
+            return upper, None
 
 
 def _input_channels(layer: Any) -> int | None:
@@ -117,19 +120,19 @@ def equalize(model: keras.Model, batches: list[list[Any]]) -> int:
     """
     graph = view(model)
     walk = Walk(graph, batches)
-    found = {id(pair.second): pair for pair in pairs(graph)}
+    by_reader = {id(pair.second.call): pair for pair in pairs(walk.kernels)}
     for node in graph.nodes:
         if node.is_input:
             continue
-        if id(node) in found:
+        if id(node) in by_reader:
             # Ahead of the call, which forgets its inputs.
-            pair = found[id(node)]
+            pair = by_reader[id(node)]
             peaks = [_peaks(to_numpy(x)) for x in walk.real(node.args[0])]
-            pair.factors = _factors(np.max(peaks, axis=0), pair.upper, node.layer.layer)
+            pair.factors = _factors(np.max(peaks, axis=0), pair.upper, pair.second.layer)
         walk.step(node, in_float)
-    for pair in found.values():
+    for pair in by_reader.values():
         _scale(pair)
-    return len(found)
+    return len(by_reader)
 
 
 def _peaks(x: np.ndarray) -> np.ndarray:
@@ -165,9 +168,9 @@ def _factors(peaks: np.ndarray, upper: float | None, reader: Any) -> np.ndarray:
 
 def _scale(pair: Pair) -> None:
     """Divide the channels of a tensor, and multiply the weights that read it."""
-    first, factors = pair.first.layer.layer, pair.factors
-    if pair.norm is not None:
-        divided = [pair.norm.gamma, *([pair.norm.beta] if pair.norm.center else [])]
+    first, norm, factors = pair.first.layer, pair.first.norm, pair.factors
+    if norm is not None:
+        divided = [norm.gamma, *([norm.beta] if norm.center else [])]
     else:
         kernel = first.kernel
         shape = [*kernel.shape[:-2], -1] if get_op(first) is DepthwiseConv2D else kernel.shape
@@ -176,5 +179,5 @@ def _scale(pair: Pair) -> None:
         divided = [] if first.bias is None else [first.bias]
     for variable in divided:
         variable.assign(to_numpy(variable) / factors)
-    reader = pair.second.layer.layer.kernel
+    reader = pair.second.layer.kernel
     reader.assign(to_numpy(reader) * factors[:, None])

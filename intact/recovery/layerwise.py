@@ -7,7 +7,6 @@ import numpy as np
 from keras import ops
 
 from intact.graph.view import Graph, Node, view
-from intact.layers.alignment import folded_norm
 from intact.layers.quantized import Quantized
 from intact.numerics.affine import to_numpy
 from intact.numerics.backend_kernels import no_gradients
@@ -83,7 +82,7 @@ def adjust(
             continue
         covariance = _covariance(node, walk, rng) if _is_once(node, graph) else None
         if covariance:
-            norm = folded_norm(node, graph)
+            norm = walk.kernels.of(node).norm
             chosen = _adjust(node.layer, covariance, norm, weight_scales, learned)
             if bias_correction:
                 shift = targets[node.layer.name] - _mean_sums(node, walk, chosen)

@@ -15,6 +15,7 @@ from intact.errors import IntactError
 from intact.graph.view import view
 from intact.layers.alignment import before_shares
 from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.kernel_graph import kernel_graph
 from intact.layers.stateful import refuse_stream
 from intact.names import ObserverName
 from intact.quantizers.observers import Observer
@@ -215,7 +216,7 @@ class _Recovery:
     ) -> None:
         self.model, self.arrays, self.observer = model, arrays, observer
         self.batch_size, self.seed, self.verbose = batch_size, seed, verbose
-        self.judged = [before_shares(view(model), tensor) for tensor in model.outputs]
+        self.judged = [before_shares(kernel_graph(model), tensor) for tensor in model.outputs]
         self.calls = sum(not node.is_input for node in view(model).nodes)
         self.folds = folds(len(arrays[0]), seed)
         self.batches = [cut([a[fold] for a in arrays], batch_size) for fold in self.folds]

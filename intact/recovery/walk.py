@@ -9,52 +9,41 @@ import numpy as np
 from keras import ops
 
 from intact.graph.view import Graph, Node, view
-from intact.layers.alignment import folded_norm
-from intact.layers.fake_quantize import FakeQuantize
-from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.layers.base import QuantizedLayer
+from intact.layers.kernel_graph import KernelGraph
+from intact.layers.quantized import QuantizedWeights
 from intact.numerics.affine import along, half_precision, host, to_numpy
 from intact.numerics.backend_kernels import no_gradients
 from intact.ops.base import get_op
 
-Call = Callable[[Graph, Node, tuple[Any, ...]], Any]
+Call = Callable[[KernelGraph, Node, tuple[Any, ...]], Any]
 
 
-def in_float(graph: Graph, node: Node, args: tuple[Any, ...]) -> Any:
+def in_float(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
     """Make a call of a quantized model's graph without any rounding."""
     layer = node.layer
-    if isinstance(layer, FakeQuantize):
-        return layer.real(*args, **node.kwargs)
-    if isinstance(layer, QuantizedWeights):
-        operands = [args[0]] if len(layer.shapes) == 1 else args[0]
-        weights = {name: getattr(layer.layer, name) for name in layer.weight_axes()}
-        return get_op(layer.layer).real(layer.layer, operands, weights)
-    if isinstance(layer, Quantized) and not node.kwargs.get("folds"):
-        axes, weights = layer.weight_axes(), {}
-        for name, (_, scale) in layer.quantized_weights().items():
-            w = ops.convert_to_tensor(getattr(layer.layer, name))
-            weights[name] = (w / along(scale, axes[name], w.shape), scale)
-        return layer.compute(args[0], weights)
+    if isinstance(layer, QuantizedLayer):
+        return layer.unrounded(*args, **node.kwargs)
     return layer(*args, **node.kwargs)
 
 
-def as_filed(graph: Graph, node: Node, args: tuple[Any, ...]) -> Any:
+def as_filed(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
     """Make a call of a quantized model's graph as the file will.
 
     That is as the model makes it, but for float16: the file rounds weights that a batch norm
     was folded into.
     """
-    layer = node.layer
-    if isinstance(layer, QuantizedWeights) and layer.spec and layer.spec.kind == "float":
-        norm = folded_norm(node, graph)
-        if norm is not None:
-            kernel = to_numpy(layer.layer.kernel)
-            axis = get_op(layer.layer).weights["kernel"].axis
-            channels = int(np.prod([kernel.shape[a] for a in axis]))
-            factor, _ = get_op(norm).factors(norm, channels)
-            factor = along(np.where(factor == 0, np.float32(1), factor), axis, kernel.shape, host)
-            weights = {"kernel": half_precision(kernel * factor, host) / factor}
-            return get_op(layer.layer).real(layer.layer, [args[0]], weights)
-    return layer(*args, **node.kwargs)
+    layer, norm = node.layer, kernels.of(node).norm
+    halves = isinstance(layer, QuantizedWeights) and layer.spec and layer.spec.kind == "float"
+    if not halves or norm is None:
+        return layer(*args, **node.kwargs)
+    op, kernel = get_op(layer.layer), to_numpy(layer.layer.kernel)
+    axis = op.weights["kernel"].axis
+    channels = int(np.prod([kernel.shape[a] for a in axis]))
+    factor, _ = get_op(norm).factors(norm, channels)
+    factor = along(np.where(factor == 0, np.float32(1), factor), axis, kernel.shape, host)
+    weights = {"kernel": half_precision(kernel * factor, host) / factor}
+    return op.real(layer.layer, [args[0]], weights)
 
 
 class Walk:
@@ -68,6 +57,7 @@ class Walk:
 
     def __init__(self, graph: Graph, batches: list[list[Any]], keep: Any = ()) -> None:
         self.graph = graph
+        self.kernels = KernelGraph(graph)
         self.values: list[dict[int, Any]] = [
             {id(t): ops.convert_to_tensor(a) for t, a in zip(self.graph.inputs, batch, strict=True)}
             for batch in batches
@@ -82,7 +72,7 @@ class Walk:
                 lambda a, v=values: v[id(a)] if isinstance(a, keras.KerasTensor) else a, node.args
             )
             with no_gradients():
-                found = keras.tree.flatten(call(self.graph, node, args))
+                found = keras.tree.flatten(call(self.kernels, node, args))
             values.update(zip(map(id, node.outputs), found, strict=True))
         for tensor in node.inputs:
             self._readers[id(tensor)] -= 1

@@ -12,15 +12,16 @@ from intact.analysis.report import table
 from intact.api import quantize_model
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import Data, collect
-from intact.graph.view import Graph, Node, view
+from intact.graph.view import Node
+from intact.calibration.sources import collect
+from intact.graph.view import Node
 from intact.layers.alignment import before_shares
-from intact.layers.fake_quantize import FakeQuantize
-from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.layers.kernel_graph import Kernel, KernelGraph, Role, kernel_graph
 from intact.layers.stateful import refuse_stream
 from intact.names import SchemeName
 from intact.numerics.affine import QTensor, to_numpy, unquantized
 from intact.numerics.backend_kernels import round_clip
-from intact.ops.base import AllSame, Plain, SameAsInput, get_op
+from intact.ops.base import get_op
 from intact.plan.scheme import Scheme
 from intact.recovery.walk import Walk, as_filed, cut, in_float, relative_error
 
@@ -122,9 +123,10 @@ def sensitivity(
     arrays = collect(data, steps, batch_size, q.inputs)
     data = arrays if len(arrays) > 1 else arrays[0]
     find_ranges(q, data, batch_size=batch_size, bias_correction=False)
-    graph = view(q)
-    alone = [node for node in graph.nodes if rounds(node)]
-    wanted = [before_shares(graph, output) for output in graph.outputs]
+    kernels = kernel_graph(q)
+    graph = kernels.graph
+    alone = [kernel for kernel in kernels.kernels if rounds(kernel)]
+    wanted = [before_shares(kernels, output) for output in graph.outputs]
     batches = cut(arrays, batch_size)
     bar = keras.utils.Progbar(len(batches) * len(alone), verbose=verbose)
     found: list[list[list[np.ndarray]]] = [[] for _ in alone]
@@ -136,16 +138,16 @@ def sensitivity(
                 walk.step(node, in_float)
         expected.append(_outputs(walk, wanted))
         before = dict(walk.values[0])
-        for node, outputs in zip(alone, found, strict=True):
-            _quantize_alone(walk, node)
+        for kernel, outputs in zip(alone, found, strict=True):
+            _quantize_alone(walk, kernel)
             outputs.append(_outputs(walk, wanted))
             walk.values[0] = dict(before)
             bar.add(1)
     joined = _join(expected)
-    calls = Counter(node.layer.name for node in alone)
+    calls = Counter(kernel.layer.name for kernel in alone)
     entries: dict[str, Damage] = {}
-    for node, outputs in zip(alone, found, strict=True):
-        entry = _damage(node, joined, _join(outputs))
+    for kernel, outputs in zip(alone, found, strict=True):
+        entry = _damage(kernel, joined, _join(outputs))
         # Of a layer that is called more than once, the call that does most.
         if calls[entry.name] == 1 or entries.get(entry.name, entry).snr >= entry.snr:
             entries[entry.name] = entry
@@ -154,57 +156,47 @@ def sensitivity(
     return Sensitivity(tuple(ranked), name, len(arrays[0]))
 
 
-def rounds(node: Node) -> bool:
-    """Whether a call of a quantized model rounds anything that can be told apart from others."""
-    if not isinstance(node.layer, Quantized) or node.kwargs.get("folds"):
-        return False
-    if isinstance(node.layer, QuantizedWeights):
-        return True
-    return not isinstance(get_op(node.layer.layer).output, SameAsInput | AllSame | Plain)
+def rounds(kernel: Kernel) -> bool:
+    """Whether a kernel rounds anything that can be told apart from what others round."""
+    return kernel.quantized is not None and (kernel.role is Role.FLOAT or kernel.rounds_sums)
 
 
-def _quantize_alone(walk: Walk, first: Node) -> None:
-    """Make one call on integers, and what follows from it in float again."""
-    graph = walk.graph
-    chain = {id(first)}
-    node: Node | None = first
-    while node is not None and not isinstance(node.layer, FakeQuantize | QuantizedWeights):
-        node = graph.sole_consumer(node.outputs[0])
-        chain.add(id(node))
+def _quantize_alone(walk: Walk, kernel: Kernel) -> None:
+    """Run one kernel on integers, and what follows from it in float again."""
+    calls = {id(node) for node in kernel.calls}
     changed: set[int] = set()
-    for node in graph.nodes:
-        if id(node) not in chain and not any(id(t) in changed for t in node.inputs):
+    for node in walk.graph.nodes:
+        if id(node) not in calls and not any(id(t) in changed for t in node.inputs):
             continue
         changed.update(id(t) for t in node.outputs)
-        if node is first and not isinstance(first.layer, QuantizedWeights):
+        if node is kernel.call and kernel.role is Role.INTEGER:
             walk.step(node, _on_integers)
-        elif id(node) in chain:
+        elif id(node) in calls:
             walk.step(node, as_filed)
         else:
             walk.step(node, in_float)
-        if id(node) in chain and isinstance(node.layer, FakeQuantize):
+        if node is kernel.range_call:
             (values,) = walk.values
             x = QTensor(*(values[id(t)] for t in node.outputs))
             values.update(zip(map(id, node.outputs), unquantized(x.values * x.scale), strict=True))
 
 
-def _on_integers(graph: Graph, node: Node, args: tuple[Any, ...]) -> Any:
+def _on_integers(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
     """Call a layer on inputs that are rounded to their ranges first."""
     op, layer = get_op(node.layer.layer), node.layer
     single = len(layer.shapes) == 1
     tensors, operands = ([node.args[0]], [args[0]]) if single else (node.args[0], args[0])
     rounded = [
-        x if index in op.plain else _to_range(graph, tensor, QTensor(*x))
+        x if index in op.plain else _to_range(kernels, tensor, QTensor(*x))
         for index, (tensor, x) in enumerate(zip(tensors, operands, strict=True))
     ]
     return layer(rounded[0] if single else rounded)
 
 
-def _to_range(graph: Graph, triple: Any, x: QTensor) -> QTensor:
-    node = graph.producer(triple[0])
-    while not isinstance(node.layer, FakeQuantize):
-        node = graph.producer(node.inputs[0])
-    grid = node.layer.grid()
+def _to_range(kernels: KernelGraph, triple: Any, x: QTensor) -> QTensor:
+    quantizer = kernels.range_of(triple[0])
+    assert quantizer is not None
+    grid = quantizer.grid()
     values = round_clip(x.values * x.scale / grid.scale, grid.low, grid.high)
     return QTensor(values, grid.scale, grid.zero_point)
 
@@ -217,10 +209,10 @@ def _join(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def _damage(node: Node, expected: list[np.ndarray], found: list[np.ndarray]) -> Damage:
+def _damage(kernel: Kernel, expected: list[np.ndarray], found: list[np.ndarray]) -> Damage:
     pairs = [*zip(expected, found, strict=True)]
     error = float(np.mean([relative_error(a, b) for a, b in pairs]))
     shares = [float((a.argmax(1) == b.argmax(1)).mean()) for a, b in pairs if a.ndim == 2]
     snr = -10 * math.log10(max(error, 1e-12))
-    layer = node.layer.layer
-    return Damage(layer.name, get_op(layer).__name__, snr, min(shares, default=None))
+    op = get_op(kernel.layer)
+    return Damage(kernel.layer.name, op.__name__, snr, min(shares, default=None))

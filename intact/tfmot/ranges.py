@@ -5,11 +5,9 @@ from typing import Any
 import keras
 
 from intact.errors import IntactError
-from intact.graph.view import Graph, deep_graphs, view
-from intact.layers.base import Dequantize
+from intact.graph.view import deep_graphs
 from intact.layers.fake_quantize import FakeQuantize
-from intact.layers.quantized import Quantized
-from intact.ops.base import AllSame, SameAsInput, get_op
+from intact.layers.kernel_graph import KernelGraph, Role, kernel_graph
 from intact.tfmot.quantizers import fixed_params
 
 
@@ -49,10 +47,10 @@ def fix_input_output_range(
     >>> round(255 * q.layers[1].fixed[0], 4)
     2.0
     """
-    graph = view(model)
+    kernels = kernel_graph(model)
     chosen: dict[str, tuple[float, float]] = {}
-    found = [(input_min, input_max, layer) for layer in _at_inputs(graph)]
-    found += [(output_min, output_max, layer) for layer in _at_outputs(graph)]
+    found = [(input_min, input_max, layer) for layer in _at_inputs(kernels)]
+    found += [(output_min, output_max, layer) for layer in _at_outputs(kernels)]
     if not found:
         raise IntactError(
             f"Model {model.name!r} has no quantized inputs or outputs. Quantize it first: "
@@ -74,7 +72,7 @@ def fix_input_output_range(
             config["fixed"] = chosen[layer.name]
         return type(layer).from_config(config)
 
-    with deep_graphs(len(graph.nodes)):
+    with deep_graphs(len(kernels.graph.nodes)):
         made = keras.models.clone_model(model, clone_function=clone)
     for new, old in zip(made.layers, model.layers, strict=True):
         if new.name not in chosen:
@@ -84,27 +82,12 @@ def fix_input_output_range(
     return made
 
 
-def _at_inputs(graph: Graph) -> list[FakeQuantize]:
-    readers = [node.layer for tensor in graph.inputs for node in graph.consumers(tensor)]
-    return [layer for layer in readers if isinstance(layer, FakeQuantize)]
+def _at_inputs(kernels: KernelGraph) -> list[FakeQuantize]:
+    graph = kernels.graph
+    readers = [kernels.of(node) for tensor in graph.inputs for node in graph.consumers(tensor)]
+    return [kernel.layer for kernel in readers if kernel.role is Role.QUANTIZE]
 
 
-def _at_outputs(graph: Graph) -> list[FakeQuantize]:
-    found = []
-    for tensor in graph.outputs:
-        node = graph.producer(tensor)
-        # Back through what hands its range on: reshapes, and the way out into float.
-        while _hands_on(node.layer):
-            node = graph.producer(node.inputs[0])
-        if isinstance(node.layer, FakeQuantize):
-            found.append(node.layer)
-    return found
-
-
-def _hands_on(layer: Any) -> bool:
-    """Whether the output of a layer has its input's range, or is that input in float."""
-    if isinstance(layer, Dequantize):
-        return True
-    return isinstance(layer, Quantized) and isinstance(
-        get_op(layer.layer).output, SameAsInput | AllSame
-    )
+def _at_outputs(kernels: KernelGraph) -> list[FakeQuantize]:
+    ranges = [kernels.range_of(tensor) for tensor in kernels.graph.outputs]
+    return [quantizer for quantizer in ranges if quantizer is not None]
