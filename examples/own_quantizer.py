@@ -8,7 +8,8 @@ from keras import layers
 
 import intact
 from intact import Quantizer, Rule, Scheme, TensorSpec
-from intact.numerics.affine import inverse_of, power_of_two_above, through
+from intact.numerics.exact import inverse_of, power_of_two_above
+from intact.numerics.straight_through import through
 
 
 @dataclass(frozen=True)

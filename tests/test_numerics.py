@@ -6,21 +6,13 @@ import pytest
 from keras import layers, ops
 from small import gradient, host
 
-from intact.numerics.affine import (
-    MAX_BIAS,
-    MIN_SCALE,
-    accumulator,
-    add_bias,
-    affine_params,
-    dequantize,
-    integer_range,
-    quantize,
-    quantize_weight,
-    scale_channels,
-    straight_through,
-)
-from intact.numerics.affine import host as numpy_ops
+from intact.numerics.accumulator import MAX_BIAS, accumulator, add_bias, scale_channels
+from intact.numerics.affine import affine_params, dequantize, integer_range, quantize
 from intact.numerics.backend_kernels import inverse
+from intact.numerics.exact import MIN_SCALE
+from intact.numerics.numpy_ops import host as numpy_ops
+from intact.numerics.straight_through import straight_through
+from intact.numerics.weights import quantize_weight
 from intact.ops.norm import BatchNormalization
 
 

@@ -11,7 +11,7 @@ import intact
 from intact.graph.canonicalize import canonicalize
 from intact.graph.view import view
 from intact.layers.fake_quantize import FakeQuantize
-from intact.numerics.affine import to_numpy
+from intact.numerics.tensors import to_numpy
 
 
 def model_of(function, *shape):

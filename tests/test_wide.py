@@ -11,7 +11,8 @@ import intact
 from intact.layers.fake_quantize import FakeQuantize
 from intact.litert.builder import Builder
 from intact.litert.runtime import LiteRTModel
-from intact.numerics.affine import QTensor, digits
+from intact.numerics.accumulator import digits
+from intact.numerics.affine import QTensor
 from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
 from intact.rounding.arithmetic import Arithmetic
 

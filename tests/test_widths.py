@@ -10,8 +10,8 @@ import intact
 from intact import IntactError, Quantizer, Rule, Scheme, TensorSpec
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized import Dequantize
-from intact.numerics.affine import host as numpy_ops
 from intact.numerics.affine import stored_range
+from intact.numerics.numpy_ops import host as numpy_ops
 from intact.quantizers.formulas import Seen, Setting, get_quantizer
 
 # Random weights in 1 or 2 bits lose most of what they compute.

@@ -14,7 +14,10 @@ from keras import ops
 from intact.calibration.capture import Watch, products
 from intact.layers.kernel_graph import Kernel, kernel_graph
 from intact.layers.quantized import Quantized
-from intact.numerics.affine import along, half_precision, host, to_numpy
+from intact.numerics.accumulator import along
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
+from intact.numerics.weights import half_precision
 from intact.ops.base import Weighted, get_op
 from intact.quantizers.observers import Observer
 

@@ -19,6 +19,8 @@ from intact.layers.quantized import QuantizedWeights
 from intact.layers.stateful import check_stream, keepers, reset_states
 from intact.names import ObserverName
 from intact.numerics.affine import host, to_numpy
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
 from intact.quantizers.observers import Observer, get_observer
 from intact.quantizers.uses import UseObserver, limits
 

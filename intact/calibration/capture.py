@@ -14,7 +14,8 @@ from intact.graph.view import Node, with_outputs
 from intact.layers.stateful import keepers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_products, lower_real
-from intact.numerics.affine import host, to_numpy
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op
 from intact.quantizers.observers import Observer
 

@@ -30,7 +30,7 @@ from intact.graph.view import (
     view,
 )
 from intact.layers.base import QuantizedLayer, Together
-from intact.numerics.affine import is_symbolic, is_trainable, is_whole, to_numpy
+from intact.numerics.tensors import is_symbolic, is_trainable, is_whole, to_numpy
 from intact.ops.base import (
     ANY_WHOLE,
     activation_name,

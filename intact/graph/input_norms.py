@@ -13,7 +13,8 @@ import numpy as np
 from keras import layers
 
 from intact.graph.view import Graph, Node, view, with_replaced
-from intact.numerics.affine import host, to_numpy
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op, known_config, share_code
 
 MAX_SPREAD = 8.0

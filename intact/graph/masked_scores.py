@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers
 
 from intact.graph.view import Graph, Node, view, with_replaced
-from intact.numerics.affine import to_numpy
+from intact.numerics.tensors import to_numpy
 from intact.ops.activation import Clamp
 from intact.ops.attention import MASKED
 from intact.ops.constant import Constant

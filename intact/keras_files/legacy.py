@@ -7,37 +7,29 @@ ever executed, and no weights are made that the file has no numbers for.
 
 import contextlib
 import inspect
-import io
 import json
-import math
 import os
 import re
-import subprocess
-import sys
 import threading
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import keras
-import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
 from intact.graph.view import made_by
-from intact.keras_files import h5check
+from intact.keras_files.h5check import SLACK
+from intact.keras_files.opening import _File, _limited_weights, _open, _refuse_code, _text
+from intact.keras_files.settings import CLASSES, LEFTOVERS, RENAMED
+from intact.keras_files.tf_ops import _TF_MODULES, _TF_NODES, TF_OPS
 from intact.keras_files.activations import hard_sigmoid_keras_2
-from intact.keras_files.h5check import EXPANSION, SLACK
 from intact.paths import check_model_path
 
-CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-
-# Seconds for reading a file once.
-_PATIENCE = 600
 # Threads would undo each other's limits of weights.
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -95,151 +87,7 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
         ) from error
 
 
-@dataclass(eq=False)
-class _File:
-    """What a file holds, checked but not believed.
-
-    Args:
-        config: The model's config.
-        weights: The open group of the weights.
-        is_zip: Whether it is a `.keras` file, whose weights are laid out by class names.
-        keras_2: Whether Keras 2 (or older) wrote it.
-        elements: How many numbers the file stores.
-    """
-
-    config: dict[str, Any]
-    weights: h5py.Group
-    is_zip: bool
-    keras_2: bool
-    elements: int
-
-
 # Reading ------------------------------------------------------------------------------
-
-
-def _open(path: Path, stack: contextlib.ExitStack) -> _File:
-    if zipfile.is_zipfile(path):
-        return _open_zip(path, stack)
-    if not h5py.is_hdf5(path):
-        raise InvalidModelError("it is neither a `.keras` nor an `.h5` file, or is cut short.")
-    elements = _check_h5(path)
-    file = stack.enter_context(h5py.File(path, "r"))
-    if "model_config" not in file.attrs or "model_weights" not in file:
-        raise InvalidModelError(
-            "it holds no whole model, maybe weights alone. Save it by `model.save`."
-        )
-    config = _parse(file.attrs["model_config"])
-    version = _text(file.attrs.get("keras_version", b"1"))
-    return _File(config, file["model_weights"], False, not version.startswith("3"), elements)
-
-
-def _open_zip(path: Path, stack: contextlib.ExitStack) -> _File:
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    for info in archive.infolist():
-        name = info.filename.replace("\\", "/")
-        if name.startswith("/") or ":" in name or ".." in name.split("/"):
-            raise InvalidModelError(f"its member {info.filename!r} points out of the archive.")
-        if info.file_size > EXPANSION * info.compress_size + SLACK:
-            raise InvalidModelError(
-                f"its member {info.filename!r} claims {info.file_size} bytes, "
-                f"of which the file holds {info.compress_size}."
-            )
-    missing = [n for n in (CONFIG, METADATA, WEIGHTS) if n not in archive.namelist()]
-    if missing:
-        raise InvalidModelError(f"it has no {', '.join(missing)}: it is no model saved by Keras.")
-    config, metadata = _parse(archive.read(CONFIG)), _parse(archive.read(METADATA))
-    content = archive.read(WEIGHTS)
-    elements = _check_h5(content)
-    file = stack.enter_context(h5py.File(io.BytesIO(content), "r"))
-    version = str(metadata.get("keras_version", "3"))
-    return _File(config, file, True, not version.startswith("3"), elements)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _parse(text: Any) -> dict[str, Any]:
-    value = json.loads(_text(text))
-    if not isinstance(value, dict):
-        raise InvalidModelError(f"its config is no object, but {type(value).__name__}.")
-    return value
-
-
-def _check_h5(source: Path | bytes) -> int:
-    """Read a file once in another process, which a damaged one may take down.
-
-    Args:
-        source: Its path or its bytes.
-
-    Returns:
-        How many numbers it stores.
-    """
-    command = [sys.executable, h5check.__file__]
-    done = subprocess.run(
-        command if isinstance(source, bytes) else [*command, str(source)],
-        input=source if isinstance(source, bytes) else None,
-        capture_output=True,
-        timeout=_PATIENCE,
-    )
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        crashed = done.returncode < 0 or not lines
-        raise InvalidModelError("its HDF5 data is damaged." if crashed else f"{lines[-1]}.")
-    return int(done.stdout)
-
-
-def _refuse_code(config: Any) -> None:
-    """Refuse Lambda layers that are Python bytecode."""
-    todo: list[tuple[Any, str]] = [(config, "")]
-    while todo:
-        value, name = todo.pop()
-        if isinstance(value, dict):
-            kind, inner = value.get("class_name"), value.get("config")
-            if isinstance(inner, dict) and isinstance(inner.get("name"), str):
-                name = inner["name"]
-            bytecode = (
-                kind == "Lambda"
-                and isinstance(inner, dict)
-                and (
-                    isinstance(inner.get("function"), list)
-                    or inner.get("function_type") == "lambda"
-                )
-            )
-            if kind == "__lambda__" or bytecode:
-                raise UnsupportedLayerError(
-                    f"Lambda {name!r} is Python bytecode, which intact never runs. If you trust "
-                    "the file, build the model from your own code and load its weights, or put "
-                    "a layer or `keras.ops` in place of the Lambda, and save it again."
-                )
-            todo += [(v, name) for v in value.values()]
-        elif isinstance(value, list):
-            todo += [(v, name) for v in value]
-
-
-@contextlib.contextmanager
-def _limited_weights(limit: int) -> Iterator[None]:
-    """Let this thread make weights of so many numbers: before they are allocated.
-
-    A config can ask for more memory than there is; every layer asks through `add_weight`.
-    """
-    original, thread, left = keras.Layer.add_weight, threading.get_ident(), [limit]
-
-    def add_weight(self: Any, shape: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread:
-            left[0] -= math.prod(shape) if isinstance(shape, tuple | list) else 1
-            if left[0] < 0:
-                raise InvalidModelError(
-                    f"layer {self.name!r} asks for a weight of shape {tuple(shape)}, "
-                    "and the file does not hold that many numbers."
-                )
-        return original(self, shape, *args, **kwargs)
-
-    keras.Layer.add_weight = add_weight
-    try:
-        yield
-    finally:
-        keras.Layer.add_weight = original
 
 
 def _load_as_it_is(path: Path) -> keras.Model:
@@ -258,160 +106,7 @@ def _means_something_else(file: _File) -> bool:
     return file.keras_2 and '"hard_sigmoid"' in json.dumps(file.config)
 
 
-# Settings that Keras 3 does not have, with the values that change nothing; None for any.
-LEFTOVERS: dict[str, tuple | None] = {
-    "adjustment": (None,),
-    "autocast": (True,),
-    "batch_input_shape": None,
-    "batch_shape": None,
-    "dynamic": (False, None),
-    "fused": None,
-    "groups": (1,),
-    "implementation": None,
-    "input_dim": None,
-    "input_dtype": None,
-    "input_length": None,
-    "input_shape": None,
-    # Of the convolution that separable and depthwise ones are made of.
-    "kernel_initializer": None,
-    "kernel_regularizer": None,
-    "kernel_constraint": None,
-    "key_shape": None,
-    "optional": (False,),
-    "query_shape": None,
-    "ragged": (False,),
-    "renorm": (False,),
-    "renorm_clipping": None,
-    "renorm_momentum": None,
-    "sparse": (False,),
-    "time_major": (False,),
-    "type_spec": None,
-    "value_shape": None,
-    "virtual_batch_size": (None,),
-}
-# Settings that have another name now.
-RENAMED = {
-    "LeakyReLU": {"alpha": "negative_slope"},
-    "ThresholdedReLU": {"theta": "threshold"},
-    "InputLayer": {"batch_input_shape": "batch_shape"},
-    "Dropout": {"p": "rate"},
-}
-CLASSES = {
-    "Model": "Functional",
-    "ThresholdedReLU": "ReLU",
-    "SyncBatchNormalization": "BatchNormalization",
-    "BatchNormalizationV1": "BatchNormalization",
-    "BatchNormalizationV2": "BatchNormalization",
-}
 _MODELS = ("Functional", "Sequential")
-
-
-def _binary(function: Callable) -> Callable:
-    return lambda x, y: function(_constant(x), _constant(y))
-
-
-def _constant(value: Any) -> Any:
-    return np.array(value, "float32") if isinstance(value, list) else value
-
-
-def _slice(x: Any, slice_spec: Any) -> Any:
-    def part(spec: Any) -> Any:
-        if isinstance(spec, dict):
-            return slice(spec["start"], spec["stop"], spec["step"])
-        # TensorFlow's new axis and ellipsis are written as such lists or as text.
-        return Ellipsis if spec == "Ellipsis" or spec == ["Ellipsis"] else spec
-
-    specs = slice_spec if isinstance(slice_spec, list) else [slice_spec]
-    return x[tuple(part(spec) for spec in specs)]
-
-
-def _pad(x: Any, paddings: Any, mode: str = "CONSTANT", constant_values: float = 0) -> Any:
-    constant = {"constant_values": constant_values} if mode.lower() == "constant" else {}
-    return ops.pad(x, paddings, mode.lower(), **constant)
-
-
-def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
-    if transpose_a or transpose_b:
-        raise TypeError("it transposes")
-    return ops.matmul(a, b)
-
-
-# TensorFlow functions by their last name, each as one operation of Keras: first the tensor
-# that came first, then the function's own arguments.
-TF_OPS: dict[str, Callable] = {
-    "abs": lambda x: ops.abs(x),
-    "add": _binary(ops.add),
-    "cast": lambda x, dtype: ops.cast(x, dtype),
-    "clip_by_value": lambda x, clip_value_min, clip_value_max: ops.clip(
-        x, clip_value_min, clip_value_max
-    ),
-    "concat": lambda x, axis: ops.concatenate(x, axis),
-    "div": _binary(ops.divide),
-    "divide": _binary(ops.divide),
-    "elu": lambda x: ops.elu(x),
-    "exp": lambda x: ops.exp(x),
-    "expand_dims": lambda x, axis: ops.expand_dims(x, axis),
-    "gelu": lambda x, approximate=False: ops.gelu(x, approximate),
-    "getitem": _slice,
-    "l2_normalize": lambda x, axis=-1, epsilon=1e-12: ops.normalize(
-        x, axis, epsilon=math.sqrt(epsilon)
-    ),
-    "leaky_relu": lambda x, alpha=0.2: ops.leaky_relu(x, alpha),
-    "log": lambda x: ops.log(x),
-    "matmul": _matmul,
-    "maximum": _binary(ops.maximum),
-    "minimum": _binary(ops.minimum),
-    "mul": _binary(ops.multiply),
-    "multiply": _binary(ops.multiply),
-    "neg": lambda x: ops.negative(x),
-    "negative": lambda x: ops.negative(x),
-    "pad": _pad,
-    "pow": _binary(ops.power),
-    "reduce_max": lambda x, axis=None, keepdims=False: ops.max(x, axis, keepdims=keepdims),
-    "reduce_mean": lambda x, axis=None, keepdims=False: ops.mean(x, axis, keepdims=keepdims),
-    "reduce_min": lambda x, axis=None, keepdims=False: ops.min(x, axis, keepdims=keepdims),
-    "reduce_sum": lambda x, axis=None, keepdims=False: ops.sum(x, axis, keepdims=keepdims),
-    "relu": lambda x: ops.relu(x),
-    "relu6": lambda x: ops.relu6(x),
-    "reshape": lambda x, shape: ops.reshape(x, shape),
-    "rsqrt": lambda x: ops.rsqrt(x),
-    "selu": lambda x: ops.selu(x),
-    "sigmoid": lambda x: ops.sigmoid(x),
-    "silu": lambda x, beta=1.0: ops.silu(x),
-    "softmax": lambda x, axis=-1: ops.softmax(x, axis),
-    "softplus": lambda x: ops.softplus(x),
-    "sqrt": lambda x: ops.sqrt(x),
-    "square": lambda x: ops.square(x),
-    "squeeze": lambda x, axis=None: ops.squeeze(x, tuple(axis) if axis else None),
-    "stack": lambda x, axis=0: ops.stack(x, axis),
-    "sub": _binary(ops.subtract),
-    "subtract": _binary(ops.subtract),
-    "swish": lambda x, beta=1.0: ops.silu(x),
-    "tanh": lambda x: ops.tanh(x),
-    "tile": lambda x, multiples: ops.tile(x, multiples),
-    "transpose": lambda x, perm=None: ops.transpose(x, perm),
-    "truediv": _binary(ops.divide),
-}
-_TF_MODULES = ("", "__operators__", "math", "nn", "linalg", "compat.v1", "compat.v1.math")
-# Ops of graphs of TensorFlow 2.0 to 2.3, whose constants are inputs like any other.
-_TF_NODES = {
-    "AddV2": "add",
-    "Add": "add",
-    "Sub": "subtract",
-    "Mul": "multiply",
-    "RealDiv": "divide",
-    "Maximum": "maximum",
-    "Minimum": "minimum",
-    "Relu": "relu",
-    "Relu6": "relu6",
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "Neg": "negative",
-    "Abs": "abs",
-    "Square": "square",
-    "Sqrt": "sqrt",
-    "Exp": "exp",
-}
 
 
 @dataclass(eq=False)

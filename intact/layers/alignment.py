@@ -15,7 +15,7 @@ from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, stored_params
 from intact.layers.kernel_graph import Kernel, KernelGraph, Role, kernel_graph
 from intact.layers.quantized import Quantized
-from intact.numerics.affine import Tensor
+from intact.numerics.tensors import Tensor
 from intact.ops.base import Fixed, SameAsInput
 from intact.ops.constant import Constant
 

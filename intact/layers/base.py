@@ -8,7 +8,8 @@ from keras import ops
 
 from intact.errors import FusedLayerWarning, IntactError
 from intact.graph.view import Node, first_call, keras_counts_outputs, readers
-from intact.numerics.affine import QTensor, Tensor
+from intact.numerics.affine import QTensor
+from intact.numerics.tensors import Tensor
 
 Gives = Literal["integers", "sums", "real"]
 """What a call returns: a `QTensor`, what its quantizer rounds, or real values and indices."""

@@ -13,18 +13,7 @@ from intact.errors import IntactError, NotCalibratedError
 from intact.graph.view import Graph, Node, all_layers, view
 from intact.layers.base import Gives, QuantizedLayer, activity_loss
 from intact.layers.schedule import Schedule, make_clock, schedule_config, schedule_from_config
-from intact.numerics.affine import (
-    MIN_SCALE,
-    QTensor,
-    Tensor,
-    affine_params,
-    integer_range,
-    is_integer,
-    round_through,
-    straight_through,
-    to_numpy,
-    unquantized,
-)
+from intact.numerics.affine import QTensor, affine_params, integer_range, is_integer, unquantized
 from intact.numerics.backend_kernels import (
     either,
     inverse,
@@ -33,6 +22,9 @@ from intact.numerics.backend_kernels import (
     shared,
     with_shape,
 )
+from intact.numerics.exact import MIN_SCALE
+from intact.numerics.straight_through import round_through, straight_through
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
 from intact.quantizers.formulas import Grid, Quantizer, RangeQuantizer, Seen, Setting
 from intact.quantizers.observers import Range, following

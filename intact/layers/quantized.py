@@ -28,26 +28,21 @@ from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized_model import QuantizedModel, class_like, is_quantized
 from intact.layers.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.layers.stateful import StatefulQuantize
-from intact.numerics.affine import (
+from intact.numerics.accumulator import (
     Accumulator,
-    QTensor,
-    Tensor,
-    WideTensor,
     accumulator,
     add_bias,
     along,
     exact_sums,
-    half_precision,
-    host,
-    is_integer,
-    moved,
-    quantize_rows,
     rescaled,
     scale_channels,
-    tied,
-    to_numpy,
 )
+from intact.numerics.affine import QTensor, WideTensor, is_integer
 from intact.numerics.backend_kernels import exact_convolution, inverse
+from intact.numerics.numpy_ops import host
+from intact.numerics.straight_through import moved, tied
+from intact.numerics.tensors import Tensor, to_numpy
+from intact.numerics.weights import half_precision, quantize_rows
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op, known_config, share_code
 from intact.plan.planner import Plan, Site, Step
 from intact.plan.scheme import TensorSpec
@@ -217,7 +212,7 @@ class Quantized(QuantizedLayer):
         """Per name of a quantized weight, its whole numbers and scales.
 
         Args:
-            xp: `keras.ops`, or `intact.numerics.affine.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
             training: Whether the model trains.
             now: The training step, where there is a schedule; by default, that of its clock.
         """
@@ -365,7 +360,7 @@ class Quantized(QuantizedLayer):
 
         Args:
             acc: The sums without them; their values may be yet to be filled in.
-            xp: `keras.ops`, or `intact.numerics.affine.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
         """
         op: Any = get_op(self.layer)
         if self.norm is None:
@@ -581,7 +576,7 @@ class Frozen(Quantized):
         Args:
             values: The sums.
             input_scale: Scale of the input.
-            xp: `keras.ops`, or `intact.numerics.affine.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
         """
         bias, scale = (xp.convert_to_tensor(v) for v in (self.bias, self.kernel_scale))
         return Accumulator(values, bias, input_scale, scale)

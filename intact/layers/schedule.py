@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from intact.errors import IntactError
-from intact.numerics.affine import Tensor, to_numpy
+from intact.numerics.tensors import Tensor, to_numpy
 
 NEVER = float("inf")
 

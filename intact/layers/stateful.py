@@ -9,13 +9,9 @@ from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
 from intact.layers.fake_quantize import FakeQuantize
-from intact.numerics.affine import (
-    QTensor,
-    Tensor,
-    is_integer,
-    power_of_two_above,
-    to_numpy,
-)
+from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.exact import power_of_two_above
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.rounding.arithmetic import Arithmetic
 from intact.rounding.int16_tables import CELL_BITS, HIGH
 from intact.rounding.lstm import Keeper, LSTMArithmetic, Run, State, Sums

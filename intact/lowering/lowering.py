@@ -13,7 +13,8 @@ from intact.layers.fake_quantize import FakeQuantize, check_calibrated, stored_p
 from intact.layers.kernel_graph import FUSED, Clamp, Kernel, Role, kernel_graph
 from intact.litert.builder import Builder, Shape, Tensor
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
-from intact.numerics.affine import host, is_whole, to_numpy
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import is_whole, to_numpy
 from intact.ops.base import Plain, computes_whole, get_op
 from intact.ops.table import look_up
 from intact.targets.fitting import keep_to

@@ -9,7 +9,10 @@ from intact.errors import ExportError
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized import Frozen, Quantized, QuantizedWeights
 from intact.litert.builder import Shape, Tensor
-from intact.numerics.affine import accumulator, along, host, rescaled, to_numpy, weight_params
+from intact.numerics.accumulator import accumulator, along, rescaled
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
+from intact.numerics.weights import weight_params
 from intact.ops.base import Op, Weighted, get_op
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from intact.layers.kernel_graph import FUSED, Kernel
 from intact.litert.builder import Tensor
 from intact.lowering.lowering import Lowering, fused_activation
 from intact.lowering.node import LoweringNode, Stored
-from intact.numerics.affine import along, host
+from intact.numerics.accumulator import along
+from intact.numerics.numpy_ops import host
 from intact.ops.base import get_op
 
 

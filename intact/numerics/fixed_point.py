@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from intact.numerics.affine import Tensor, binary_exponent, divide, power_of_two
 from intact.numerics.backend_kernels import wide_types
+from intact.numerics.exact import binary_exponent, divide, power_of_two
+from intact.numerics.tensors import Tensor
 
 
 class Multiplier(NamedTuple):

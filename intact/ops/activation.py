@@ -8,21 +8,15 @@ import numpy as np
 from keras import layers, ops
 
 from intact.keras_files.activations import hard_sigmoid_keras_2
-from intact.numerics.affine import (
-    QTensor,
-    Tensor,
-    accumulator,
-    binary_exponent,
-    divide,
-    host,
-    is_integer,
-    power_of_two,
-    quantize_weight,
-    straight_through,
-    to_numpy,
-)
+from intact.numerics.accumulator import accumulator
+from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.exact import binary_exponent, divide, power_of_two
 from intact.numerics.fixed_point import multiplier, multiply
+from intact.numerics.numpy_ops import host
+from intact.numerics.straight_through import straight_through
+from intact.numerics.tensors import Tensor, to_numpy
+from intact.numerics.weights import quantize_weight
 from intact.ops.base import (
     BYTES,
     INTEGERS,

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, Tensor, is_symbolic, to_numpy
+from intact.numerics.affine import QTensor
+from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
 from intact.ops.activation import OfIntegers
 from intact.ops.base import INTEGERS, Case, Fixed, Op, register_op
 from intact.ops.matmul import contract

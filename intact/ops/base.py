@@ -14,19 +14,10 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError, UnsupportedLayerError
-from intact.numerics.affine import (
-    Accumulator,
-    QTensor,
-    Tensor,
-    accumulator,
-    add_bias,
-    exact_sums,
-    is_integer,
-    is_whole,
-    rescaled,
-    to_numpy,
-)
+from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exact_sums, rescaled
+from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import exact_convolution
+from intact.numerics.tensors import Tensor, is_whole, to_numpy
 
 if TYPE_CHECKING:
     from intact.graph.canonicalize import Tracer
@@ -238,7 +229,7 @@ class Op:
             acc: The sums; their values are only looked at while training.
             training: Whether the model trains; a truth value of the graph where a schedule
                 freezes batch norms.
-            xp: `keras.ops`, or `intact.numerics.affine.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
 
         Returns:
             The sums, with another bias and weight scale.
@@ -395,7 +386,7 @@ class Weighted(Op):
         Args:
             layer: The canonical layer.
             acc: The sums without it; their values may be yet to be filled in.
-            xp: `keras.ops`, or `intact.numerics.affine.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
         """
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from intact.numerics.affine import Tensor
+from intact.numerics.tensors import Tensor
 from intact.ops.base import BYTES, Case, register_op
 from intact.ops.shape import Moving
 

@@ -6,7 +6,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import is_shared, made_by
-from intact.numerics.affine import Tensor, to_numpy
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted, register_op
 
 FIRST = "channels_first"

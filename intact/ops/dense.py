@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import Tensor
+from intact.numerics.tensors import Tensor
 from intact.ops.base import Case, Weight, Weighted, register_op
 
 

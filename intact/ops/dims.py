@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import Tensor
+from intact.numerics.tensors import Tensor
 from intact.ops.base import Case, Op, known_class, register_op
 from intact.ops.conv import same_padding
 from intact.ops.moves import reshape, twin

@@ -6,20 +6,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import (
-    Accumulator,
-    QTensor,
-    Tensor,
-    accumulator,
-    binary_exponent,
-    is_integer,
-    is_symbolic,
-    power_of_two,
-    straight_through,
-    to_numpy,
-)
+from intact.numerics.accumulator import Accumulator, accumulator
+from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
+from intact.numerics.straight_through import straight_through
+from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
 from intact.ops.base import (
     INTEGERS,
     Case,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import Tensor, to_numpy
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import COUNTS, Case, Op, Weight, register_op
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import layers, ops
 
-from intact.numerics.affine import to_numpy
+from intact.numerics.tensors import to_numpy
 from intact.ops.base import Case, Op, register_op
 from intact.ops.norm import channel_scale
 

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, Tensor, is_integer, is_symbolic, is_whole, to_numpy
+from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import over
+from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, Op, Plain, register_op
 from intact.ops.constant import Gather
 from intact.ops.table import Elementwise, Step

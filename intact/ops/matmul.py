@@ -8,19 +8,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import (
-    QTensor,
-    Tensor,
-    WideTensor,
-    digits,
-    divide,
-    is_symbolic,
-    is_trainable,
-    straight_through,
-    to_numpy,
-)
+from intact.numerics.accumulator import digits
+from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import round_clip, wide_types
+from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
+from intact.numerics.straight_through import straight_through
+from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import Case, Op, register_op
 from intact.rounding.arithmetic import Arithmetic
 

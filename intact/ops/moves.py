@@ -15,7 +15,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import Node, made_by
-from intact.numerics.affine import Tensor
+from intact.numerics.tensors import Tensor
 from intact.ops.base import find_op, known_class, known_config, share_code
 
 if TYPE_CHECKING:

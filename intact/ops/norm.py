@@ -6,19 +6,12 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import (
-    Accumulator,
-    QTensor,
-    accumulator,
-    add_bias,
-    host,
-    inverse_of,
-    is_integer,
-    is_trainable,
-    scale_channels,
-    to_numpy,
-)
+from intact.numerics.accumulator import Accumulator, accumulator, add_bias, scale_channels
+from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import batch_norm, moments, shared, sqrt, with_shape
+from intact.numerics.exact import inverse_of
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import is_trainable, to_numpy
 from intact.ops.base import Case, Op, Weighted, register_op
 from intact.ops.moves import channel_last
 

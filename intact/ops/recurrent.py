@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, Tensor, is_symbolic, to_numpy
+from intact.numerics.affine import QTensor
+from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
 from intact.ops.base import Case, Fixed, Op, find_op, register_op
 from intact.ops.logic import Select
 from intact.ops.moves import reshape

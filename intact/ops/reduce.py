@@ -9,18 +9,13 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import made_by
-from intact.numerics.affine import (
-    QTensor,
-    Tensor,
-    binary_exponent,
-    exact_sums,
-    is_symbolic,
-    straight_through,
-    to_numpy,
-    unfused,
-)
+from intact.numerics.accumulator import exact_sums
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
+from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import Multiplier, multiplier, multiply, round_away
+from intact.numerics.straight_through import straight_through, unfused
+from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
 from intact.ops.base import (
     ALL_SAME,
     COUNTS,

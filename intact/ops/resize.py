@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, Tensor, WideTensor, is_integer, straight_through
+from intact.numerics.affine import QTensor, WideTensor, is_integer
 from intact.numerics.backend_kernels import wide_types
+from intact.numerics.straight_through import straight_through
+from intact.numerics.tensors import Tensor
 from intact.ops.base import (
     INTEGERS,
     SAME_AS_INPUT,

@@ -7,20 +7,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import (
-    Accumulator,
-    QTensor,
-    Tensor,
-    accumulator,
-    add_bias,
-    host,
-    inverse_of,
-    is_integer,
-    rescaled,
-    round_where,
-    to_numpy,
-)
+from intact.numerics.accumulator import Accumulator, accumulator, add_bias, rescaled
+from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import exact_convolution
+from intact.numerics.exact import inverse_of
+from intact.numerics.numpy_ops import host
+from intact.numerics.straight_through import round_where
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, register_op
 from intact.ops.slicing import sliced
 from intact.rounding.int16_tables import GATE_BITS
@@ -121,7 +114,7 @@ def with_bias(layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
     Args:
         layer: The canonical layer.
         acc: The sums without it, yet to be filled in; the scale of the weights is one or (4,).
-        xp: `keras.ops`, or `intact.numerics.affine.host`.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
 
     Returns:
         The sums, with a bias of (4, units); gates whose bias would not fit in 32 bits have a

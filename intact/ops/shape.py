@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, Tensor
+from intact.numerics.affine import QTensor
+from intact.numerics.tensors import Tensor
 from intact.ops.base import (
     ALL_SAME,
     ANY_WHOLE,

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import Tensor, is_symbolic, is_whole, to_numpy
+from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops import constant
 from intact.ops.base import Case, Op, register_op
 from intact.ops.moves import Moved

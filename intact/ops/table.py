@@ -13,16 +13,11 @@ from intact.errors import IntactError
 from intact.graph.view import view
 from intact.litert.builder import Builder
 from intact.litert.runtime import load_litert
-from intact.numerics.affine import (
-    QTensor,
-    Tensor,
-    divide,
-    finite_gradient,
-    quantize,
-    to_numpy,
-    unfused,
-)
+from intact.numerics.affine import QTensor, quantize
 from intact.numerics.backend_kernels import inverse
+from intact.numerics.exact import divide
+from intact.numerics.straight_through import finite_gradient, unfused
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import BYTES, Case, Op, register_op
 from intact.rounding.arithmetic import RealArithmetic
 

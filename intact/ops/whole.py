@@ -10,9 +10,10 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import made_by
-from intact.numerics.affine import QTensor, Tensor, is_symbolic, is_whole, to_numpy
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import round_clip
 from intact.numerics.fixed_point import multiplier, multiply
+from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops.base import COUNTS, INTEGERS, Case, Op, known_class, register_op
 from intact.ops.elementwise import broadcast_shape, of_one_rank
 from intact.ops.table import Elementwise

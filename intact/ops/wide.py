@@ -13,16 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import ops
 
-from intact.numerics.affine import (
-    QTensor,
-    Tensor,
-    binary_exponent,
-    is_integer,
-    straight_through,
-    unfused,
-)
+from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import either, inverse, precisely, round_clip
+from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import mantissa, multiplier, multiply
+from intact.numerics.straight_through import straight_through, unfused
+from intact.numerics.tensors import Tensor
 from intact.rounding.arithmetic import RealArithmetic
 from intact.rounding.int16_tables import OFFSET, sigmoid_table, tanh_table
 

@@ -17,22 +17,13 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
-from intact.numerics.affine import (
-    MIN_SCALE,
-    Tensor,
-    exact_mean,
-    host,
-    integer_range,
-    inverse_of,
-    moved,
-    power_of_two_above,
-    quantize_weight,
-    round_through,
-    scale_gradient,
-    stored_range,
-    through,
-)
+from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.backend_kernels import round_clip, shared, with_shape
+from intact.numerics.exact import MIN_SCALE, exact_mean, inverse_of, power_of_two_above
+from intact.numerics.numpy_ops import host
+from intact.numerics.straight_through import moved, round_through, scale_gradient, through
+from intact.numerics.tensors import Tensor
+from intact.numerics.weights import quantize_weight
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Setting:
         axis: Weights: the axes that keep a scale of their own, or None for one scale.
         symmetric: Zero in the middle of the integers.
         power_of_two: Scales are powers of two.
-        xp: `keras.ops`, or `intact.numerics.affine.host` where a file is written.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.host` where a file is written.
         training: Whether the model trains.
         noise: Gives uniform values in [-0.5, 0.5) of a shape, for stochastic rounding while
             training; None rounds to the nearest.
@@ -128,7 +119,7 @@ class Quantizer:
     * `name`: what specs and saved models call it.
     * `weight_bits`, `activation_bits`: the widths that it knows; none by default.
     * `trained`: Activations: the names of its trained numbers, scalars that start at 0: how
-      far training has moved what was `seen` (`intact.numerics.affine.moved`).
+      far training has moved what was `seen` (`intact.numerics.straight_through.moved`).
     * `trains_bounds`: Activations: whether values outside of the grid move its ends.
     * `signs`: Activations: they are -1 or 1, times the scale, and never 0. Kernels round to a
       127th of the scale first; a table then tells the sign, 1 of 0.
@@ -180,7 +171,7 @@ class Quantizer:
 
         Returns:
             Arrays by name. For each the layer has a trainable variable, which starts at 0
-            and is how far training has moved it (`intact.numerics.affine.moved`).
+            and is how far training has moved it (`intact.numerics.straight_through.moved`).
         """
         return {}
 

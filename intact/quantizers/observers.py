@@ -16,7 +16,8 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
-from intact.numerics.affine import Tensor, host, to_numpy
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import Tensor, to_numpy
 
 BINS = 8192
 """Bins of a histogram, half of them for each sign."""
@@ -99,7 +100,7 @@ class Observer:
 
         Args:
             x: Real values, of any shape.
-            xp: `keras.ops`, or `intact.numerics.affine.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
 
         Returns:
             A state: by default, a `Range`.

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from intact.numerics.affine import MIN_SCALE, Tensor, host
+from intact.numerics.exact import MIN_SCALE
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import Tensor
 from intact.quantizers.observers import Observer
 
 LEVELS = 128
@@ -75,7 +77,7 @@ def look(
         x: The factor.
         partner: What it is multiplied with.
         shape: The factor's shape in the product, without the batch; None where it is its own.
-        xp: `keras.ops`, or `intact.numerics.affine.host`.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
         most: About how many of the values to look at, if not at all of them.
     """
     x = x if shape is None else xp.reshape(x, (-1, *shape))
@@ -109,7 +111,7 @@ def _size(partner: Tensor, shape: tuple[int | None, ...], xp: Any) -> Tensor:
     Args:
         partner: What a factor is multiplied with.
         shape: The shape of the factor.
-        xp: `keras.ops`, or `intact.numerics.affine.host`.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
     """
     axes = [a for a, n in enumerate(shape) if a and n == 1 and partner.shape[a] != 1]
     if not axes:
@@ -134,7 +136,7 @@ def reach(use: Use, steps: int, xp: Any = ops, least: Any = 0.0) -> tuple[Tensor
 
     Example:
 
-    >>> from intact.numerics.affine import host
+    >>> from intact.numerics.numpy_ops import (host)
     >>> x, partner = np.array([[1.0], [2.0], [1000.0]]), np.array([[1.0], [0.5], [0.0]])
     >>> use = look(x, partner, None, host)
     >>> minimum, maximum, known = reach(use, 255, host)

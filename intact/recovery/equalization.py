@@ -20,7 +20,7 @@ from keras import layers
 
 from intact.graph.view import view
 from intact.layers.kernel_graph import Kernel, KernelGraph, Role
-from intact.numerics.affine import to_numpy
+from intact.numerics.tensors import to_numpy
 from intact.ops.activation import relu_bounds
 from intact.ops.base import get_op
 from intact.ops.conv import DepthwiseConv2D

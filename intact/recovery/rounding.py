@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intact.numerics.affine import half_precision, host, integer_range, weight_params
+from intact.numerics.affine import integer_range
+from intact.numerics.numpy_ops import host
+from intact.numerics.weights import half_precision, weight_params
 from intact.plan.scheme import TensorSpec
 
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)

@@ -12,8 +12,11 @@ from intact.graph.view import Graph, Node, view
 from intact.layers.base import QuantizedLayer
 from intact.layers.kernel_graph import KernelGraph
 from intact.layers.quantized import QuantizedWeights
-from intact.numerics.affine import along, half_precision, host, to_numpy
+from intact.numerics.accumulator import along
 from intact.numerics.backend_kernels import no_gradients
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
+from intact.numerics.weights import half_precision
 from intact.ops.base import get_op
 
 Call = Callable[[KernelGraph, Node, tuple[Any, ...]], Any]

@@ -5,18 +5,14 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from intact.numerics.affine import (
-    Accumulator,
-    QTensor,
-    Tensor,
-    divide,
-    straight_through,
-)
+from intact.numerics.accumulator import Accumulator
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import (
     inverse,
     round_clip,
     wide_types,
 )
+from intact.numerics.exact import divide
 from intact.numerics.fixed_point import (
     beyond_vectors,
     multiplier,
@@ -25,6 +21,8 @@ from intact.numerics.fixed_point import (
     ratio,
     round_away,
 )
+from intact.numerics.straight_through import straight_through
+from intact.numerics.tensors import Tensor
 
 
 class Arithmetic:

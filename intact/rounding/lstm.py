@@ -18,14 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from keras import ops
 
-from intact.numerics.affine import (
-    QTensor,
-    Tensor,
-    binary_exponent,
-    straight_through,
-)
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import multiplier, multiply, rounding_shift
+from intact.numerics.straight_through import straight_through
+from intact.numerics.tensors import Tensor
 from intact.rounding.arithmetic import Arithmetic
 from intact.rounding.int16_tables import (
     GATE_BITS,

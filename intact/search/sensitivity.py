@@ -20,7 +20,9 @@ from intact.layers.kernel_graph import Kernel, KernelGraph, Role, kernel_graph
 from intact.layers.stateful import refuse_stream
 from intact.names import SchemeName
 from intact.numerics.affine import QTensor, to_numpy, unquantized
+from intact.numerics.affine import QTensor, unquantized
 from intact.numerics.backend_kernels import round_clip
+from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op
 from intact.plan.scheme import Scheme
 from intact.recovery.walk import Walk, as_filed, cut, in_float, relative_error

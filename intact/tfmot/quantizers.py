@@ -8,7 +8,10 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
-from intact.numerics.affine import host, integer_range, inverse_of, stored_range, to_numpy
+from intact.numerics.affine import integer_range, stored_range
+from intact.numerics.exact import inverse_of
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
 from intact.plan.scheme import TensorSpec
 from intact.quantizers import formulas as widths
 from intact.quantizers.formulas import Setting

@@ -1,0 +1,156 @@
+"""Rounding with the gradient of what is not rounded."""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import Tensor
+
+
+def _upstream(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tensor:
+    # TensorFlow and torch pass the gradient positionally or by name, JAX positionally.
+    return args[0] if upstream is None else upstream
+
+
+@ops.custom_gradient
+def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
+    """The value of `exact` with the gradient of `smooth`.
+
+    Args:
+        exact: What the integer kernel computes.
+        smooth: The same without rounding, differentiable.
+
+    Returns:
+        `exact`; a gradient that reaches it goes to `smooth` unchanged.
+
+    The straight-through estimator: Bengio et al., arXiv:1308.3432.
+    """
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        return ops.zeros_like(g), g
+
+    return exact, grad
+
+
+@ops.custom_gradient
+def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
+    """The value itself; its gradient is multiplied by a factor.
+
+    Args:
+        x: Values.
+        factor: A scalar tensor.
+
+    Returns:
+        `x`.
+
+    Source: LSQ, section 2.2 (arXiv:1902.08153).
+    """
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        return g * factor, ops.zeros_like(factor)
+
+    return x, grad
+
+
+@ops.custom_gradient
+def _moved(first: Tensor, delta: Tensor, unit: Tensor) -> Tensor:
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        g = _upstream(args, upstream)
+        return ops.zeros_like(first), g / unit, ops.zeros_like(unit)
+
+    return first + unfused(unit * delta), grad
+
+
+@ops.custom_gradient
+def finite_gradient(x: Tensor) -> Tensor:
+    """The value itself; a gradient that is infinite or not a number becomes 0."""
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> Tensor:
+        g = _upstream(args, upstream)
+        return ops.where(ops.isfinite(g), g, ops.zeros_like(g))
+
+    return x, grad
+
+
+def tied(w: Tensor, firsts: Tensor) -> Tensor:
+    """Weights that share a value, with the mean of their gradients for each.
+
+    Args:
+        w: Weights.
+        firsts: Per weight of the flattened `w`, the index of the first one of its value.
+
+    Returns:
+        The value of the first one for each: optimizers need not round all of them alike.
+    """
+    flat, size = ops.reshape(w, (-1,)), math.prod(w.shape)
+    sums, counts = (
+        ops.segment_sum(part, firsts, num_segments=size) for part in (flat, ops.ones_like(flat))
+    )
+    mean = ops.take(sums / ops.maximum(counts, 1.0), firsts)
+    return ops.reshape(straight_through(ops.take(flat, firsts), mean), w.shape)
+
+
+def through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
+    """`straight_through`; on the host just the value.
+
+    Args:
+        exact: The value.
+        smooth: What has its gradient.
+        xp: `keras.ops`, or `host`.
+    """
+    return exact if xp is host else straight_through(exact, smooth)
+
+
+def round_through(x: Any, xp: Any = ops) -> Any:
+    """Rounded half to even, with the gradient of `x`."""
+    return through(xp.round(x), x, xp)
+
+
+def round_where(whole: Any, x: Any, xp: Any = ops) -> Any:
+    """Rounded half to even where integers are expected, else as it is; with the gradient of `x`."""
+    return through(xp.where(whole, xp.round(x), x), x, xp)
+
+
+def moved(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
+    """A trained number: what it was first, and how far training has moved it.
+
+    The distance counts in units of the first value, so that the steps of an optimizer such
+    as Adam fit numbers of any size; its gradient is such that plain gradient descent moves
+    the number by the learning rate times the number's own gradient. A number keeps its sign.
+
+    Args:
+        first: The first values.
+        delta: The distances, which train; as many.
+        xp: `keras.ops`, or `host`.
+        unit: Their units; by default, the size of the first values.
+
+    Returns:
+        `first + unit * delta`.
+
+    Example:
+
+    >>> moved(np.float32([2.0, 4.0]), np.float32([0.5, -3.0]), host).tolist()
+    [3.0, 0.03125]
+    """
+    if unit is None:
+        unit = xp.where(first == 0, np.float32(1), xp.abs(first))
+    value = first + unit * delta if xp is host else _moved(first, delta, unit)
+    floor = xp.abs(first) * np.float32(2.0**-7)
+    kept = xp.where(
+        first > 0, xp.maximum(value, floor), xp.where(first < 0, xp.minimum(value, -floor), value)
+    )
+    return through(kept, value, xp)
+
+
+def unfused(x: Any, xp: Any = ops) -> Any:
+    """A product as float32 rounds it, also where a compiler would make one with what follows.
+
+    A fused multiply-add rounds once where kernels round twice, and TensorFlow moves a
+    constant factor from one product to the next; the (empty) clamp between keeps them apart.
+    """
+    return xp.clip(x, -3e38, 3e38)

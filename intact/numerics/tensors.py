@@ -1,0 +1,43 @@
+"""What a tensor is: symbolic, whole or trainable; and its values on the host."""
+
+from typing import Any
+
+import numpy as np
+from keras import KerasTensor, Variable, ops
+
+Tensor = Any
+"""A tensor of the active Keras backend."""
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A tensor, variable or number as a numpy array."""
+    return np.asarray(ops.convert_to_numpy(x.value if isinstance(x, Variable) else x))
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether a call's argument is a tensor of a graph rather than a constant."""
+    return isinstance(value, KerasTensor)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a tensor, array or number holds whole numbers or truth values.
+
+    Whole numbers are never quantized: they keep their type, in Keras and in the file. This is the
+    one place that tells them from real values.
+
+    Example:
+
+    >>> is_whole(np.arange(3)), is_whole(True), is_whole(2.0)
+    (True, True, False)
+    """
+    dtype = value.dtype if is_symbolic(value) else to_numpy(value).dtype
+    return not _is_real(str(dtype))
+
+
+def _is_real(dtype: str) -> bool:
+    return "float" in dtype or "complex" in dtype
+
+
+def is_trainable(value: Any) -> bool:
+    """Whether a value is a variable that trains."""
+    return isinstance(value, Variable) and value.trainable
