@@ -8,7 +8,7 @@ from keras import layers, ops
 
 import intact
 from intact import Quantizer, Rule, Schedule, Scheme, TensorSpec
-from intact.quantizers.formulas import RangeQuantizer
+from intact.quantizers.base import RangeQuantizer
 
 
 @dataclass(frozen=True)

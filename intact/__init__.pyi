@@ -35,7 +35,7 @@ from intact.errors import ScheduleWarning as ScheduleWarning
 from intact.errors import TargetError as TargetError
 from intact.errors import UnsupportedLayerError as UnsupportedLayerError
 from intact.errors import UnusedRuleWarning as UnusedRuleWarning
-from intact.keras_files.legacy import load_keras as load_keras
+from intact.keras_files.loading import load_keras as load_keras
 from intact.layers.schedule import Schedule as Schedule
 from intact.layers.schedule import set_schedule as set_schedule
 from intact.layers.schedule import switch as switch
@@ -58,7 +58,7 @@ from intact.ops import register_op as register_op
 from intact.plan.scheme import Rule as Rule
 from intact.plan.scheme import Scheme as Scheme
 from intact.plan.scheme import TensorSpec as TensorSpec
-from intact.quantizers.formulas import Quantizer as Quantizer
+from intact.quantizers.base import Quantizer as Quantizer
 from intact.quantizers.observers import Observer as Observer
 from intact.recovery.distillation import distill as distill
 from intact.recovery.recover import recover as recover

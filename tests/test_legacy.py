@@ -66,7 +66,7 @@ def refuse(path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_that_keras_3_takes_are_rebuilt_the_same(fetch, name, monkeypatch):
-    monkeypatch.setattr("intact.keras_files.legacy._load_as_it_is", refuse)
+    monkeypatch.setattr("intact.keras_files.loading._load_as_it_is", refuse)
     test_files_of_keras_2_are_the_same_models(fetch, name)
 
 
@@ -88,7 +88,7 @@ def test_files_of_keras_3(tmp_path, rng, monkeypatch, suffix, rebuilt):
     path = tmp_path / f"m.{suffix}"
     model.save(path)
     if rebuilt:
-        monkeypatch.setattr("intact.keras_files.legacy._load_as_it_is", refuse)
+        monkeypatch.setattr("intact.keras_files.loading._load_as_it_is", refuse)
     loaded = intact.load_keras(str(path))
     x = {"x": rng.normal(size=(3, 8, 4))}
     expected, found = model.predict(x, verbose=0), loaded.predict(x, verbose=0)
@@ -380,7 +380,7 @@ def units(config, size):
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
 def test_configs_that_ask_for_too_much_memory(saved, suffix, rebuilt, monkeypatch):
     if rebuilt:
-        monkeypatch.setattr("intact.keras_files.legacy._load_as_it_is", refuse)
+        monkeypatch.setattr("intact.keras_files.loading._load_as_it_is", refuse)
     if suffix == "keras":
         with zipfile.ZipFile(saved["keras"]) as archive:
             config = json.loads(archive.read("config.json"))
@@ -432,7 +432,7 @@ def test_links_of_h5_files_are_not_followed(saved, harm):
 
 
 def test_weights_that_do_not_fit(saved, monkeypatch):
-    monkeypatch.setattr("intact.keras_files.legacy._load_as_it_is", refuse)
+    monkeypatch.setattr("intact.keras_files.loading._load_as_it_is", refuse)
     with h5py.File(saved["h5"], "r+") as file:
         group = file["model_weights"]["head"]
         del group.attrs["weight_names"]

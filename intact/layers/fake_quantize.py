@@ -26,7 +26,7 @@ from intact.numerics.exact import MIN_SCALE
 from intact.numerics.straight_through import round_through, straight_through
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
-from intact.quantizers.formulas import Grid, Quantizer, RangeQuantizer, Seen, Setting
+from intact.quantizers.base import Grid, Quantizer, RangeQuantizer, Seen, Setting
 from intact.quantizers.observers import Range, following
 from intact.quantizers.uses import SAMPLE, look, reach
 from intact.rounding.arithmetic import Arithmetic, RealArithmetic

@@ -46,7 +46,7 @@ from intact.numerics.weights import half_precision, quantize_rows
 from intact.ops.base import AllSame, Plain, SameAsInput, get_op, known_config, share_code
 from intact.plan.planner import Plan, Site, Step
 from intact.plan.scheme import TensorSpec
-from intact.quantizers.formulas import Setting
+from intact.quantizers.base import Setting
 from intact.rounding.arithmetic import Arithmetic
 from intact.rounding.lstm import LSTMArithmetic
 

@@ -8,12 +8,7 @@ from typing import Any
 import keras
 
 from intact.errors import IntactError
-from intact.quantizers.formulas import (
-    Quantizer,
-    get_quantizer,
-    quantizer_config,
-    quantizer_from_config,
-)
+from intact.quantizers.base import Quantizer, get_quantizer, quantizer_config, quantizer_from_config
 from intact.quantizers.observers import Observer, get_observer
 
 NARROW = ("int2", "int4")

@@ -13,8 +13,8 @@ from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import host
 from intact.numerics.tensors import to_numpy
 from intact.plan.scheme import TensorSpec
-from intact.quantizers import formulas as widths
-from intact.quantizers.formulas import Setting
+from intact.quantizers import base as widths
+from intact.quantizers.base import Setting
 
 
 class Quantizer:

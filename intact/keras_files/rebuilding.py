@@ -1,20 +1,11 @@
-"""Opens model files of Keras 2 and Keras 3, also those that Keras 3 refuses for small reasons.
-
-Keras itself is asked first. What it refuses is rebuilt here from its config, layer by layer
-through Keras' public functions, and the weights are put in by layer. Nothing in a file is
-ever executed, and no weights are made that the file has no numbers for.
-"""
+"""A model built anew from the config and the weights of its file."""
 
 import contextlib
 import inspect
 import json
-import os
 import re
-import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -22,110 +13,14 @@ import keras
 from keras import ops
 
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
-from intact.graph.view import made_by
-from intact.keras_files.h5check import SLACK
-from intact.keras_files.opening import _File, _limited_weights, _open, _refuse_code, _text
+from intact.keras_files.calls import _Calls, _Entry, _name
+from intact.keras_files.opening import _File, _text
 from intact.keras_files.settings import CLASSES, LEFTOVERS, RENAMED
 from intact.keras_files.tf_ops import _TF_MODULES, _TF_NODES, TF_OPS
 from intact.keras_files.activations import hard_sigmoid_keras_2
-from intact.paths import check_model_path
-
-# Threads would undo each other's limits of weights.
-_ONE_AT_A_TIME = threading.RLock()
-
-
-def load_keras(path: str | os.PathLike) -> keras.Model:
-    """Open a `.keras` or `.h5` file of a whole model, written by Keras 3 or Keras 2.
-
-    Files of Keras 2 compute what they computed there. No code in a file is executed.
-    Custom layers must be registered (`keras.saving.register_keras_serializable`) before.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The model, not compiled.
-
-    Raises:
-        InvalidModelError: There is no such file, or it is damaged or not a whole model.
-        UnsupportedLayerError: A layer cannot be rebuilt: a `Lambda` with Python bytecode, an
-            unknown layer or TensorFlow op, or a setting that Keras 3 does not have.
-
-    Example:
-
-    >>> import tempfile
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> path = Path(tempfile.mkdtemp()) / "model.keras"
-    >>> model.save(path)
-    >>> load_keras(path).output_shape
-    (None, 2)
-    """
-    path = Path(path)
-    check_model_path(path)
-    try:
-        with contextlib.ExitStack() as stack:
-            file = _open(path, stack)
-            _refuse_code(file.config)
-            stack.enter_context(_ONE_AT_A_TIME)
-            stack.enter_context(_limited_weights(2 * file.elements + SLACK))
-            if not _means_something_else(file):
-                try:
-                    return _load_as_it_is(path)
-                except IntactError:
-                    raise
-                except Exception:  # Keras 3 refuses it, in one of many ways.
-                    pass
-            return _Rebuilder(file).run()
-    except IntactError as error:
-        raise type(error)(f"Cannot open {str(path)!r}: {error}") from error
-    # Libraries raise all kinds of errors for damaged files; none of them may pass as it is.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidModelError(
-            f"Cannot open {str(path)!r}: {type(error).__name__}: {reason}. The file is damaged, "
-            "or made by something that Keras 3 cannot follow. Save the model again, as `.keras`."
-        ) from error
-
-
-# Reading ------------------------------------------------------------------------------
-
-
-def _load_as_it_is(path: Path) -> keras.Model:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # Layers whose weights are not in the file would stay as they were initialized.
-        warnings.filterwarnings("error", message="Skipping nested container")
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-
-
-# Repairs ------------------------------------------------------------------------------
-
-
-def _means_something_else(file: _File) -> bool:
-    """Whether Keras 3 would load it without a word, and compute something else."""
-    return file.keras_2 and '"hard_sigmoid"' in json.dumps(file.config)
 
 
 _MODELS = ("Functional", "Sequential")
-
-
-@dataclass(eq=False)
-class _Entry:
-    """A layer of a model in the file, and what it became.
-
-    Args:
-        name: Its name in the file.
-        new_name: Its name now.
-        kind: Its class in the file, by which `.keras` files name its weights.
-        made: The layer, or a function of a TensorFlow op.
-        outputs: What each of its calls returned, flat.
-    """
-
-    name: str
-    new_name: str
-    kind: str
-    made: Any
-    outputs: list[list[Any]] = field(default_factory=list)
 
 
 class _Rebuilder:
@@ -412,142 +307,6 @@ class _Rebuilder:
                         name = f"{kind}_{number}" if number else kind
                         if name in group[key]:
                             self.load_tree(item, group[key][name])
-
-
-class _Calls:
-    """The calls of a functional config, made one after the other.
-
-    Args:
-        entries: The layers by name.
-        config: The config of the model.
-    """
-
-    def __init__(self, entries: dict[str, _Entry], config: dict[str, Any]) -> None:
-        self.entries = entries
-        self.config = config
-        # Models start with a call of their own, which is not in the file, but is counted.
-        self.first: dict[str, int] = {}
-        nodes = [layer.get("inbound_nodes", []) for layer in config["layers"]]
-        self.count([nodes, config["input_layers"], config["output_layers"]])
-
-    def count(self, value: Any) -> None:
-        """Find the lowest number by which each layer's calls are referred to."""
-        todo = [value]
-        while todo:
-            value = todo.pop()
-            reference = _reference(value)
-            if reference is not None and reference[0] in self.entries:
-                name, node, _ = reference
-                self.first[name] = min(self.first.get(name, node), node)
-            if isinstance(value, dict):
-                todo += value.values()
-            elif isinstance(value, list):
-                todo += value
-
-    def run(self) -> None:
-        waiting = []
-        for data in self.config["layers"]:
-            entry, nodes = self.entries[_name(data)], data.get("inbound_nodes", [])
-            if isinstance(entry.made, keras.layers.InputLayer):
-                entry.outputs.append(keras.tree.flatten(entry.made.output))
-            else:
-                waiting.append((entry, list(nodes)))
-        while waiting:
-            left = []
-            for entry, nodes in waiting:
-                while nodes and self.ready(nodes[0]):
-                    self.call(entry, nodes.pop(0))
-                if nodes:
-                    left.append((entry, nodes))
-            if len(left) == len(waiting) and all(not self.ready(nodes[0]) for _, nodes in left):
-                names = ", ".join(repr(entry.name) for entry, _ in left[:5])
-                raise InvalidModelError(f"the layers {names} wait for each other.")
-            waiting = left
-
-    def ready(self, value: Any) -> bool:
-        """Whether all tensors that a call needs are there."""
-        reference = _reference(value)
-        if reference is not None and reference[0] in self.entries:
-            name, node, _ = reference
-            if node - self.first[name] >= len(self.entries[name].outputs):
-                return False
-        if isinstance(value, dict):
-            return all(self.ready(v) for v in value.values())
-        return not isinstance(value, list) or all(self.ready(v) for v in value)
-
-    def call(self, entry: _Entry, node: Any) -> None:
-        if isinstance(node, dict) and "args" in node:
-            args, kwargs = self.value(node["args"]), self.value(node["kwargs"])
-        else:
-            leaf = node
-            while isinstance(leaf, list | dict) and not _is_leaf(leaf):
-                leaf = next(iter(leaf.values())) if isinstance(leaf, dict) else leaf[0]
-            kwargs = self.value(leaf[3]) if isinstance(leaf, list) and len(leaf) > 3 else {}
-            single = isinstance(node, list) and not _is_leaf(node) and len(node) == 1
-            args = [self.structure(node[0] if single else node)]
-        kwargs = {k: v for k, v in kwargs.items() if v is not None}
-        if isinstance(entry.made, keras.layers.RNN | keras.layers.Bidirectional) and isinstance(
-            args[0], list
-        ):
-            args, kwargs["initial_state"] = args[0][:1], args[0][1:]
-        outputs = entry.made(*args, **kwargs)
-        if not isinstance(entry.made, keras.Layer) and isinstance(outputs, keras.KerasTensor):
-            operation = made_by(outputs).layer
-            if not isinstance(operation, keras.Layer):
-                # Else it has a name that some layer of the file may have.
-                operation.name = entry.new_name
-        entry.outputs.append(keras.tree.flatten(outputs))
-
-    def structure(self, value: Any) -> Any:
-        """The first argument of a call as Keras 2 writes it."""
-        if _is_leaf(value):
-            return value[2] if value[0] == "_CONSTANT_VALUE" else self.tensor(*value[:3])
-        if isinstance(value, dict):
-            return {k: self.structure(v) for k, v in value.items()}
-        return [self.structure(v) for v in value]
-
-    def value(self, value: Any) -> Any:
-        """Other arguments, whose tensors are references."""
-        reference = _reference(value)
-        if reference is not None and reference[0] in self.entries:
-            return self.tensor(*reference)
-        if isinstance(value, dict):
-            if "class_name" in value:
-                return keras.saving.deserialize_keras_object(value, safe_mode=True)
-            return {k: self.value(v) for k, v in value.items()}
-        return [self.value(v) for v in value] if isinstance(value, list) else value
-
-    def tensor(self, name: str, node: int, index: int) -> Any:
-        return self.entries[name].outputs[node - self.first[name]][index]
-
-    def ends(self, value: Any) -> Any:
-        """The inputs or outputs of the model."""
-        if _is_leaf(value):
-            return self.tensor(*value[:3])
-        if isinstance(value, dict):
-            return {k: self.ends(v) for k, v in value.items()}
-        made = [self.ends(v) for v in value]
-        return made[0] if len(made) == 1 else made
-
-
-def _is_leaf(value: Any) -> bool:
-    """Whether this is a tensor as Keras 2 writes it: layer, call, output, and settings."""
-    return isinstance(value, list) and len(value) in (3, 4) and isinstance(value[0], str)
-
-
-def _reference(value: Any) -> tuple[str, int, int] | None:
-    """Layer, call and output of a tensor, as Keras 2 or 3 writes it."""
-    if isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
-        value = value["config"]["keras_history"]
-    if _is_leaf(value) and all(type(v) is int for v in value[1:3]):
-        return value[0], value[1], value[2]
-    return None
-
-
-def _name(data: dict[str, Any]) -> str:
-    config = data["config"]
-    inner = config.get("name") if isinstance(config, dict) else None
-    return str(data.get("name") or inner or data["class_name"])
 
 
 def _input_dtype(config: dict[str, Any]) -> str:
