@@ -10,15 +10,13 @@ from typing import Any
 
 import h5py
 import keras
-from keras import ops
 
 from intact.errors import IntactError, InvalidModelError, UnsupportedLayerError
+from intact.keras_files.activations import hard_sigmoid_keras_2
 from intact.keras_files.calls import _Calls, _Entry, _name
 from intact.keras_files.opening import _File, _text
 from intact.keras_files.settings import CLASSES, LEFTOVERS, RENAMED
 from intact.keras_files.tf_ops import _TF_MODULES, _TF_NODES, TF_OPS
-from intact.keras_files.activations import hard_sigmoid_keras_2
-
 
 _MODELS = ("Functional", "Sequential")
 

@@ -8,8 +8,8 @@ from keras import ops
 
 from intact.graph.view import Graph, Node, view
 from intact.layers.quantized import Quantized
-from intact.numerics.tensors import to_numpy
 from intact.numerics.backend_kernels import no_gradients
+from intact.numerics.tensors import to_numpy
 from intact.ops.base import Weighted, get_op
 from intact.recovery.rounding import (
     Covariance,
