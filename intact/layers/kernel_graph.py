@@ -186,7 +186,8 @@ class KernelGraph:
     def _fuse(self, kernel: Kernel, node: Node) -> bool:
         """Fuse a call into the kernel that it reads, if the kernel takes it."""
         if kernel.role is Role.INTEGER:
-            if isinstance(node.layer, FakeQuantize) and kernel.rounds_sums:
+            rounded = kernel.range_call is not None
+            if isinstance(node.layer, FakeQuantize) and kernel.rounds_sums and not rounded:
                 kernel.range_call = node
                 return True
             if node.kwargs.get("folds"):
