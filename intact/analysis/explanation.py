@@ -10,7 +10,6 @@ from intact.graph.canonicalize import Masks, Tracer, trace_whole
 from intact.graph.simplify import simplify
 from intact.layers.quantized_model import refuse_quantized
 from intact.names import SchemeName
-from intact.numerics.affine import is_symbolic
 from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Op, get_op, register_op
 from intact.plan.filters import Chosen, Filters

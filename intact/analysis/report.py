@@ -23,7 +23,6 @@ from intact.litert.inspection import is_float
 from intact.litert.reader import read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
 from intact.names import Kernels
-from intact.numerics.affine import dequantize, to_numpy
 from intact.numerics.affine import dequantize
 from intact.numerics.tensors import to_numpy
 from intact.paths import write_whole

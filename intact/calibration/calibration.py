@@ -18,7 +18,6 @@ from intact.layers.fake_quantize import FakeQuantize, range_calls, refuse_nested
 from intact.layers.quantized import QuantizedWeights
 from intact.layers.stateful import check_stream, keepers, reset_states
 from intact.names import ObserverName
-from intact.numerics.affine import host, to_numpy
 from intact.numerics.numpy_ops import host
 from intact.numerics.tensors import to_numpy
 from intact.quantizers.observers import Observer, get_observer

@@ -13,13 +13,10 @@ from intact.api import quantize_model
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import Data, collect
 from intact.graph.view import Node
-from intact.calibration.sources import collect
-from intact.graph.view import Node
 from intact.layers.alignment import before_shares
 from intact.layers.kernel_graph import Kernel, KernelGraph, Role, kernel_graph
 from intact.layers.stateful import refuse_stream
 from intact.names import SchemeName
-from intact.numerics.affine import QTensor, to_numpy, unquantized
 from intact.numerics.affine import QTensor, unquantized
 from intact.numerics.backend_kernels import round_clip
 from intact.numerics.tensors import to_numpy
