@@ -175,7 +175,7 @@ def test_check(run, files):
 def test_verify(run, files):
     process = run("verify", "broken.tflite")
     assert process.returncode == 1, process.stderr
-    assert process.stdout.startswith("error: op 0 SOFTMAX, tensor 'y'")
+    assert process.stdout.startswith("error S404: op 0 SOFTMAX, tensor 'y'")
     assert process.stdout.endswith("1 errors, 0 warnings\n")
 
 
