@@ -17,16 +17,18 @@ from intact.errors import (
 from intact.graph.canonicalize import canonicalize
 from intact.graph.simplify import simplify
 from intact.graph.view import is_graph, mask_of
-from intact.layers.fake_quantize import FakeQuantize, check_calibrated, stand_in_ranges
-from intact.layers.quantized import build, flat
+from intact.layers.builder import build, flat
+from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized_model import is_quantized, refuse_quantized
+from intact.layers.ranges import check_calibrated, stand_in_ranges
 from intact.layers.schedule import NEVER, Schedule, delay_left
 from intact.litert.reader import read_bytes
 from intact.lowering.lowering import lower
 from intact.names import IODtype, SchemeName, TargetName
 from intact.paths import write_whole
 from intact.plan.filters import Chosen, Filters
-from intact.plan.planner import InputStats, Plan, States, make_plan
+from intact.plan.plan import InputStats, Plan, States
+from intact.plan.planner import make_plan
 from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
 from intact.targets.c_array import c_array, c_name

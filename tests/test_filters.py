@@ -10,7 +10,8 @@ from small import cnn, enliven, host, op_names, parse
 
 import intact
 from intact.graph.view import view
-from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.layers.quantized import Quantized
+from intact.layers.quantized_weights import QuantizedWeights
 from intact.litert.reader import read
 
 

@@ -7,7 +7,8 @@ from small import host
 
 import intact
 from intact import TensorSpec
-from intact.layers.fake_quantize import FakeQuantize, check_calibrated
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.ranges import check_calibrated
 from intact.numerics.affine import affine_params
 from intact.rounding.arithmetic import Arithmetic
 

@@ -10,7 +10,8 @@ import intact
 import intact.layers.fake_quantize
 from intact import Rule, TensorSpec, tfmot
 from intact.graph.view import view
-from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.layers.quantized import Quantized
+from intact.layers.quantized_weights import QuantizedWeights
 
 api = tfmot.quantization.keras
 annotate = api.quantize_annotate_layer

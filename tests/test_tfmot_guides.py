@@ -12,7 +12,8 @@ from small import host, op_names, parse, quantizers
 
 import intact
 from intact import tfmot
-from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.layers.quantized import Quantized
+from intact.layers.quantized_weights import QuantizedWeights
 
 quantize_model = tfmot.quantization.keras.quantize_model
 quantize_annotate_layer = tfmot.quantization.keras.quantize_annotate_layer

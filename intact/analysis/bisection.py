@@ -11,8 +11,8 @@ from intact.calibration.sources import Arrays, check_batch
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import with_outputs
 from intact.layers.alignment import Point, Reference, as_real, find_points
-from intact.layers.fake_quantize import check_calibrated
 from intact.layers.quantized_model import is_quantized
+from intact.layers.ranges import check_calibrated
 from intact.layers.stateful import refuse_stream
 
 

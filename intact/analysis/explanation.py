@@ -13,7 +13,8 @@ from intact.names import SchemeName
 from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Op, get_op, register_op
 from intact.plan.filters import Chosen, Filters
-from intact.plan.planner import BY_CHOICE, make_plan
+from intact.plan.plan import BY_CHOICE
+from intact.plan.planner import make_plan
 from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
 

@@ -15,8 +15,9 @@ from intact.calibration.sources import Arrays, check_batch
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import with_outputs
 from intact.layers.alignment import Noise, Point, Reference, find_points
+from intact.layers.builder import flat
 from intact.layers.kernel_graph import kernel_graph
-from intact.layers.quantized import Quantized, flat
+from intact.layers.quantized import Quantized
 from intact.layers.quantized_model import is_quantized
 from intact.layers.stateful import check_stream, keepers, refuse_stream, reset_states
 from intact.litert.inspection import is_float

@@ -14,8 +14,9 @@ from intact.calibration.capture import Watch, Watcher
 from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
-from intact.layers.fake_quantize import FakeQuantize, range_calls, refuse_nested
-from intact.layers.quantized import QuantizedWeights
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized_weights import QuantizedWeights
+from intact.layers.ranges import range_calls, refuse_nested
 from intact.layers.stateful import check_stream, keepers, reset_states
 from intact.names import ObserverName
 from intact.numerics.numpy_ops import host

@@ -17,7 +17,8 @@ import keras
 from intact.graph.view import Graph, Node, view
 from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, tensor_name
-from intact.layers.quantized import Quantized, QuantizedWeights
+from intact.layers.quantized import Quantized
+from intact.layers.quantized_weights import QuantizedWeights
 from intact.ops.activation import relu_bounds
 from intact.ops.base import AllSame, Op, Plain, SameAsInput, find_op, get_op
 

@@ -6,9 +6,11 @@ import keras
 
 from intact.errors import IntactError
 from intact.graph.view import deep_graphs, structure
-from intact.layers.fake_quantize import FakeQuantize, refuse_nested
-from intact.layers.quantized import Frozen, Quantized
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.frozen import Frozen
+from intact.layers.quantized import Quantized
 from intact.layers.quantized_model import like
+from intact.layers.ranges import refuse_nested
 from intact.lowering.lowering import Lowering
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from intact.errors import ExportError, NotIntegerError
 from intact.graph.view import Graph, signature_names
-from intact.layers.fake_quantize import FakeQuantize, check_calibrated, stored_params
+from intact.layers.fake_quantize import FakeQuantize, stored_params
 from intact.layers.kernel_graph import FUSED, Clamp, Kernel, Role, kernel_graph
+from intact.layers.ranges import check_calibrated
 from intact.litert.builder import Builder, Shape, Tensor
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
 from intact.numerics.numpy_ops import host
@@ -30,7 +31,7 @@ def lower(
     """Write a built model as a LiteRT file.
 
     Args:
-        model: What `intact.layers.quantized.build` returned, perhaps trained, saved and loaded.
+        model: What `intact.layers.builder.build` returned, perhaps trained, saved and loaded.
         input_dtype: "float32", "int8", "uint8" or "int16".
         output_dtype: The same for the outputs.
         integer_only: Refuse ops that stay in float.

@@ -7,7 +7,9 @@ import numpy as np
 
 from intact.errors import ExportError
 from intact.layers.fake_quantize import FakeQuantize
-from intact.layers.quantized import Frozen, Quantized, QuantizedWeights
+from intact.layers.frozen import Frozen
+from intact.layers.quantized import Quantized
+from intact.layers.quantized_weights import QuantizedWeights
 from intact.litert.builder import Shape, Tensor
 from intact.numerics.accumulator import accumulator, along, rescaled
 from intact.numerics.numpy_ops import host

@@ -5,10 +5,9 @@ from it and lowering follows what was built; neither decides anything again.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import keras
-import numpy as np
 
 from intact.errors import IntactError
 from intact.graph.view import Graph, Node, output_names, signature_names, view
@@ -20,155 +19,22 @@ from intact.ops.base import (
     Op,
     Plain,
     SameAsInput,
-    Weighted,
     computes_whole,
     get_op,
 )
 from intact.ops.whole import Cast
-from intact.plan.factors import Factors, Product
-from intact.plan.scheme import NARROW, Rule, Scheme, TensorSpec
+from intact.plan.factors import Factors
+from intact.plan.kernel_types import (
+    _as_kernels_have_it,
+    _fixed_input,
+    _has_one_scale,
+    _taken_in,
+    _without_kernel,
+    _without_type,
+)
+from intact.plan.plan import BY_CHOICE, InputStats, Plan, RangePlan, Site, States, Step
+from intact.plan.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
-
-BY_CHOICE = ("by rule", "left out")
-"""Why a layer stays in float that need not: by the scheme, or by `filters` and annotations."""
-
-
-@dataclass
-class RangePlan:
-    """One range: the tensors that share it, and how it is found.
-
-    Args:
-        name: Named after the first layer whose output has it.
-        spec: How its tensors are quantized.
-        fixed: `(scale, zero_point)` if prescribed.
-        private: A clamp relies on it; it cannot be widened by other tensors.
-        sites: Names of the tensors that are quantized to it.
-    """
-
-    name: str
-    spec: TensorSpec
-    fixed: tuple[float, float] | None = None
-    private: bool = False
-    sites: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Site:
-    """One tensor that is quantized: its range, slot, rounding, clamp, and products if a factor."""
-
-    range: RangePlan
-    slot: int
-    arithmetic: str
-    lower: float | None = None
-    upper: float | None = None
-    products: list[Product] = field(default_factory=list)
-
-
-@dataclass
-class Step:
-    """What becomes of one node of the canonical graph.
-
-    Args:
-        name: The layer's name.
-        op: The op's name.
-        integer: Whether it computes on integers.
-        whole: The type of the whole numbers that it computes, which are never quantized; empty
-            where there are real values.
-        why_float: Why not, if not.
-        weights: How its weights are quantized, if it has weights that are.
-        activations: How its output is quantized, if it is.
-        folds: Whether it is a batch norm that folds into the op before it.
-        fused: Whether it is an activation that fuses into the op before it.
-        takes_in: The batch norm that becomes part of its weights before these are rounded.
-        keeps_norm: Whether that batch norm trains on; else it is part of them for good.
-        site: The quantization of its output, if it is quantized just there.
-        requantize: Per index of input, the quantization to another range.
-    """
-
-    name: str
-    op: str
-    integer: bool
-    whole: str = ""
-    why_float: str = ""
-    weights: TensorSpec | None = None
-    activations: TensorSpec | None = None
-    folds: bool = False
-    fused: bool = False
-    takes_in: str = ""
-    keeps_norm: bool = False
-    site: Site | None = None
-    requantize: dict[int, Site] = field(default_factory=dict)
-
-    @property
-    def wide(self) -> bool:
-        """Whether its kernel takes 16-bit activations."""
-        return self.activations is not None and self.activations.activation_dtype == "int16"
-
-    @property
-    def type(self) -> str:
-        """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
-        weights, activations = self.weights, self.activations
-        if self.whole:
-            return self.whole
-        if self.integer and activations:
-            widths = {activations.bits, (weights or activations).bits}
-            if widths in ({8}, {16}) or weights is None:
-                return activations.activation_dtype if max(widths) >= 8 else f"a{max(widths)}"
-            return f"w{weights.bits} a{activations.bits}"
-        if weights is None:
-            return f"float ({self.why_float})" if self.why_float else "float"
-        if weights.kind == "float":
-            return weights.dtype
-        return f"w{weights.bits} dynamic" if activations else f"w{weights.bits}"
-
-
-@dataclass
-class Plan:
-    """The steps of all nodes, in the graph's order, and the sites of float tensors.
-
-    Printing it gives a table.
-
-    Args:
-        scheme: Name of the scheme.
-        steps: What becomes of each node.
-        ranges: The ranges.
-        entries: The quantization of float tensors that integer nodes read, or that a model
-            returns as it got them.
-        unused: The rules that count for no layer.
-    """
-
-    scheme: str
-    steps: list[Step]
-    ranges: list[RangePlan]
-    entries: dict[int, Site]
-    exits: dict[int, Site] = field(default_factory=dict)
-    unused: list[Rule] = field(default_factory=list)
-
-    @property
-    def float_steps(self) -> list[Step]:
-        """The steps that stay in float."""
-        return [step for step in self.steps if not (step.integer or step.whole)]
-
-    def __str__(self) -> str:
-        rows = [("layer", "op", "type", "output range")]
-        for step in self.steps:
-            place = "folded" if step.folds else "fused" if step.fused else ""
-            if step.site:
-                shared = len(step.site.range.sites) > 1
-                place = f"{place} " if place else ""
-                place += f"{step.site.range.name}{' (shared)' if shared else ''}"
-            rows.append((step.name, step.op, step.type, place or "-"))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-        notes = (f"No layer is under the rule for {rule.match!r}." for rule in self.unused)
-        return "\n".join([*(line.rstrip() for line in lines), *notes])
-
-
-InputStats = dict[str, tuple[float, float]]
-"""Per name of an input, the mean and the standard deviation of its 8-bit values."""
-
-States = dict[str, str]
-"""Per name of an input that is a state, the name of the output that is fed back to it."""
 
 
 def make_plan(
@@ -570,84 +436,3 @@ class _Planner:
         if following is None or not self.steps[id(following)].integer:
             return None
         return following
-
-
-def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> TensorSpec:
-    """A rule's spec of weights; stored in more bits where there is no kernel for so few."""
-    spec, activations = rule.weights, rule.activations
-    assert spec is not None
-    if activations is None or spec.kind != "int":
-        return spec
-    if not issubclass(op, Weighted):
-        # Slopes of a PReLU: part of an activation.
-        return TensorSpec(symmetric=True, per_axis=True)
-    if spec.dtype not in NARROW:
-        return spec
-    found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
-    wide = activations.activation_dtype == "int16"
-    for dtype in () if wide else NARROW[NARROW.index(spec.dtype) :]:
-        if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
-            return spec if dtype == spec.dtype else replace(spec, stored=dtype)
-    return replace(spec, stored="int8")
-
-
-def _has_one_scale(weights: TensorSpec | None) -> bool:
-    """Whether one scale, by their range, is for all the weights of a layer."""
-    return weights is not None and not weights.per_axis and weights.rule.name == "range"
-
-
-def _taken_in(spec: TensorSpec) -> TensorSpec:
-    """How a layer's input is quantized, if nothing but its output's spec says it."""
-    return TensorSpec() if spec.rule.signs else spec
-
-
-def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:
-    """Scale and zero point of an input whose real values are `(q - mean) / std`."""
-    mean, std = stats
-    if not (np.isfinite([mean, std]).all() and std > 0):
-        raise IntactError(
-            f"Expected a finite mean, and std > 0, for input {name!r}. Received: {stats!r}."
-        )
-    wide = spec.activation_dtype == "int16"
-    low, high = (0, 0) if wide else (128, 128) if spec.symmetric else (0, 255)
-    # In Keras integers are signed; 127.5 becomes 128.
-    zero_point = float(np.rint(mean))
-    if not low <= zero_point <= high or spec.bits not in (8, 16):
-        raise IntactError(
-            f"Input {name!r} is quantized to {spec.activation_dtype}"
-            f"{' with a zero point in the middle' if spec.symmetric else ''}, where mean, which is "
-            f"the zero point of unsigned integers, is between {low} and {high}. "
-            f"Received: mean={mean!r}. Shift the values, or leave its range to calibration."
-        )
-    return 1 / std, zero_point - (0 if wide else 128)
-
-
-def _without_type(op: type[Op], step: Step) -> str | None:
-    """Why there is no kernel for an op's activations, if there is none."""
-    assert step.activations is not None
-    dtype = step.activations.activation_dtype
-    known = dtype in op.dtypes or op.output == Plain("bool")
-    return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
-
-
-def _without_kernel(op: type[Op], step: Step) -> str | None:
-    """Why there is no kernel for an op's weights, if there is none."""
-    weights, activations = step.weights, step.activations
-    if weights is None:
-        return None
-    if activations is None:
-        return (
-            f"weights have 2 to 8 bits, and the rule says {weights.bits}" if weights.wide else None
-        )
-    for name, weight in op.weights.items():
-        known = weight.dynamic if activations.dynamic else weight.kernels
-        if weights.dtype not in known and not (weights.wide and "int8" in weight.kernels):
-            return (
-                f"its {name} cannot have {weights.bits}-bit weights of type {weights.dtype}, "
-                f"but of {', '.join(known)}"
-            )
-        if (weights.kind == "uint") != (activations.kind == "uint" and not activations.dynamic):
-            return "unsigned weights go with unsigned activations, and no others"
-        if weights.quantizer == "range" and not weights.symmetric and weights.kind == "int":
-            return f"its {name} cannot have a zero point: the rule needs `symmetric=True`"
-    return None

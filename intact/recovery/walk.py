@@ -11,7 +11,7 @@ from keras import ops
 from intact.graph.view import Graph, Node, view
 from intact.layers.base import QuantizedLayer
 from intact.layers.kernel_graph import KernelGraph
-from intact.layers.quantized import QuantizedWeights
+from intact.layers.quantized_weights import QuantizedWeights
 from intact.numerics.accumulator import along
 from intact.numerics.backend_kernels import no_gradients
 from intact.numerics.numpy_ops import host

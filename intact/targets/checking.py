@@ -7,9 +7,10 @@ import keras
 
 from intact.api import export, quantize_model
 from intact.calibration.sources import Data
-from intact.layers.fake_quantize import FakeQuantize, stand_in_ranges
-from intact.layers.quantized import flat
+from intact.layers.builder import flat
+from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized_model import is_quantized
+from intact.layers.ranges import stand_in_ranges
 from intact.litert.kernels.targets import get_target
 from intact.litert.reader import read_bytes
 from intact.names import IODtype, SchemeName, Target, TargetName

@@ -8,7 +8,7 @@ from intact import api
 from intact.errors import IntactError, InvalidModelError
 from intact.graph.canonicalize import canonicalize
 from intact.graph.view import is_graph, view
-from intact.layers.quantized import build
+from intact.layers.builder import build
 from intact.layers.quantized_model import refuse_quantized
 from intact.ops.base import Case, Op, register_op
 from intact.plan.planner import make_plan

@@ -1,0 +1,271 @@
+"""From a plan to a quantized Keras model."""
+
+from typing import Any
+
+import keras
+
+from intact.graph.canonicalize import canonicalize
+from intact.graph.view import (
+    Node,
+    deep_graphs,
+    forget_calls,
+    in_float32,
+    output_names,
+    structure,
+    view,
+)
+from intact.layers.base import Dequantize
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized import Quantized
+from intact.layers.quantized_model import QuantizedModel, class_like, is_quantized
+from intact.layers.quantized_weights import QuantizedWeights
+from intact.layers.schedule import Schedule
+from intact.layers.stateful import StatefulQuantize
+from intact.numerics.accumulator import (
+    along,
+)
+from intact.numerics.numpy_ops import host
+from intact.numerics.tensors import to_numpy
+from intact.ops.base import AllSame, Plain, SameAsInput, get_op, known_config, share_code
+from intact.plan.plan import Plan, Site, Step
+from intact.rounding.lstm import LSTMArithmetic
+
+
+def flat(model: keras.Model) -> keras.Model:
+    """A model as it is lowered and compared: all its layers side by side, and known.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The model itself if it is a quantized one; else a flat one, in which layers that are
+        quantized are the same, and others copies.
+    """
+    itself = isinstance(model, QuantizedModel) and is_quantized(model)
+    return model if itself else canonicalize(model)
+
+
+def build(
+    model: keras.Model,
+    plan: Plan,
+    schedule: Schedule | None = None,
+    float_model: keras.Model | None = None,
+) -> keras.Model:
+    """Make the quantized model that a plan describes.
+
+    Args:
+        model: The canonical model; its layers are taken over.
+        plan: What `make_plan` returned for it.
+        schedule: When quantization begins in training, and what freezes when.
+        float_model: The user's model, whose class is kept if that can be.
+
+    Returns:
+        A functional model with the same inputs, outputs and names of outputs.
+    """
+    kind = class_like(float_model or model, output_names(model))
+    with deep_graphs(4 * len(model.layers)), in_float32():
+        return _Builder(model, plan, schedule).build(kind)
+
+
+class _Builder:
+    def __init__(self, model: keras.Model, plan: Plan, schedule: Schedule | None) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.graph = view(model)
+        self.plan = plan
+        nodes = [node for node in self.graph.nodes if not node.is_input]
+        self.steps = {id(node): step for node, step in zip(nodes, plan.steps, strict=True)}
+        self.built: set[int] = set()
+        self.layers: dict[int, keras.layers.Layer] = {}
+        self.quantizers: dict[int, FakeQuantize] = {}
+        self.real: dict[int, keras.KerasTensor] = {}
+        self.pending: dict[int, Any] = {}
+        self.quantized: dict[int, Any] = {}
+        self.names = {layer.name for layer in model.layers}
+        for node in self.graph.nodes:
+            forget_calls(node.layer)
+
+    def build(self, kind: type[keras.Model]) -> keras.Model:
+        inputs, outputs = structure(self.model)
+        new_inputs = keras.tree.map_structure(
+            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), inputs
+        )
+        for old, new in zip(self.graph.inputs, keras.tree.flatten(new_inputs), strict=True):
+            self.real[id(old)] = new
+        for node in self.graph.nodes:
+            self._build_with_sources(node)
+        new_outputs = keras.tree.map_structure(self._as_output, outputs)
+        return kind(new_inputs, new_outputs, name=self.model.name)
+
+    def _build_with_sources(self, node: Node) -> None:
+        """Build a node, after what it is computed from and what its ranges are found by."""
+        if node.is_input or id(node) in self.built:
+            return
+        self.built.add(id(node))
+        step = self.steps[id(node)]
+        partners = [product.partner for product in step.site.products] if step.site else []
+        for tensor in (*node.inputs, *partners):
+            self._build_with_sources(self.graph.producer(tensor))
+        self._build_node(node, step)
+
+    def _build_node(self, node: Any, step: Step) -> None:
+        (output,) = node.outputs
+        if not step.integer:
+
+            def real(value: Any) -> Any:
+                return self._as_real(value) if isinstance(value, keras.KerasTensor) else value
+
+            args = keras.tree.map_structure(real, node.args)
+            layer = node.layer
+            again = {}
+            if step.weights:
+                again = self._again(node)
+                layer = self._layer(node, step)
+            else:
+                self._regularize(layer, node, step)
+            self.real[id(output)] = layer(*args, **node.kwargs, **again)
+            return
+        if step.fused:
+            result = self.pending[id(node.inputs[0])]
+        elif step.folds:
+            again = self._again(node)
+            sums = self.pending[id(node.inputs[0])]
+            result = self._layer(node, step)(sums, folds=True, **again)
+        else:
+            op = get_op(node.layer)
+            operands = [
+                self._as_real(t) if index in op.plain else self._as_quantized(t)
+                for index, t in enumerate(node.inputs)
+            ]
+            for index, site in step.requantize.items():
+                operands[index] = self._quantize(operands[index], site)
+            again = self._again(node)
+            given = operands[0] if len(operands) == 1 else operands
+            result = self._layer(node, step)(given, **again)
+            if isinstance(op.output, SameAsInput | AllSame):
+                self.quantized[id(output)] = result
+                return
+            if isinstance(op.output, Plain):
+                self.real[id(output)] = result
+                return
+        self.pending[id(output)] = result
+        if step.site:
+            final = self.graph.is_output(output) and not self.graph.consumers(output)
+            self.quantized[id(output)] = self._quantize(result, step.site, final)
+            activity = getattr(node.layer, "activity", None)
+            if activity is not None:
+                self.quantizers[id(step.site.range)].activity[step.site.slot] = activity
+
+    def _again(self, node: Any) -> dict[str, bool]:
+        """What tells a layer with a schedule that this call is not its first."""
+        return {"again": True} if self.schedule and id(node.layer) in self.layers else {}
+
+    def _layer(self, node: Any, step: Step) -> keras.layers.Layer:
+        fields: dict[str, Any] = {"schedule": self.schedule}
+        if id(node.layer) not in self.layers:
+            shapes = [t.shape for t in node.inputs]
+            if step.integer:
+                fields["wide"] = step.wide
+            if step.takes_in:
+                norm = self.model.get_layer(step.takes_in)
+                layer = node.layer if step.keeps_norm else _with_norm(node.layer, norm, shapes[0])
+                kept = norm if step.keeps_norm else None
+                made = Quantized(layer, step.weights, shapes, norm=kept, **fields)
+            elif step.integer:
+                made = Quantized(node.layer, step.weights, shapes, **fields)
+            else:
+                assert step.weights is not None
+                dynamic = step.activations is not None
+                made = QuantizedWeights(
+                    node.layer, step.weights, dynamic, input_shapes=shapes, **fields
+                )
+            self.layers[id(node.layer)] = made
+            self._regularize(made, node, step)
+        return self.layers[id(node.layer)]
+
+    def _regularize(self, made: Any, node: Any, step: Step) -> None:
+        """Let a layer regularize its output, if the user's does and no quantizer will."""
+        activity = getattr(node.layer, "activity", None)
+        if activity is not None and not step.integer:
+            made.activity_regularizer = activity
+        elif step.site is None:
+            made.activity = activity
+
+    def _quantize(self, pending: Any, site: Site, final: bool = False) -> Any:
+        found = site.range
+        if id(found) not in self.quantizers:
+            fields: dict[str, Any] = {
+                "slots": len(found.sites),
+                "fixed": found.fixed,
+                "schedule": self.schedule,
+                "name": self._name(found.name, "_quantizer"),
+            }
+            made: FakeQuantize
+            if site.arithmetic == LSTMArithmetic.name:
+                batch, _, units = LSTMArithmetic.output_shape(pending)
+                made = StatefulQuantize(found.spec, state=(batch, units), **fields)
+            else:
+                made = FakeQuantize(found.spec, **fields)
+            self.quantizers[id(found)] = made
+        kwargs: dict[str, Any] = {"arithmetic": site.arithmetic}
+        if final and found.fixed:
+            kwargs["final"] = True
+        if site.slot:
+            kwargs["slot"] = site.slot
+        if site.lower is not None:
+            kwargs["lower"] = site.lower
+        if site.upper is not None:
+            kwargs["upper"] = site.upper
+        if not site.products:
+            return self.quantizers[id(found)](pending, **kwargs)
+        kwargs["shapes"] = [product.shape for product in site.products]
+        partners = [self._as_quantized(product.partner) for product in site.products]
+        return self.quantizers[id(found)](pending, partners, **kwargs)
+
+    def _as_quantized(self, tensor: keras.KerasTensor) -> Any:
+        if id(tensor) not in self.quantized:
+            site = self.plan.entries[id(tensor)]
+            self.quantized[id(tensor)] = self._quantize(self.real[id(tensor)], site)
+        return self.quantized[id(tensor)]
+
+    def _as_real(self, tensor: keras.KerasTensor) -> Any:
+        if id(tensor) not in self.real:
+            name = self.graph.producer(tensor).layer.name
+            self.real[id(tensor)] = Dequantize(name=self._name(name, "_dequantize"))(
+                self.quantized[id(tensor)]
+            )
+        return self.real[id(tensor)]
+
+    def _as_output(self, tensor: keras.KerasTensor) -> Any:
+        """A model's output: an input that is one comes back as the file has it, in integers."""
+        if id(tensor) in self.plan.exits:
+            site = self.plan.exits[id(tensor)]
+            state = self._quantize(self._as_quantized(tensor), site)
+            return Dequantize(name=self._name(site.range.name, "_output_dequantize"))(state)
+        producer = self.graph.producer(tensor)
+        if producer.is_input and id(tensor) in self.plan.entries:
+            name = self._name(producer.layer.name, "_dequantize")
+            return Dequantize(name=name)(self._as_quantized(tensor))
+        return self._as_real(tensor)
+
+    def _name(self, name: str, suffix: str) -> str:
+        """A layer name that is not taken yet: a layer called twice has two ranges."""
+        candidate, n = name, 1
+        while candidate + suffix in self.names or (n > 1 and candidate in self.names):
+            candidate, n = f"{name}_{n}", n + 1
+        self.names.add(candidate + suffix)
+        return candidate + suffix
+
+
+def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
+    """A layer that does the same as another with a batch norm behind it."""
+    kernel = to_numpy(layer.kernel)
+    made = type(layer).from_config({**known_config(layer), "use_bias": True})
+    share_code(layer, made, {})
+    made.build(shape)
+    factor, offset = get_op(norm).factors(norm, made.bias.shape[0])
+    axis = get_op(layer).weights["kernel"].axis
+    made.kernel.assign(kernel * along(factor, axis, kernel.shape, host))
+    bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
+    made.bias.assign(bias * factor + offset)
+    return made

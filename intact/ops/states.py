@@ -1,0 +1,105 @@
+"""States of recurrent layers: zeros for every sample, and what is carried from step to step."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics.affine import QTensor
+from intact.numerics.tensors import Tensor
+from intact.ops.base import Case, Fixed, Op, register_op
+from intact.ops.shape import Moving
+
+
+@keras.saving.register_keras_serializable("intact")
+class Zeros(layers.Layer):
+    """A state before the first step, where nothing can be left out for it.
+
+    Args:
+        units: The size of its last axis; the others are the input's.
+    """
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """The zeros."""
+        return ops.zeros_like(x[..., :1]) * ops.zeros(self.units)
+
+    def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
+        return (*shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+@register_op
+class ZeroState(Op):
+    """Zeros, in the units of a state between -1 and 1, for as many samples as there are."""
+
+    keras_layers = (Zeros,)
+    litert = ("STRIDED_SLICE", "MUL")
+    dtypes = ("int8", "int16")
+    output = Fixed(1 / 128, 0)
+    arithmetic = "real"
+    cases = (Case(lambda: lambda x: layers.Dense(4)(x) + Zeros(4)(x), (2, 3)),)
+
+    @classmethod
+    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        return layer(inputs[0].values)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        x, y = node.input, node.output
+        rank = len(x.shape)
+        one = builder.like(x, (*x.shape[:-1], 1))
+        bounds = [np.array(sizes, "int32") for sizes in ([0] * rank, [0] * (rank - 1) + [1])]
+        constants = [builder.constant(v) for v in (*bounds, np.ones(rank, "int32"))]
+        masks = (1 << (rank - 1)) - 1
+        builder.add("STRIDED_SLICE", [x, *constants], [one], {"beginMask": masks, "endMask": masks})
+        zeros = np.zeros((1,) * (rank - 1) + (node.layer.units,), "float32")
+        if y.quantized:
+            stored = zeros.astype(x.dtype)
+            factor = builder.constant(stored, scale=np.float32(1), zero_point=0)
+        else:
+            factor = builder.constant(zeros)
+        builder.add("MUL", [one, factor], [y], {"fusedActivationFunction": "NONE"})
+
+
+@keras.saving.register_keras_serializable("intact")
+class Carried(layers.Layer):
+    """A state on its way from step to step: nothing happens to it.
+
+    XLA computes a chain of elementwise ops anew for everything that reads from it, so
+    that the time to compile would grow with the square of the steps. It takes no matrix
+    product into such a chain, not even that with the identity.
+    """
+
+    def call(self, x: Tensor) -> Tensor:
+        """The state itself."""
+        if keras.backend.backend() == "torch":
+            return x
+        return ops.matmul(x, ops.eye(x.shape[-1]))
+
+    def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
+        return shape
+
+
+@register_op
+class Carry(Moving):
+    """A state from one step to the next: nothing in the file."""
+
+    keras_layers = (Carried,)
+    cases = (Case(lambda: lambda x: layers.Dense(3)(Carried()(x)), (2, 4)),)
+
+    @classmethod
+    def lower(cls, node: Any, builder: Any) -> None:
+        node.alias(node.input)
+
+
+def nothing(like: Any, tracer: Any) -> Any:
+    """Zeros in the place of one step's values, in the range of those that they are chosen from."""
+    return tracer.constant(np.zeros((1, *like.shape[1:]), "float32"), "nothing", len(like.shape))

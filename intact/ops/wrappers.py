@@ -1,0 +1,111 @@
+"""Layers around layers: in both directions, and over time."""
+
+import inspect
+from typing import Any
+
+import keras
+from keras import layers
+
+from intact.ops.base import Case, Op, find_op, register_op
+from intact.ops.moves import reshape
+from intact.ops.recurrent import Recurrent, arguments, flat, joined, unrolled
+
+
+@register_op
+class Bidirectional(Op):
+    """Two recurrent layers, one of which reads from the end."""
+
+    keras_layers = (layers.Bidirectional,)
+    masks = True
+    notes = "As its layers."
+    cases = (
+        Case(lambda: layers.Bidirectional(layers.SimpleRNN(3)), (3, 2), exact=False),
+        Case(
+            lambda: layers.Bidirectional(layers.LSTM(2, return_sequences=True), "ave"),
+            (3, 2),
+            exact=False,
+        ),
+        Case(
+            lambda: (
+                lambda x: layers.Concatenate()(
+                    layers.Bidirectional(layers.GRU(2, return_state=True), None)(x)
+                )
+            ),
+            (3, 2),
+            exact=False,
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x, initial, mask = arguments(layer, args, kwargs, tracer)
+        pair = (layer.forward_layer, layer.backward_layer)
+        for inner in pair:
+            if find_op(inner) is not Recurrent:
+                tracer.refuse(layer, f"its layer is a {type(inner).__name__}")
+        half = 0 if initial is None else len(initial) // 2
+        halves = (None, None) if initial is None else (initial[:half], initial[half:])
+        outputs, finals = [], []
+        with tracer.scope(layer):
+            for inner, state in zip(pair, halves, strict=True):
+                steps, states = unrolled(inner, x, state, mask, tracer)
+                finals += states
+                with tracer.scope(inner):
+                    if not layer.return_sequences:
+                        outputs.append(flat(steps[-1], tracer))
+                    else:
+                        order = -1 if inner is layer.backward_layer else 1
+                        outputs.append(joined(steps[::order], tracer))
+        y = outputs
+        if layer.merge_mode is not None:
+            y = [tracer.trace(MERGES[layer.merge_mode](name=layer.name), (outputs,), {})]
+        if layer.return_state:
+            return (*y, *finals)
+        return tuple(y) if layer.merge_mode is None else y[0]
+
+
+MERGES = {
+    "concat": layers.Concatenate,
+    "sum": layers.Add,
+    "mul": layers.Multiply,
+    "ave": layers.Average,
+}
+
+
+POINTWISE = (layers.Dense, layers.Activation, layers.ReLU, layers.LeakyReLU, layers.Rescaling)
+"""Layers that need not be told where a step ends."""
+
+
+@register_op
+class TimeDistributed(Op):
+    """A layer for every step: the steps are samples to it."""
+
+    keras_layers = (layers.TimeDistributed,)
+    litert = ("RESHAPE",)
+    masks = True
+    notes = "Sizes must be known; a mask: where the layer takes none."
+    cases = (
+        Case(lambda: layers.TimeDistributed(layers.Dense(4, activation="relu")), (3, 5)),
+        Case(lambda: layers.TimeDistributed(layers.Conv2D(3, 2, activation="relu")), (2, 4, 4, 2)),
+        Case(
+            lambda: layers.TimeDistributed(
+                keras.Sequential(
+                    [layers.Conv2D(2, 2), layers.BatchNormalization(), layers.Flatten()]
+                )
+            ),
+            (2, 3, 3, 2),
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x, inner = args[0], layer.layer
+        if "mask" in kwargs and "mask" in inspect.signature(inner.call).parameters:
+            tracer.refuse(layer, f"its layer {inner.name!r} is given a mask at every step")
+        if isinstance(inner, POINTWISE):
+            return tracer.trace(inner, (x,), {})
+        if None in x.shape[1:]:
+            tracer.refuse(layer, f"all sizes but the batch must be known, received {x.shape}")
+        samples = reshape(x, x.shape[2:], f"{layer.name}_samples", tracer)
+        y = tracer.trace(inner, (samples,), {})
+        return reshape(y, (x.shape[1], *y.shape[1:]), f"{layer.name}_steps", tracer)

@@ -1,0 +1,96 @@
+"""How weights and inputs are quantized so that a kernel takes them."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+
+from intact.errors import IntactError
+from intact.ops.base import (
+    Op,
+    Plain,
+    Weighted,
+)
+from intact.plan.plan import Step
+from intact.plan.scheme import NARROW, Rule, TensorSpec
+
+
+def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> TensorSpec:
+    """A rule's spec of weights; stored in more bits where there is no kernel for so few."""
+    spec, activations = rule.weights, rule.activations
+    assert spec is not None
+    if activations is None or spec.kind != "int":
+        return spec
+    if not issubclass(op, Weighted):
+        # Slopes of a PReLU: part of an activation.
+        return TensorSpec(symmetric=True, per_axis=True)
+    if spec.dtype not in NARROW:
+        return spec
+    found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
+    wide = activations.activation_dtype == "int16"
+    for dtype in () if wide else NARROW[NARROW.index(spec.dtype) :]:
+        if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
+            return spec if dtype == spec.dtype else replace(spec, stored=dtype)
+    return replace(spec, stored="int8")
+
+
+def _has_one_scale(weights: TensorSpec | None) -> bool:
+    """Whether one scale, by their range, is for all the weights of a layer."""
+    return weights is not None and not weights.per_axis and weights.rule.name == "range"
+
+
+def _taken_in(spec: TensorSpec) -> TensorSpec:
+    """How a layer's input is quantized, if nothing but its output's spec says it."""
+    return TensorSpec() if spec.rule.signs else spec
+
+
+def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tuple[float, float]:
+    """Scale and zero point of an input whose real values are `(q - mean) / std`."""
+    mean, std = stats
+    if not (np.isfinite([mean, std]).all() and std > 0):
+        raise IntactError(
+            f"Expected a finite mean, and std > 0, for input {name!r}. Received: {stats!r}."
+        )
+    wide = spec.activation_dtype == "int16"
+    low, high = (0, 0) if wide else (128, 128) if spec.symmetric else (0, 255)
+    # In Keras integers are signed; 127.5 becomes 128.
+    zero_point = float(np.rint(mean))
+    if not low <= zero_point <= high or spec.bits not in (8, 16):
+        raise IntactError(
+            f"Input {name!r} is quantized to {spec.activation_dtype}"
+            f"{' with a zero point in the middle' if spec.symmetric else ''}, where mean, which is "
+            f"the zero point of unsigned integers, is between {low} and {high}. "
+            f"Received: mean={mean!r}. Shift the values, or leave its range to calibration."
+        )
+    return 1 / std, zero_point - (0 if wide else 128)
+
+
+def _without_type(op: type[Op], step: Step) -> str | None:
+    """Why there is no kernel for an op's activations, if there is none."""
+    assert step.activations is not None
+    dtype = step.activations.activation_dtype
+    known = dtype in op.dtypes or op.output == Plain("bool")
+    return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
+
+
+def _without_kernel(op: type[Op], step: Step) -> str | None:
+    """Why there is no kernel for an op's weights, if there is none."""
+    weights, activations = step.weights, step.activations
+    if weights is None:
+        return None
+    if activations is None:
+        return (
+            f"weights have 2 to 8 bits, and the rule says {weights.bits}" if weights.wide else None
+        )
+    for name, weight in op.weights.items():
+        known = weight.dynamic if activations.dynamic else weight.kernels
+        if weights.dtype not in known and not (weights.wide and "int8" in weight.kernels):
+            return (
+                f"its {name} cannot have {weights.bits}-bit weights of type {weights.dtype}, "
+                f"but of {', '.join(known)}"
+            )
+        if (weights.kind == "uint") != (activations.kind == "uint" and not activations.dynamic):
+            return "unsigned weights go with unsigned activations, and no others"
+        if weights.quantizer == "range" and not weights.symmetric and weights.kind == "int":
+            return f"its {name} cannot have a zero point: the rule needs `symmetric=True`"
+    return None

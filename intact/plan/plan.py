@@ -1,0 +1,148 @@
+"""What was decided for each layer and each range of a model, as plain data."""
+
+from dataclasses import dataclass, field
+
+from intact.plan.factors import Product
+from intact.plan.scheme import Rule, TensorSpec
+
+BY_CHOICE = ("by rule", "left out")
+"""Why a layer stays in float that need not: by the scheme, or by `filters` and annotations."""
+
+
+@dataclass
+class RangePlan:
+    """One range: the tensors that share it, and how it is found.
+
+    Args:
+        name: Named after the first layer whose output has it.
+        spec: How its tensors are quantized.
+        fixed: `(scale, zero_point)` if prescribed.
+        private: A clamp relies on it; it cannot be widened by other tensors.
+        sites: Names of the tensors that are quantized to it.
+    """
+
+    name: str
+    spec: TensorSpec
+    fixed: tuple[float, float] | None = None
+    private: bool = False
+    sites: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Site:
+    """One tensor that is quantized: its range, slot, rounding, clamp, and products if a factor."""
+
+    range: RangePlan
+    slot: int
+    arithmetic: str
+    lower: float | None = None
+    upper: float | None = None
+    products: list[Product] = field(default_factory=list)
+
+
+@dataclass
+class Step:
+    """What becomes of one node of the canonical graph.
+
+    Args:
+        name: The layer's name.
+        op: The op's name.
+        integer: Whether it computes on integers.
+        whole: The type of the whole numbers that it computes, which are never quantized; empty
+            where there are real values.
+        why_float: Why not, if not.
+        weights: How its weights are quantized, if it has weights that are.
+        activations: How its output is quantized, if it is.
+        folds: Whether it is a batch norm that folds into the op before it.
+        fused: Whether it is an activation that fuses into the op before it.
+        takes_in: The batch norm that becomes part of its weights before these are rounded.
+        keeps_norm: Whether that batch norm trains on; else it is part of them for good.
+        site: The quantization of its output, if it is quantized just there.
+        requantize: Per index of input, the quantization to another range.
+    """
+
+    name: str
+    op: str
+    integer: bool
+    whole: str = ""
+    why_float: str = ""
+    weights: TensorSpec | None = None
+    activations: TensorSpec | None = None
+    folds: bool = False
+    fused: bool = False
+    takes_in: str = ""
+    keeps_norm: bool = False
+    site: Site | None = None
+    requantize: dict[int, Site] = field(default_factory=dict)
+
+    @property
+    def wide(self) -> bool:
+        """Whether its kernel takes 16-bit activations."""
+        return self.activations is not None and self.activations.activation_dtype == "int16"
+
+    @property
+    def type(self) -> str:
+        """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
+        weights, activations = self.weights, self.activations
+        if self.whole:
+            return self.whole
+        if self.integer and activations:
+            widths = {activations.bits, (weights or activations).bits}
+            if widths in ({8}, {16}) or weights is None:
+                return activations.activation_dtype if max(widths) >= 8 else f"a{max(widths)}"
+            return f"w{weights.bits} a{activations.bits}"
+        if weights is None:
+            return f"float ({self.why_float})" if self.why_float else "float"
+        if weights.kind == "float":
+            return weights.dtype
+        return f"w{weights.bits} dynamic" if activations else f"w{weights.bits}"
+
+
+@dataclass
+class Plan:
+    """The steps of all nodes, in the graph's order, and the sites of float tensors.
+
+    Printing it gives a table.
+
+    Args:
+        scheme: Name of the scheme.
+        steps: What becomes of each node.
+        ranges: The ranges.
+        entries: The quantization of float tensors that integer nodes read, or that a model
+            returns as it got them.
+        unused: The rules that count for no layer.
+    """
+
+    scheme: str
+    steps: list[Step]
+    ranges: list[RangePlan]
+    entries: dict[int, Site]
+    exits: dict[int, Site] = field(default_factory=dict)
+    unused: list[Rule] = field(default_factory=list)
+
+    @property
+    def float_steps(self) -> list[Step]:
+        """The steps that stay in float."""
+        return [step for step in self.steps if not (step.integer or step.whole)]
+
+    def __str__(self) -> str:
+        rows = [("layer", "op", "type", "output range")]
+        for step in self.steps:
+            place = "folded" if step.folds else "fused" if step.fused else ""
+            if step.site:
+                shared = len(step.site.range.sites) > 1
+                place = f"{place} " if place else ""
+                place += f"{step.site.range.name}{' (shared)' if shared else ''}"
+            rows.append((step.name, step.op, step.type, place or "-"))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+        notes = (f"No layer is under the rule for {rule.match!r}." for rule in self.unused)
+        return "\n".join([*(line.rstrip() for line in lines), *notes])
+
+
+InputStats = dict[str, tuple[float, float]]
+"""Per name of an input, the mean and the standard deviation of its 8-bit values."""
+
+
+States = dict[str, str]
+"""Per name of an input that is a state, the name of the output that is fed back to it."""
