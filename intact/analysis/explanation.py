@@ -6,8 +6,10 @@ from typing import Any
 import keras
 
 from intact.errors import UnsupportedLayerError
-from intact.graph.canonicalize import Masks, Tracer, trace_whole
+from intact.graph.canonicalize import trace_whole
+from intact.graph.masks import Masks
 from intact.graph.simplify import simplify
+from intact.graph.tracer import Tracer
 from intact.layers.quantized_model import refuse_quantized
 from intact.names import SchemeName
 from intact.numerics.tensors import is_symbolic

@@ -20,7 +20,7 @@ from intact.numerics.backend_kernels import exact_convolution
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 
 if TYPE_CHECKING:
-    from intact.graph.canonicalize import Tracer
+    from intact.graph.tracer import Tracer
     from intact.lowering.node import LoweringNode
 
 

@@ -19,7 +19,7 @@ from intact.numerics.tensors import Tensor
 from intact.ops.base import find_op, known_class, known_config, share_code
 
 if TYPE_CHECKING:
-    from intact.graph.canonicalize import Tracer
+    from intact.graph.tracer import Tracer
 
 Shape = tuple[Any, ...]
 

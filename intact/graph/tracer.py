@@ -1,0 +1,485 @@
+"""The tracer: builds the canonical graph, call by call."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from intact.errors import InvalidModelError, UnsupportedLayerError
+from intact.graph.checks import check_finite, check_whole
+from intact.graph.dtypes import in_one_type
+from intact.graph.expansion import expand_call, expand_function
+from intact.graph.masks import Masks, handed, is_any, takes_masks, without_mask
+from intact.graph.view import (
+    Node,
+    is_graph,
+    made_by,
+    mask_of,
+    output_names,
+    structure,
+    view,
+)
+from intact.layers.base import QuantizedLayer, Together
+from intact.numerics.tensors import is_symbolic, is_trainable, is_whole, to_numpy
+from intact.ops.base import (
+    ANY_WHOLE,
+    find_op,
+    known_class,
+    known_config,
+    share_code,
+)
+from intact.ops.constant import Constant
+from intact.ops.logic import Select
+from intact.ops.moves import channels_last, emit_moved
+from intact.ops.whole import Convert, WholeNumber, counts, fits
+from intact.plan.scheme import Rule
+
+RuleOf = Callable[[Any], Rule | None]
+"""The rule that a layer or operation of the user's is given, or None: by the scheme."""
+
+
+class Tracer:
+    """Builds the canonical graph; ops' `trace` methods get it as an argument.
+
+    Args:
+        rule_of: As for `canonicalize`.
+    """
+
+    def __init__(self, rule_of: RuleOf | None = None) -> None:
+        self._rule_of = rule_of
+        self._rule: Rule | None = None
+        self._inside: keras.layers.Layer | None = None
+        self._settled = rule_of is None
+        self._copies: dict[Any, keras.layers.Layer] = {}
+        self._names: set[str] = set()
+        self._path: list[str] = []
+        self._prefix = ""
+        # What is made in passing must outlive the tracing, for ids are keys.
+        self.kept: list[Any] = []
+        self._made: dict[Any, keras.layers.Layer] = {}
+        self._step: tuple[int, Counter] | None = None
+        self.anchor: Any = None
+        self._converted: dict[tuple[int, str], keras.KerasTensor] = {}
+        self.integer_inputs: set[str] = set()
+        # By the id of a model of the user's, the names that Keras has for its outputs.
+        self.output_names: dict[int, list[str]] = {}
+        # The layers of the user's whose losses are not in the new graph.
+        self.not_kept: list[str] = []
+        # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
+        self.masks: Masks = {}
+
+    def new_input(self, tensor: keras.KerasTensor, dtype: str | None = None) -> keras.KerasTensor:
+        """An input of the new model, like one of the old; real ones are float32."""
+        dtype = dtype or (tensor.dtype if is_whole(tensor) else "float32")
+        if dtype not in (*ANY_WHOLE, "int8", "float32"):
+            raise InvalidModelError(
+                f"Input {tensor.name!r} is of type {dtype}, which LiteRT does not take. Build the "
+                f"model with a `keras.Input` of real values, or of {', '.join(ANY_WHOLE)}."
+            )
+        made = keras.Input(batch_shape=tensor.shape, dtype=dtype, name=self.unique(tensor.name))
+        self.anchor = made if self.anchor is None else self.anchor
+        return made
+
+    def wants_integers(self, tensor: keras.KerasTensor) -> None:
+        """Note that a tensor holds indices: an input of unknown type then becomes int32."""
+        if made_by(tensor).is_input and not is_whole(tensor):
+            self.integer_inputs.add(tensor.name)
+
+    def once(self, key: Any, make: Callable[[], keras.layers.Layer]) -> keras.layers.Layer:
+        """A layer that stands for something of the user's: made at the first call with a key.
+
+        Args:
+            key: What it stands for; objects by themselves, for weights that are shared.
+            make: Makes the layer.
+        """
+        parts = key if isinstance(key, tuple) else (key,)
+        ids = tuple(part if isinstance(part, str | int) else id(part) for part in parts)
+        if ids not in self._made:
+            self._made[ids] = make()
+            self.kept.append(parts)
+        return self._made[ids]
+
+    def constant(
+        self, value: Any, name: str, rank: int = 0, dtype: str = "float32"
+    ) -> keras.KerasTensor:
+        """A variable or array of the user's as a tensor of the new graph.
+
+        Args:
+            value: The variable or array.
+            name: A name for it.
+            rank: The number of axes that it must have; ones are put before its own.
+            dtype: The type of the tensor.
+
+        Returns:
+            The tensor.
+        """
+
+        def make() -> keras.layers.Layer:
+            values = to_numpy(value)
+            if is_whole(values) and not fits(values, dtype):
+                raise UnsupportedLayerError(
+                    f"Constant {name!r} has no place in {dtype}. Received: {values.min()} to "
+                    f"{values.max()}."
+                )
+            values = values.astype(dtype)
+            values = values.reshape((1,) * (rank - values.ndim) + values.shape)
+            trains = is_trainable(value)
+            made = Constant(values.shape, name=name, trainable=trains, dtype=dtype)
+            made.value.regularizer = getattr(value, "regularizer", None)
+            made.value.assign(values)
+            return made
+
+        return self.emit(self.once((value, "constant", rank, dtype), make), self.anchor)
+
+    def convert(self, x: keras.KerasTensor, dtype: str, name: str = "") -> keras.KerasTensor:
+        """A tensor of whole numbers or truth values in another type.
+
+        Args:
+            x: A tensor of the new graph.
+            dtype: The type; real values are of one type alone, float32.
+            name: A name for the layer, if one is needed.
+
+        Returns:
+            The tensor; the same one whenever it is asked for.
+        """
+        dtype = "float32" if "float" in dtype else dtype
+        name = name or f"{made_by(x).layer.name}_{dtype}"
+        if x.dtype == dtype:
+            return x
+        if (id(x), dtype) not in self._converted:
+            if x.dtype == "bool" and dtype == "float32":
+                # A choice has integer kernels on more targets.
+                parts = (self.constant(v, f"{name}_{v:g}", len(x.shape)) for v in (1.0, 0.0))
+                y = self.emit(Select(name=name), [*parts, x])
+            else:
+                if dtype not in (*ANY_WHOLE, "float32"):
+                    self.refuse(made_by(x).layer, f"its values cannot be of type {dtype}")
+                y = self.emit(Convert(dtype=dtype, name=name), x)
+            self._converted[id(x), dtype] = y
+        return self._converted[id(x), dtype]
+
+    def unique(self, name: str) -> str:
+        """A layer name that is not taken yet, like the one wished for."""
+        name = name.replace("/", "_")
+        candidate, n = name, 1
+        while candidate in self._names:
+            candidate, n = f"{name}_{n}", n + 1
+        self._names.add(candidate)
+        return candidate
+
+    def where(self, layer: Any) -> str:
+        """A layer's path, for errors."""
+        return "/".join([*self._path, str(getattr(layer, "name", layer))])
+
+    def trace_model(self, model: Any, args: tuple, kwargs: dict) -> Any:
+        """Inline a model that is called on tensors of the new graph."""
+        if not is_graph(model):
+            return self.trace_into(model, args, kwargs)
+        self.output_names[id(model)] = output_names(model)
+        _, outputs = structure(model)
+        graph = view(model)
+        tensors: dict[int, Any] = {}
+        flat_args = keras.tree.flatten((args, kwargs))
+        for old, arg in zip(graph.inputs, flat_args, strict=True):
+            tensors[id(old)] = arg
+
+        def new(value: Any) -> Any:
+            if not isinstance(value, keras.KerasTensor):
+                return value
+            if id(value) not in tensors:
+                # A part of a mask that stands beside a tensor.
+                trace(made_by(value))
+            return tensors[id(value)]
+
+        def trace(node: Node) -> None:
+            args, kwargs = keras.tree.map_structure(new, (node.args, node.kwargs))
+            masks: Masks = {}
+            if takes_masks(node.layer):
+                masks = {id(new(t)): new(mask_of(t)) for t in node.inputs if mask_of(t) is not None}
+            result = self.trace(node.layer, args, kwargs, masks)
+            for old, out in zip(node.outputs, keras.tree.flatten(result), strict=True):
+                tensors[id(old)] = out
+
+        for node in graph.nodes:
+            if not node.is_input and all(id(t) in tensors for t in node.inputs):
+                trace(node)
+        return keras.tree.map_structure(new, outputs)
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
+        """Rewrite one call of a layer or operation.
+
+        Args:
+            layer: The user's layer or operation.
+            args: Its arguments; tensors are those of the new graph.
+            kwargs: Its keyword arguments, likewise.
+            masks: The masks that Keras hands on beside the tensors, by the tensors' ids.
+
+        Returns:
+            The outputs in the new graph.
+        """
+        outputs = self._trace_call(layer, args, kwargs, masks or {})
+        activity = getattr(layer, "activity_regularizer", None)
+        for tensor in keras.tree.flatten(outputs) if activity is not None else ():
+            self._regularize(layer, made_by(tensor), activity)
+        return outputs
+
+    def _regularize(self, layer: Any, node: Node, activity: Any) -> None:
+        """Note that what a call computes is the output of a layer that regularizes it."""
+        if node.is_input:
+            self.not_kept.append(layer.name)
+            return
+        before = getattr(node.layer, "activity", None)
+        node.layer.activity = activity if before is None else Together([before, activity])
+
+    def _trace_call(self, layer: Any, args: tuple, kwargs: dict, masks: Masks) -> Any:
+        kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+        if isinstance(layer, QuantizedLayer) or type(layer).__module__.startswith("intact.ops."):
+            return self._itself(layer)(*args, **kwargs)
+        op = find_op(layer)
+        if counts(layer, keras.tree.flatten((args, kwargs))):
+            op = WholeNumber
+        if op is not None:
+            first = getattr(layer, "data_format", None) == "channels_first"
+            if op.masks and masks:
+                kwargs |= handed(layer, args, kwargs, masks)
+            args, mask = without_mask(layer, args, kwargs)
+            if is_any(mask):
+                truths = all(t is None or t.dtype == "bool" for t in keras.tree.flatten(mask))
+                if not op.masks or first or not truths:
+                    self.refuse(layer, "it is called with a mask that it has no integer form for")
+                kwargs["mask"] = mask
+            self.masks = masks
+            with self._asking(layer, known=True):
+                if first and isinstance(layer, keras.layers.Layer):
+                    return channels_last(layer, args[0], self)
+                outputs = op.trace(layer, args, kwargs, self)
+                check_whole(self, layer, args, kwargs, outputs)
+                return outputs
+        if not is_any(kwargs.get("mask")):
+            kwargs.pop("mask", None)
+        if isinstance(layer, keras.Model) and not masks:
+            self._path.append(layer.name)
+            outputs = self.trace_model(layer, args, kwargs)
+            self._path.pop()
+            return outputs
+        if isinstance(layer, keras.layers.Layer):
+            with self._asking(layer, known=False):
+                return self.trace_into(layer, args, kwargs, masks)
+        self.refuse(layer, "there is no integer form of this operation")
+
+    @contextlib.contextmanager
+    def _asking(self, layer: Any, known: bool) -> Iterator[None]:
+        """Give what is emitted inside the rule of a layer of the user's.
+
+        Args:
+            layer: The layer or operation.
+            known: Whether it is one to intact, so that nobody asks about its parts.
+        """
+        outer = self._rule, self._inside, self._settled
+        if not self._settled:
+            if isinstance(layer, keras.layers.Layer):
+                self._inside = layer
+            assert self._rule_of is not None
+            self._rule, self._settled = self._rule_of(self._inside or layer), known
+        try:
+            yield
+        finally:
+            self._rule, self._inside, self._settled = outer
+
+    @contextlib.contextmanager
+    def ruled(self, rule: Rule | None) -> Iterator[None]:
+        """Give what is emitted inside a rule, whatever else it would be given.
+
+        Args:
+            rule: The rule; None is what the scheme says.
+        """
+        outer = self._rule, self._settled
+        self._rule, self._settled = rule, True
+        try:
+            yield
+        finally:
+            self._rule, self._settled = outer
+
+    def trace_into(
+        self, layer: keras.layers.Layer, args: tuple, kwargs: dict, masks: Masks | None = None
+    ) -> Any:
+        """Rewrite a layer that nobody registered, by what its `call` does."""
+        return expand_call(self, layer, args, kwargs, masks or {})
+
+    def expand(self, layer: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Rewrite a layer as a function of layers and `keras.ops`.
+
+        Args:
+            layer: The layer, for names and errors.
+            function: What it computes, of symbolic tensors.
+            *args: Its arguments; tensors are those of the new graph.
+            **kwargs: Its keyword arguments, likewise.
+
+        Returns:
+            The outputs in the new graph.
+        """
+        return expand_function(self, layer, function, args, kwargs)
+
+    @contextlib.contextmanager
+    def scope(self, layer: Any) -> Iterator[None]:
+        """Name what is emitted inside after a layer that it is a part of."""
+        outer = self._prefix
+        if not isinstance(layer, keras.Model):
+            # Parts of many layers have the same names, such as "query".
+            self._prefix = f"{outer}_{layer.name}" if outer else layer.name
+        self._path.append(layer.name)
+        try:
+            yield
+        finally:
+            self._path.pop()
+            self._prefix = outer
+
+    @property
+    def in_step(self) -> bool:
+        """Whether what is emitted is a part of a step."""
+        return self._step is not None
+
+    @contextlib.contextmanager
+    def step(self, layer: Any) -> Iterator[None]:
+        """A step of a layer: all its steps call the same layers, each of which has one range.
+
+        Args:
+            layer: The layer, or anything that stands for the steps that go together.
+        """
+        outer, self._step = self._step, (id(layer), Counter())
+        try:
+            yield
+        finally:
+            self._step = outer
+
+    def refuse(self, layer: Any, reason: str) -> None:
+        """Raise the error for a layer that cannot be handled."""
+        raise UnsupportedLayerError(
+            f"{type(layer).__name__} {self.where(layer)!r} is not supported: {reason}. "
+            "Replace it by supported layers (docs/supported.md lists them), or register an op of "
+            "your own with `intact.register_op`."
+        )
+
+    def emit(
+        self, layer: keras.layers.Layer, inputs: Any, range_limit: Any = None, **overrides: Any
+    ) -> Any:
+        """Call a copy of a layer in the new graph; an inline activation becomes its own.
+
+        Args:
+            layer: The user's layer, or one that a `trace` has just made.
+            inputs: Tensors of the new graph.
+            range_limit: A function from bits to where the range of the output may end, or None.
+            **overrides: Changes to the layer's config.
+
+        Returns:
+            The output tensor.
+        """
+        inputs = keras.tree.map_structure(lambda x: self._tensor(x, layer), inputs)
+        inputs, dtype = in_one_type(self, layer, inputs)
+        moved = emit_moved(self, layer, inputs, overrides)
+        if moved is not None:
+            return moved
+        config = {**known_config(layer), **overrides}
+        if "dtype" in config:
+            config["dtype"] = dtype
+        activation = None
+        if not isinstance(layer, keras.layers.Activation) and "activation" in config:
+            activation = layer.activation
+            config["activation"] = "linear"
+        key = self._key(layer, config, dtype)
+        if key not in self._copies:
+            check_finite(layer, self.where(layer))
+            name = config["name"]
+            if self._prefix and not name.startswith(self._prefix):
+                name = f"{self._prefix}_{name}"
+            config["name"] = self.unique(name)
+            copy = known_class(layer).from_config(config)
+            share_code(layer, copy, overrides)
+            outputs = copy(inputs)
+            if layer.built:
+                self.copy_weights(layer, copy)
+            copy.one_range, copy.own_rule = self.in_step, self._rule
+            copy.range_limit = range_limit
+            self._copies[key] = copy
+            self.kept.append(layer)
+        else:
+            outputs = self._copies[key](inputs)
+        return self.activation(activation, outputs, layer)
+
+    def _itself(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """What stands for a layer of intact's own: itself if it is quantized, else a copy."""
+        if id(layer) not in self._copies:
+            made = layer
+            if layer.name in self._names or not isinstance(layer, QuantizedLayer):
+                made = type(layer).from_config(layer.get_config())
+                made.set_weights(layer.get_weights())
+            made.name = self.unique(layer.name)
+            self._copies[id(layer)] = made
+            self.kept.append(layer)
+        return self._copies[id(layer)]
+
+    def _tensor(self, value: Any, reader: Any) -> keras.KerasTensor:
+        """What a layer reads as a tensor of the new graph: itself, or a constant."""
+        if is_symbolic(value):
+            return value
+        whole = np.issubdtype(to_numpy(value).dtype, np.integer)
+        return self.constant(value, f"{reader.name}_constant", 0, "int32" if whole else "float32")
+
+    def copy_weights(
+        self,
+        layer: keras.layers.Layer,
+        made: keras.layers.Layer,
+        convert: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+    ) -> None:
+        """Give the weights of a layer of the user's to one that stands for it.
+
+        Args:
+            layer: The user's layer.
+            made: The other one, built.
+            convert: Reorders the values of a weight; they are reshaped in any case.
+        """
+        if len(made.variables) != len(layer.variables):
+            self.refuse(layer, f"it has weights that a {type(made).__name__} has not")
+        for new, old in zip(made.variables, layer.variables, strict=True):
+            # By value: backends may give away the memory of a model that trains.
+            new.assign(convert(to_numpy(old)).reshape(new.shape))
+
+    def _key(self, layer: keras.layers.Layer, config: dict[str, Any], dtype: str) -> Any:
+        """Cache key of a layer's copy: the layer itself, or its place in a step; and its type."""
+        if self._step is None or layer.variables:
+            return id(layer) if dtype == "float32" else (id(layer), dtype)
+        steps, seen = self._step
+        place = (steps, type(layer), repr(config))
+        seen[place] += 1
+        return (*place, seen[place])
+
+    def called(self, layer: keras.layers.Layer) -> bool:
+        """Whether a layer has been emitted already."""
+        return id(layer) in self._copies
+
+    def built_rank(self, layer: keras.layers.Layer) -> int | None:
+        """The rank of the tensors that a layer has been built for, if it is bound to one."""
+        copy = self._copies.get(id(layer))
+        return None if copy is None else getattr(copy.input_spec, "ndim", None)
+
+    def activation(self, function: Any, x: Any, layer: keras.layers.Layer) -> Any:
+        """Apply an activation function that stood inside a layer.
+
+        Args:
+            function: The function, an activation layer, or None.
+            x: A tensor of the new graph.
+            layer: The layer that it stood in, for names.
+
+        Returns:
+            The output tensor.
+        """
+        if function is None or function is keras.activations.linear:
+            return x
+        if isinstance(function, keras.layers.Layer):
+            return self.trace(function, (x,), {})
+        name = getattr(function, "__name__", type(function).__name__)
+        made = keras.layers.Activation(function, name=f"{layer.name}_{name}")
+        return self.trace(made, (x,), {})
