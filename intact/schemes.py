@@ -16,8 +16,8 @@
 
 from keras import layers
 
-from intact.errors import IntactError
 from intact.plan.scheme import FLOAT_RULE, Rule, Scheme, TensorSpec
+from intact.registry import Registry
 
 _TENSOR_8 = TensorSpec(8, symmetric=True)
 _CHANNELS_8 = TensorSpec(8, symmetric=True, per_axis=True)
@@ -39,22 +39,22 @@ weight_only_4 = Scheme("weight_only_4", (Rule(weights=_CHANNELS_4, activations=N
 float16 = Scheme("float16", (Rule(weights=TensorSpec(16, kind="float"), activations=None),))
 float32 = Scheme("float32", (FLOAT_RULE,))
 
-SCHEMES: dict[str, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        int8,
-        int8_dense_per_tensor,
-        int4,
-        int16x8,
-        uint8,
-        dynamic_range,
-        weight_only_8,
-        weight_only_4,
-        float16,
-        float32,
-    )
-}
+SCHEMES: Registry[Scheme] = Registry("scheme", "Pass one of these, or an `intact.Scheme`.")
 """The presets by name."""
+
+for _preset in (
+    int8,
+    int8_dense_per_tensor,
+    int4,
+    int16x8,
+    uint8,
+    dynamic_range,
+    weight_only_8,
+    weight_only_4,
+    float16,
+    float32,
+):
+    SCHEMES.add(_preset.name, _preset)
 
 
 def get_scheme(scheme: str | Scheme) -> Scheme:
@@ -76,9 +76,4 @@ def get_scheme(scheme: str | Scheme) -> Scheme:
     """
     if isinstance(scheme, Scheme):
         return scheme
-    if scheme not in SCHEMES:
-        raise IntactError(
-            f"There is no scheme {scheme!r}. Known schemes: {', '.join(sorted(SCHEMES))}. "
-            "Pass one of these, or an `intact.Scheme` of your own."
-        )
-    return SCHEMES[scheme]
+    return SCHEMES.find(scheme)

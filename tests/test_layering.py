@@ -15,6 +15,7 @@ RANKS = {
     "errors": 0,
     "backend": 0,
     "paths": 0.5,
+    "registry": 0.5,
     "keras_files.h5check": 0,
     "keras_files.activations": 0,
     "names": 0,

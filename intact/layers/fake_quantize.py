@@ -283,7 +283,7 @@ class FakeQuantize(QuantizedLayer):
         if arithmetic == RealArithmetic.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
-        rule = Arithmetic.registry[arithmetic]
+        rule = Arithmetic.registry.find(arithmetic)
         products = [*zip(map(QTensor._make, partners), shapes, strict=True)]
         result = self._quantized(rule, pending, training, products, slot, lower, upper, final)
         if slot in self.activity:
@@ -414,7 +414,7 @@ class FakeQuantize(QuantizedLayer):
         **_: Any,
     ) -> QTensor:
         """The same without rounding; the arguments are those of a call."""
-        rule = Arithmetic.registry[arithmetic]
+        rule = Arithmetic.registry.find(arithmetic)
         if arithmetic == RealArithmetic.name:
             pending = ops.cast(pending, "float32")
         return unquantized(_bounded(rule.real(pending), lower, upper))
@@ -539,7 +539,7 @@ class FakeQuantize(QuantizedLayer):
         self.zero_point.assign(zero_point)
 
     def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
-        rule = Arithmetic.registry[kwargs.get("arithmetic", "real")]
+        rule = Arithmetic.registry.find(kwargs.get("arithmetic", "real"))
         shapes = (rule.output_shape(pending), (), ())
         return tuple(keras.KerasTensor(shape, "float32") for shape in shapes)
 

@@ -295,7 +295,7 @@ class Quantized(QuantizedLayer):
             return result
         op = get_op(self.layer)
         rounding = "accumulator" if folds else op.rounding(self.layer, "int8")
-        return Arithmetic.registry[rounding].real(result)
+        return Arithmetic.registry.find(rounding).real(result)
 
     def _result(self, inputs: Any, folds: bool, again: bool, training: bool | None) -> Any:
         now = self._tick(again, training)

@@ -18,6 +18,7 @@ from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exac
 from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import exact_convolution
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
+from intact.registry import is_same
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
@@ -479,7 +480,7 @@ def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
     new = ((_by_layer, op.keras_layers), (_by_operation, op.operations))
     for known, keys in (*new, (_by_activation, op.activations)):
         taken: list[Any] = [key for key in keys if key in known]
-        if taken and not replace and not _is_same(op, known[taken[0]]):
+        if taken and not replace and not is_same(op, known[taken[0]]):
             name = getattr(taken[0], "__name__", taken[0])
             raise IntactError(
                 f"{op.__name__} cannot be registered: {name!r} is that of "
@@ -491,11 +492,6 @@ def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
     _by_operation.update(dict.fromkeys(op.operations, op))
     _by_activation.update(dict.fromkeys(op.activations, op))
     return op
-
-
-def _is_same(op: type[Op], other: type[Op]) -> bool:
-    """Whether an op is another that is defined anew, as when a cell of a notebook runs again."""
-    return (op.__module__, op.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def known_class(layer: Any) -> Any:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from keras import ops
 
-from intact.errors import IntactError
 from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.backend_kernels import round_clip, shared, with_shape
 from intact.numerics.exact import MIN_SCALE, exact_mean, inverse_of, power_of_two_above
@@ -15,6 +14,7 @@ from intact.numerics.numpy_ops import host
 from intact.numerics.straight_through import round_through, scale_gradient, through
 from intact.numerics.tensors import Tensor
 from intact.numerics.weights import quantize_weight
+from intact.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ class Quantizer:
     * `signs`: Activations: they are -1 or 1, times the scale, and never 0. Kernels round to a
       127th of the scale first; a table then tells the sign, 1 of 0.
 
+    Raises:
+        IntactError: A subclass has the name of another quantizer, and was not declared with
+            `replace=True` behind its base.
+
     Example:
 
     >>> from dataclasses import dataclass
@@ -134,16 +138,20 @@ class Quantizer:
     """
 
     name: ClassVar[str] = ""
-    registry: ClassVar[dict[str, type["Quantizer"]]] = {}
+    registry: ClassVar[Registry[type["Quantizer"]]] = Registry(
+        "quantizer",
+        "Pass one of these, or an `intact.Quantizer`; a class of your own has to be imported "
+        "before a model that was saved with it is loaded.",
+    )
     weight_bits: ClassVar[range] = range(0)
     activation_bits: ClassVar[range] = range(0)
     trained: ClassVar[tuple[str, ...]] = ()
     trains_bounds: ClassVar[bool] = False
     signs: ClassVar[bool] = False
 
-    def __init_subclass__(cls) -> None:
-        if cls.name:
-            Quantizer.registry[cls.name] = cls
+    def __init_subclass__(cls, replace: bool = False) -> None:
+        if vars(cls).get("name"):
+            Quantizer.registry.add(cls.name, cls, replace)
 
     def stored_bits(self, bits: int) -> int:
         """How many bits the integers of weights take, signed.
@@ -267,13 +275,7 @@ def get_quantizer(quantizer: str | Quantizer) -> Quantizer:
     """
     if isinstance(quantizer, Quantizer):
         return quantizer
-    if quantizer not in Quantizer.registry:
-        raise IntactError(
-            f"There is no quantizer {quantizer!r}. Known: "
-            f"{', '.join(sorted(Quantizer.registry))}. Pass one of these, or an "
-            "`intact.Quantizer` of your own."
-        )
-    return Quantizer.registry[quantizer]()
+    return Quantizer.registry.find(quantizer)()
 
 
 def quantizer_config(quantizer: str | Quantizer) -> Any:
@@ -288,5 +290,4 @@ def quantizer_from_config(config: Any) -> str | Quantizer:
     if isinstance(config, str):
         return config
     settings = {key: value for key, value in config.items() if key != "name"}
-    get_quantizer(config["name"])
-    return Quantizer.registry[config["name"]](**settings)
+    return Quantizer.registry.find(config["name"])(**settings)

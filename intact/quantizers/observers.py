@@ -18,6 +18,7 @@ from keras import ops
 from intact.errors import IntactError
 from intact.numerics.numpy_ops import host
 from intact.numerics.tensors import Tensor, to_numpy
+from intact.registry import Registry
 
 BINS = 8192
 """Bins of a histogram, half of them for each sign."""
@@ -62,7 +63,8 @@ class Observer:
     default, that of the class.
 
     Raises:
-        IntactError: A subclass has the name of an observer of intact's own.
+        IntactError: A subclass has the name of another observer, and was not declared with
+            `replace=True` behind its base.
 
     Example:
 
@@ -78,18 +80,15 @@ class Observer:
     """
 
     name: str = field(default="", init=False, repr=False)
-    registry: ClassVar[dict[str, type["Observer"]]] = {}
+    registry: ClassVar[Registry[type["Observer"]]] = Registry(
+        "observer",
+        "Pass one of these, or an `intact.Observer`; a class of your own has to be imported before "
+        "a model that was saved with it is loaded.",
+    )
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, replace: bool = False) -> None:
         name = vars(cls).get("name", "")
-        name = getattr(name, "default", name) or cls.__name__
-        known = Observer.registry.get(name)
-        if known is not None and known.__module__ == __name__:
-            raise IntactError(
-                f"{cls.__name__} cannot be called {name!r}: that is intact's own {known.__name__}. "
-                "Give it another `name`."
-            )
-        Observer.registry[name] = cls
+        Observer.registry.add(getattr(name, "default", name) or cls.__name__, cls, replace)
 
     def get_config(self) -> dict[str, Any]:
         """The name and the settings, as `get_observer` takes them."""
@@ -475,11 +474,4 @@ def get_observer(observer: Any) -> Observer:
     if isinstance(observer, Observer):
         return observer
     fields = dict(observer) if isinstance(observer, dict) else {"name": observer}
-    name = fields.pop("name", None)
-    if name not in Observer.registry:
-        raise IntactError(
-            f"There is no observer {name!r}. Known: {', '.join(sorted(OBSERVERS))}. "
-            "Pass one of these, or an `intact.Observer`; a class of your own has to be imported "
-            "before a model that was saved with it is loaded."
-        )
-    return Observer.registry[name](**fields)
+    return Observer.registry.find(fields.pop("name", None))(**fields)

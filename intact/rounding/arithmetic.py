@@ -23,6 +23,7 @@ from intact.numerics.fixed_point import (
 )
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor
+from intact.registry import Registry
 
 
 class Arithmetic:
@@ -38,10 +39,13 @@ class Arithmetic:
     name: ClassVar[str]
     in_training: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
-    registry: ClassVar[dict[str, type["Arithmetic"]]] = {}
+    registry: ClassVar[Registry[type["Arithmetic"]]] = Registry(
+        "kernel rounding", "Import the module that declares it before the model is loaded."
+    )
 
-    def __init_subclass__(cls) -> None:
-        Arithmetic.registry[cls.name] = cls
+    def __init_subclass__(cls, replace: bool = False) -> None:
+        if "name" in vars(cls):
+            Arithmetic.registry.add(cls.name, cls, replace)
 
     @staticmethod
     def output_shape(pending: Any) -> tuple[int | None, ...]:
