@@ -16,6 +16,7 @@ from intact.ops.base import (
     Op,
     register_op,
 )
+from intact.ops.slicing import sliced
 
 ONE = 2048
 """A weight of 1 in the kernel: 11 fractional bits."""
@@ -59,6 +60,35 @@ def _blend_wide(x: Tensor, new_size: int, axis: int) -> Tensor:
     place = (centre - 1024 * low).reshape([-1 if a == axis else 1 for a in range(4)])
     below, above = (ops.take(x, i.astype("int32"), axis=axis) for i in (low, high))
     return below * 1024 + (above - below) * ops.convert_to_tensor(place, "int64")
+
+
+def known_size(layer: Any, x: Any, tracer: Any) -> tuple[int, int, int]:
+    """Height, width and channels of a batch of images; refused where one of them is unknown."""
+    if len(x.shape) != 4 or None in x.shape[1:]:
+        tracer.refuse(layer, f"it takes a batch of images of known size, received shape {x.shape}")
+    return x.shape[1:]
+
+
+def ratio_cropped(layer: Any, x: Any, size: tuple[int, int], tracer: Any) -> Any:
+    """The largest part of images, around their centre, that has the aspect ratio of a new size.
+
+    Args:
+        layer: The layer or operation that resizes, for names and errors.
+        x: A batch of images, channels last.
+        size: The new height and width.
+        tracer: Makes the new graph.
+
+    Returns:
+        The part.
+    """
+    *image, _ = known_size(layer, x, tracer)
+    key = [slice(None)]
+    for axis in range(2):
+        fitting = int(image[1 - axis] * size[axis] / size[1 - axis])
+        part = max(min(image[axis], fitting), 1)
+        start = (image[axis] - part) // 2
+        key.append(slice(start, start + part))
+    return sliced(tracer, layer, x, key)
 
 
 class Resampling(Op):
@@ -132,13 +162,22 @@ class Resizing(Resampling):
 
     keras_layers = (layers.Resizing,)
     operations = ("Resize",)
-    notes = "Interpolation 'nearest' or 'bilinear'; no antialiasing; aspect ratios may change."
+    notes = "Interpolation 'nearest' or 'bilinear'; no antialiasing, no padding."
     cases = (
         Case(lambda: layers.Resizing(7, 5), (5, 6, 3)),
         Case(lambda: layers.Resizing(3, 12), (7, 6, 2)),
         Case(lambda: layers.Resizing(7, 4, interpolation="nearest"), (5, 8, 3)),
         Case(lambda: layers.Resizing(10, 6, interpolation="nearest"), (5, 3, 3)),
         Case(lambda: lambda x: ops.image.resize(x, (4, 9)), (6, 5, 2)),
+        Case(lambda: layers.Resizing(4, 9, crop_to_aspect_ratio=True), (6, 5, 2)),
+        Case(
+            lambda: (
+                lambda x: ops.image.resize(
+                    x, (5, 3), crop_to_aspect_ratio=True, data_format="channels_first"
+                )
+            ),
+            (2, 7, 8),
+        ),
         Case(lambda: lambda x: layers.Resizing(8, 8)(layers.Conv2D(3, 3)(x)), (5, 5, 2)),
     )
 
@@ -148,16 +187,19 @@ class Resizing(Resampling):
             tracer.refuse(layer, f"it takes a batch of images, received shape {args[0].shape}")
         if layer.antialias:
             tracer.refuse(layer, "antialias=True has no kernel")
-        if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
-            tracer.refuse(layer, "an aspect ratio that is kept has no kernel")
-        if isinstance(layer, layers.Layer):
+        if layer.pad_to_aspect_ratio:
+            tracer.refuse(layer, "pad_to_aspect_ratio=True; pad the images by `ops.pad` before it")
+        of_layer = isinstance(layer, layers.Layer)
+        if of_layer and not layer.crop_to_aspect_ratio:
             return tracer.emit(layer, args[0])
-        height, width = layer.size
+        height, width = (layer.height, layer.width) if of_layer else layer.size
         made = layers.Resizing(
             height,
             width,
             interpolation=layer.interpolation,
             data_format=layer.data_format,
+            crop_to_aspect_ratio=layer.crop_to_aspect_ratio and not of_layer,
             name=layer.name,
         )
-        return tracer.trace(made, args, {})
+        x = ratio_cropped(layer, args[0], (height, width), tracer) if of_layer else args[0]
+        return tracer.trace(made, (x,), {})

@@ -1,0 +1,133 @@
+"""Images: colours, crops and patches."""
+
+from typing import Any
+
+import numpy as np
+from keras import layers, ops
+
+from intact.numerics.tensors import Tensor
+from intact.ops.base import Case, Op, register_op
+from intact.ops.blocks import SpaceToDepth
+from intact.ops.conv import same_padding
+from intact.ops.resize import known_size, ratio_cropped
+from intact.ops.shape import reshaped
+from intact.ops.slicing import Pad, Take, sliced
+
+GREY = (0.2989, 0.587, 0.114)
+"""How much red, green and blue count in a grey value, as all backends of Keras have it."""
+
+
+@register_op
+class Grayscale(Op):
+    """A weighted mean of the colours, one matrix product."""
+
+    operations = ("RGBToGrayscale",)
+    litert = ("FULLY_CONNECTED",)
+    cases = (
+        Case(lambda: lambda x: ops.image.rgb_to_grayscale(x), (4, 5, 3)),
+        Case(lambda: lambda x: ops.image.rgb_to_grayscale(x, "channels_first"), (3, 4, 5)),
+        Case(lambda: lambda x: ops.image.rgb_to_grayscale(layers.Conv2D(1, 1)(x)), (4, 5, 2)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        axis = len(x.shape) - (1 if layer.data_format == "channels_last" else 3)
+        if axis == 0:
+            tracer.refuse(layer, f"it takes a batch of images, received shape {x.shape}")
+        if x.shape[axis] == 1:
+            return x
+
+        def grey(x: Tensor) -> Tensor:
+            colours = ops.moveaxis(x, axis, -1)
+            return ops.moveaxis(colours @ np.array(GREY, "float32")[:, None], -1, axis)
+
+        return tracer.expand(layer, grey, x)
+
+
+@register_op
+class CenterCrop(Op):
+    """The centre of images; smaller images are enlarged first."""
+
+    keras_layers = (layers.CenterCrop,)
+    litert = ("STRIDED_SLICE", "RESIZE_BILINEAR")
+    cases = (
+        Case(lambda: layers.CenterCrop(3, 4), (6, 7, 2)),
+        Case(lambda: layers.CenterCrop(3, 4, data_format="channels_first"), (2, 6, 7)),
+        Case(lambda: layers.CenterCrop(8, 4), (6, 7, 2)),
+        Case(lambda: lambda x: layers.Conv2D(2, 3)(layers.CenterCrop(5, 5)(x)), (6, 5, 2)),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        *image, _ = known_size(layer, x, tracer)
+        size = (layer.height, layer.width)
+        starts = [(old - new) // 2 for old, new in zip(image, size, strict=True)]
+        if min(starts) < 0:
+            x = ratio_cropped(layer, x, size, tracer)
+            made = layers.Resizing(*size, data_format="channels_last", name=layer.name)
+            return tracer.trace(made, (x,), {})
+        key = [slice(start, start + new) for start, new in zip(starts, size, strict=True)]
+        return sliced(tracer, layer, x, [slice(None), *key])
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+@register_op
+class ExtractPatches(Op):
+    """The values of each window of an image as channels: blocks of pixels, or a gather."""
+
+    operations = ("ExtractPatches",)
+    litert = ("SPACE_TO_DEPTH", "GATHER", "RESHAPE", "PAD")
+    notes = "Of two spatial axes, of known size."
+    cases = (
+        Case(lambda: lambda x: ops.image.extract_patches(x, 2), (4, 6, 3)),
+        Case(lambda: lambda x: ops.image.extract_patches(x, (2, 3)), (5, 6, 2)),
+        Case(lambda: lambda x: ops.image.extract_patches(x, 3, 2, padding="same"), (5, 6, 2)),
+        Case(lambda: lambda x: ops.image.extract_patches(x, 2, 1, dilation_rate=2), (5, 6, 2)),
+        Case(
+            lambda: lambda x: ops.image.extract_patches(x, 2, data_format="channels_first"),
+            (3, 4, 6),
+        ),
+    )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        if layer.is_3d:
+            tracer.refuse(layer, "patches of volumes have no kernel")
+        if layer.data_format == "channels_last":
+            return cls.patches(layer, x, tracer)
+        x = tracer.emit(layers.Permute((2, 3, 1), name=f"{layer.name}_channels_last"), x)
+        y = cls.patches(layer, x, tracer)
+        return tracer.emit(layers.Permute((3, 1, 2), name=f"{layer.name}_channels_back"), y)
+
+    @classmethod
+    def patches(cls, layer: Any, x: Any, tracer: Any) -> Any:
+        """The patches of images with their channels last."""
+        *image, channels = known_size(layer, x, tracer)
+        size, strides, rates = map(_pair, (layer.size, layer.strides, layer.dilation_rate))
+        if layer.padding == "same":
+            pads = same_padding(tuple(image), size, strides, rates)
+            if any(map(any, pads)):
+                x = tracer.emit(Pad([*pads, (0, 0)], name=f"{layer.name}_pad"), x)
+            image = list(x.shape[1:3])
+        counts = [
+            (n - (k - 1) * rate - 1) // stride + 1
+            for n, k, stride, rate in zip(image, size, strides, rates, strict=True)
+        ]
+        if size == strides and rates == (1, 1) and size[0] == size[1]:
+            key = [slice(0, count * size[0]) for count in counts]
+            x = sliced(tracer, layer, x, [slice(None), *key])
+            return x if size[0] == 1 else tracer.emit(SpaceToDepth(size[0], name=layer.name), x)
+        rows, columns = (
+            np.arange(count)[:, None] * stride + np.arange(k) * rate
+            for count, stride, k, rate in zip(counts, strides, size, rates, strict=True)
+        )
+        pixels = rows[:, None, :, None] * image[1] + columns[None, :, None, :]
+        x = reshaped(tracer, layer, x, [image[0] * image[1], channels])
+        y = tracer.emit(Take(pixels.ravel().tolist(), 1, name=layer.name), x)
+        return reshaped(tracer, layer, y, [*counts, size[0] * size[1] * channels])
