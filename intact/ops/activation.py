@@ -635,7 +635,8 @@ class PReLU(Op):
 
     keras_layers = (layers.PReLU,)
     litert = ("QUANTIZE", "MUL", "ADD")
-    weights = {"alpha": Weight(axis=())}
+    # No kernel multiplies by 8-bit slopes that quantizes its input at run time.
+    weights = {"alpha": Weight(axis=(), dynamic=())}
     cases = (
         Case(lambda: layers.PReLU(shared_axes=[1, 2]), (4, 5, 3)),
         Case(lambda: layers.PReLU(), (4, 5, 3)),
@@ -654,6 +655,10 @@ class PReLU(Op):
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (alpha, scale) = inputs, weights["alpha"]
         return accumulator(x.values * alpha, x.scale, ops.reshape(scale, ()), whole=is_integer(x))
+
+    @classmethod
+    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+        return inputs[0] * weights["alpha"]
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
