@@ -23,8 +23,8 @@ from real_models import ds_cnn, train_keywords
 from results import write_section
 
 import intact
+from intact.calibration.walk import relative_error
 from intact.recovery.recover import try_steps
-from intact.recovery.walk import relative_error
 
 SEEDS = 3
 SAMPLES = 100

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import keras
 
+from intact.calibration.float_form import remember_float_model
 from intact.errors import (
     IntactError,
     MaskedOutputWarning,
@@ -130,6 +131,7 @@ def quantize_model(
     if target is not None:
         with stand_in_ranges(quantized):
             lower(quantized, target=target)
+    remember_float_model(quantized, model)
     return quantized
 
 

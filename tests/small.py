@@ -4,6 +4,7 @@ import importlib.util
 
 import keras
 import numpy as np
+import pytest
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers, ops
 
@@ -14,6 +15,9 @@ BACKENDS = [
     for name, module in (("jax", "jax"), ("torch", "torch"), ("tensorflow", "tensorflow"))
     if importlib.util.find_spec(module)
 ]
+
+lossy = pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+"""Of a test whose model cannot have 20 dB: few bits, random weights, or a fault on purpose."""
 
 
 def enliven(model, rng):

@@ -1,6 +1,6 @@
 """The look at a calibrated model: what it warns of, and that it is silent else."""
 
-import warnings
+import gc
 
 import keras
 import numpy as np
@@ -10,7 +10,8 @@ from small import cnn, enliven, host, mlp, quantizers, weights
 
 import intact
 from intact import AccuracyWarning
-from intact.calibration.accuracy import Pair, losses, warn_of_losses
+from intact.calibration.accuracy import Loss, Pair, losses, message_of, warn_of_losses
+from intact.calibration.sources import Source
 
 # What Keras does with arrays of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -73,10 +74,15 @@ def log_power(rng):
 
 
 LOST = {
-    far_from_zero: ("'head'", "'sensor'", "normalize the data"),
+    far_from_zero: ("'head'", "'sensor'", "Normalize the data"),
     boxes_beside_scores: ("part 'scores_sigmoid' of output 'head'", "as outputs of their own"),
     unlike_channels: ("2 of the 3 channels of output 'head'", "channels of unlike sizes"),
-    one_large_row: ("for most samples", "'words_table'", "rows of a table alike"),
+    one_large_row: (
+        "for most samples",
+        "'words_table'",
+        "rows of a table alike",
+        "a scale per row",
+    ),
     log_power: ("loses output", "int16x8"),
 }
 
@@ -92,7 +98,7 @@ def test_what_is_lost_is_said(build, rng):
     assert all(words in str(warning.message) for words in LOST[build]), str(warning.message)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4", "int16x8", "uint8"])
+@pytest.mark.parametrize("scheme", ["int8", "int16x8", "uint8"])
 def test_ordinary_models_are_silent(scheme, rng):
     cases = [
         (enliven(cnn(), rng), rng.normal(size=(64, 8, 8, 3))),
@@ -147,19 +153,91 @@ def test_a_constant_output_is_judged_by_its_size():
 
 def test_few_samples_are_of_all_batches(rng):
     x = np.repeat(np.arange(8.0), 16)[:, None].astype("float32")
-    source = intact.calibration.Source(x, None, 16, [keras.KerasTensor((None, 1))])
+    source = Source(x, None, 16, [keras.KerasTensor((None, 1))])
     assert len(list(source)) == 8
     assert sorted(source.few[0].ravel().tolist()) == [float(i) for i in range(8) for _ in range(2)]
     list(source)
     assert len(source.few[0]) == 16
 
 
-def test_what_has_no_file_is_left_to_export(rng, monkeypatch):
-    def refuse(*args):
-        raise TypeError("None")
+def refuse(*args, **kwargs):
+    raise TypeError("None\nwhatever")
 
+
+def test_what_was_not_checked_is_said(rng, monkeypatch):
     monkeypatch.setattr("intact.calibration.accuracy.lower", refuse)
     model, x = far_from_zero(rng)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", AccuracyWarning)
+    with pytest.warns(AccuracyWarning, match=r"'sequential' was not checked.* TypeError: None$"):
         intact.calibrate(intact.quantize_model(model), x, verbose=0)
+
+
+@pytest.mark.parametrize("build", LOST, ids=lambda build: build.__name__)
+def test_keras_stands_in_for_a_float_file(build, rng, monkeypatch):
+    monkeypatch.setattr("intact.calibration.float_form.lower_real", refuse)
+    model, x = build(rng)
+    with pytest.warns(AccuracyWarning, match=LOST[build][0]):
+        intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    model, x = enliven(cnn(), rng), rng.normal(size=(64, 8, 8, 3)).astype("float32")
+    intact.calibrate(intact.quantize_model(model), x, verbose=0)
+
+
+def test_a_state_is_checked_in_its_order(rng):
+    inputs = keras.Input((5, 3), batch_size=2, name="x")
+    lstm = layers.LSTM(4, stateful=True, return_sequences=True, name="lstm")
+    model = enliven(keras.Model(inputs, layers.Dense(3, name="head")(lstm(inputs))), rng)
+    # States grow along the stream, so that other batches would have other ranges.
+    x = (rng.normal(size=(40, 5, 3)) + np.linspace(0, 2, 40)[:, None, None]).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    before = weights(q)
+    warn_of_losses(q, [x[:16]])
+    for old, new in zip(before, weights(q), strict=True):
+        np.testing.assert_array_equal(old, new)
+    quantizers(q)["head"].set_range(0.0, 0.02)
+    with pytest.warns(AccuracyWarning, match="'head'"):
+        warn_of_losses(q, [x[:16]])
+
+
+def test_few_samples_of_a_stream_are_its_beginning():
+    x = np.arange(60.0)[:, None].astype("float32")
+    tensor = keras.KerasTensor((3, 1))
+    source = Source(x, None, 3, [tensor], whole_batches=True)
+    assert len(list(source)) == 20
+    np.testing.assert_array_equal(source.few[0], x[:18])
+
+
+@keras.saving.register_keras_serializable("tests")
+class TracedWrongly(layers.Layer):
+    """Computes something else on symbolic tensors than on real ones."""
+
+    def call(self, x):
+        return x * (2.0 if isinstance(x, keras.KerasTensor) else 3.0)
+
+
+def test_the_float_model_counts_while_it_is_there(rng):
+    model = keras.Sequential([keras.Input((6,)), TracedWrongly(), layers.Dense(3, name="head")])
+    x = rng.normal(size=(64, 6)).astype("float32")
+    q = intact.quantize_model(model)
+    with pytest.warns(AccuracyWarning, match=r"loses output 'head' [^$]*traced wrongly"):
+        intact.calibrate(q, x, verbose=0)
+    # The weights may be trained by now.
+    intact.calibrate(q, x, verbose=0)
+    q = intact.quantize_model(model)
+    del model
+    gc.collect()
+    intact.calibrate(q, x, verbose=0)
+
+
+def test_less_than_20_db_are_warned_of():
+    real = np.array([[-1.0], [1.0]] * 8, "float32")
+    assert losses("y", Pair(real, real * 1.099)) == []
+    (lost,) = losses("y", Pair(real, real * 1.101))
+    assert str(lost) == "output 'y' (19.9 dB)"
+
+
+def test_a_warning_is_short():
+    lost = [Loss(f"output 'head_{i}'", 3.0, "range") for i in range(9)]
+    text = message_of(mlp(), 16, lost, [])
+    assert "'head_2' (3.0 dB) and 6 more. These are" in text
+    assert len(text.splitlines()) < 9 and max(map(len, text.splitlines())) < 250
+    for words in ("observer=", "recover", "mixed", "int16x8"):
+        assert words in text

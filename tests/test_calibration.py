@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import BACKENDS, cnn, enliven, host, mlp, quantizers, ranges, weights
+from small import BACKENDS, cnn, enliven, host, lossy, mlp, quantizers, ranges, weights
 
 import intact
 from intact import InvalidDataError
@@ -229,9 +229,6 @@ def test_ranges_are_of_float_activations(model, x):
     intact.calibrate(q, x, bias_correction=False, verbose=0)
     hidden = keras.Model(model.inputs, model.get_layer("hidden").output).predict(x, verbose=0)
     assert abs(float(host(quantizers(q)["hidden_relu"].maximum)[0]) / hidden.max() - 1) < 0.02
-
-
-lossy = pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
 
 
 def coarse(rng):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import enliven, op_names, parse
+from small import enliven, lossy, op_names, parse
 
 import intact
 from intact import IntactError, Option
@@ -56,7 +56,7 @@ def test_the_delicate_layer_comes_first(model, x):
     assert "delicate" in str(found)
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 def test_all_layers_alone_against_a_scheme_of_one(model, x):
     """What the walk finds is what a model has in which that layer alone is quantized."""
     found = {e.name: e for e in intact.sensitivity(model, x, verbose=0, batch_size=50).layers}

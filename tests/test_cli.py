@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from small import cnn, enliven
+from small import cnn, enliven, lossy
 
 import intact
 from intact.cli import main
@@ -350,7 +350,7 @@ def test_mean_and_std_are_for_floats_too(call, models):
     assert (models / "x.npy.tflite").read_bytes() == (models / "floats.npy.tflite").read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 def test_bytes_that_nobody_scales_are_said(call, models):
     result = call(*QUANTIZE, "--data", "x.npy")
     assert result.exit_code == 0

@@ -4,14 +4,14 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small import host, quantizers
+from small import host, lossy, quantizers
 
 import intact
 from intact import Rule, Scheme, TensorSpec
 from intact.layers.fake_quantize import FakeQuantize
 
 # What is nothing beside its inputs has no accuracy to keep.
-pytestmark = pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+pytestmark = lossy
 
 CONSTANT = keras.initializers.Constant
 

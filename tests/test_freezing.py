@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import cnn, enliven, mlp
+from small import cnn, enliven, lossy, mlp
 
 import intact
 from intact import Rule, Scheme, TensorSpec
@@ -37,7 +37,7 @@ def made(build, scheme, rng):
     return intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0), x
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 @pytest.mark.parametrize("build", [cnn, mlp, shared])
 @pytest.mark.parametrize("scheme", ["int8", "int4", "uint8", LSQ], ids=str)
 def test_same_outputs_and_the_same_bytes(build, scheme, rng, tmp_path):

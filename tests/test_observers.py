@@ -7,7 +7,7 @@ from functools import reduce
 import keras
 import numpy as np
 import pytest
-from small import cnn, enliven, host, mlp, quantizers
+from small import cnn, enliven, host, lossy, mlp, quantizers
 
 import intact
 from intact import TensorSpec
@@ -279,7 +279,7 @@ def test_tensors_that_share_a_range_are_looked_at_as_one(rng):
 # In a model ---------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 @pytest.mark.parametrize("observer", ["percentile", "entropy", "mse"])
 def test_calibration_with_a_histogram(observer, rng):
     model = enliven(mlp(), rng)
@@ -302,7 +302,7 @@ def test_a_fused_clamp_bounds_what_is_seen(rng):
     assert 0 < float(host(found.maximum)[0]) <= 6
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 def test_a_spec_chooses_its_own_observer(rng):
     spec = TensorSpec(observer=Percentile(90.0))
     scheme = intact.Scheme("own", (intact.Rule("hidden*", activations=spec), intact.Rule()))
@@ -328,7 +328,7 @@ class Narrow(intact.Observer):
         return self.share * low, self.share * high
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 def test_a_users_observer_is_saved(tmp_path, rng):
     rule = intact.Rule(
         weights=intact.TensorSpec(symmetric=True, per_axis=True),

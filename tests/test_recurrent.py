@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small import lossy
 
 import intact
 from intact.graph.canonicalize import canonicalize
@@ -50,7 +51,7 @@ def a_long_memory():
     return model
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
 def test_the_range_of_a_cell_ends_where_tanh_does(scheme, rng):
     model = a_long_memory()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import activations, layers, ops
-from small import host, op_names, quantizers, ready
+from small import host, lossy, op_names, quantizers, ready
 
 import intact
 from intact import UnsupportedLayerError
@@ -104,6 +104,7 @@ def test_float_files_do_not_overflow(name):
     np.testing.assert_allclose(found, host(model(x)), atol=1e-6, rtol=1e-5)
 
 
+@lossy
 @pytest.mark.parametrize(
     ("function", "low", "expected"),
     [

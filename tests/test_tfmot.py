@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import cnn, enliven, host, mlp, op_names, parse, quantizers, ready
+from small import cnn, enliven, host, lossy, mlp, op_names, parse, quantizers, ready
 
 import intact
 import intact.layers.fake_quantize
 from intact import Rule, TensorSpec, tfmot
 from intact.graph.view import view
+from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 
@@ -315,6 +316,7 @@ def test_an_output_quantizer_of_a_layer_without_weights():
     assert types(q) == {"head"}
 
 
+@lossy
 def test_a_custom_layer_by_its_config(rng):
     class Mine(layers.Dense):
         pass
@@ -335,7 +337,7 @@ def test_a_custom_layer_by_its_config(rng):
 
 def fed(quantizer, batches):
     """The range of an activation that has seen some batches while training."""
-    fake = intact.quantizers.FakeQuantize(quantizer.spec(activation=True))
+    fake = FakeQuantize(quantizer.spec(activation=True))
     for batch in batches:
         fake(np.asarray(batch, "float32"), training=True)
     return float(host(fake.minimum)[0]), float(host(fake.maximum)[0]), fake
@@ -478,7 +480,7 @@ class Fixed(DenseConfig):
         return [(layer.kernel, api.quantizers.FixedQuantizer(8, -0.5, 0.25))]
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_fixed_quantizer_has_its_width(bits, rng):
     model = enliven(mlp(), rng)

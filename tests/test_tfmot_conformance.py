@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small import enliven, host, op_names, quantizers, ready
+from small import enliven, host, lossy, op_names, quantizers, ready
 
 import intact
 from intact.layers.quantized import Quantized
@@ -127,7 +127,7 @@ def test_scales_of_weights_follow_the_optimizer_at_once(rng):
     np.testing.assert_allclose(host(scale), np.abs(host(held.layer.kernel)).max(0) / 127, rtol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 def test_4_bit_activations_convert(rng):
     model = keras.Sequential(
         [

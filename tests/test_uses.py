@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small import host, quantizers
+from small import host, lossy, quantizers
 
 import intact
 from intact.numerics import affine as numerics
@@ -85,6 +85,7 @@ def calibrated(model, x):
     return intact.calibrate(intact.quantize_model(model), x, verbose=0)
 
 
+@lossy
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_blank_rows_cost_the_others_nothing(formula):
     model = model_of(FORMULAS[formula])
@@ -95,7 +96,7 @@ def test_blank_rows_cost_the_others_nothing(formula):
     np.testing.assert_allclose(q.predict(ALL, verbose=0), file.predict(ALL), atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@lossy
 @pytest.mark.parametrize("name", DATA)
 def test_each_kind_of_blank_rows(name):
     model = model_of(FORMULAS["LayerNormalization"])
@@ -111,6 +112,7 @@ def test_a_dead_channel_costs_the_others_nothing():
     assert snr(model, file, x) > 32
 
 
+@lossy
 @pytest.mark.parametrize("ready", [False, True])
 def test_training_on_blank_rows(ready):
     model = model_of(FORMULAS["LayerNormalization"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from battery import all_cases, build_model, make_data
 from keras import layers, ops
-from small import enliven, gradient, host
+from small import enliven, gradient, host, lossy
 
 import intact
 from intact.layers.fake_quantize import FakeQuantize
@@ -211,6 +211,7 @@ def test_recurrent_layers_and_attention(rng):
     check(lambda t: layers.MultiHeadAttention(2, 4)(t, t), x)
 
 
+@lossy
 @pytest.mark.parametrize("features", [1, 7, 8, 20])
 @pytest.mark.parametrize("samples", [1, 3, 32])
 def test_inputs_in_every_number(features, samples, rng):

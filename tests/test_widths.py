@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small import cnn, enliven, gradients, host, op_names, parse, quantizers
+from small import cnn, enliven, gradients, host, lossy, op_names, parse, quantizers
 
 import intact
 from intact import IntactError, Quantizer, Rule, Scheme, TensorSpec
@@ -15,7 +15,7 @@ from intact.numerics.numpy_ops import host as numpy_ops
 from intact.quantizers.base import Seen, Setting, get_quantizer
 
 # Random weights in 1 or 2 bits lose most of what they compute.
-pytestmark = pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+pytestmark = lossy
 
 RATE = 1e-3
 

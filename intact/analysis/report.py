@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import keras
 import numpy as np
 
 from intact.analysis.page import page
-from intact.calibration.accuracy import float_file
+from intact.calibration.float_form import FloatForm
 from intact.calibration.sources import Arrays, check_batch
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import with_outputs
@@ -22,7 +21,7 @@ from intact.layers.quantized_model import is_quantized
 from intact.layers.stateful import check_stream, keepers, refuse_stream, reset_states
 from intact.litert.inspection import is_float
 from intact.litert.reader import read
-from intact.litert.runtime import LiteRTModel, expose, load_litert
+from intact.litert.runtime import expose, load_litert
 from intact.names import Kernels
 from intact.numerics.affine import dequantize
 from intact.numerics.tensors import to_numpy
@@ -365,7 +364,9 @@ def compare(
     if float_model is not None and float_model is not model:
         refuse_stream(model, "a comparison with the float model")
     runner, parts = _runner(model, points, float_model)
-    twin = _twin(model, points) if float_model is None and rounded else None
+    twin = None
+    if float_model is None and rounded and not keepers(model):
+        twin = FloatForm(model, [*model.outputs, *(point.kernel.output for point in points)])
     exposed = load_litert(expose(plain.content, [p.tensor for p in points]), kernels=kernels)
     kinds = {t.name: t.dtype for t in content.graphs[0].tensors}
     tallies = [
@@ -409,27 +410,6 @@ def compare(
         bytes=content.size,
         kernels=kernels,
     )
-
-
-def _twin(
-    model: keras.Model, points: list[Point]
-) -> Callable[[list[np.ndarray]], list[np.ndarray]] | None:
-    """What gives a model's outputs and points where nothing is rounded, if that has a file."""
-    if keepers(model):
-        return None
-    try:
-        tensors = [*model.outputs, *(point.kernel.output for point in points)]
-        content, names = float_file(model, tensors)
-        file = LiteRTModel(content, os.cpu_count() or 1)
-    except Exception:
-        # Whatever an op, perhaps a user's own, has against it.
-        return None
-
-    def run(batch: list[np.ndarray]) -> list[np.ndarray]:
-        values = file.predict(batch, batch_size=len(batch[0]))
-        return [values[name] if isinstance(values, dict) else values for name in names]
-
-    return run
 
 
 def _is_whole(dtype: str) -> bool:

@@ -1,44 +1,38 @@
 """Whether a calibrated model still computes what it did in float, on a few samples.
 
-Both sides run as LiteRT files, which need no compilation: the file that the model would be
-exported to, and a float file with the weights as they were before anything was rounded. So a
-fault of a range, of the plan or of a kernel shows alike.
+The file that the model would be exported to runs beside its float form: the same graph with the
+weights as they were before anything was rounded. So a fault of a range, of the plan or of a kernel
+shows alike. The float form is compared with the float model in turn, while that is in memory.
 """
 
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from intact.calibration.biases import without_corrections
+from intact.calibration.float_form import FloatForm, float_outputs
 from intact.errors import AccuracyWarning
 from intact.graph.view import Node
 from intact.layers.alignment import before_shares
 from intact.layers.kernel_graph import Role, kernel_graph
-from intact.layers.stateful import keepers
 from intact.litert.reader import read
 from intact.litert.runtime import LiteRTModel, expose
 from intact.lowering.lowering import lower
-from intact.lowering.real import lower_real
 from intact.ops.constant import Constant
 
-SAMPLES = 16
-"""How many samples are looked at."""
+LEAST = 20.0
+"""The signal-to-noise ratio in dB below which a tensor counts as lost: an error of a tenth.
 
-LEAST = 10.0
-"""The signal-to-noise ratio in dB below which an output counts as lost."""
-
-LEAST_OF_SHARES = 6.0
-"""The same of what a softmax or sigmoid makes shares of, where the order counts.
-
-The logits of a pretrained MobileNetV1 0.25 in int8 have 10 to 12 dB, and nine of ten of its
-top-1 are those of float; those of a ResNet-20 have 24, and of models that are of no use any
-more less than 3.
+The logits of a ResNet-20 in int8 have 24 dB, and it has float's accuracy; those of a MobileNetV1
+0.25 have 10 to 12, and one of ten of its top-1 is another.
 """
+
+FLOAT_SAMPLES = 4
+"""How many samples the float model runs on: a layer traced wrongly is wrong on each."""
 
 HIDDEN = 20.0
 """By how many dB a part that is lost is worse than the whole that hides it."""
@@ -52,9 +46,6 @@ FEW = 8
 SAME = 0.7
 """Share of whole numbers, such as classes, that have to be the same."""
 
-GOOD = 20.0
-"""A tensor of so many dB is not to blame; below an input that has less, outputs need as much."""
-
 DROP = 6.0
 """By how many dB a tensor to blame is worse than what it is made of."""
 
@@ -62,23 +53,39 @@ BEST = 200.0
 """The signal-to-noise ratio of what has no noise."""
 
 NAMED = 3
-"""How many tensors a warning names."""
+"""How many outputs and how many tensors a warning names."""
 
 
 REMEDIES = {
-    "concatenation": "give the parts of a concatenation as outputs of their own, as in "
-    "`keras.Model(inputs, {'boxes': boxes, 'scores': scores})`, because they share one scale",
-    "channels": "give channels of unlike sizes as outputs of their own, because all channels of "
-    "a tensor share one scale",
-    "rows": "an observer that makes no room for a few very large values "
-    "(`calibrate(..., observer='percentile')`)",
-    "input": "normalize the data before the model takes it, so that it lies around 0, because "
-    "the integers of an input reach from 0 to its values",
-    "table": "make the rows of a table alike in size, or keep its layer in float by `filters`, "
-    "because all rows share one scale",
-    "range": "another observer (`calibrate(..., observer='percentile')` or 'mse'), `recover` in "
-    "place of `calibrate`, more bits for some layers (`mixed`) or for all activations (the "
-    "scheme 'int16x8'), or training",
+    "graph": (
+        "The float model itself computes something else than its layers do one by one: a `call` "
+        "was traced wrongly, or the float model has been changed since `quantize_model`. If it "
+        "has not, please report this, and keep the layer in float by `filters`.",
+    ),
+    "concatenation": (
+        "Give the parts of a concatenation as outputs of their own, because they share one scale: "
+        "`keras.Model(inputs, {'boxes': boxes, 'scores': scores})`.",
+    ),
+    "channels": (
+        "Give channels of unlike sizes as outputs of their own, because all channels of a tensor "
+        "share one scale.",
+    ),
+    "rows": (
+        "Leave no room for a few very large values: `calibrate(..., observer='percentile')`.",
+    ),
+    "input": (
+        "Normalize the data before the model takes it, so that it lies around 0, because the "
+        "integers of an input reach from 0 to its values.",
+    ),
+    "table": (
+        "Make the rows of a table alike in size, or keep its layer in float by `filters`, because "
+        "all rows share one scale: no kernel has a scale per row.",
+    ),
+    "range": (
+        "Another observer: `calibrate(..., observer='percentile')`, or 'mse'.",
+        "`recover` in place of `calibrate`, or training.",
+        "More bits: for some layers (`mixed`), or for all activations (the scheme 'int16x8').",
+    ),
 }
 """What to try, by what is wrong."""
 
@@ -163,15 +170,12 @@ class Pair:
         return Pair(self.real[index], self.rounded[index])
 
 
-def losses(
-    name: str, pair: Pair, least: float = LEAST, parts: Sequence[tuple[str, Any]] = ()
-) -> list[Loss]:
+def losses(name: str, pair: Pair, parts: Sequence[tuple[str, Any]] = ()) -> list[Loss]:
     """What is lost of an output.
 
     Args:
         name: The output.
         pair: What is judged of it.
-        least: The signal-to-noise ratio that it should have.
         parts: Names and indices of what it was put together of.
 
     Returns:
@@ -187,7 +191,7 @@ def losses(
     if pair.real.dtype.kind != "f":
         share = float(np.mean(pair.real == pair.rounded))
         return [] if share >= SAME else [Loss(what, 100 * share, "range", "% the same")]
-    if pair.snr < least:
+    if pair.snr < LEAST:
         return [Loss(what, pair.snr, "range")]
     limit = min(LEAST, pair.snr - HIDDEN)
     ratios = [(label, pair.part(index).snr) for label, index in parts]
@@ -209,56 +213,80 @@ def losses(
     return []
 
 
-def float_file(model: keras.Model, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
-    """A float file of what a quantized model computes where nothing is rounded.
+def share_losses(name: str, shares: Pair, before: Pair) -> list[Loss]:
+    """What is lost of an output of probabilities.
+
+    They are judged by themselves or by what the softmax or sigmoid takes, whichever is better.
+    Their scale is fixed to 1/256, so that a thousand classes that are about as probable are all
+    rounded to 0, though their order is right before the softmax. And where a class is certain, the
+    logits may be wrong by much without any effect.
 
     Args:
-        model: A quantized model; its biases are taken as they were before bias correction.
-        tensors: The tensors of its graph to look at: of quantized ones, the values.
+        name: The output.
+        shares: The probabilities.
+        before: What they are made of.
 
-    Returns:
-        `(content, names)`: the file, and the name of the output that each tensor is.
+    Example:
 
-    Raises:
-        IntactError: An op has no float form.
+    >>> logits, shares = np.array([[9.0, -8.0], [-8.0, 9.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> share_losses("y", Pair(shares, shares), Pair(logits, logits * 2))
+    []
     """
-    with without_corrections(model):
-        return lower_real(model, tensors, exact=True)
+    snr = max(shares.snr, before.snr)
+    return [Loss(f"output {name!r}", snr, "range")] if snr < LEAST else []
 
 
-def warn_of_losses(model: keras.Model, batch: list[np.ndarray]) -> None:
+def warn_of_losses(model: keras.Model, batch: list[np.ndarray], fresh: bool = False) -> None:
     """Warn where a calibrated model has lost what it computed in float.
 
     Args:
         model: A calibrated model; its float weights are what it should compute.
         batch: A few samples, an array for each input.
+        fresh: Whether the weights are those of the float model still.
 
     Warns:
-        AccuracyWarning: An output, or a part of one, is lost.
+        AccuracyWarning: An output, or a part of one, is lost; or that could not be found out.
     """
-    if keepers(model):
-        # A float file has no cells to begin with.
-        return
     try:
         check = _Check(model, batch)
-        lost = check.losses()
-        culprits = check.culprits()[:NAMED] if lost else []
-    except Exception:
-        # There is no float form, or no file: whatever is wrong with it, `export` will say.
-        return
-    if not lost:
-        return
-    where = f" Most is lost at {', '.join(map(str, culprits))}." if culprits else ""
+        lost = check.losses(fresh)
+        culprits = check.culprits()[:NAMED] if lost and lost[0].remedy != "graph" else []
+    except Exception as error:
+        message = (
+            f"The accuracy of model {model.name!r} was not checked, because it has no file or no "
+            f"float form: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        )
+    else:
+        if not lost:
+            return
+        message = message_of(model, len(batch[0]), lost, culprits)
+    warnings.warn(message, AccuracyWarning, stacklevel=3)
+
+
+def message_of(model: keras.Model, samples: int, lost: list[Loss], culprits: list[Loss]) -> str:
+    """What a warning says: what is lost, where, and what to try.
+
+    Args:
+        model: The quantized model.
+        samples: How many samples were compared.
+        lost: What is lost of the outputs.
+        culprits: The tensors where most is lost.
+    """
+    more = len(lost) - NAMED
+    lines = [
+        f"Quantized, model {model.name!r} loses {', '.join(map(str, lost[:NAMED]))}"
+        + (f" and {more} more" if more > 0 else "")
+        + f". These are signal-to-noise ratios against float, on {samples} samples; from "
+        f"{LEAST:g} dB on, the error is less than a tenth."
+    ]
+    if culprits:
+        lines.append(f"Most is lost at {', '.join(map(str, culprits))}.")
     special = [loss.remedy for loss in lost if loss.remedy != "range"]
     remedies = special + [loss.remedy for loss in culprits or lost]
-    warnings.warn(
-        f"Quantized, model {model.name!r} loses {', '.join(map(str, lost))}: signal to noise "
-        f"against float, on {len(batch[0])} samples; 20 dB is an error of a tenth.{where} "
-        f"What may help: {'; '.join(REMEDIES[key] for key in dict.fromkeys(remedies))}. "
-        "`compare` with `float_model` tells what each layer loses.",
-        AccuracyWarning,
-        stacklevel=3,
-    )
+    lines.append("What may help:")
+    lines += [f"- {text}" for key in dict.fromkeys(remedies) for text in REMEDIES[key]]
+    lines.append("`compare(q, file, x, float_model=model)` tells what each layer loses.")
+    return "\n".join(lines)
 
 
 class _Check:
@@ -291,27 +319,37 @@ class _Check:
         inside = [self.names[node] for node in nodes]
         rounded = _run(expose(self.content, inside), self.batch)
         tensors = [*self.model.outputs, *(node.outputs[0] for node in nodes)]
-        real, places = float_file(self.model, tensors)
-        exact = _run(real, self.batch)
+        exact = FloatForm(self.model, tensors)(self.batch)
         names = [*self.plain.output_tensors, *inside]
-        pairs = [Pair.of(exact[a], rounded[b]) for a, b in zip(places, names, strict=True)]
+        pairs = [Pair.of(real, rounded[name]) for real, name in zip(exact, names, strict=True)]
         count = len(self.model.outputs)
         return pairs[:count], dict(zip(nodes, pairs[count:], strict=True))
 
-    def losses(self) -> list[Loss]:
-        """What is lost of the outputs."""
-        inputs = [node for node in self.names if self.graph.producer(node.inputs[0]).is_input]
+    def losses(self, fresh: bool) -> list[Loss]:
+        """What is lost of the outputs; if the float form is at fault, that alone.
+
+        Args:
+            fresh: Whether the float model is to be compared with the float form.
+        """
         judged = [self._judged(tensor) for tensor in self.model.outputs]
-        nodes = list(dict.fromkeys([*inputs, *filter(None, judged)]))
-        outputs, inside = self.pairs(nodes)
-        bad_input = any(inside[node].snr < GOOD for node in inputs)
-        lost = []
+        outputs, inside = self.pairs(list(dict.fromkeys(filter(None, judged))))
+        lost = self._graph_losses(outputs) if fresh else []
+        if lost:
+            return lost
         rows = zip(self.plain.output_names, self.model.outputs, outputs, judged, strict=True)
         for name, tensor, pair, node in rows:
-            least = GOOD if bad_input else LEAST if node is None else LEAST_OF_SHARES
-            pair = pair if node is None else inside[node]
-            lost += losses(name, pair, least, self._parts(tensor))
+            if node is None:
+                lost += losses(name, pair, self._parts(tensor))
+            else:
+                lost += share_losses(name, pair, inside[node])
         return lost
+
+    def _graph_losses(self, outputs: list[Pair]) -> list[Loss]:
+        """The outputs whose float form is not what the float model computes."""
+        few = [array[:FLOAT_SAMPLES] for array in self.batch]
+        rows = zip(self.plain.output_names, float_outputs(self.model, few), outputs, strict=False)
+        pairs = [(name, Pair.of(real, pair.real[: len(real)])) for name, real, pair in rows]
+        return [replace(loss, remedy="graph") for row in pairs for loss in losses(*row)]
 
     def _judged(self, output: keras.KerasTensor) -> Node | None:
         """What rounds the tensor that an output makes shares of, if it does."""
@@ -348,7 +386,7 @@ class _Check:
             if node in inside:
                 level = min(inside[node].snr, inside[node].row_snr)
             levels.update((id(tensor), level) for tensor in node.outputs)
-            if level < min(GOOD, before - DROP):
+            if level < min(LEAST, before - DROP):
                 drops.append((level - before, self._culprit(node, level)))
         return [loss for _, loss in sorted(drops, key=lambda drop: drop[0])]
 

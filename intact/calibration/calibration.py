@@ -75,7 +75,8 @@ def calibrate(
         InvalidDataError: The data is empty, not finite, or wrongly shaped.
 
     Warns:
-        AccuracyWarning: An output, or a part of one, is lost.
+        AccuracyWarning: An output, or a part of one, is lost (it has less than 20 dB against
+            float), or that could not be found out.
 
     Example:
 
@@ -97,8 +98,10 @@ def calibrate(
         return model
     if not observed and not bias_correction:
         return model
+    # Like bias correction, what was trained is not compared with the float model.
+    fresh = not any(layer.calibrated for layer in observed)
     few = find_ranges(model, data, steps, batch_size, observer, bias_correction, verbose)
-    warn_of_losses(model, few)
+    warn_of_losses(model, few, fresh)
     return model
 
 
@@ -124,7 +127,7 @@ def find_ranges(
         batch_size = model.inputs[0].shape[0]
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
-    source = Source(data, steps, batch_size, model.inputs)
+    source = Source(data, steps, batch_size, model.inputs, whole_batches=bool(keepers(model)))
     passes = bool(observed) + bias_correction
     bar = keras.utils.Progbar(source.total(passes), verbose=verbose)
     before = State(model)

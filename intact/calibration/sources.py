@@ -41,6 +41,7 @@ class Source:
         batch_size: Samples per batch, for arrays.
         inputs: The model's inputs.
         rng: Shuffles arrays, anew each time.
+        whole_batches: Whether the few samples are whole batches, the first ones: of a stream.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Source:
         batch_size: int,
         inputs: list[Any],
         rng: np.random.Generator | None = None,
+        whole_batches: bool = False,
     ) -> None:
         self.steps = steps
+        self.whole_batches = whole_batches
         self.inputs = inputs
         self.seen = self.taken = 0
         self.few: list[np.ndarray] = []
@@ -76,6 +79,8 @@ class Source:
             if not self.taken:
                 self.few = [array[:0] for array in arrays]
             missing = min(share, FEW - len(self.few[0]))
+            if self.whole_batches and missing > 0:
+                missing = len(arrays[0])
             if missing > 0 and self.taken == self.seen:
                 # In the first pass, some of each batch: data is often sorted.
                 self.few = [

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from intact.calibration.walk import Walk, in_float
 from intact.graph.view import view
 from intact.layers.kernel_graph import Kernel, KernelGraph, Role
 from intact.numerics.tensors import to_numpy
@@ -25,7 +26,6 @@ from intact.ops.activation import relu_bounds
 from intact.ops.base import get_op
 from intact.ops.conv import DepthwiseConv2D
 from intact.recovery.layerwise import adjustable
-from intact.recovery.walk import Walk, in_float
 
 HOMOGENEOUS = (
     layers.AveragePooling2D,

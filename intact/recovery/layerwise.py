@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from intact.calibration.walk import Walk, as_filed, in_float
 from intact.graph.view import Graph, Node, view
 from intact.layers.quantized import Quantized
 from intact.numerics.backend_kernels import no_gradients
@@ -19,7 +20,6 @@ from intact.recovery.rounding import (
     integer_grid,
     shrunk,
 )
-from intact.recovery.walk import Walk, as_filed, in_float
 
 WINDOWS = 8192
 """How many windows a layer's covariance comes from, beside two for each of its taps."""

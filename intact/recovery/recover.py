@@ -11,6 +11,14 @@ import numpy as np
 from intact.calibration.biases import State, take_back_corrections
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import Data, collect
+from intact.calibration.walk import (
+    Call,
+    as_filed,
+    cut,
+    in_float,
+    run,
+    variance,
+)
 from intact.errors import IntactError
 from intact.graph.view import view
 from intact.layers.alignment import before_shares
@@ -22,14 +30,6 @@ from intact.quantizers.observers import Observer
 from intact.recovery.equalization import equalize as equalize_layers
 from intact.recovery.folds import folds, surely_better
 from intact.recovery.layerwise import adjust, adjustable, float_sums
-from intact.recovery.walk import (
-    Call,
-    as_filed,
-    cut,
-    in_float,
-    run,
-    variance,
-)
 
 STEPS = ("round", "bias_correction", "weight_scales", "equalize")
 """What is tried, in this order."""

@@ -12,6 +12,7 @@ from intact.analysis.report import table
 from intact.api import quantize_model
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import Data, collect
+from intact.calibration.walk import Walk, as_filed, cut, in_float, relative_error
 from intact.graph.view import Node
 from intact.layers.alignment import before_shares
 from intact.layers.kernel_graph import Kernel, KernelGraph, Role, kernel_graph
@@ -22,7 +23,6 @@ from intact.numerics.backend_kernels import round_clip
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op
 from intact.plan.scheme import Scheme
-from intact.recovery.walk import Walk, as_filed, cut, in_float, relative_error
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ import keras
 import pytest
 from battery import randomize
 from keras import layers, ops
-from small import mlp, quantizers, ready
+from small import lossy, mlp, quantizers, ready
 
 import intact
 from fuzz.checks import check
 from fuzz.models import Sample
 
 # Random models need not be accurate in integers.
-pytestmark = pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+pytestmark = lossy
 
 
 def image(*shape):

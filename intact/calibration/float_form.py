@@ -1,0 +1,141 @@
+"""What a quantized model computes where nothing is rounded, and what the float model computes."""
+
+import os
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from intact.calibration.biases import State, take_back_corrections, without_corrections
+from intact.calibration.walk import cut, in_float, run
+from intact.errors import IntactError
+from intact.graph.view import structure, view
+from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.quantized import Quantized
+from intact.layers.stateful import keepers, reset_states
+from intact.litert.runtime import LiteRTModel
+from intact.lowering.real import lower_real
+from intact.numerics.backend_kernels import no_gradients
+from intact.numerics.tensors import to_numpy
+
+
+class FloatForm:
+    """A quantized model without any rounding: real activations, and the weights as they are.
+
+    Biases are those before bias correction. A float LiteRT file computes this, because it needs
+    no compilation. Where an op has no float form there, or the model keeps a state, Keras makes
+    its calls one by one.
+
+    Args:
+        model: A quantized model.
+        tensors: The tensors of its graph to look at: of quantized ones, the values.
+
+    Example:
+
+    >>> import intact
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model)
+    >>> x = np.ones((3, 4), "float32")
+    >>> (y,) = FloatForm(q, q.outputs)([x])
+    >>> bool(np.allclose(y, model.predict(x, verbose=0), atol=1e-5))
+    True
+    """
+
+    def __init__(self, model: keras.Model, tensors: list[keras.KerasTensor]) -> None:
+        self.model = model
+        self.tensors = tensors
+        self._file: LiteRTModel | None = None
+        if keepers(model):
+            # A float file has no cells.
+            return
+        try:
+            with without_corrections(model):
+                content, self._names = lower_real(model, tensors, exact=True)
+            self._file = LiteRTModel(content, os.cpu_count() or 1)
+        except Exception:
+            # Whatever an op, perhaps a user's own, has against it.
+            self._file = None
+
+    def __call__(self, batch: list[np.ndarray]) -> list[np.ndarray]:
+        """Real values of the tensors; a model that keeps its state begins anew.
+
+        Args:
+            batch: Samples, an array for each input.
+
+        Raises:
+            IntactError: There is no float form of the model.
+        """
+        if self._file is not None:
+            try:
+                values = self._file.predict(batch, batch_size=len(batch[0]))
+                return [values[n] if isinstance(values, dict) else values for n in self._names]
+            except (IntactError, RuntimeError, ValueError):
+                self._file = None
+        return self._by_keras(batch)
+
+    def _by_keras(self, batch: list[np.ndarray]) -> list[np.ndarray]:
+        if any(isinstance(layer, Quantized) and layer.norm for layer in self.model.layers):
+            raise IntactError("weights with a batch norm folded in have no float form in Keras")
+        stateful = bool(keepers(self.model))
+        size = self.model.inputs[0].shape[0] if stateful else len(batch[0])
+        inputs = zip(batch, self.model.inputs, strict=True)
+        batches = cut([np.asarray(array, tensor.dtype) for array, tensor in inputs], size)
+        before = State(self.model)
+        try:
+            take_back_corrections(self.model)
+            reset_states(self.model)
+            parts = run(self.model, batches, in_float, [self._operand(t) for t in self.tensors])
+        finally:
+            before.restore()
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def _operand(self, tensor: keras.KerasTensor) -> Any:
+        """The triple that a tensor is the values of, or the tensor."""
+        node = view(self.model).producer(tensor)
+        return node.outputs if isinstance(node.layer, FakeQuantize) else tensor
+
+
+def remember_float_model(model: keras.Model, float_model: keras.Model) -> None:
+    """Let a quantized model know the float model that it is of, as long as that is in memory.
+
+    Nothing is kept alive or saved by it.
+
+    Args:
+        model: The quantized model.
+        float_model: The float model.
+    """
+    model._float_model = weakref.ref(float_model)
+
+
+def float_outputs(model: keras.Model, batch: list[np.ndarray]) -> list[np.ndarray]:
+    """What the float model that a quantized one is of computes.
+
+    Args:
+        model: The quantized model.
+        batch: Samples, an array for each input.
+
+    Returns:
+        An array for each output; none where the float model is not in memory any more, or
+        would move a state, or where Keras cannot run it on this backend.
+    """
+    reference = getattr(model, "_float_model", None)
+    float_model = None if reference is None else reference()
+    if float_model is None or keepers(model):
+        return []
+    arrays = [ops.convert_to_tensor(a, t.dtype) for a, t in zip(batch, model.inputs, strict=True)]
+    inputs = keras.tree.pack_sequence_as(structure(model)[0], arrays)
+    try:
+        with no_gradients():
+            made = float_model(inputs, training=False)
+    except Exception:
+        # Torch has no steps below 0, for one.
+        return []
+    return [_to_numpy(output) for output in keras.tree.flatten(made)]
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    """The values of a tensor, of float32 where they are real: NumPy has no bfloat16."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return to_numpy(ops.cast(tensor, "float32") if "float" in dtype else tensor)
