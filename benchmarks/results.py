@@ -27,6 +27,18 @@ def write_section(name: str, text: str, rows: list[list[str]], command: str) -> 
     RESULTS.write_text("".join(p.rstrip() + "\n\n" for p in kept).rstrip() + "\n")
 
 
+def section_rows(name: str) -> list[list[str]]:
+    """The rows of a section's table as they are now, without the heading.
+
+    Args:
+        name: The section's heading.
+    """
+    page = RESULTS.read_text() if RESULTS.exists() else ""
+    section = re.search(rf"(?ms)^## {name}\n(.*?)(?=^## |\Z)", page)
+    lines = re.findall(r"(?m)^\| (.*) \|$", section[1]) if section else []
+    return [line.split(" | ") for line in lines[2:]]
+
+
 def mean_row(rows: list[list[str]], worst: int) -> list[str]:
     """The rows of several seeds as one: the mean score, and the rest of the worst of them.
 
