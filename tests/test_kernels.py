@@ -80,29 +80,49 @@ def test_batch_norm_has_the_numbers_and_gradients_of_its_formula(shape, rng):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
-def residual(blocks):
+def residual(blocks, bias=True):
     """Convolutions with batch norms and sums, as a ResNet has them."""
     x = inputs = keras.Input((8, 8, 4))
     for _ in range(blocks):
         y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x)))
-        y = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", use_bias=False)(y))
+        y = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", use_bias=bias)(y))
         x = layers.ReLU()(layers.Add()([x, y]))
     return keras.Model(inputs, x)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow stores ops")
-def test_a_quantized_graph_has_at_most_three_times_the_ops():
+def graph_of(model):
+    """A model's inference as a TensorFlow graph."""
     import tensorflow as tf
 
-    def size(model):
-        spec = tf.TensorSpec((None, 8, 8, 4), "float32")
-        graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(spec).graph
-        return len(graph.get_operations())
+    spec = tf.TensorSpec((None, 8, 8, 4), "float32")
+    return tf.function(lambda x: model(x, training=False)).get_concrete_function(spec).graph
 
-    small, large = residual(1), residual(4)
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow stores ops")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_quantized_graph_has_at_most_twice_the_ops(bias):
+    def size(model):
+        return len(graph_of(model).get_operations())
+
+    small, large = residual(1, bias), residual(4, bias)
     float_ops = size(large) - size(small)
     ops_ = [size(ready(intact.quantize_model(model))) for model in (small, large)]
-    assert ops_[1] - ops_[0] <= 3 * float_ops
+    assert ops_[1] - ops_[0] <= 2 * float_ops
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow stores ops")
+def test_shared_graphs_are_neither_copied_nor_optimized_at_each_call():
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+
+    graph = graph_of(ready(intact.quantize_model(residual(1))))
+    bodies = {f.signature.name: f.node_def for f in graph.as_graph_def().library.function}
+    calls = [op for op in graph.get_operations() if op.type == "PartitionedCall"]
+    assert calls
+    for call in calls:
+        config = ConfigProto.FromString(call.get_attr("config_proto"))
+        assert config.graph_options.rewrite_options.disable_meta_optimizer
+        body = bodies[call.get_attr("f").name]
+        assert {node.op for node in body} <= {"PartitionedCall", "Identity"}
 
 
 def test_a_shared_function_has_its_values_and_gradients(rng):

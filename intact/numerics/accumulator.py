@@ -199,7 +199,8 @@ def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) ->
         return n
     ratio = before * inverse_of(xp.stop_gradient(acc.weight_scale), xp)
     ratio = xp.where(before == acc.weight_scale, xp.ones_like(ratio), ratio)
-    return round_where(acc.whole, n * along(ratio, axis, n.shape, xp), xp)
+    shape = n.shape if xp is host else ops.shape(n)
+    return round_where(acc.whole, n * along(ratio, axis, shape, xp), xp)
 
 
 def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:

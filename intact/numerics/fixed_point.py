@@ -37,7 +37,7 @@ def multiplier(a: Tensor, b: Tensor, c: Tensor | float) -> Multiplier:
     Args:
         a: Positive, float32.
         b: Positive, float32; perhaps one per channel.
-        c: A positive scalar, float32, or a number of float64.
+        c: Positive, float32; or a number of float64.
 
     Returns:
         The multiplier; 0 where it is below 2**-32.
@@ -66,7 +66,7 @@ def ratio(a: Tensor, b: Tensor, c: Tensor | float) -> Tensor:
     Args:
         a: float32.
         b: float32.
-        c: A positive scalar, float32, or a number of float64.
+        c: Positive, float32; or a number of float64.
     """
     a, b = (ops.cast(ops.convert_to_tensor(x, "float32"), "float64") for x in (a, b))
     if isinstance(c, float):

@@ -1,6 +1,7 @@
 """What TensorFlow, which runs op by op on CPUs, computes faster its own way."""
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import keras
@@ -35,8 +36,24 @@ def shared(key: Hashable, function: Callable[..., tuple], arguments: tuple) -> t
     if key not in _shared:
         skeleton = keras.tree.map_structure(lambda x: x if _is_constant(x) else "tensor", arguments)
         _shared[key] = _graph(function, skeleton, specs)
-    *results, scalars = _shared[key](*tensors)
+    with _unoptimized():
+        *results, scalars = _shared[key](*tensors)
     return (*results, *([] if scalars is None else tf.unstack(scalars)))
+
+
+@contextlib.contextmanager
+def _unoptimized() -> Iterator[None]:
+    """A context in which calls of graphs are traced that TensorFlow does not optimize.
+
+    To optimize a graph of a hundred small ops takes longer than they ever save.
+    """
+    name = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(name, False)
+    tf.config.optimizer.set_experimental_options({name: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({name: before})
 
 
 def _is_constant(leaf: Any) -> bool:
@@ -44,7 +61,7 @@ def _is_constant(leaf: Any) -> bool:
 
 
 def _graph(function: Callable[..., tuple], skeleton: Any, specs: tuple) -> Any:
-    """A function as a graph that is not inlined, and so optimized once.
+    """A function as a graph that is not inlined, and so looked at once.
 
     It returns its scalars, which come last, as one tensor. Of an output that is not used,
     TensorFlow would make another graph at each call.
@@ -59,9 +76,16 @@ def _graph(function: Callable[..., tuple], skeleton: Any, specs: tuple) -> Any:
         others = results[: len(results) - len(scalars)]
         return (*others, tf.stack(scalars) if scalars else None)
 
+    inner = _not_inlined(flat, specs)
+    # Several passes copy the graph that is called at each call; so this one has nothing but a call.
+    return _not_inlined(lambda *tensors: inner(*tensors), specs)
+
+
+def _not_inlined(function: Callable[..., tuple], specs: tuple) -> Any:
     attributes = {"_noinline": True}
-    graph = tf.function(flat, autograph=False, experimental_attributes=attributes)
-    return graph.get_concrete_function(*specs)
+    graph = tf.function(function, autograph=False, experimental_attributes=attributes)
+    with _unoptimized():
+        return graph.get_concrete_function(*specs)
 
 
 @tf.custom_gradient

@@ -16,7 +16,7 @@ from keras import ops
 from intact.errors import IntactError, UnsupportedLayerError
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exact_sums, rescaled
 from intact.numerics.affine import QTensor, is_integer
-from intact.numerics.backend_kernels import exact_convolution
+from intact.numerics.backend_kernels import exact_convolution, shared, with_shape
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.registry import is_same
 
@@ -426,12 +426,44 @@ class Weighted(Op):
         cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
     ) -> Any:
         (x,), (kernel, scale) = inputs, weights["kernel"]
-        acc = cls.units(layer, accumulator(None, x.scale, scale, whole=is_integer(x)))
-        axis = cls.weights["kernel"].axis if len(scale.shape) else None
-        kernel = rescaled(kernel, scale, acc, axis)
+        acc = accumulator(None, x.scale, scale, whole=is_integer(x))
+        kernel, acc = cls.with_bias(layer, kernel, acc, shares=training is False)
         with exact_convolution():
             values, high, low = exact_sums(lambda v: cls.products(layer, v, kernel), x)
         return acc._replace(values=values, high=high, low=low)
+
+    @classmethod
+    def with_bias(
+        cls, layer: Any, kernel: Tensor, acc: Accumulator, shares: bool
+    ) -> tuple[Tensor, Accumulator]:
+        """Sums with the layer's bias, and the kernel of their scales.
+
+        Args:
+            layer: The canonical layer.
+            kernel: Whole numbers.
+            acc: The sums without bias, whose values are yet to be filled in.
+            shares: Whether all layers may share one graph.
+        """
+        before = acc.weight_scale
+        axis = cls.weights["kernel"].axis if len(before.shape) else None
+        own: Any = cls.units
+        base: Any = Weighted.units
+        if not shares or layer.bias is None or own.__func__ is not base.__func__:
+            acc = cls.units(layer, acc)
+            return rescaled(kernel, before, acc, axis), acc
+
+        def biased(kernel: Tensor, acc: Any, bias: Tensor) -> tuple[Tensor, ...]:
+            acc = Accumulator(*acc)
+            sums = add_bias(acc, bias)
+            kernel = rescaled(kernel, acc.weight_scale, sums, axis)
+            return kernel, sums.bias, sums.weight_scale
+
+        bias = ops.convert_to_tensor(layer.bias)
+        new, units, scale = shared(("biased", axis), biased, kernel, tuple(acc), bias)
+        acc = acc._replace(
+            bias=with_shape(units, bias.shape), weight_scale=with_shape(scale, before.shape)
+        )
+        return with_shape(new, kernel.shape), acc
 
 
 def computes_whole(

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator
 from intact.numerics.affine import QTensor, is_integer
-from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.backend_kernels import inverse, round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
 from intact.numerics.straight_through import straight_through
@@ -83,24 +83,46 @@ class AddArithmetic(Arithmetic):
         half = ops.left_shift(ops.ones_like(shift), shift - 1)
         whole_a, whole_b = ops.cast(a.values, "int32"), ops.cast(b.values, "int32")
 
-        def twice() -> Tensor:
-            # As the kernel that takes what XNNPACK does not.
-            top = 2.0 * ops.maximum(a.scale, b.scale)
-            part_a, part_b = (
-                multiply(ops.left_shift(whole, 20), multiplier(scale, 1.0, top))
-                for whole, scale in ((whole_a, a.scale), (whole_b, b.scale))
-            )
-            total = part_a + part_b * cls.sign
-            return multiply(total, multiplier(top, 2.0**-20, params.scale))
-
         exact = ops.cond(
             ops.logical_and(
                 ops.minimum(ratio_a, ratio_b) >= 2.0**-10, ops.maximum(ratio_a, ratio_b) < 2.0**8
             ),
             lambda: ops.right_shift(whole_a * factor_a + whole_b * factor_b + half, shift),
-            twice,
+            # A graph of its own: TensorFlow prepares it only where it runs.
+            lambda: shared(
+                (cls.twice, cls.sign), cls.twice, whole_a, a.scale, whole_b, b.scale, params.scale
+            )[0],
         )
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+
+    @classmethod
+    def twice(
+        cls, a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, scale: Tensor
+    ) -> tuple[Tensor]:
+        """The sum as the kernel rounds it that takes what XNNPACK does not.
+
+        Args:
+            a: Whole numbers, int32.
+            scale_a: Their scale.
+            b: Whole numbers, int32.
+            scale_b: Their scale.
+            scale: The scale of the sum.
+
+        Returns:
+            The sum in steps of its scale, int32.
+        """
+        top = 2.0 * ops.maximum(scale_a, scale_b)
+        factors = multiplier(
+            ops.stack([scale_a, scale_b, top]), [1.0, 1.0, 2.0**-20], ops.stack([top, top, scale])
+        )
+        by_a, by_b, by_sum = (
+            Multiplier(factors.mantissa[i], factors.exponent[i]) for i in range(3)
+        )
+        part_a, part_b = (
+            multiply(ops.left_shift(a, 20), by_a),
+            multiply(ops.left_shift(b, 20), by_b),
+        )
+        return (multiply(part_a + part_b * cls.sign, by_sum),)
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:

@@ -229,15 +229,18 @@ class RangeQuantizer(Quantizer):
 
     def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
         def quantized(w: Any) -> tuple[Any, Any]:
-            return quantize_weight(w, at.bits, at.axis, at.xp, at.symmetric)
+            n, scale = quantize_weight(w, at.bits, at.axis, at.xp, at.symmetric)
+            sizes = w.shape if at.xp is host else ops.shape(w)
+            spread = [1 if a in at.reduced(w) else size for a, size in enumerate(sizes)]
+            return n, at.xp.reshape(scale, spread)
 
         if at.xp is host or at.training:
             n, scale = quantized(w)
         else:
             n, scale = shared((quantize_weight, at.bits, at.axis, at.symmetric), quantized, w)
             n = with_shape(n, w.shape)
-        shape = [1 if a in at.reduced(w) else size for a, size in enumerate(w.shape)]
-        scale = at.xp.reshape(scale, shape)
+            shape = (1 if a in at.reduced(w) else size for a, size in enumerate(w.shape))
+            scale = with_shape(scale, tuple(shape))
         if not at.power_of_two and at.noise is None:
             return n, scale
         scale = at.scale(scale)
