@@ -10,24 +10,26 @@ TORCH := torch==2.13.0
 COMPILED ?= --cases 1 --ignore tests/litert --ignore tests/fuzz $(addprefix --ignore tests/test_, \
 	$(addsuffix .py, accuracy bisection check choosing cli data_files legacy masks page recovery report schemes \
 	supported tfmot_conformance tfmot_guides timing))
-# The oldest Keras that is supported.
-OLDEST := keras==3.13.0
+# The slowest tests end the log.
+SLOWEST := --durations=15 --durations-min=5
+# The oldest Keras and LiteRT that are supported.
+OLDEST := keras==3.13.0 ai-edge-litert==2.2.0
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Of two workers on two cores, more threads would wait for each other, and take several times as long.
-test test-torch test-tensorflow test-oldest: export OMP_NUM_THREADS ?= 1
-test test-torch test-tensorflow test-oldest: export TF_NUM_INTRAOP_THREADS ?= 1
-test test-torch test-tensorflow test-oldest: export TF_NUM_INTEROP_THREADS ?= 1
+test test-jax test-tensorflow test-oldest: export OMP_NUM_THREADS ?= 1
+test test-jax test-tensorflow test-oldest: export TF_NUM_INTRAOP_THREADS ?= 1
+test test-jax test-tensorflow test-oldest: export TF_NUM_INTEROP_THREADS ?= 1
 
-.PHONY: help demo test test-torch test-tensorflow test-oldest lint clean
+.PHONY: help demo test test-jax test-tensorflow test-oldest lint clean
 
 help:
 	@echo 'make demo             train, quantize, export and run a small CNN, on JAX'
 	@echo '                      (ARGS="--dataset fashion_mnist" passes options on)'
-	@echo 'make test             run the tests that depend on the backend on JAX, with one case of each op'
-	@echo '                      (COMPILED= for all of it; it takes long to compile)'
-	@echo 'make test-torch       run all tests on PyTorch, which compiles nothing'
-	@echo 'make test-tensorflow  as make test, on TensorFlow'
+	@echo 'make test             run all tests on PyTorch, which compiles nothing; measure the coverage'
+	@echo 'make test-jax         run the tests that depend on the backend on JAX, with one case of each op'
+	@echo '                      (COMPILED= for all tests, which take long to compile)'
+	@echo 'make test-tensorflow  the same on TensorFlow'
 	@echo 'make test-oldest      the ops and training on PyTorch, with the oldest Keras'
 	@echo 'make lint             check style and types'
 	@echo 'make clean            remove the environments that these made'
@@ -37,13 +39,13 @@ demo: $(DEMO)/stamp
 	KERAS_BACKEND=jax $(DEMO)/bin/intact demo --output demo-out $(ARGS)
 
 test: $(TEST)/stamp
-	KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -n 2 $(COMPILED) tests $(ARGS)
+	KERAS_BACKEND=torch $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) --cov --cov-report=term tests $(ARGS)
 
-test-torch: $(TEST)/stamp
-	KERAS_BACKEND=torch $(TEST)/bin/python -m pytest -n 2 tests $(ARGS)
+test-jax: $(TEST)/stamp
+	KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) $(COMPILED) tests $(ARGS)
 
 test-tensorflow: $(TEST)/stamp
-	KERAS_BACKEND=tensorflow $(TEST)/bin/python -m pytest -n 2 $(COMPILED) tests $(ARGS)
+	KERAS_BACKEND=tensorflow $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) $(COMPILED) tests $(ARGS)
 
 test-oldest: $(TEST)/stamp
 	$(TEST)/bin/python -m pip install --quiet --upgrade --target .keras-oldest --no-deps $(OLDEST)

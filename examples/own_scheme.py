@@ -28,6 +28,6 @@ def main():
         ]
     )
     data = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
-    print(intact.plan_model(model, SCHEME))
+    print(intact.explain(model, SCHEME).plan)
     q = intact.calibrate(intact.quantize_model(model, SCHEME), data, verbose=0)
     return q, intact.compare(q, intact.export(q), data)

@@ -14,7 +14,6 @@ from intact.analysis.report import FileNode as FileNode
 from intact.analysis.report import compare as compare
 from intact.api import export as export
 from intact.api import freeze_ranges as freeze_ranges
-from intact.api import plan_model as plan_model
 from intact.api import quantize_model as quantize_model
 from intact.api import write_c_array as write_c_array
 from intact.calibration.calibration import calibrate as calibrate

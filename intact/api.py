@@ -28,7 +28,7 @@ from intact.lowering.lowering import lower
 from intact.names import IODtype, SchemeName, TargetName
 from intact.paths import write_whole
 from intact.plan.filters import Chosen, Filters
-from intact.plan.plan import InputStats, Plan, States
+from intact.plan.plan import InputStats, States
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
@@ -115,7 +115,7 @@ def quantize_model(
         warnings.warn(
             f"These rules of scheme {scheme.name!r} count for no layer: "
             f"{', '.join(repr(rule.match) for rule in plan.unused)}. Layers have the names and "
-            "types that `print(intact.plan_model(model))` shows, and the first rule that "
+            "types that `print(intact.explain(model))` shows, and the first rule that "
             "matches counts.",
             UnusedRuleWarning,
             stacklevel=2,
@@ -133,39 +133,6 @@ def quantize_model(
             lower(quantized, target=target)
     remember_float_model(quantized, model)
     return quantized
-
-
-def plan_model(
-    model: keras.Model,
-    scheme: SchemeName | Scheme = "int8",
-    allow_float: bool = False,
-    filters: Filters | None = None,
-) -> Plan:
-    """Say how a model would be quantized, without doing it.
-
-    Args:
-        model: A built Keras model.
-        scheme: The name of a preset, or a `Scheme`.
-        allow_float: As for `quantize_model`.
-        filters: As for `quantize_model`.
-
-    Returns:
-        The plan; print it.
-
-    Raises:
-        UnsupportedLayerError: A layer has no integer form.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu", name="a")])
-    >>> print(plan_model(model))
-    layer   op     type  output range
-    a       Dense  int8  -
-    a_relu  ReLU   int8  fused a_relu
-    """
-    refuse_quantized(model)
-    scheme = get_scheme(scheme)
-    return make_plan(_canonical(model, scheme, Chosen(filters)), scheme, allow_float)
 
 
 def _canonical(model: keras.Model, scheme: Scheme, chosen: Chosen) -> keras.Model:
@@ -311,7 +278,6 @@ __all__: list[Any] = [
     "export",
     "freeze_ranges",
     "is_quantized",
-    "plan_model",
     "quantize_model",
     "write_c_array",
 ]

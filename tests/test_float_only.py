@@ -25,7 +25,7 @@ def test_float_only(case, rng):
     found = intact.load_litert(intact.export(model)).predict(data)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
     q = intact.quantize_model(model, allow_float=True)
-    plan = intact.plan_model(model, allow_float=True)
+    plan = intact.explain(model).plan
     assert plan.float_steps
     if any(step.integer for step in plan.steps):
         intact.calibrate(q, data, verbose=0)

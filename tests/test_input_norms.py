@@ -79,7 +79,7 @@ STAYS = {
 def test_a_norm_that_cannot_fold_stays(kind, rng):
     first, shape, spread = STAYS[kind]
     model = statistics(enliven(sensor(first(), shape), rng), spread)
-    assert "norm" in [step.name for step in intact.plan_model(model).steps]
+    assert "norm" in [step.name for step in intact.explain(model).plan.steps]
 
 
 def test_a_norm_without_statistics_stays_and_trains(rng):
@@ -94,11 +94,11 @@ def test_a_norm_that_others_read_stays(rng):
     x = keras.Input((6,))
     y = layers.BatchNormalization(name="norm")(x)
     model = keras.Model(x, [layers.Dense(3)(y), layers.Dense(2)(y)])
-    names = [step.name for step in intact.plan_model(statistics(enliven(model, rng))).steps]
+    names = [step.name for step in intact.explain(statistics(enliven(model, rng))).plan.steps]
     assert "norm" in names
 
 
 def test_a_norm_under_another_rule_stays(rng):
     model = statistics(enliven(sensor(layers.Dense(4), (6,)), rng))
-    steps = intact.plan_model(model, filters="^dense$|^head$").steps
+    steps = intact.explain(model, filters="^dense$|^head$").plan.steps
     assert "norm" in [step.name for step in steps]

@@ -16,6 +16,8 @@ RANKS = {
     "backend": 0,
     "paths": 0.5,
     "registry": 0.5,
+    "tables": 0,
+    "testing": 16,
     "keras_files.h5check": 0,
     "keras_files.activations": 0,
     "names": 0,
@@ -104,6 +106,7 @@ def test_litert_and_targets_know_no_keras(path):
         "intact.litert",
         "intact.errors",
         "intact.names",
+        "intact.tables",
         "intact.paths",
         f"intact.{room(path)}",
     )

@@ -390,7 +390,7 @@ def test_a_model_around_a_quantized_one_is_its_integers():
     assert not intact.compare(around(q), content, X).different
 
 
-@pytest.mark.parametrize("verb", [intact.quantize_model, intact.explain, intact.plan_model])
+@pytest.mark.parametrize("verb", [intact.quantize_model, intact.explain])
 def test_a_model_around_a_quantized_one_is_no_float_model(verb):
     with pytest.raises(intact.IntactError, match="calls the quantized model 'mlp'"):
         verb(around(ready(intact.quantize_model(mlp()))))

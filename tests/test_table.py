@@ -165,7 +165,7 @@ def test_kernels_with_another_table_are_not_used(monkeypatch):
 def test_a_function_of_one_known_operation_is_that_operation():
     inputs = keras.Input((3,))
     x = layers.Dense(3, activation=lambda x: ops.relu(x), name="d")(inputs)
-    plan = intact.plan_model(keras.Model(inputs, layers.Activation(lambda x: x)(x)))
+    plan = intact.explain(keras.Model(inputs, layers.Activation(lambda x: x)(x))).plan
     assert [(step.op, step.fused) for step in plan.steps] == [("Dense", False), ("ReLU", True)]
 
 
@@ -173,14 +173,14 @@ def test_code_as_the_activation_of_a_layer_stays_there():
     function = functools.partial(activations.elu, alpha=0.3)
     layer = layers.Dense(3, activation=function, name="d")
     model = keras.Sequential([keras.Input((3,)), layer])
-    assert [step.op for step in intact.plan_model(model).steps] == ["Dense", "Table"]
+    assert [step.op for step in intact.explain(model).plan.steps] == ["Dense", "Table"]
     assert layer.activation is function
 
 
 def test_a_function_of_several_values_is_traced_by_its_parts():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, layers.Activation(lambda x: ops.softmax(x * 2.0))(inputs))
-    assert [step.op for step in intact.plan_model(model).steps] == ["Rescaling", "Softmax"]
+    assert [step.op for step in intact.explain(model).plan.steps] == ["Rescaling", "Softmax"]
 
 
 @pytest.mark.parametrize(

@@ -241,10 +241,11 @@ def test_masks_of_indices(rng):
 
 def test_the_plan_names_whole_numbers():
     ids = keras.Input((6,), dtype="int32")
-    plan = intact.plan_model(keras.Model(ids, layers.Embedding(9, 2)(ids % 9)))
+    explanation = intact.explain(keras.Model(ids, layers.Embedding(9, 2)(ids % 9)))
+    plan = explanation.plan
     assert {step.name: step.type for step in plan.steps}["mod"] == "int32"
     assert not plan.float_steps
-    assert "int32" in str(plan)
+    assert "int32" in str(explanation)
 
 
 def test_trains_saves_and_loads(tmp_path, rng):

@@ -690,7 +690,7 @@ def test_weights_of_2_bits_are_stored_so(weights, activations, rng):
     ],
 )
 def test_where_weights_of_2_bits_are_not_stored_so(spec, stored):
-    plan = intact.plan_model(two_bits(12, 8), Scheme("own", (Rule(weights=spec),)))
+    plan = intact.explain(two_bits(12, 8), Scheme("own", (Rule(weights=spec),))).plan
     assert plan.steps[0].weights.dtype == stored
 
 

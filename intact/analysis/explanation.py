@@ -15,10 +15,11 @@ from intact.names import SchemeName
 from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Op, get_op, register_op
 from intact.plan.filters import Chosen, Filters
-from intact.plan.plan import BY_CHOICE
+from intact.plan.plan import BY_CHOICE, Plan
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
+from intact.tables import table
 
 
 class Unknown(keras.layers.Layer):
@@ -73,21 +74,25 @@ class Explained:
     Args:
         name: Its name in the quantized model, after the user's layer.
         kind: The op.
+        type: What it computes with, such as "int8", "w4 a8" or "float".
         kernels: The LiteRT kernels that it becomes, or may become.
         integer: Whether they compute on integers.
+        range: The name of the range that its output is rounded to; "-" where it has none.
         reason: Why not, if not.
         known: Whether there is any kernel at all.
 
     Example:
 
-    >>> Explained("head", "Dense", ("FULLY_CONNECTED",), integer=True).kernels
+    >>> Explained("head", "Dense", "int8", ("FULLY_CONNECTED",), integer=True).kernels
     ('FULLY_CONNECTED',)
     """
 
     name: str
     kind: str
+    type: str
     kernels: tuple[str, ...]
     integer: bool
+    range: str = "-"
     reason: str = ""
     known: bool = True
 
@@ -98,14 +103,17 @@ class Explanation:
 
     Args:
         layers: One entry per layer of the model as it would be quantized.
+        plan: What was decided, for programs.
 
     Example:
 
-    >>> Explanation((Explained("head", "Dense", ("FULLY_CONNECTED",), integer=True),)).integer
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> explain(model).integer
     True
     """
 
     layers: tuple[Explained, ...]
+    plan: Plan
 
     @property
     def integer(self) -> bool:
@@ -118,13 +126,14 @@ class Explanation:
         return all(entry.known for entry in self.layers)
 
     def __str__(self) -> str:
-        rows = [("layer", "becomes", "kernels")]
-        rows += [(e.name, e.kind, ", ".join(e.kernels)) for e in self.layers if e.integer]
-        floats = [e for e in self.layers if not e.integer]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        rows = [("layer", "becomes", "type", "kernels", "output range")]
+        rows += [
+            (e.name, e.kind, e.type, ", ".join(e.kernels), e.range)
+            for e in self.layers
+            if e.integer
         ]
+        floats = [e for e in self.layers if not e.integer]
+        lines = [table(rows, left=None)]
         count = len(self.layers) - len(floats)
         lines += ["", f"{count} of {len(self.layers)} layers run on integers."]
         for entry in floats:
@@ -132,6 +141,7 @@ class Explanation:
             if entry.known and entry.reason not in BY_CHOICE:
                 fate += " (`allow_float=True`)"
             lines.append(f"{entry.name} {fate}: {entry.reason}")
+        lines += [f"No layer is under the rule for {rule.match!r}." for rule in self.plan.unused]
         return "\n".join(lines)
 
 
@@ -161,10 +171,10 @@ def explain(
     ...     ]
     ... )
     >>> print(explain(model))
-    layer   becomes  kernels
-    a       Dense    FULLY_CONNECTED
-    a_relu  ReLU     fused
-    b       Softmax  SOFTMAX
+    layer   becomes  type  kernels          output range
+    a       Dense    int8  FULLY_CONNECTED  -
+    a_relu  ReLU     int8  fused            a_relu
+    b       Softmax  int8  SOFTMAX          b
     <BLANKLINE>
     3 of 3 layers run on integers.
     """
@@ -179,5 +189,9 @@ def explain(
         op = get_op(layer)
         known, integer = op is not UnknownOp, step.integer or bool(step.whole)
         kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert
-        entries.append(Explained(step.name, step.op, kernels, integer, step.why_float, known))
-    return Explanation(tuple(entries))
+        place = step.output_range
+        why = step.why_float
+        entries.append(
+            Explained(step.name, step.op, step.type, kernels, integer, place, why, known)
+        )
+    return Explanation(tuple(entries), plan)

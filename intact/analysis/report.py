@@ -26,6 +26,7 @@ from intact.names import Kernels
 from intact.numerics.affine import dequantize
 from intact.numerics.tensors import to_numpy
 from intact.paths import write_whole
+from intact.tables import table
 
 BINS = 48
 """Bars of a histogram."""
@@ -275,31 +276,6 @@ class Comparison:
 
 def _db(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} dB"
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text in aligned columns, the first one flush left.
-
-    Args:
-        rows: The rows; the first is the heading.
-
-    Returns:
-        The lines.
-
-    Example:
-
-    >>> print(table([("model", "bytes"), ("float", "1024"), ("int8", "256")]))
-    model  bytes
-    float   1024
-    int8     256
-    """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def compare(

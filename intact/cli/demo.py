@@ -115,7 +115,7 @@ def _make_folder(path: Path) -> None:
 
 def _table(results: "list[Result]") -> str:
     """The results in aligned columns."""
-    from intact.analysis.report import table
+    from intact.tables import table
 
     heading = (
         "model",

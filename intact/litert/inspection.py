@@ -8,6 +8,7 @@ from typing import Any
 
 from intact.litert.kernels import get_kernel
 from intact.litert.reader import FileGraph, FileOp, FileTensor, LiteRTFile, read
+from intact.tables import table
 
 _HEADING = (
     "",
@@ -210,10 +211,7 @@ def columns(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[s
     Returns:
         The lines.
     """
-    rows = [heading, *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heading))]
-    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return [line.rstrip() for line in lines]
+    return table([heading, *rows], left=None).split("\n")
 
 
 def _graph_dict(graph: FileGraph) -> dict[str, Any]:

@@ -81,6 +81,14 @@ class Step:
         return self.activations is not None and self.activations.activation_dtype == "int16"
 
     @property
+    def output_range(self) -> str:
+        """The name of the range that its output is rounded to; "-" where it has none."""
+        if self.site is None:
+            return "-"
+        shared = len(self.site.range.sites) > 1
+        return f"{self.site.range.name}{' (shared)' if shared else ''}"
+
+    @property
     def type(self) -> str:
         """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
         weights, activations = self.weights, self.activations
@@ -102,8 +110,6 @@ class Step:
 class Plan:
     """The steps of all nodes, in the graph's order, and the sites of float tensors.
 
-    Printing it gives a table.
-
     Args:
         scheme: Name of the scheme.
         steps: What becomes of each node.
@@ -124,20 +130,6 @@ class Plan:
     def float_steps(self) -> list[Step]:
         """The steps that stay in float."""
         return [step for step in self.steps if not (step.integer or step.whole)]
-
-    def __str__(self) -> str:
-        rows = [("layer", "op", "type", "output range")]
-        for step in self.steps:
-            place = "folded" if step.folds else "fused" if step.fused else ""
-            if step.site:
-                shared = len(step.site.range.sites) > 1
-                place = f"{place} " if place else ""
-                place += f"{step.site.range.name}{' (shared)' if shared else ''}"
-            rows.append((step.name, step.op, step.type, place or "-"))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-        notes = (f"No layer is under the rule for {rule.match!r}." for rule in self.unused)
-        return "\n".join([*(line.rstrip() for line in lines), *notes])
 
 
 InputStats = dict[str, tuple[float, float]]

@@ -66,10 +66,9 @@ def make_plan(
     >>> from intact.schemes import SCHEMES
     >>> from intact.graph.canonicalize import canonicalize
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu", name="a")])
-    >>> print(make_plan(canonicalize(model), SCHEMES["int8"]))
-    layer   op     type  output range
-    a       Dense  int8  -
-    a_relu  ReLU   int8  fused a_relu
+    >>> plan = make_plan(canonicalize(model), SCHEMES["int8"])
+    >>> [(step.name, step.op, step.type, step.output_range) for step in plan.steps]
+    [('a', 'Dense', 'int8', '-'), ('a_relu', 'ReLU', 'int8', 'a_relu')]
     """
     stats = input_stats or {}
     planner = _Planner(view(model), scheme, allow_float, stats, fold_batch_norm)

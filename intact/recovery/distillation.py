@@ -177,7 +177,7 @@ def _feature(model: keras.Model, kernels: KernelGraph, name: str) -> keras.Keras
             "rounded. Name the layer that it goes on to."
         )
     raise IntactError(
-        f"Model {model.name!r} has no layer {name!r}. `print(intact.plan_model(model))` shows "
+        f"Model {model.name!r} has no layer {name!r}. `print(intact.explain(model))` shows "
         "the names."
     )
 

@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.analysis.report import table
 from intact.api import export, quantize_model
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import Data, collect
@@ -17,6 +16,7 @@ from intact.names import ADVICE_OPTIONS
 from intact.recovery.recover import recover
 from intact.schemes import SCHEMES, get_scheme
 from intact.search.measures import Metric, agreement, latencies, top1
+from intact.tables import table
 from intact.targets.micro_trial import dense_scales_note
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.analysis.report import table
 from intact.api import quantize_model
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import Data, collect
@@ -23,6 +22,8 @@ from intact.numerics.backend_kernels import round_clip
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op
 from intact.plan.scheme import Scheme
+from intact.recovery.walk import Walk, as_filed, cut, in_float, relative_error
+from intact.tables import table
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def quantize_annotate_layer(
 
     >>> layer = quantize_annotate_layer(keras.layers.Dense(2))
     >>> model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Flatten()])
-    >>> [step.type for step in intact.plan_model(model).steps]
+    >>> [step.type for step in intact.explain(model).plan.steps]
     ['int8']
     """
     if not isinstance(to_annotate, keras.layers.Layer) or isinstance(to_annotate, keras.Model):
