@@ -9,6 +9,7 @@ from keras import layers, ops
 
 import intact
 from intact.ops import SAME_AS_INPUT, Case
+from intact.testing import check_op
 
 
 @keras.saving.register_keras_serializable("examples")
@@ -50,6 +51,7 @@ def main():
     q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
     comparison = intact.compare(q, intact.export(q, integer_only=True), data)
     print(comparison)
+    check_op(DepthToSpace)
     return comparison
 
 
