@@ -22,7 +22,6 @@ from intact.numerics.backend_kernels import round_clip
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op
 from intact.plan.scheme import Scheme
-from intact.recovery.walk import Walk, as_filed, cut, in_float, relative_error
 from intact.tables import table
 
 
