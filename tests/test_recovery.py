@@ -1,5 +1,7 @@
 """Recovery: weights that are rounded well, scales that are moved, and models that get better."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -301,21 +303,26 @@ def test_each_sample_is_judged_by_a_model_that_has_not_seen_it(rng, monkeypatch)
     monkeypatch.setattr("intact.recovery.recover.find_ranges", spy_ranges)
     monkeypatch.setattr("intact.recovery.recover.adjust", spy_adjust)
     monkeypatch.setattr("intact.recovery.recover.run", spy_run)
-    monkeypatch.setattr("intact.recovery.recover.surely_better", lambda *errors: False)
+    errors = itertools.chain([0.5, 1.0] * FOLDS, itertools.repeat(0.6))
+    monkeypatch.setattr(
+        "intact.recovery.recover._Recovery._judge", lambda *_: np.full(8, next(errors))
+    )
     try_steps(intact.quantize_model(peculiar(rng)), x)
-    assert set().union(*judged[:FOLDS]) == set(range(43))
-    assert sum(map(len, judged[:FOLDS])) == 43
+    # The step and what was before, fold after fold.
+    for way in (judged[: 2 * FOLDS : 2], judged[1 : 2 * FOLDS : 2]):
+        assert set().union(*way) == set(range(43)) and sum(map(len, way)) == 43
     # What is kept is fitted to all of them.
     assert set().union(*fitted) == set(range(43))
 
 
-def test_a_step_that_does_not_help_on_some_folds_is_not_tried_on_the_others(rng, monkeypatch):
-    errors = (np.full(8, error) for error in [1.0] * FOLDS + [0.5, 1.5] + [0.75, 0.75, 1.5])
+def test_a_step_that_fails_on_a_fold_is_rejected_at_once(rng, monkeypatch):
+    # In turns with the step and without it; what is known already is not fitted again.
+    errors = (np.full(8, error) for error in [0.5, 1.0, 1.5, 1.0, 2.0])
     monkeypatch.setattr("intact.recovery.recover._Recovery._judge", lambda *_: next(errors))
     options = dict.fromkeys(STEPS, False) | {"round": None, "equalize": None}
     first, second = try_steps(intact.quantize_model(enliven(mlp(), rng)), rows(rng), options)
-    assert (first.error, first.before, first.kept) == (1.0, 1.0, False)
-    assert (second.name, second.error, second.kept) == ("equalize", 1.0, False)
+    assert (first.name, first.error, first.before, first.kept) == ("round", 1.0, 1.0, False)
+    assert (second.name, second.error, second.before) == ("equalize", 2.0, 1.0)
 
 
 def test_the_steps_that_are_said_are_made_without_a_judgement(rng, monkeypatch):
@@ -344,15 +351,24 @@ def test_it_is_no_worse_on_samples_that_it_has_not_seen(seed):
 
 def test_chance_is_no_gain(rng):
     before = rng.uniform(1, 2, 25)
-    assert surely_better(0.9 * before, before)
-    assert not surely_better(before, before)
-    assert not surely_better(before - 0.01 + 0.2 * rng.normal(size=25), before)
-    assert not surely_better(before[:1] / 2, before[:1])
-    assert not surely_better(np.zeros(25), np.zeros(25))
+    assert surely_better([0.9 * before], [before])
+    assert not surely_better([before], [before])
+    assert not surely_better([before - 0.01 + 0.2 * rng.normal(size=25)], [before])
+    assert not surely_better([before[:1] / 2], [before[:1]])
+    assert not surely_better([np.zeros(25)], [np.zeros(25)])
     # Much for one sample, and nothing for the others.
-    assert not surely_better(np.minimum(before, np.sort(before)[-2]), before)
-    wins = sum(surely_better(*rng.uniform(1, 2, (2, 25))) for _ in range(2000))
-    assert 0 < wins < 2 * 0.01 * 2000
+    assert not surely_better([np.minimum(before, np.sort(before)[-2])], [before])
+    wins = sum(chance(*rng.uniform(1, 2, (2, 25))) < 0.05 for _ in range(2000))
+    assert wins == pytest.approx(0.05 * 2000, abs=40)
+
+
+def test_a_gain_has_to_be_there_in_each_fit(rng):
+    before = [rng.uniform(1, 2, 20) for _ in range(5)]
+    errors = [0.5 * fold for fold in before]
+    assert surely_better(errors, before)
+    errors[3] = before[3] * 1.01
+    assert chance(np.concatenate(errors), np.concatenate(before)) < 1e-6
+    assert not surely_better(errors, before)
 
 
 def test_the_more_is_tried_the_more_a_gain_has_to_prove(rng):
@@ -360,7 +376,7 @@ def test_the_more_is_tried_the_more_a_gain_has_to_prove(rng):
     gains = rng.normal(size=25)
     errors = before - (gains - gains.mean()) / gains.std(ddof=1) - 2.7 / 5
     assert 0.01 / 4 < chance(errors, before) < 0.01
-    assert surely_better(errors, before, 1) and not surely_better(errors, before, 4)
+    assert surely_better([errors], [before], 1) and not surely_better([errors], [before], 4)
 
 
 @pytest.mark.parametrize(

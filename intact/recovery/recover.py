@@ -220,6 +220,7 @@ class _Recovery:
         self.calls = sum(not node.is_input for node in view(model).nodes)
         self.folds = folds(len(arrays[0]), seed)
         self.batches = [cut([a[fold] for a in arrays], batch_size) for fold in self.folds]
+        self.errors: dict[tuple[tuple[bool, ...], int], np.ndarray] = {}
 
     def run(self, options: dict[str, bool | None]) -> list[Trial]:
         """Try the options that are open one after the other, and keep what surely helps."""
@@ -240,13 +241,9 @@ class _Recovery:
             self.expected = self._outputs_of_all(in_float)
             outputs = zip(*self.expected, strict=True)
             self.variances = [variance(np.concatenate(parts)) for parts in outputs]
-            before = [
-                self._error(way, index)
-                if first_outputs is None
-                else self._judge(index, first_outputs[index])
-                for index in range(len(self.folds))
-            ]
-            way, trials = self._choose(way, before, options)
+            for index, outputs_of_fold in enumerate(first_outputs or ()):
+                self.errors[tuple(way.values()), index] = self._judge(index, outputs_of_fold)
+            way, trials = self._choose(way, options)
         if as_given and not any(way.values()):
             as_given.restore()
         else:
@@ -255,16 +252,12 @@ class _Recovery:
         return trials
 
     def _choose(
-        self,
-        way: dict[str, bool],
-        before: list[np.ndarray],
-        options: dict[str, bool | None],
+        self, way: dict[str, bool], options: dict[str, bool | None]
     ) -> tuple[dict[str, bool], list[Trial]]:
         """The way that is surely better than the first, and the steps that were tried.
 
         Args:
             way: What is done at the beginning.
-            before: The error of each sample then, by folds.
             options: The steps to try are None.
         """
         trials = []
@@ -275,31 +268,36 @@ class _Recovery:
                 trial["bias_correction"] = True
             if trial == way:
                 continue
-            errors = self._errors(trial, before)
-            new, old = np.concatenate(errors), np.concatenate(before[: len(errors)])
-            helps = len(errors) == len(before) and surely_better(new, old, len(names))
-            trials.append(Trial(name, float(new.mean()), float(old.mean()), helps))
+            errors, before = self._compare(trial, way)
+            helps = surely_better(errors, before, len(names))
+            new, old = (float(np.concatenate(side).mean()) for side in (errors, before))
+            trials.append(Trial(name, new, old, helps))
             if helps:
-                way, before = trial, errors
+                way = trial
         return way, trials
 
-    def _errors(self, way: dict[str, bool], before: list[np.ndarray]) -> list[np.ndarray]:
-        """The error of each sample, by folds, until a way is no better on those so far."""
+    def _compare(
+        self, trial: dict[str, bool], way: dict[str, bool]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The errors of two ways, fold by fold, up to the first on which the trial is no better."""
         errors: list[np.ndarray] = []
-        gain = 0.0
-        for index, old in enumerate(before):
-            errors.append(self._error(way, index))
-            gain += float(np.sum(old - errors[-1]))
-            if gain <= 0:
-                self.bar.add((len(before) - index - 1) * self.calls)
+        before: list[np.ndarray] = []
+        for index in range(len(self.folds)):
+            errors.append(self._error(trial, index))
+            before.append(self._error(way, index))
+            if errors[-1].mean() >= before[-1].mean():
                 break
-        return errors
+        return errors, before
 
     def _error(self, way: dict[str, bool], index: int) -> np.ndarray:
         """The error of each sample of a fold, by the model that is fitted to all the others."""
-        others = [other for other in range(len(self.folds)) if other != index]
-        self._fit(way, others or [index])
-        return self._judge(index, self._outputs(self.batches[index], as_filed))
+        key = tuple(way.values()), index
+        if key not in self.errors:
+            others = [other for other in range(len(self.folds)) if other != index]
+            self._fit(way, others or [index])
+            outputs = self._outputs(self.batches[index], as_filed)
+            self.errors[key] = self._judge(index, outputs)
+        return self.errors[key]
 
     def _judge(self, index: int, outputs: list[np.ndarray]) -> np.ndarray:
         """The squared error of each sample of a fold, in units of the variance of all samples."""
