@@ -11,7 +11,7 @@ from small import cnn, enliven, host, lossy, mlp, quantizers, weights
 import intact
 from intact import IntactError, InvalidDataError
 from intact.calibration.walk import as_filed, cut, in_float, run
-from intact.graph.view import view
+from intact.layers.kernel_graph import kernel_graph
 from intact.layers.quantized import Quantized
 from intact.ops.base import get_op
 from intact.plan.scheme import TensorSpec
@@ -152,7 +152,7 @@ def test_equalization_keeps_the_float_model(rng):
     model = peculiar(rng)
     x = images(rng)
     q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
-    names = [(p.first.layer.name, p.second.layer.name) for p in pairs(view(q))]
+    names = [(p.first.layer.name, p.second.layer.name) for p in pairs(kernel_graph(q))]
     assert names == [("conv", "depthwise"), ("depthwise", "pointwise")]
     before = weights(q)
     assert equalize(q, cut([x], 16)) == 2
@@ -167,7 +167,7 @@ def test_equalization_never_moves_where_a_relu_clamps(rng):
     x = images(rng)
     q = intact.calibrate(intact.quantize_model(model), x, bias_correction=False, verbose=0)
     expected = model.predict(x, verbose=0)
-    assert [p.upper for p in pairs(view(q))] == [6.0]
+    assert [p.upper for p in pairs(kernel_graph(q))] == [6.0]
     equalize(q, cut([x], 16))
     ((found,),) = run(q, cut([x], 48), in_float, q.outputs)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.ptp(expected))

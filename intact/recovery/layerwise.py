@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from intact.calibration.walk import Walk, as_filed, in_float
-from intact.graph.view import Graph, Node, view
+from intact.graph.view import Node, view
 from intact.layers.quantized import Quantized
 from intact.numerics.backend_kernels import no_gradients
 from intact.numerics.tensors import to_numpy
@@ -44,7 +44,7 @@ def float_sums(model: keras.Model, batch: list[Any]) -> dict[str, np.ndarray]:
     for node in graph.nodes:
         if node.is_input:
             continue
-        if _is_once(node, graph):
+        if _is_once(node, walk):
             sums[node.layer.name] = _mean_sums(node, walk, node.layer.layer.kernel)
         walk.step(node, in_float)
     return sums
@@ -80,7 +80,7 @@ def adjust(
     for node in graph.nodes:
         if node.is_input:
             continue
-        covariance = _covariance(node, walk, rng) if _is_once(node, graph) else None
+        covariance = _covariance(node, walk, rng) if _is_once(node, walk) else None
         if covariance:
             norm = walk.kernels.of(node).norm
             chosen = _adjust(node.layer, covariance, norm, weight_scales, learned)
@@ -102,10 +102,9 @@ def adjustable(layer: Any) -> bool:
     return issubclass(op, Weighted) and "kernel" in op.weights
 
 
-def _is_once(node: Node, graph: Graph) -> bool:
+def _is_once(node: Node, walk: Walk) -> bool:
     """Whether a call is the only one of a layer that can be adjusted."""
-    calls = sum(other.layer is node.layer for other in graph.nodes)
-    return calls == 1 and adjustable(node.layer)
+    return walk.kernels.calls[id(node.layer)] == 1 and adjustable(node.layer)
 
 
 def _mean_sums(node: Node, walk: Walk, kernel: Any) -> np.ndarray:
