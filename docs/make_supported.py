@@ -29,6 +29,10 @@ LiteRT on a CPU runs all kernels. "Also on" says which other targets run their i
 (all measured), and the Edge TPU by its documentation. Kernels that are chosen among by shape or
 argument are all listed; `intact.check(model, target=...)` asks the target's own tool about a model.
 
+"16 bits" says how a layer computes in the scheme `int16x8`, where not by the int16 forms of the
+same kernels. A table costs a CAST, an ADD and a GATHER, and equal tables are one in the file. It is
+as long as the function changes within the input's range: `sqrt` and `rsqrt` have half of it.
+
 """
 
 
@@ -88,6 +92,11 @@ def targets(op: type[Op]) -> str:
     return ", ".join(common) or "none of them"
 
 
+def wide(op: type[Op]) -> str:
+    """How an op computes with activations of 16 bits, if not by its kernels."""
+    return op.wide or ("float" if op.float_cases else "")
+
+
 def supported_page() -> str:
     """The page of layers, functions and operations."""
     families: dict[str, list[type[Op]]] = {}
@@ -96,9 +105,10 @@ def supported_page() -> str:
             families.setdefault(family(op), []).append(op)
     parts = [HEAD]
     for title, members in sorted(families.items()):
-        rows = [["layers and functions", "kernels", "also on", "notes"], ["---"] * 4]
+        rows = [["layers and functions", "kernels", "also on", "16 bits", "notes"], ["---"] * 5]
         for op in sorted(members, key=lambda op: op.__name__):
-            rows.append([stands_for(op), ", ".join(op.litert) or "-", targets(op), op.notes])
+            kernels = ", ".join(op.litert) or "-"
+            rows.append([stands_for(op), kernels, targets(op), wide(op), op.notes])
         parts.append(f"## {title}\n\n")
         parts += ["| " + " | ".join(" ".join(c.split()) for c in row) + " |\n" for row in rows]
         parts.append("\n")

@@ -266,10 +266,9 @@ def test_4_bit_weights_of_a_transposed_convolution_are_stored_in_8():
 @pytest.mark.parametrize(
     ("scheme", "dtype", "layer", "name"),
     [
-        ("int16x8", "int16", lambda: layers.Activation("elu", name="curve"), "curve_elu"),
         ("uint8", "uint8", lambda: layers.LayerNormalization(name="curve"), "curve_scale"),
     ],
-    ids=["int16x8", "uint8"],
+    ids=["uint8"],
 )
 def test_layers_without_such_a_kernel(scheme, dtype, layer, name, rng):
     x = keras.Input((6,), name="x")

@@ -15,9 +15,9 @@ from intact.names import SchemeName
 from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Op, get_op, register_op
 from intact.plan.filters import Chosen, Filters
-from intact.plan.plan import BY_CHOICE, Plan
+from intact.plan.plan import BY_CHOICE, Plan, Step
 from intact.plan.planner import make_plan
-from intact.plan.scheme import Scheme
+from intact.plan.scheme import Rule, Scheme
 from intact.schemes import get_scheme
 from intact.tables import table
 
@@ -80,6 +80,8 @@ class Explained:
         range: The name of the range that its output is rounded to; "-" where it has none.
         reason: Why not, if not.
         known: Whether there is any kernel at all.
+        wide: How it computes with activations of 16 bits, where these are asked for and it has
+            no kernel that takes them as they are.
 
     Example:
 
@@ -95,6 +97,7 @@ class Explained:
     range: str = "-"
     reason: str = ""
     known: bool = True
+    wide: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Explanation:
         lines = [table(rows, left=None)]
         count = len(self.layers) - len(floats)
         lines += ["", f"{count} of {len(self.layers)} layers run on integers."]
+        lines += [f"{entry.name} has {entry.wide}." for entry in self.layers if entry.wide]
         for entry in floats:
             fate = "stays float" if entry.known else "cannot be exported"
             if entry.known and entry.reason not in BY_CHOICE:
@@ -189,9 +193,17 @@ def explain(
         op = get_op(layer)
         known, integer = op is not UnknownOp, step.integer or bool(step.whole)
         kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert
-        place = step.output_range
-        why = step.why_float
+        place, why = step.output_range, step.why_float
+        wide = _wide(step, op, getattr(layer, "own_rule", None) or scheme.rule_for(layer))
         entries.append(
-            Explained(step.name, step.op, step.type, kernels, integer, place, why, known)
+            Explained(step.name, step.op, step.type, kernels, integer, place, why, known, wide)
         )
     return Explanation(tuple(entries), plan)
+
+
+def _wide(step: Step, op: type[Op], rule: Rule) -> str:
+    """How an op computes where a rule asks for 16 bits, if not by kernels that take them."""
+    spec = rule.activations
+    if not step.integer or spec is None or spec.activation_dtype != "int16":
+        return ""
+    return op.wide or ("" if step.wide else "8 bits, for it has no kernel of 16")

@@ -4,11 +4,12 @@ import keras
 
 from intact.graph.input_norms import fold_input_norms
 from intact.graph.masked_scores import bound_masks
+from intact.graph.wide_forms import in_wide_kernels
 from intact.plan.scheme import Scheme
 
 
 def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
-    """Fold what needs no kernel, and bound what would spoil a range.
+    """Fold what needs no kernel, bound what would spoil a range, write out what has no kernel.
 
     Args:
         model: What `canonicalize` returned; its layers are reused.
@@ -24,5 +25,5 @@ def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
     >>> simplify(model, float32) is model
     True
     """
-    model = fold_input_norms(model)
+    model = in_wide_kernels(fold_input_norms(model), scheme)
     return bound_masks(model) if any(rule.integer for rule in scheme.rules) else model

@@ -17,7 +17,7 @@ from intact.lowering.node import LoweringNode, float_weights, integer_weights, s
 from intact.numerics.numpy_ops import host
 from intact.numerics.tensors import is_whole, to_numpy
 from intact.ops.base import Plain, computes_whole, get_op
-from intact.ops.table import look_up
+from intact.ops.lookup import look_up
 from intact.targets.fitting import keep_to
 
 

@@ -1,6 +1,7 @@
 """What a single backend needs or does better, behind one function each."""
 
 import contextlib
+import importlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras import ops
 
 TORCH = keras.backend.backend() == "torch"
 TENSORFLOW = keras.backend.backend() == "tensorflow"
+JAX = keras.backend.backend() == "jax"
 
 if TORCH:
     from intact.numerics import torch_kernels
@@ -175,6 +177,26 @@ def precisely(function: Callable[[Any], Any], x: Any) -> Any:
     """
     with wide_types():
         return ops.cast(function(ops.cast(x, "float64")), "float32")
+
+
+def native(name: str) -> Callable:
+    """A function that keeps float64 where Keras' may go on in float32.
+
+    Args:
+        name: The name of the function in `keras.ops`.
+
+    Returns:
+        The backend's own function of that name, or Keras' where it has none.
+
+    Example:
+
+    >>> with wide_types():
+    ...     x = native("cosh")(ops.zeros((1,), "float64"))
+    >>> keras.backend.standardize_dtype(x.dtype)
+    'float64'
+    """
+    home: Any = importlib.import_module("jax.numpy" if JAX else keras.backend.backend())
+    return getattr(home, name, None) or getattr(ops, name)
 
 
 @ops.custom_gradient

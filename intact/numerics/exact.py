@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-from keras import ops
+from keras import backend, ops
 
-from intact.numerics.backend_kernels import inverse, over
+from intact.numerics.backend_kernels import inverse, native, over
 from intact.numerics.numpy_ops import host
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
@@ -86,7 +86,10 @@ def divide(a: Tensor | float, b: Tensor | float) -> Tensor:
     if isinstance(a, int | float):
         return over(a, b)
     # The maximum is `b`. It hides from compilers that `b` is a scalar or a constant.
-    return a / ops.maximum(b, -ops.abs(a) - abs(b))
+    bound = -ops.abs(a) - abs(b)
+    if backend.standardize_dtype(bound.dtype) != "float64":
+        return a / ops.maximum(b, bound)
+    return a / native("maximum")(ops.cast(b, "float64"), bound)
 
 
 _EXPONENTS = np.arange(-126, 128)

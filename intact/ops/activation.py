@@ -8,9 +8,8 @@ import numpy as np
 from keras import layers, ops
 
 from intact.keras_files.activations import hard_sigmoid_keras_2
-from intact.numerics.accumulator import accumulator
-from intact.numerics.affine import QTensor, is_integer
-from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.affine import QTensor
+from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.numpy_ops import host
@@ -26,8 +25,9 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
+from intact.ops.lookup import COST, all_values, entries, look_up
 from intact.ops.moves import channel_last
-from intact.ops.table import Table, all_values, look_up
+from intact.ops.table import Table
 from intact.ops.wide import (
     LogSoftmaxArithmetic,
     SigmoidArithmetic,
@@ -354,6 +354,7 @@ class LogSoftmax(OfIntegers):
     """The logarithm of softmax, not below -16."""
 
     dtypes = BYTES
+    wide = "REDUCE_MAX, SUB, SUM and two tables"
     arithmetic = LogSoftmaxArithmetic.name
     operations = ("LogSoftmax",)
     activations = ("log_softmax",)
@@ -447,6 +448,20 @@ class HardSwishArithmetic(Arithmetic):
         exact = ops.cast(product, "float32")
         return round_clip(straight_through(exact, smooth), low, high)
 
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        """There is no kernel of 16 bits, but a table."""
+        with wide_types():
+            values, step, scale = (
+                ops.cast(ops.stop_gradient(x), "float64") for x in (*pending[:2], params.scale)
+            )
+            x = values * step
+            inside = ops.where(x < 3.0, x * (x + 3.0) / 6.0, x)
+            y = ops.where(x > -3.0, inside, ops.zeros_like(x))
+            exact = ops.cast(ops.round(divide(y, scale)), "float32")
+        smooth = cls.real(pending) * inverse(params.scale)
+        return round_clip(straight_through(exact, smooth), low, high)
+
 
 def _factor_15(ratio: Tensor) -> tuple[Tensor, Tensor]:
     """A positive factor as `m * 2**(e - 15)` with a 15-bit integer `m`."""
@@ -480,7 +495,8 @@ def _rounding_shift(x: Tensor, by: Tensor) -> Tensor:
 class HardSilu(Requantizing):
     """`x * relu6(x + 3) / 6`."""
 
-    dtypes = BYTES
+    dtypes = INTEGERS
+    wide = COST
     operations = ("HardSilu",)
     activations = ("hard_silu", "hard_swish")
     litert = ("HARD_SWISH",)
@@ -503,14 +519,9 @@ class HardSilu(Requantizing):
         if not y.quantized:
             builder.add("HARD_SWISH", [x], [y])
             return
-        scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (y.scale, y.zero_point))
-        limits = np.iinfo(y.dtype)
-        low, high = limits.min - zero_point, limits.max - zero_point
-        params = QTensor(zero_point, scale, zero_point)
-        values = HardSwishArithmetic.quantize(all_values(x), params, low, high)
-        table = (to_numpy(values) + y.zero_point).astype(y.dtype)
+        table = entries(all_values(x), HardSwishArithmetic, y)
         # The kernel overflows where the input's scale is in the hundreds, or beyond the output's.
-        look_up(x, y, table, builder, "HARD_SWISH")
+        look_up(x, y, table, builder, None if y.dtype == "int16" else "HARD_SWISH")
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -553,20 +564,27 @@ class ClampArithmetic(RequantizeArithmetic):
     def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
         return RequantizeArithmetic.quantize(pending[0], params, low, high)
 
+    @staticmethod
+    def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return RequantizeArithmetic.quantize_wide(pending[0], params, low, high)
+
 
 @register_op
 class Clip(Requantizing):
     """Between two limits: a requantization that saturates."""
 
-    dtypes = BYTES
+    dtypes = INTEGERS
     keras_layers = (Clamp,)
     operations = ("Clip", "HardTanh")
     activations = ("hard_tanh",)
-    litert = ("QUANTIZE",)
+    litert = ("QUANTIZE", "MAXIMUM", "MINIMUM")
     arithmetic = "clamp"
     pointwise = True
     clamps_by_range = True
-    notes = "If 0 is not between the limits: a table."
+    notes = (
+        "Where the range ends at the limits, QUANTIZE alone. If 0 is not between the limits: a "
+        "table."
+    )
     cases = (
         Case(lambda: layers.Activation("hard_tanh"), (50, 4), low=-2.0, high=3.0),
         Case(lambda: ops.hard_tanh, (50, 4)),
@@ -635,6 +653,8 @@ class PReLU(Op):
 
     keras_layers = (layers.PReLU,)
     litert = ("QUANTIZE", "MUL", "ADD")
+    dtypes = ("int8", "int16")
+    arithmetic = "multiply"
     # No kernel multiplies by 8-bit slopes that quantizes its input at run time.
     weights = {"alpha": Weight(axis=(), dynamic=())}
     cases = (
@@ -654,7 +674,8 @@ class PReLU(Op):
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (alpha, scale) = inputs, weights["alpha"]
-        return accumulator(x.values * alpha, x.scale, ops.reshape(scale, ()), whole=is_integer(x))
+        scale = ops.reshape(scale, ())
+        return tuple(x), (alpha, scale, ops.zeros_like(scale))
 
     @classmethod
     def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
@@ -662,14 +683,19 @@ class PReLU(Op):
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), ()))
+        slopes = tuple(layer.alpha.shape)
+        return tuple(
+            tuple(keras.KerasTensor(s, "float32") for s in (sizes, (), ()))
+            for sizes in (shape, slopes)
+        )
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         alpha, name = to_numpy(node.layer.alpha), f"{node.layer.name}/alpha"
         if node.output.quantized:
             values, scale = quantize_weight(alpha, 8, None, host)
-            constant = builder.constant(values.astype("int8"), name, scale=scale)
+            stored = values.astype(node.input.dtype)
+            constant = builder.constant(stored, name, scale=scale)
         else:
             constant = node.constant("alpha") if node.weights else builder.constant(alpha, name)
         builder.add("MUL", [node.input, constant], [node.output])

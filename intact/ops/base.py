@@ -122,6 +122,7 @@ class Op:
     * `whole`: the types of whole numbers that the layer and its kernel take as they are, where
       all inputs are whole; other layers read whole numbers as real values.
     * `dtypes`: the types of integer activations for which there are kernels.
+    * `wide`: how it computes with activations of 16 bits, if not by the kernels of `litert`.
     * `arithmetic`: how the kernel rounds (`intact.rounding.arithmetic.Arithmetic`).
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
     * `folds_batch_norm`: whether a batch norm can follow into the weights.
@@ -156,6 +157,7 @@ class Op:
     plain: ClassVar[tuple[int, ...]] = ()
     whole: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = INT8
+    wide: ClassVar[str] = ""
     arithmetic: ClassVar[str] = "accumulator"
     fuses: ClassVar[bool] = False
     folds_batch_norm: ClassVar[bool] = False

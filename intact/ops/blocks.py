@@ -3,10 +3,11 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
-from intact.ops.base import BYTES, Case, register_op
+from intact.ops.base import INTEGERS, Case, register_op
 from intact.ops.shape import Moving
 
 
@@ -72,7 +73,8 @@ class SpaceToDepth(DepthToSpace):
 class Blocks(Moving):
     """Base of the ops that move blocks of pixels."""
 
-    dtypes = BYTES
+    dtypes = INTEGERS
+    wide = "RESHAPE, TRANSPOSE"
     notes = "Channels last, for the backends of Keras disagree about channels first."
 
     @classmethod
@@ -96,8 +98,26 @@ class Blocks(Moving):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        options = {"blockSize": node.layer.block_size}
-        builder.add(cls.litert[0], [node.input], [node.output], options)
+        x, y, size = node.input, node.output, node.layer.block_size
+        if x.dtype != "int16":
+            builder.add(cls.litert[0], [x], [y], {"blockSize": size})
+            return
+        # There is no kernel of 16 bits; two axes change places.
+        first, second, size = cls.as_axes(x.shape, size)
+        moved = builder.like(y, (None, second, first, size))
+        order = builder.constant(np.array([0, 2, 1, 3], "int32"))
+        builder.add("TRANSPOSE", [builder.reshape(x, (None, first, second, size)), order], [moved])
+        builder.reshape(moved, y.shape, y)
+
+    @classmethod
+    def as_axes(cls, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
+        """The sizes of the two axes that change places, and of what moves as one.
+
+        Args:
+            shape: The input's shape.
+            size: Height and width of a block.
+        """
+        raise NotImplementedError
 
 
 @register_op
@@ -112,6 +132,10 @@ class DepthToSpaceOp(Blocks):
         Case(lambda: lambda x: DepthToSpace(3)(layers.Conv2D(18, 1)(x)), (3, 4, 2)),
     )
 
+    @classmethod
+    def as_axes(cls, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
+        return shape[2], size, shape[3] // size
+
 
 @register_op
 class SpaceToDepthOp(Blocks):
@@ -124,3 +148,7 @@ class SpaceToDepthOp(Blocks):
         Case(lambda: SpaceToDepth(2), (4, 6, 3)),
         Case(lambda: lambda x: layers.Conv2D(4, 1)(SpaceToDepth(3)(x)), (6, 3, 2)),
     )
+
+    @classmethod
+    def as_axes(cls, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
+        return size, shape[2] // size, shape[3] * size

@@ -237,6 +237,7 @@ class Where(Op):
     litert = ("SELECT_V2",)
     output = ALL_SAME
     plain = (2,)
+    dtypes = ("int8", "int16")
     whole = ANY_WHOLE
     cases = (
         Case(lambda: lambda x: ops.where(x > 0.0, x, -0.5), (4, 5)),

@@ -136,6 +136,7 @@ class SequenceLSTM(Op):
 
     keras_layers = (StatefulLSTM,)
     litert = ("UNIDIRECTIONAL_SEQUENCE_LSTM",)
+    wide = "8 bits inside, for the kernel has no others; QUANTIZE before and behind it"
     # Per gate one scale.
     weights = {
         "input_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),

@@ -9,17 +9,15 @@ import keras
 import numpy as np
 from keras import activations, layers, ops
 
-from intact.errors import IntactError
 from intact.graph.view import view
-from intact.litert.builder import Builder
-from intact.litert.runtime import load_litert
-from intact.numerics.affine import QTensor, quantize
-from intact.numerics.backend_kernels import inverse
+from intact.numerics.affine import QTensor, WideTensor
+from intact.numerics.backend_kernels import inverse, wide_types
 from intact.numerics.exact import divide
-from intact.numerics.straight_through import finite_gradient, unfused
+from intact.numerics.straight_through import finite_gradient, straight_through, unfused
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import BYTES, Case, Op, register_op
-from intact.rounding.arithmetic import RealArithmetic
+from intact.ops.base import INTEGERS, Case, Op, register_op
+from intact.ops.lookup import COST, TableArithmetic, all_values, entries, look_up, split
+from intact.ops.precise import PRECISE, between
 
 KERNELS = {
     "Absolute": "ABS",
@@ -138,8 +136,15 @@ DOMAINS = {
 }
 """Where operations are defined, if not everywhere."""
 
-TABLE_KERNELS = ("Elu", "Exp", "Gelu", "Log")
-"""Operations whose integer kernel has a table of its own, and looks it up ten times as fast."""
+TABLE_KERNELS = {
+    "int8": ("Elu", "Exp", "Gelu", "Log"),
+    "uint8": ("Elu", "Exp", "Gelu", "Log"),
+    "int16": ("Absolute", "Fabs"),
+}
+"""Operations whose integer kernel may have the very same values, and is ten times as fast.
+
+The int16 kernels of EXP, GELU and LOG interpolate in small tables, which loses 2 to 9000 LSB.
+"""
 
 LOGICAL = ("Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual")
 
@@ -260,6 +265,24 @@ class Elementwise(keras.layers.Layer):
             results.append(self.function(name)(*args, **config))
         return results[-1]
 
+    def precise(self, x: Tensor) -> Tensor:
+        """The function's values in float64, beyond where it is defined as at the end.
+
+        Args:
+            x: The input, of float64.
+        """
+        results = [x]
+        for name, operands, config in self.steps:
+            args = [
+                results[a] if isinstance(a, int) else ops.convert_to_tensor(a, "float64")
+                for a in operands
+            ]
+            if name in DOMAINS:
+                args[0] = between(args[0], *DOMAINS[name])
+            function = PRECISE.get(name) or self.function(name)
+            results.append(function(*args, **config))
+        return results[-1]
+
     def compute_output_shape(self, shape: tuple) -> tuple:
         return shape
 
@@ -267,26 +290,16 @@ class Elementwise(keras.layers.Layer):
         return {**super().get_config(), "steps": [list(step) for step in self.steps]}
 
 
-class TableArithmetic(RealArithmetic):
-    """As `real`; what is infinite saturates, and does not count for the range."""
-
-    name = "table"
-
-    @staticmethod
-    def real(pending: Any) -> Tensor:
-        finite = ops.where(ops.isfinite(pending), pending, ops.zeros_like(pending))
-        return ops.clip(pending, ops.min(finite), ops.max(finite))
-
-
 @register_op
 class Table(Op):
-    """Any function of each value alone: looked up in a table of all 256 integers.
+    """Any function of each value alone: looked up in a table of all its integers.
 
     The entries are computed as the model computes them, so that the two are equal. Where
     an integer kernel has the very same table, it takes its place.
     """
 
-    dtypes = BYTES
+    dtypes = INTEGERS
+    wide = COST
     keras_layers = (Elementwise, layers.ELU)
     operations = (
         "Absolute",
@@ -342,7 +355,7 @@ class Table(Op):
         "Any function of one tensor and constants, if it is made of such operations. What is "
         "infinite (`log(0)`, `1 / 0`) saturates at the end of the range, which only finite values "
         "make. Beyond their domain, functions stay at its end (`sqrt(-1)` is `sqrt(0)`); what is "
-        "still not a number is 0."
+        "still not a number is 0. A table of 16 bits ends where the function becomes constant."
     )
     cases = (
         Case(lambda: Elementwise([("Exp", [0], {}), ("Subtract", [1, 1.0], {})]), (50, 4)),
@@ -386,7 +399,18 @@ class Table(Op):
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         y = layer(finite_gradient(unfused(x.values * x.scale)), extended=True)
-        return ops.where(ops.isnan(y), ops.zeros_like(y), y)
+        y = ops.where(ops.isnan(y), ops.zeros_like(y), y)
+        if not isinstance(x, WideTensor):
+            return y, None
+        with wide_types():
+            values, scale = (ops.cast(ops.stop_gradient(part), "float64") for part in x[:2])
+            precise = layer.precise(values * scale)
+            nearest, rest = split(ops.where(ops.isnan(precise), ops.zeros_like(precise), precise))
+        return straight_through(nearest, y), rest
+
+    @classmethod
+    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+        return tuple(keras.KerasTensor(shape, "float32") for _ in range(2))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -394,80 +418,16 @@ class Table(Op):
         if not y.quantized:
             _lower_steps(node.layer.steps, x, y, builder)
             return
-        real = cls.call(node.layer, [all_values(x)], {}, False)
         with np.errstate(over="ignore"):
-            table = quantize(to_numpy(real), y.scale, y.zero_point, y.dtype)
+            table = entries(cls.call(node.layer, [all_values(x)], {}, False), TableArithmetic, y)
         name, _, config = node.layer.steps[0]
-        alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS
+        alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS[x.dtype]
         kernel = KERNELS[name] if alone and builder.has(KERNELS[name]) else None
         look_up(x, y, table, builder, kernel, _options(config))
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
     return x * ops.sigmoid(1.702 * x)
-
-
-def all_values(x: Any) -> QTensor:
-    """Every value that a quantized tensor of 8 bits can have, in order.
-
-    Args:
-        x: The tensor, of a file.
-    """
-    limits = np.iinfo(x.dtype)
-    values = np.arange(limits.min, limits.max + 1) - x.zero_point
-    scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (x.scale, x.zero_point))
-    return QTensor(ops.convert_to_tensor(values, "float32"), scale, zero_point)
-
-
-def look_up(
-    x: Any,
-    y: Any,
-    table: np.ndarray,
-    builder: Any,
-    kernel: str | None = None,
-    options: dict[str, Any] | None = None,
-) -> None:
-    """Add the ops that look up each value in a table.
-
-    Args:
-        x: The input, of 8 bits.
-        y: The output.
-        table: The stored integer of the output for each of the input, in order.
-        builder: The file's builder.
-        kernel: A kernel that takes the table's place if it computes the same; or None.
-        options: The kernel's options.
-    """
-    options = options or {}
-    if kernel and _has_table(kernel, options, x, y, table):
-        builder.add(kernel, [x], [y], options)
-        return
-    # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
-    index = builder.like(x, x.shape, dtype="int32")
-    builder.convert(x, index)
-    first = int(np.iinfo(x.dtype).min)
-    if first:
-        stored, index = index, builder.like(x, x.shape, dtype="int32")
-        offset = builder.constant(np.array(-first, "int32"))
-        builder.add("ADD", [stored, offset], [index], {"fusedActivationFunction": "NONE"})
-    values = builder.constant(table, f"{y.name}/table", scale=y.scale, zero_point=y.zero_point)
-    builder.add("GATHER", [values, index], [y], {"axis": 0})
-
-
-def _has_table(kernel: str, options: dict[str, Any], x: Any, y: Any, table: np.ndarray) -> bool:
-    """Whether an integer kernel gives just the values of a table."""
-    builder = Builder("")
-    source, target = (
-        builder.tensor((256,), t.dtype, name, scale=t.scale, zero_point=t.zero_point)
-        for name, t in (("x", x), ("y", y))
-    )
-    builder.add(kernel, [source], [target], options)
-    limits = np.iinfo(x.dtype)
-    try:
-        model = load_litert(builder.finish([("x", source)], [("y", target)]))
-        found = model.predict(np.arange(limits.min, limits.max + 1).astype(x.dtype), raw=True)
-    except IntactError:
-        return False
-    return np.array_equal(found, table)
 
 
 def _options(config: dict[str, Any]) -> dict[str, Any]:

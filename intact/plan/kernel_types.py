@@ -94,3 +94,14 @@ def _without_kernel(op: type[Op], step: Step) -> str | None:
         if weights.quantizer == "range" and not weights.symmetric and weights.kind == "int":
             return f"its {name} cannot have a zero point: the rule needs `symmetric=True`"
     return None
+
+
+def _as_op_has_it(rule: Rule, op: type[Op] | None) -> Rule:
+    """A rule for 16-bit activations, with 8 bits if an op has such kernels and none of 16 bits."""
+    spec = rule.activations
+    if op is None or not rule.integer or spec is None or op.output == Plain("bool"):
+        return rule
+    if spec.activation_dtype != "int16" or "int16" in op.dtypes or "int8" not in op.dtypes:
+        return rule
+    narrow = TensorSpec(observer=spec.observer, momentum=spec.momentum)
+    return replace(rule, activations=narrow)

@@ -20,12 +20,14 @@ from intact.ops.base import (
     Plain,
     SameAsInput,
     computes_whole,
+    find_op,
     get_op,
 )
 from intact.ops.whole import Cast
 from intact.plan.factors import Factors
 from intact.plan.kernel_types import (
     _as_kernels_have_it,
+    _as_op_has_it,
     _fixed_input,
     _has_one_scale,
     _taken_in,
@@ -134,6 +136,7 @@ class _Planner:
             producer = self.graph.producer(tensor)
             if producer.is_input and "float" in tensor.dtype and self._rule(producer.layer).integer:
                 self._range_of(tensor, producer)
+            self._widen_output(tensor, producer)
         quantized = [t.name for t in self.graph.inputs if id(t) in self.entries]
         unknown = sorted(set(self.input_stats) - set(quantized))
         if unknown:
@@ -185,7 +188,13 @@ class _Planner:
         return step
 
     def _rule(self, layer: keras.layers.Layer) -> Rule:
-        """A canonical layer's own rule, if it was given one, or else the scheme's."""
+        """A canonical layer's own rule, if it was given one, or else the scheme's.
+
+        With 8 bits instead of 16 where the layer has kernels of 8 bits alone.
+        """
+        return _as_op_has_it(self._asked_rule(layer), find_op(layer))
+
+    def _asked_rule(self, layer: keras.layers.Layer) -> Rule:
         return getattr(layer, "own_rule", None) or self.scheme.rule_for(layer)
 
     def _refuse(self, layer: keras.layers.Layer, step: Step, reason: str | None) -> None:
@@ -329,6 +338,15 @@ class _Planner:
             rounding = "requantize" if same else "convert"
             self.exits[id(target)] = self._site(f"{source.name}_output", common, rounding)
 
+    def _widen_output(self, tensor: keras.KerasTensor, node: Node) -> None:
+        """Give an output of the model the width of its rule, if its kernel has 8 bits alone."""
+        asked = self._asked_rule(node.layer)
+        found = self.tensor_range.get(id(tensor))
+        if found is None or asked.activations is None or self._rule(node.layer) is asked:
+            return
+        wide = self._new_range(f"{node.layer.name}_output", asked.activations)
+        self.exits[id(tensor)] = self._site(wide.name, wide, "convert")
+
     def _chain(self, node: Node, op: type[Op]) -> list[Node]:
         """A node, and the batch norm and activation behind it that become part of its kernel."""
         chain = [node]
@@ -347,17 +365,13 @@ class _Planner:
     def _clamp(self, node: Node) -> tuple[float | None, float | None] | None:
         """The limits of a node that can fuse into the kernel before it, or None.
 
-        Kernels fuse a ReLU. Other limits are where the 8 bits of a range end.
+        Kernels fuse a ReLU. Other limits are where the integers of a range end, or are those of
+        a MAXIMUM and a MINIMUM behind the kernel.
         """
         layer, spec = node.layer, self._spec(node)
-        if (
-            isinstance(layer, Clamp)
-            and spec.bits == 8
-            and not spec.symmetric
-            and spec.rule.name == "range"
-        ):
-            return layer.lower, layer.upper
-        return relu_bounds(layer)
+        if isinstance(layer, Clamp) and (spec.bits < 8 or spec.rule.name != "range"):
+            return None
+        return _limits(layer)
 
     def _output_spec(self, chain: list[Node]) -> TensorSpec:
         """How what comes out of a chain is quantized.
@@ -388,7 +402,7 @@ class _Planner:
         """Batch norm and activation are part of the op; quantize what comes out."""
         node, last = chain[0], chain[-1]
         step = self.steps[id(node)]
-        lower, upper = relu_bounds(node.layer) or (None, None)
+        lower, upper = _limits(node.layer) or (None, None)
         for following in chain[1:]:
             other, bounds = self.steps[id(following)], self._clamp(following)
             if bounds is None:
@@ -435,3 +449,8 @@ class _Planner:
         if following is None or not self.steps[id(following)].integer:
             return None
         return following
+
+
+def _limits(layer: keras.layers.Layer) -> tuple[float | None, float | None] | None:
+    """The limits that a ReLU or a clamp keeps its values within, or None if it is neither."""
+    return (layer.lower, layer.upper) if isinstance(layer, Clamp) else relu_bounds(layer)

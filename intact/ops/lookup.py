@@ -1,0 +1,170 @@
+"""Functions of each value alone, as tables of all the integers that a tensor can have.
+
+A table of 8 bits has 256 entries, one of 16 bits has up to 65536. The entries of 16 bits are
+computed in float64, for float32 is not fine enough to round them alike everywhere.
+"""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from intact.errors import IntactError
+from intact.litert.builder import Builder
+from intact.litert.runtime import load_litert
+from intact.numerics.affine import QTensor, WideTensor
+from intact.numerics.backend_kernels import inverse, round_clip, wide_types
+from intact.numerics.exact import divide
+from intact.numerics.straight_through import straight_through
+from intact.numerics.tensors import Tensor, to_numpy
+from intact.rounding.arithmetic import Arithmetic, RealArithmetic
+
+COST = "a table of up to 65536 entries (128 kB)"
+"""What a function of one tensor takes with 16 bits."""
+
+TRIMMED = 8192
+"""How many equal entries at an end of a table are worth a kernel that ends the index there."""
+
+
+class TableArithmetic(RealArithmetic):
+    """As `real`; what is infinite saturates, and does not count for the range.
+
+    With 16 bits, the values are the sum of two float32 tensors, and are rounded in float64.
+    """
+
+    name = "table"
+
+    @staticmethod
+    def real(pending: Any) -> Tensor:
+        real, _ = pending
+        finite = ops.where(ops.isfinite(real), real, ops.zeros_like(real))
+        return ops.clip(real, ops.min(finite), ops.max(finite))
+
+    @staticmethod
+    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        return RealArithmetic.quantize(pending[0], params, low, high)
+
+    @classmethod
+    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+        real, rest = pending
+        if rest is None:
+            return cls.quantize(pending, params, low, high)
+        with wide_types():
+            precise, rest, scale = (ops.cast(x, "float64") for x in (real, rest, params.scale))
+            exact = ops.cast(ops.round(divide(precise + rest, scale)), "float32")
+        smooth = real * inverse(params.scale)
+        return round_clip(straight_through(exact, smooth), low, high)
+
+
+def split(real: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of float64 as the sum of two tensors of float32; to be called where there are such.
+
+    Args:
+        real: The values.
+
+    Returns:
+        `(real, rest)`: the nearest float32 values, and what they lack.
+    """
+    nearest = ops.cast(real, "float32")
+    rest = ops.cast(real - ops.cast(nearest, "float64"), "float32")
+    return nearest, ops.where(ops.isfinite(rest), rest, ops.zeros_like(rest))
+
+
+def all_values(x: Any) -> QTensor:
+    """Every value that a quantized tensor can have, in order.
+
+    Args:
+        x: The tensor, of a file.
+
+    Returns:
+        The values; a `WideTensor` of a tensor of 16 bits.
+    """
+    limits = np.iinfo(x.dtype)
+    values = np.arange(limits.min, limits.max + 1) - x.zero_point
+    parts = (ops.convert_to_tensor(v, "float32") for v in (values, x.scale, x.zero_point))
+    return WideTensor(*parts) if x.dtype == "int16" else QTensor(*parts)
+
+
+def entries(pending: Any, arithmetic: type[Arithmetic], y: Any) -> np.ndarray:
+    """The table of a function.
+
+    Args:
+        pending: What the op's `call` makes of `all_values` of the input.
+        arithmetic: How it is rounded.
+        y: The output, a tensor of a file.
+
+    Returns:
+        The stored integers of the output.
+    """
+    scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (y.scale, y.zero_point))
+    limits = np.iinfo(y.dtype)
+    params = QTensor(zero_point, scale, zero_point)
+    rounded = arithmetic.quantize_wide if y.dtype == "int16" else arithmetic.quantize
+    values = rounded(pending, params, limits.min - zero_point, limits.max - zero_point)
+    return (to_numpy(values) + y.zero_point).astype(y.dtype)
+
+
+def look_up(
+    x: Any,
+    y: Any,
+    table: np.ndarray,
+    builder: Any,
+    kernel: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Add the ops that look up each value in a table.
+
+    Args:
+        x: The input, of 8 or 16 bits.
+        y: The output.
+        table: The stored integer of the output for each of the input, in order.
+        builder: The file's builder.
+        kernel: A kernel that takes the table's place if it computes the same; or None.
+        options: The kernel's options.
+    """
+    options = options or {}
+    if kernel and _has_table(kernel, options, x, y, table):
+        builder.add(kernel, [x], [y], options)
+        return
+    # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
+    index = builder.like(x, x.shape, dtype="int32")
+    builder.convert(x, index)
+    first, last = int(np.iinfo(x.dtype).min), int(np.iinfo(x.dtype).max)
+    start, stop = _varying(table)
+    for limit, kernel in ((first + start, "MAXIMUM"), (first + stop - 1, "MINIMUM")):
+        if first < limit < last:
+            free, index = index, builder.like(x, x.shape, dtype="int32")
+            builder.add(kernel, [free, builder.constant(np.array(limit, "int32"))], [index])
+    if first + start:
+        stored, index = index, builder.like(x, x.shape, dtype="int32")
+        offset = builder.constant(np.array(-first - start, "int32"))
+        builder.add("ADD", [stored, offset], [index], {"fusedActivationFunction": "NONE"})
+    values = table[start:stop]
+    values = builder.constant(values, f"{y.name}/table", scale=y.scale, zero_point=y.zero_point)
+    builder.add("GATHER", [values, index], [y], {"axis": 0})
+
+
+def _varying(table: np.ndarray) -> tuple[int, int]:
+    """The part of a table that the file has: without long runs of one value at its ends."""
+    changes = np.flatnonzero(np.diff(table))
+    if not changes.size:
+        changes = np.array([0])
+    start, stop = int(changes[0]), int(changes[-1]) + 2
+    return start if start >= TRIMMED else 0, stop if len(table) - stop >= TRIMMED else len(table)
+
+
+def _has_table(kernel: str, options: dict[str, Any], x: Any, y: Any, table: np.ndarray) -> bool:
+    """Whether an integer kernel gives just the values of a table."""
+    builder = Builder("")
+    source, target = (
+        builder.tensor(table.shape, t.dtype, name, scale=t.scale, zero_point=t.zero_point)
+        for name, t in (("x", x), ("y", y))
+    )
+    builder.add(kernel, [source], [target], options)
+    limits = np.iinfo(x.dtype)
+    try:
+        model = load_litert(builder.finish([("x", source)], [("y", target)]))
+        computed = model.predict(np.arange(limits.min, limits.max + 1).astype(x.dtype), raw=True)
+    except IntactError:
+        return False
+    return np.array_equal(computed, table)
