@@ -1,5 +1,7 @@
 """What has no 16-bit kernel: tables, clamps, blocks of pixels, and what is written out."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -94,9 +96,10 @@ def test_a_table_ends_where_its_function_is_constant(rng):
 @pytest.mark.parametrize(
     "function", [ops.exp, ops.log, ops.gelu, ops.sin, lambda x: 1.0 / x, lambda x: x**0.5]
 )
-def test_functions_of_all_integers(function):
+def test_functions_of_all_integers(function, rng):
     """Also of those where the function is infinite, or not a number."""
-    x = np.arange(-32768, 32768).reshape(-1, 64).astype("float32") / 4096
+    # In any order, so that each sample has large values and small ones.
+    x = rng.permutation(np.arange(-32768, 32768)).reshape(-1, 64).astype("float32") / 4096
     inputs = keras.Input((64,))
     q = intact.quantize_model(keras.Model(inputs, function(inputs)), "int16x8")
     intact.calibrate(q, x, verbose=0)
@@ -210,7 +213,12 @@ def test_a_trained_transformer_of_padded_frames(rng):
     model.fit(x, y, batch_size=32, epochs=4, verbose=0)
     expected, errors = model.predict(x, verbose=0), {}
     for scheme in ("int8", "int16x8"):
-        q = intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0)
+        q = intact.quantize_model(model, scheme)
+        with warnings.catch_warnings():
+            if scheme == "int8":
+                # What 16 bits are compared with may lose much.
+                warnings.simplefilter("ignore", intact.AccuracyWarning)
+            intact.calibrate(q, x, verbose=0)
         content = intact.export(q, integer_only=True)
         comparison = intact.compare(q, content, x)
         assert not any(t.different for t in (*comparison.layers, *comparison.outputs))
