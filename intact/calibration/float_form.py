@@ -11,10 +11,11 @@ from keras import ops
 from intact.calibration.biases import State, take_back_corrections, without_corrections
 from intact.calibration.walk import cut, in_float, run
 from intact.errors import IntactError
-from intact.graph.view import structure, view
+from intact.graph.view import Node, structure, view
 from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.kernel_graph import KernelGraph
 from intact.layers.quantized import Quantized
-from intact.layers.stateful import keepers, reset_states
+from intact.layers.stateful import StatefulQuantize, keepers, reset_states
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_real
 from intact.numerics.backend_kernels import no_gradients
@@ -86,7 +87,7 @@ class FloatForm:
         try:
             take_back_corrections(self.model)
             reset_states(self.model)
-            parts = run(self.model, batches, in_float, [self._operand(t) for t in self.tensors])
+            parts = run(self.model, batches, _call, [self._operand(t) for t in self.tensors])
         finally:
             before.restore()
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
@@ -95,6 +96,18 @@ class FloatForm:
         """The triple that a tensor is the values of, or the tensor."""
         node = view(self.model).producer(tensor)
         return node.outputs if isinstance(node.layer, FakeQuantize) else tensor
+
+
+def _call(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
+    """Make a call without any rounding; a state goes on to the next batch."""
+    layer = node.layer
+    if not isinstance(layer, StatefulQuantize):
+        return in_float(kernels, node, args)
+    layer.observe(True)
+    try:
+        return layer(*args, **node.kwargs)
+    finally:
+        layer.observe(False)
 
 
 def remember_float_model(model: keras.Model, float_model: keras.Model) -> None:

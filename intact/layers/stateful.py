@@ -53,14 +53,6 @@ class StatefulQuantize(Keeper, FakeQuantize):
         if on:
             self.peak.assign(0.0)
 
-    def unrounded(self, *args: Any, **kwargs: Any) -> QTensor:
-        """The same without rounding; the state goes on in float."""
-        self.observe(True)
-        try:
-            return self(*args, **kwargs)
-        finally:
-            self.observe(False)
-
     def settled(self) -> "StatefulQuantize":
         made = StatefulQuantize(self.spec, 1, self.stored_pair(), state=self.state, name=self.name)
         for name in ("hidden", "cell", "peak"):
