@@ -366,7 +366,7 @@ def compare(
         seen = runner.predict_on_batch(part if len(part) > 1 else part[0])
         seen = seen if isinstance(seen, list) else [seen]
         found = exposed.predict(part, batch_size=len(part[0]), raw=True)
-        reals = None if twin is None else twin(part)
+        reals = None if twin is None else twin.attempt(part)
         for index, (tally, places) in enumerate(zip(tallies, parts, strict=True)):
             theirs = found[tally.tensor] if isinstance(found, dict) else found
             real, noise = (None if i is None else seen[i] for i in places[1:])

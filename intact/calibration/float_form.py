@@ -76,6 +76,18 @@ class FloatForm:
                 self._file = None
         return self._by_keras(batch)
 
+    def attempt(self, batch: list[np.ndarray]) -> list[np.ndarray] | None:
+        """The same; None where there is no float form, as of a frozen model.
+
+        Args:
+            batch: Samples, an array for each input.
+        """
+        try:
+            return self(batch)
+        except Exception:
+            # Whatever an op, perhaps a user's own, has against it.
+            return None
+
     def _by_keras(self, batch: list[np.ndarray]) -> list[np.ndarray]:
         if any(isinstance(layer, Quantized) and layer.norm for layer in self.model.layers):
             raise IntactError("weights with a batch norm folded in have no float form in Keras")
