@@ -1,12 +1,17 @@
 """A layer that nobody registered, as what its `call` does."""
 
+import inspect
+import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from intact.errors import IntactError
+from intact.graph.batch import SIZES, BatchError, Merger, batch_factor
 from intact.graph.masks import Masks
+from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_whole
 from intact.ops.base import activation_name
@@ -15,26 +20,107 @@ from intact.ops.table import Elementwise, make_steps
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
 
+Symbols = dict[int, keras.KerasTensor]
+"""By the id of a tensor of the new graph, the symbolic tensor that a function is run on."""
+
+ShapeOf = Callable[[keras.KerasTensor], tuple[int | None, ...]]
+
 
 def expand_call(
     tracer: "Tracer", layer: keras.layers.Layer, args: tuple, kwargs: dict, masks: Masks
 ) -> Any:
-    """Rewrite a layer that nobody registered, by what its `call` does."""
+    """Rewrite a layer that nobody registered, by what its `call` does.
 
-    def call(tensors: list[Any], masks: list[Any], args: tuple, kwargs: dict) -> Any:
-        for tensor, mask in zip(tensors, masks, strict=True):
-            set_mask(tensor, mask)
-        return layer.call(*args, **kwargs)
+    Args:
+        tracer: Makes the new graph.
+        layer: The layer.
+        args: The arguments of its call; tensors are those of the new graph.
+        kwargs: Its keyword arguments, likewise.
+        masks: The masks beside the tensors, by the tensors' ids.
 
+    Returns:
+        The outputs in the new graph.
+    """
+    masks = {i: masks[i] for i in map(id, keras.tree.flatten((args, kwargs))) if i in masks}
+    given = _tensors((args, kwargs, list(masks.values())))
+    free = any(t.shape and t.shape[0] is None for t in given)
+    runs, outputs = [], []
     layer.add_loss = lambda loss: tracer.not_kept.append(layer.name)
-    flat = {id(t): t for t in keras.tree.flatten((args, kwargs)) if id(t) in masks}
-    tensors = list(flat.values())
     try:
-        return expand_function(
-            tracer, layer, call, (tensors, [masks[i] for i in flat], args, kwargs), {}
+        for size in SIZES if free else SIZES[:1]:
+            symbols = _symbols(given, masks, partial(_shape, tracer, size))
+            runs.append(symbols)
+            outputs.append(_run(layer, *_replaced((args, kwargs), symbols)))
+        symbols = _symbols(given, masks, lambda t: t.shape)
+        inputs = [list(run.values()) for run in (runs[0], runs[-1], symbols)]
+        merged = Merger((inputs[0], inputs[1]), inputs[2]).outputs(outputs[0], outputs[-1])
+    except IntactError:
+        raise
+    except BatchError as error:
+        tracer.refuse(
+            layer,
+            f"{error} in its `call` depends on the number of samples in a batch; compute it "
+            "without the size of the first axis, or build the model with a fixed `batch_size`",
         )
+    except Exception as error:
+        _refuse(tracer, layer, error)
     finally:
         del layer.add_loss
+    return _inline(tracer, layer, given, symbols, merged)
+
+
+def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
+    """Run a layer's `call` on symbolic tensors, with others in the place of its weights."""
+    stand_ins = StandIns()
+    with stand_ins.inside(layer), symbolic_calls(stand_ins):
+        return layer.call(*args, **kwargs)
+
+
+def _symbols(given: list[keras.KerasTensor], masks: Masks, shape_of: ShapeOf) -> Symbols:
+    """Symbolic inputs like tensors of the new graph, with the masks beside them."""
+    symbols = {id(t): keras.Input(batch_shape=shape_of(t), dtype=t.dtype) for t in given}
+    for i, mask in masks.items():
+        set_mask(symbols[i], symbols[id(mask)])
+    return symbols
+
+
+def _shape(tracer: "Tracer", samples: int, tensor: keras.KerasTensor) -> tuple[int | None, ...]:
+    """The shape of a tensor of the new graph for a known number of samples."""
+    shape = tensor.shape
+    if not shape or shape[0] is not None:
+        return shape
+    return (samples * batch_factor(tensor, tracer.factors), *shape[1:])
+
+
+def _tensors(values: Any) -> list[keras.KerasTensor]:
+    """The symbolic tensors in nested values, each once."""
+    return list({id(t): t for t in keras.tree.flatten(values) if is_symbolic(t)}.values())
+
+
+def _replaced(values: Any, symbols: Symbols) -> Any:
+    """Nested values with symbols in the place of tensors of the new graph."""
+    return keras.tree.map_structure(
+        lambda value: symbols[id(value)] if is_symbolic(value) else value, values
+    )
+
+
+def _refuse(tracer: "Tracer", layer: Any, error: Exception) -> None:
+    """Say what could not be run on symbolic tensors."""
+    inside = isinstance(layer, keras.layers.Activation)
+    name, place = (activation_name(layer), "") if inside else ("call", _place(layer, error))
+    tracer.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors {place}({error})")
+
+
+def _place(layer: Any, error: Exception) -> str:
+    """Where in a layer's code an error has come from."""
+    try:
+        file = inspect.getsourcefile(type(layer))
+    except TypeError:
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == file:
+            return f"at line {frame.lineno}, `{frame.line}` "
+    return ""
 
 
 def expand_function(
@@ -52,28 +138,43 @@ def expand_function(
     Returns:
         The outputs in the new graph.
     """
-    given = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-    symbols = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in given}
-
-    def symbol(value: Any) -> Any:
-        return symbols[id(value)] if is_symbolic(value) else value
-
-    inner_args, inner_kwargs = keras.tree.map_structure(symbol, (args, kwargs))
+    given = _tensors((args, kwargs))
+    symbols = _symbols(given, {}, lambda t: t.shape)
+    inner_args, inner_kwargs = _replaced((args, kwargs), symbols)
     try:
         outputs = function(*inner_args, **inner_kwargs)
-        unchanged = next((t for t in given if symbols[id(t)] is outputs), None)
-        if unchanged is not None:
-            return unchanged
-        inner = keras.Model(list(symbols.values()), outputs)
-        tracer.output_names[id(layer)] = output_names(inner)
     except IntactError:
         raise
     except Exception as error:
-        inside = isinstance(layer, keras.layers.Activation)
-        name = activation_name(layer) if inside else "call"
-        tracer.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors ({error})")
+        _refuse(tracer, layer, error)
+    return _inline(tracer, layer, given, symbols, outputs)
+
+
+def _inline(
+    tracer: "Tracer", layer: Any, given: list[keras.KerasTensor], symbols: Symbols, outputs: Any
+) -> Any:
+    """Rewrite a graph of symbolic tensors as a part of the new graph.
+
+    Args:
+        tracer: Makes the new graph.
+        layer: The layer whose graph it is.
+        given: Tensors of the new graph.
+        symbols: What stands for them, in the same order.
+        outputs: The symbolic outputs; what no input reaches is an array or a variable.
+
+    Returns:
+        The outputs in the new graph.
+    """
+    unchanged = next((t for t in given if symbols[id(t)] is outputs), None)
+    if unchanged is not None:
+        return unchanged
+    flat = keras.tree.flatten(outputs)
+    computed = [t for t in flat if is_symbolic(t)]
+    whole = len(computed) == len(flat)
+    inner = keras.Model(list(symbols.values()), outputs if whole else computed)
+    tracer.output_names[id(layer)] = output_names(inner)
     steps = None if any(map(is_whole, given)) else make_steps(inner)
-    if steps and len(steps) > 1:
+    if whole and steps and len(steps) > 1:
         # One table is quicker than many ops, and rounds once.
         return tracer.emit(Elementwise(steps, name=layer.name), given[0])
     tracer.kept.append(inner)
@@ -81,6 +182,18 @@ def expand_function(
         if not isinstance(node.layer, keras.layers.Layer):
             # A name that does not depend on what else was made before.
             node.layer.name = f"{layer.name}_{type(node.layer).__name__.lower()}"
-    unique = {id(t): t for t in given}
     with tracer.scope(layer):
-        return tracer.trace_model(inner, tuple(unique.values()), {})
+        traced = tracer.trace_model(inner, tuple(given), {})
+    if whole:
+        return traced
+    rest = iter(traced)
+    parts = [next(rest) if is_symbolic(t) else _constant(tracer, layer, t) for t in flat]
+    return keras.tree.pack_sequence_as(outputs, parts)
+
+
+def _constant(tracer: "Tracer", layer: Any, value: Any) -> Any:
+    """An output that no input reaches, in the new graph."""
+    if value is None:
+        return None
+    dtype = "int32" if is_whole(value) else "float32"
+    return tracer.constant(value, f"{layer.name}_constant", dtype=dtype)

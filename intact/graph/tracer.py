@@ -70,6 +70,8 @@ class Tracer:
         self.not_kept: list[str] = []
         # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
         self.masks: Masks = {}
+        # By the id of a tensor, how many of its rows belong to a sample.
+        self.factors: dict[int, int] = {}
 
     def new_input(self, tensor: keras.KerasTensor, dtype: str | None = None) -> keras.KerasTensor:
         """An input of the new model, like one of the old; real ones are float32."""
@@ -103,7 +105,12 @@ class Tracer:
         return self._made[ids]
 
     def constant(
-        self, value: Any, name: str, rank: int = 0, dtype: str = "float32"
+        self,
+        value: Any,
+        name: str,
+        rank: int = 0,
+        dtype: str = "float32",
+        broadcast: bool = False,
     ) -> keras.KerasTensor:
         """A variable or array of the user's as a tensor of the new graph.
 
@@ -112,6 +119,7 @@ class Tracer:
             name: A name for it.
             rank: The number of axes that it must have; ones are put before its own.
             dtype: The type of the tensor.
+            broadcast: Whether its first size, 1, goes with any number of samples.
 
         Returns:
             The tensor.
@@ -127,12 +135,16 @@ class Tracer:
             values = values.astype(dtype)
             values = values.reshape((1,) * (rank - values.ndim) + values.shape)
             trains = is_trainable(value)
-            made = Constant(values.shape, name=name, trainable=trains, dtype=dtype)
+            made = Constant(
+                values.shape, broadcast=broadcast, name=name, trainable=trains, dtype=dtype
+            )
             made.value.regularizer = getattr(value, "regularizer", None)
             made.value.assign(values)
             return made
 
-        return self.emit(self.once((value, "constant", rank, dtype), make), self.anchor)
+        return self.emit(
+            self.once((value, "constant", rank, dtype, int(broadcast)), make), self.anchor
+        )
 
     def convert(self, x: keras.KerasTensor, dtype: str, name: str = "") -> keras.KerasTensor:
         """A tensor of whole numbers or truth values in another type.

@@ -25,6 +25,8 @@ class Constant(keras.layers.Layer):
 
     Args:
         shape: Its shape; the first size is 1 where the batch stands.
+        broadcast: Whether the first size, 1, goes with any number of samples. Keras would take it
+            for the size of the batch.
 
     Example:
 
@@ -33,9 +35,10 @@ class Constant(keras.layers.Layer):
     True
     """
 
-    def __init__(self, shape: tuple[int, ...], **kwargs: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], broadcast: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shape = tuple(shape)
+        self.broadcast = broadcast
         # Whole numbers have no gradient.
         trains = self.trainable and "float" in self.variable_dtype
         self.value = self.add_weight(
@@ -47,14 +50,15 @@ class Constant(keras.layers.Layer):
         """The weight; the argument only ties it to a graph."""
         return ops.convert_to_tensor(self.value)
 
-    def compute_output_shape(self, shape: Any) -> tuple[int, ...]:
-        return self.shape
+    def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
+        return (None, *self.shape[1:]) if self.broadcast else self.shape
 
     def compute_output_spec(self, anchor: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(self.shape, self.compute_dtype)
+        return keras.KerasTensor(self.compute_output_shape(None), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "shape": list(self.shape)}
+        config = super().get_config()
+        return {**config, "shape": list(self.shape), "broadcast": self.broadcast}
 
 
 @register_op

@@ -231,7 +231,8 @@ class Binary(Op):
         channels = values.reshape(-1)
         by_channel = values.size == (values.shape[-1] if values.shape else 1)
         if by_channel and values.size in (1, x.shape[-1]):
-            if isinstance(constant, keras.Variable) and not reverse:
+            turns = reverse and cls.layer not in (layers.Add, layers.Multiply)
+            if isinstance(constant, keras.Variable) and not turns:
                 scaled = cls.variable_scale(layer, constant, x.shape[-1], tracer)
                 if scaled is not None:
                     return tracer.emit(scaled, x)
@@ -243,7 +244,8 @@ class Binary(Op):
                     f"its constant has shape {values.shape}, which does not leave the batch of "
                     f"{x.shape} alone",
                 )
-            other = tracer.constant(constant, f"{layer.name}_constant", rank)
+            free = x.shape[0] is None
+            other = tracer.constant(constant, f"{layer.name}_constant", rank, broadcast=free)
             pair = [other, x] if reverse else [x, other]
             return tracer.emit(cls.layer(name=layer.name), pair)
         scale, offset = cls.rescaling(channels, reverse)

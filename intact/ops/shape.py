@@ -1,5 +1,6 @@
 """Ops that move values and change none."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from intact.ops.base import (
     Op,
     register_op,
 )
-from intact.ops.moves import RESHAPES
+from intact.ops.moves import RESHAPES, reshape
 
 
 class Moving(Op):
@@ -67,6 +68,13 @@ class Reshape(Moving):
         Case(lambda: lambda x: ops.expand_dims(ops.expand_dims(x, -1), (1, -2)), (4, 3)),
         Case(lambda: lambda x: layers.Dense(3)(ops.squeeze(x, axis=-2)), (4, 1, 3)),
         Case(lambda: lambda x: ops.squeeze(x), (1, 4, 1)),
+        # Windows: the batch takes them in, and gives them back.
+        Case(
+            lambda: (
+                lambda x: ops.reshape(layers.Dense(4)(ops.reshape(x, (-1, 2, 3))), (-1, 3, 2, 4))
+            ),
+            (6, 3),
+        ),
     )
 
     @classmethod
@@ -77,9 +85,15 @@ class Reshape(Moving):
         batch, *sizes = layer.compute_output_spec(x).shape
         if None in x.shape[1:]:
             tracer.refuse(layer, f"all sizes but the batch must be known, received shape {x.shape}")
-        if batch != x.shape[0] or (None not in sizes and np.prod(sizes) != np.prod(x.shape[1:])):
-            tracer.refuse(layer, "the batch axis must stay the first and as it is")
-        return reshaped(tracer, layer, x, sizes)
+        before, after = (math.prod(n or 1 for n in shape) for shape in (x.shape[1:], sizes))
+        if batch == x.shape[0] and (None in sizes or before == after):
+            return reshaped(tracer, layer, x, sizes)
+        if None in sizes or (batch is not None and x.shape[0] is None) or after == 0:
+            tracer.refuse(layer, "the batch axis must stay the first")
+        if before % after and after % before:
+            tracer.refuse(layer, f"a sample has {before} values and a row of its output {after}")
+        # The batch takes other axes in, or gives them back.
+        return reshape(x, tuple(sizes), layer.name, tracer)
 
     @classmethod
     def refuse(cls, layer: Any, shapes: list) -> str | None:

@@ -1,0 +1,181 @@
+"""Weights as symbolic tensors, while a `call` of the user's runs on symbolic tensors.
+
+Keras' operations take a variable beside a symbolic tensor, but a variable's own operators do not,
+and an operation on variables alone computes its values, so that nobody knows what they come from.
+Here each weight of a layer has a symbolic tensor in its place, as long as the layer's `call` runs.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from intact.graph.view import is_graph
+from intact.layers.base import QuantizedLayer
+from intact.numerics.tensors import Variable, is_symbolic, to_numpy
+from intact.ops.base import find_op
+
+BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
+"""Lists of variables that belong to Keras."""
+
+
+class StandIn(keras.KerasTensor):
+    """A symbolic tensor in the place of a variable, which answers for all else.
+
+    Args:
+        variable: The variable.
+    """
+
+    def __init__(self, variable: Any) -> None:
+        super().__init__(variable.shape, variable.dtype, name=variable.name)
+        self.variable = variable
+
+    @property
+    def value(self) -> "StandIn":
+        """The tensor itself."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "variable":
+            raise AttributeError(name)
+        return getattr(self.variable, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A part of the weight, also by keys that symbolic tensors do not take."""
+        if key is None:
+            return keras.ops.expand_dims(self, 0)
+        if isinstance(key, list | np.ndarray) or keras.ops.is_tensor(key):
+            return keras.ops.take(self, key, axis=0)
+        return super().__getitem__(key)
+
+    def __array__(self, dtype: Any = None) -> np.ndarray:
+        return to_numpy(self.variable).astype(dtype or self.dtype)
+
+    def __int__(self) -> int:
+        return int(to_numpy(self.variable))
+
+    def __float__(self) -> float:
+        return float(to_numpy(self.variable))
+
+
+def handled_whole(layer: Any) -> bool:
+    """Whether a layer's `call` is not run on symbolic tensors: an op, or a graph, stands for it."""
+    return isinstance(layer, QuantizedLayer) or find_op(layer) is not None or is_graph(layer)
+
+
+class StandIns:
+    """The stand-ins for the variables of a layer and of all in it."""
+
+    def __init__(self) -> None:
+        self._by_variable: dict[int, StandIn] = {}
+        # By the id of a layer, its attributes that hold variables.
+        self._swapped: dict[int, dict[str, Any]] = {}
+
+    def of(self, variable: Any) -> StandIn:
+        """The one stand-in for a variable."""
+        return self._by_variable.setdefault(id(variable), StandIn(variable))
+
+    def _replace(self, value: Any) -> Any:
+        """An attribute with stand-ins for variables; the attribute itself if it has none."""
+        if isinstance(value, Variable):
+            return self.of(value)
+        parts = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, list | tuple | dict) or not any(map(_holds_variable, parts)):
+            return value
+        if isinstance(value, dict):
+            return {key: self._replace(part) for key, part in value.items()}
+        return [self._replace(part) for part in value]
+
+    @contextlib.contextmanager
+    def inside(self, layer: Any) -> Iterator[None]:
+        """Put the stand-ins in the place of the variables of a layer and of all in it."""
+        own = [part for part in layer._flatten_layers() if id(part) not in self._swapped]
+        for part in own:
+            old = {k: v for k, v in vars(part).items() if k not in BOOKKEEPING}
+            new = {k: self._replace(v) for k, v in old.items()}
+            self._swapped[id(part)] = {k: old[k] for k in old if new[k] is not old[k]}
+            # Past Keras, which would track an attribute that is set.
+            vars(part).update({k: new[k] for k in self._swapped[id(part)]})
+        try:
+            yield
+        finally:
+            for part in own:
+                vars(part).update(self._swapped.pop(id(part)))
+
+    @contextlib.contextmanager
+    def outside(self, layer: Any) -> Iterator[None]:
+        """Put the variables of a layer and of all in it back for a while."""
+        taken = {
+            id(part): (part, self._swapped.pop(id(part)))
+            for part in layer._flatten_layers()
+            if id(part) in self._swapped
+        }
+        stand_ins = {i: {k: vars(part)[k] for k in old} for i, (part, old) in taken.items()}
+        for part, old in taken.values():
+            vars(part).update(old)
+        try:
+            yield
+        finally:
+            for i, (part, old) in taken.items():
+                vars(part).update(stand_ins[i])
+                self._swapped[i] = old
+
+
+def _holds_variable(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return any(map(_holds_variable, parts))
+    return isinstance(value, Variable)
+
+
+@contextlib.contextmanager
+def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
+    """Let Keras run the `call` of a layer that no op stands for, where it would guess a shape.
+
+    Args:
+        stand_ins: The stand-ins for variables; layers that an op stands for get the variables.
+    """
+    cls = keras.layers.Layer
+    call, spec = cls.__call__, cls.symbolic_call
+
+    def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if not handled_whole(layer):
+            return call(layer, *args, **kwargs)
+        symbolic = any(map(is_symbolic, keras.tree.flatten((args, kwargs))))
+        if isinstance(layer, keras.layers.Embedding) and layer.built and not symbolic:
+            # Rows of known places are a part of the weight.
+            with stand_ins.outside(layer):
+                table = stand_ins.of(layer.embeddings)
+            return keras.ops.take(table, args[0], axis=0)
+        with stand_ins.outside(layer):
+            return call(layer, *args, **kwargs)
+
+    def specified(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if handled_whole(layer):
+            return spec(layer, *args, **kwargs)
+        try:
+            with stand_ins.inside(layer):
+                outputs = layer.call(*args, **kwargs)
+            return keras.tree.map_structure(_fresh, outputs)
+        except Exception:
+            # The error is told where the layer itself is traced.
+            with stand_ins.outside(layer):
+                return spec(layer, *args, **kwargs)
+
+    cls.__call__, cls.symbolic_call = called, specified
+    # An array leaves an operator to the symbolic tensor on its right.
+    keras.KerasTensor.__array_ufunc__ = None
+    try:
+        yield
+    finally:
+        cls.__call__, cls.symbolic_call = call, spec
+        del keras.KerasTensor.__array_ufunc__
+
+
+def _fresh(value: Any) -> Any:
+    """A new symbolic tensor like one that another operation has made."""
+    if value is None:
+        return None
+    return keras.KerasTensor(value.shape, keras.backend.standardize_dtype(value.dtype))

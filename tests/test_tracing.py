@@ -1,0 +1,182 @@
+"""A `call` of the user's, which reckons with weights and with the size of the batch."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import intact
+from intact import UnsupportedLayerError
+from intact.graph.canonicalize import canonicalize
+
+
+class Written(layers.Layer):
+    """A layer whose `call` is a function.
+
+    Args:
+        function: The function, of the layer's weights and its input.
+        shapes: The shapes of the weights.
+    """
+
+    def __init__(self, function, shapes, **kwargs):
+        super().__init__(**kwargs)
+        self.function, self.shapes = function, shapes
+
+    def build(self, shape):
+        self.parts = [self.add_weight(shape=s, initializer="random_normal") for s in self.shapes]
+
+    def call(self, x):
+        return self.function(x, *self.parts)
+
+
+def batch(x):
+    return ops.shape(x)[0]
+
+
+def qkv(x, w):
+    """Attention of three matrices in one, as timm writes it."""
+    t = ops.reshape(ops.matmul(x, w), (-1, 6, 3, 2, 4))
+    q, k, v = ops.transpose(t, (2, 0, 3, 1, 4))
+    scores = ops.softmax(q @ ops.transpose(k, (0, 1, 3, 2)))
+    return ops.reshape(ops.transpose(scores @ v, (0, 2, 1, 3)), (-1, 6, 8))
+
+
+CALLS = {
+    "weight on the left": (lambda x, w: w * x, [(8,)]),
+    "weight plus": (lambda x, w: w + x, [(6, 8)]),
+    "weight minus": (lambda x, w: w - x, [(8,)]),
+    "matrix on the left": (lambda x, w: w @ x, [(5, 6)]),
+    "tensor on the left": (lambda x: ops.ones(8) * 2 - x, []),
+    "converted": (lambda x, w: ops.convert_to_tensor(w) * ops.convert_to_tensor(x), [(8,)]),
+    "cast": (lambda x, w: ops.cast(w, "float32") * x, [(8,)]),
+    "function of a weight": (lambda x, w: ops.exp(w) * x, [(8,)]),
+    "activation": (lambda x, w: keras.activations.gelu(w * x), [(8,)]),
+    "rows of a weight": (lambda x, w: x + ops.take(w, np.arange(6), axis=0), [(9, 8)]),
+    "rows by index": (lambda x, w: x + w[np.arange(6)[::-1].copy()], [(6, 8)]),
+    "tile": (lambda x, w: ops.concatenate([ops.tile(w, (batch(x), 1, 1)), x], 1), [(1, 1, 8)]),
+    "repeat": (
+        lambda x, w: ops.concatenate([ops.repeat(w, batch(x), axis=0), x], 1),
+        [(1, 1, 8)],
+    ),
+    "broadcast": (lambda x, w: x + ops.broadcast_to(w, ops.shape(x)), [(6, 8)]),
+    "latent": (lambda x, w: ops.broadcast_to(w[None], (batch(x), 4, 8)), [(4, 8)]),
+    "zeros": (lambda x: ops.concatenate([ops.zeros((batch(x), 2, 8)), x], 1), []),
+    "reshape": (lambda x: ops.reshape(x, (batch(x), 12, -1)), []),
+    "windows": (
+        lambda x, w: ops.reshape(w * ops.reshape(x, (batch(x) * 2, 3, 8)), (-1, 6, 8)),
+        [(3, 8)],
+    ),
+}
+
+FIXED = ("weight minus", "function of a weight", "rows of a weight")
+"""Here a weight becomes a constant that does not train."""
+
+
+def same_as_file(model, rng):
+    """Quantize a model, check its file at several batch sizes, and give the quantized model."""
+    x = rng.normal(size=(16, *model.input_shape[1:])).astype("float32")
+    flat = canonicalize(model)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(flat.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-4)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    file = intact.load_litert(intact.export(q, integer_only=True))
+    for samples in (1, 3):
+        part = x[:samples]
+        np.testing.assert_array_equal(file.predict(part), q.predict(part, verbose=0))
+    noise = np.mean((file.predict(x) - expected) ** 2)
+    assert noise < 0.01 * np.mean(expected**2)
+    return q
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_becomes_a_file(name, rng):
+    function, shapes = CALLS[name]
+    x = keras.Input((6, 8))
+    model = keras.Model(x, Written(function, shapes)(x))
+    q = same_as_file(model, rng)
+    if name not in FIXED:
+        assert len(q.trainable_variables) == len(model.trainable_variables)
+
+
+def test_the_layer_keeps_its_weights(rng):
+    x = keras.Input((6, 8))
+    layer = Written(*CALLS["tile"])
+    model = keras.Model(x, layer(x))
+    canonicalize(model)
+    assert all(isinstance(part, keras.Variable) for part in layer.parts)
+    assert model.predict(np.zeros((2, 6, 8)), verbose=0).shape == (2, 7, 8)
+
+
+class Inner(layers.Layer):
+    """A layer whose specified outputs are not those of its `call`."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="random_normal")
+
+    def call(self, x, also=None):
+        y = self.scale * x
+        return y if also is None else (y, y + also)
+
+    def compute_output_spec(self, x, also=None):
+        return keras.KerasTensor(x.shape)
+
+
+class Outer(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = Inner()
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        first, second = self.inner(x, also=ops.ones_like(x))
+        return first * second
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_a_layer_in_a_layer_is_traced_by_its_call(rng):
+    x = keras.Input((6,))
+    same_as_file(keras.Model(x, Outer()(x)), rng)
+
+
+class Positions(layers.Layer):
+    """Tokens and their places."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.places = layers.Embedding(6, 8)
+
+    def build(self, shape):
+        self.places.build((6,))
+
+    def call(self, x):
+        return x + self.places(ops.arange(0, ops.shape(x)[1], 1))
+
+
+def test_an_embedding_of_known_places_trains(rng):
+    x = keras.Input((6, 8))
+    q = same_as_file(keras.Model(x, Positions()(x)), rng)
+    assert [tuple(v.shape) for v in q.trainable_variables] == [(1, 6, 8)]
+
+
+def test_what_depends_on_the_batch_is_refused():
+    x = keras.Input((6,))
+    mean = Written(lambda x: x / ops.cast(batch(x), "float32"), [], name="by_batch")
+    with pytest.raises(UnsupportedLayerError, match=r"by_batch.*number of samples.*`batch_size`"):
+        intact.quantize_model(keras.Model(x, mean(x)))
+
+
+class Undone(layers.Layer):
+    def call(self, x):
+        if isinstance(x, keras.KerasTensor) and x.shape[0] is not None:
+            raise ValueError("not so")
+        return x * 2.0
+
+
+def test_an_error_names_the_line():
+    x = keras.Input((6,))
+    with pytest.raises(UnsupportedLayerError, match=r'line \d+, `raise ValueError\("not so"\)`'):
+        intact.quantize_model(keras.Model(x, Undone(name="undone")(x)))
