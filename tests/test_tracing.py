@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from small import enliven
 
 import intact
 from intact import UnsupportedLayerError
@@ -36,7 +37,8 @@ def batch(x):
 def qkv(x, w):
     """Attention of three matrices in one, as timm writes it."""
     t = ops.reshape(ops.matmul(x, w), (-1, 6, 3, 2, 4))
-    q, k, v = ops.transpose(t, (2, 0, 3, 1, 4))
+    t = ops.transpose(t, (2, 0, 3, 1, 4)) * 0.5
+    q, k, v = t
     scores = ops.softmax(q @ ops.transpose(k, (0, 1, 3, 2)))
     return ops.reshape(ops.transpose(scores @ v, (0, 2, 1, 3)), (-1, 6, 8))
 
@@ -62,6 +64,16 @@ CALLS = {
     "latent": (lambda x, w: ops.broadcast_to(w[None], (batch(x), 4, 8)), [(4, 8)]),
     "zeros": (lambda x: ops.concatenate([ops.zeros((batch(x), 2, 8)), x], 1), []),
     "reshape": (lambda x: ops.reshape(x, (batch(x), 12, -1)), []),
+    "queries, keys and values": (qkv, [(8, 24)]),
+    "unstacked": (
+        lambda x: sum(ops.unstack(ops.transpose(ops.reshape(x, (-1, 6, 2, 4)), (2, 0, 1, 3)), 2)),
+        [],
+    ),
+    "split": (
+        lambda x: ops.moveaxis(ops.split(ops.transpose(x, (1, 0, 2)), 3, axis=0)[1], 1, 0),
+        [],
+    ),
+    "stacked": (lambda x: ops.stack([x, x * 2.0, x - 1.0])[1:][-1], []),
     "windows": (
         lambda x, w: ops.reshape(w * ops.reshape(x, (batch(x) * 2, 3, 8)), (-1, 6, 8)),
         [(3, 8)],
@@ -74,6 +86,7 @@ FIXED = ("weight minus", "function of a weight", "rows of a weight")
 
 def same_as_file(model, rng):
     """Quantize a model, check its file at several batch sizes, and give the quantized model."""
+    enliven(model, rng)
     x = rng.normal(size=(16, *model.input_shape[1:])).astype("float32")
     flat = canonicalize(model)
     expected = model.predict(x, verbose=0)
@@ -167,6 +180,15 @@ def test_what_depends_on_the_batch_is_refused():
     mean = Written(lambda x: x / ops.cast(batch(x), "float32"), [], name="by_batch")
     with pytest.raises(UnsupportedLayerError, match=r"by_batch.*number of samples.*`batch_size`"):
         intact.quantize_model(keras.Model(x, mean(x)))
+
+
+def test_a_displaced_batch_is_refused_where_it_is_read():
+    x = keras.Input((6, 8))
+    turned = Written(lambda x: ops.mean(ops.transpose(x, (1, 0, 2)), axis=0), [], name="turned")
+    with pytest.raises(UnsupportedLayerError, match=r"Mean 'turned.*not the first axis"):
+        intact.quantize_model(keras.Model(x, turned(x)))
+    with pytest.raises(UnsupportedLayerError, match="The batch must stay the first"):
+        intact.quantize_model(keras.Model(x, ops.transpose(x, (1, 0, 2))))
 
 
 class Undone(layers.Layer):

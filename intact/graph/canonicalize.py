@@ -12,7 +12,8 @@ from typing import Any
 
 import keras
 
-from intact.errors import InvalidModelError
+from intact.errors import InvalidModelError, UnsupportedLayerError
+from intact.graph.displaced import Displaced
 from intact.graph.tracer import RuleOf, Tracer
 from intact.graph.view import all_layers, deep_graphs, has_graph, in_float32, structure
 
@@ -72,6 +73,12 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], Tracer]) -> keras.
                 lambda t: tracer.new_input(t, "int32" if t.name in wanted else None), inputs
             )
             outputs = tracer.trace_model(model, (new_inputs,), {})
+        for tensor in keras.tree.flatten(outputs):
+            if isinstance(tensor, Displaced):
+                raise UnsupportedLayerError(
+                    f"The batch must stay the first axis: it is axis {tensor.axis} of an output of "
+                    f"model {model.name!r}. Transpose it to the front."
+                )
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
         flat.not_kept = sorted({*tracer.not_kept, *_lost_regularizers(model, flat)})

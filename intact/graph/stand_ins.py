@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from intact.graph.view import is_graph
 from intact.layers.base import QuantizedLayer
@@ -41,14 +42,6 @@ class StandIn(keras.KerasTensor):
         if name.startswith("_") or name == "variable":
             raise AttributeError(name)
         return getattr(self.variable, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        """A part of the weight, also by keys that symbolic tensors do not take."""
-        if key is None:
-            return keras.ops.expand_dims(self, 0)
-        if isinstance(key, list | np.ndarray) or keras.ops.is_tensor(key):
-            return keras.ops.take(self, key, axis=0)
-        return super().__getitem__(key)
 
     def __array__(self, dtype: Any = None) -> np.ndarray:
         return to_numpy(self.variable).astype(dtype or self.dtype)
@@ -148,7 +141,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
             # Rows of known places are a part of the weight.
             with stand_ins.outside(layer):
                 table = stand_ins.of(layer.embeddings)
-            return keras.ops.take(table, args[0], axis=0)
+            return ops.take(table, args[0], axis=0)
         with stand_ins.outside(layer):
             return call(layer, *args, **kwargs)
 
@@ -165,13 +158,37 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
                 return spec(layer, *args, **kwargs)
 
     cls.__call__, cls.symbolic_call = called, specified
-    # An array leaves an operator to the symbolic tensor on its right.
-    keras.KerasTensor.__array_ufunc__ = None
+    try:
+        with _like_arrays():
+            yield
+    finally:
+        cls.__call__, cls.symbolic_call = call, spec
+
+
+@contextlib.contextmanager
+def _like_arrays() -> Iterator[None]:
+    """Let symbolic tensors take the keys and operators that tensors of the backends take."""
+    cls = keras.KerasTensor
+    getitem, iterate = cls.__getitem__, cls.__iter__
+
+    def part(x: Any, key: Any) -> Any:
+        indices = isinstance(key, list | np.ndarray) or ops.is_tensor(key)
+        if indices and isinstance(x, StandIn) and to_numpy(key).dtype.kind in "iu":
+            return ops.take(x, key, axis=0)
+        return getitem(x, key if isinstance(key, tuple) else (key,))
+
+    def parts(x: Any) -> Iterator[Any]:
+        return (x[index] for index in range(x.shape[0])) if x.shape and x.shape[0] else iterate(x)
+
+    cls.__getitem__, cls.__iter__ = part, parts
+    # An array, of NumPy or of JAX, leaves an operator to the symbolic tensor on its right.
+    cls.__array_ufunc__, conversion = None, cls.__jax_array__
+    del cls.__jax_array__
     try:
         yield
     finally:
-        cls.__call__, cls.symbolic_call = call, spec
-        del keras.KerasTensor.__array_ufunc__
+        cls.__getitem__, cls.__iter__, cls.__jax_array__ = getitem, iterate, conversion
+        del cls.__array_ufunc__
 
 
 def _fresh(value: Any) -> Any:

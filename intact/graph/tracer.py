@@ -10,6 +10,7 @@ import numpy as np
 
 from intact.errors import InvalidModelError, UnsupportedLayerError
 from intact.graph.checks import check_finite, check_whole
+from intact.graph.displaced import moves_batch, trace_displaced
 from intact.graph.dtypes import in_one_type
 from intact.graph.expansion import expand_call, expand_function
 from intact.graph.masks import Masks, handed, is_any, takes_masks, without_mask
@@ -232,6 +233,8 @@ class Tracer:
         Returns:
             The outputs in the new graph.
         """
+        if moves_batch(layer, args, kwargs):
+            return trace_displaced(self, layer, args, kwargs)
         outputs = self._trace_call(layer, args, kwargs, masks or {})
         activity = getattr(layer, "activity_regularizer", None)
         for tensor in keras.tree.flatten(outputs) if activity is not None else ():
