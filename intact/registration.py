@@ -16,11 +16,11 @@ from typing import Any
 SAVED_CLASSES = {
     "intact": (
         *("BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp", "Comparison"),
-        *("Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize", "Elementwise"),
-        *("FakeQuantize", "Frozen", "Gather", "Max", "Mean", "Min", "Pad", "Place", "Quantized"),
-        *("QuantizedModel", "QuantizedWeights", "ScaledSoftmax", "Select", "Slice"),
-        *("SpaceToDepth", "StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together"),
-        *("Truth", "WholeNumbers", "Zeros"),
+        *("Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize"),
+        *("Elementwise", "FakeQuantize", "Frozen", "Gather", "GatherAlong", "Max", "Mean"),
+        *("Min", "Pad", "Place", "Quantized", "QuantizedModel", "QuantizedWeights"),
+        *("ScaledSoftmax", "Select", "Slice", "SpaceToDepth", "StatefulLSTM"),
+        *("StatefulQuantize", "Sum", "Take", "Together", "Truth", "WholeNumbers", "Zeros"),
     ),
     "intact.tfmot": (
         *("AllValuesQuantizer", "FixedQuantizer", "LastValueQuantizer"),

@@ -1,5 +1,7 @@
 """Masks that depend on the inputs, and who reads them."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -139,3 +141,30 @@ def test_those_who_cannot_read_masks_say_so(name):
     x = keras.Input((4, 3))
     with pytest.raises(intact.UnsupportedLayerError, match=r"'here'.* called with a mask"):
         intact.quantize_model(keras.Model(x, REFUSED[name](x)))
+
+
+def test_a_mask_of_whole_numbers_hides_as_truth_values_do(rng):
+    x, mask = keras.Input((6, 8), name="x"), keras.Input((6,), dtype="int32", name="mask")
+    y = layers.MultiHeadAttention(2, 4)(x, x, attention_mask=ops.expand_dims(mask, 1))
+    model = keras.Model([x, mask], y)
+    seen = np.arange(6) < rng.integers(1, 7, (32, 1))
+    data = [rng.normal(size=(32, 6, 8)).astype("float32"), seen.astype("int32")]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    comparison = intact.compare(q, intact.export(q, integer_only=True), data)
+    assert not any(t.different for t in comparison.outputs)
+    expected = model.predict(data, verbose=0)
+    assert np.abs(q.predict(data, verbose=0) - expected).max() < 0.05 * np.ptp(expected)
+
+
+@pytest.mark.skipif(
+    "sliding_window" not in inspect.signature(layers.MultiHeadAttention).parameters,
+    reason="a newer Keras has it",
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_sliding_window_hides_what_is_far(causal, rng):
+    x = keras.Input((6, 8))
+    attention = layers.MultiHeadAttention(2, 4, sliding_window=2)
+    model = keras.Model(x, attention(x, x, use_causal_mask=causal))
+    data = rng.normal(size=(8, 6, 8)).astype("float32")
+    found = intact.load_litert(intact.export(model)).predict(data)
+    np.testing.assert_allclose(found, model.predict(data, verbose=0), atol=1e-4)

@@ -1,6 +1,7 @@
 """Attention."""
 
 import functools
+import math
 from typing import Any
 
 import keras
@@ -8,11 +9,11 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.affine import QTensor
-from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
+from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, is_whole, to_numpy
 from intact.ops.activation import OfIntegers
 from intact.ops.base import INTEGERS, Case, Fixed, Op, register_op
 from intact.ops.matmul import contract
-from intact.ops.moves import reshape
+from intact.ops.moves import permute, reshape
 from intact.ops.whole import WholeNumbers, truths
 from intact.ops.wide import SoftmaxArithmetic
 
@@ -73,6 +74,7 @@ def attention(
     tracer: Any,
     mask: Any = None,
     dropout: Any = None,
+    bias: Any = None,
 ) -> tuple[Any, Any]:
     """Dot-product attention (Vaswani et al., arXiv:1706.03762).
 
@@ -86,6 +88,8 @@ def attention(
         mask: Truth values that broadcast to `(batch, heads, targets, sources)`, in an array
             or a tensor; or None.
         dropout: A dropout layer for the shares, or None.
+        bias: What is added to the scaled scores, shaped as a mask: a tensor, an array, a
+            variable, or None.
 
     Returns:
         The output, shaped as the query, and the shares `(batch, heads, targets, sources)`.
@@ -94,6 +98,27 @@ def attention(
         tracer.refuse(layer, f"its scores are scaled by {scale:g}; kernels take positive factors")
     with tracer.scope(layer):
         scores = contract(query, key, "btnh,bsnh->bnts", _Named("scores"), tracer)
+        if bias is not None:
+            if is_symbolic(bias) or is_trainable(bias):
+                bias = bias if is_symbolic(bias) else tracer.constant(bias, "bias", 4)
+                bias = tracer.expand(_Named("unscaled"), lambda b: b * (1.0 / scale), bias)
+            else:
+                bias = tracer.constant(to_numpy(bias) / np.float32(scale), "bias", 4)
+            scores = tracer.emit(layers.Add(name="biased"), [scores, bias])
+    return attend(scores, value, scale, layer, tracer, mask, dropout)
+
+
+def attend(
+    scores: Any,
+    value: Any,
+    scale: float,
+    layer: Any,
+    tracer: Any,
+    mask: Any = None,
+    dropout: Any = None,
+) -> tuple[Any, Any]:
+    """The second half of `attention`, from scores of shape `(batch, heads, targets, sources)`."""
+    with tracer.scope(layer):
         if mask is not None:
             low = np.float32(-MASKED / scale)
             if is_symbolic(mask):
@@ -119,7 +144,7 @@ def whole_mask(parts: list[Any], layer: Any, tracer: Any) -> Any:
     """Masks of scores as one.
 
     Args:
-        parts: Truth values, in arrays or tensors of the new graph; or None.
+        parts: Truth values or whole numbers, in arrays or tensors of the new graph; or None.
         layer: The layer, for names and errors.
         tracer: The tracer.
 
@@ -130,11 +155,12 @@ def whole_mask(parts: list[Any], layer: Any, tracer: Any) -> Any:
     tensors = [part for part in given if is_symbolic(part)]
     arrays = [np.asarray(to_numpy(part)).astype(bool) for part in given if not is_symbolic(part)]
     known = functools.reduce(np.logical_and, arrays) if arrays else None
-    if any(t.dtype != "bool" for t in tensors):
-        tracer.refuse(layer, "a mask that depends on the inputs must be of truth values")
+    if not all(map(is_whole, tensors)):
+        tracer.refuse(layer, "a mask that depends on the inputs must be whole numbers or truths")
     if not tensors:
         return known
 
+    tensors = [truths(t, f"truths_{i}", 4, tracer) for i, t in enumerate(tensors)]
     if known is not None:
         tensors.append(truths(known, "known", 4, tracer))
     while len(tensors) > 1:
@@ -143,12 +169,27 @@ def whole_mask(parts: list[Any], layer: Any, tracer: Any) -> Any:
     return tensors[0]
 
 
-def causal_mask(query: Any, key: Any, layer: Any, tracer: Any) -> np.ndarray:
-    """Each target sees the sources up to its own place."""
+def step_mask(
+    query: Any, key: Any, layer: Any, tracer: Any, causal: bool, window: int | None = None
+) -> np.ndarray | None:
+    """Which sources each target sees by its place, or None if it sees all.
+
+    Args:
+        query: The queries, steps behind the batch.
+        key: The keys, likewise.
+        layer: The layer, for errors.
+        tracer: The tracer.
+        causal: Whether a target sees no source behind its own place.
+        window: How far a source may be from the target's place, and one more; or None.
+    """
+    if not causal and window is None:
+        return None
     targets, sources = query.shape[1], key.shape[1]
     if targets is None or sources is None:
-        tracer.refuse(layer, "a causal mask needs a known number of steps")
-    return np.tril(np.ones((targets, sources), bool))
+        tracer.refuse(layer, "a causal mask or a window needs a known number of steps")
+    ahead = np.arange(targets)[:, None] - np.arange(sources)
+    seen = ahead >= 0 if causal else np.ones(ahead.shape, bool)
+    return seen if window is None else seen & (np.abs(ahead) < window)
 
 
 def _of_sources(mask: Any, tracer: Any) -> Any:
@@ -181,8 +222,8 @@ class MultiHeadAttention(Op):
     litert = ("FULLY_CONNECTED", "BATCH_MATMUL", "SOFTMAX")
     masks = True
     notes = (
-        "One axis of attention. No sliding window: pass it as a mask. Where all sources are "
-        "hidden, it is as if none were."
+        "Masks of the steps need one axis of attention. Where all sources are hidden, it is as "
+        "if none were."
     )
     cases = (
         Case(lambda: lambda x: layers.MultiHeadAttention(2, 4)(x, x), (5, 6), exact=False),
@@ -197,6 +238,21 @@ class MultiHeadAttention(Op):
             exact=False,
         ),
         Case(lambda: lambda x: layers.GroupQueryAttention(3, 4, 2)(x, x), (5, 6), exact=False),
+        Case(lambda: lambda x: layers.MultiHeadAttention(2, 4)(x, x), (2, 3, 6), exact=False),
+        Case(
+            lambda: (
+                lambda x: layers.MultiHeadAttention(2, 4)(
+                    x, x, attention_mask=ops.cast(ops.abs(x[:, None, :, 0]) > 0.2, "int32")
+                )
+            ),
+            (3, 6),
+            exact=False,
+        ),
+        Case(
+            lambda: lambda x: layers.MultiHeadAttention(2, 4, attention_axes=1)(x, x),
+            (3, 2, 6),
+            exact=False,
+        ),
         Case(
             lambda: (
                 lambda x: layers.MultiHeadAttention(2, 4)(
@@ -215,38 +271,106 @@ class MultiHeadAttention(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         given = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
         query, value = given["query"], given["value"]
-        key = given.get("key")
-        key = value if key is None else key
-        if len(query.shape) != 3:
-            tracer.refuse(layer, f"its query has shape {query.shape}, not (batch, steps, size)")
-        if getattr(layer, "sliding_window", None) is not None:
-            tracer.refuse(layer, "a sliding window is not known; pass it as `attention_mask`")
-        parts = [causal_mask(query, key, layer, tracer) if given.get("use_causal_mask") else None]
+        given["key"] = value if given.get("key") is None else given["key"]
+        mask = cls.mask(layer, given, tracer)
         with tracer.scope(layer):
-            parts.append(_with_heads(given.get("attention_mask"), tracer))
-            parts += [_of_sources(given.get(f"{name}_mask"), tracer) for name in ("value", "key")]
-            mask = whole_mask(parts, layer, tracer)
             q = tracer.trace(layer._query_dense, (query,), {})
-            k = tracer.trace(layer._key_dense, (key,), {})
+            k = tracer.trace(layer._key_dense, (given["key"],), {})
             v = tracer.trace(layer._value_dense, (value,), {})
-            repeats = getattr(layer, "num_repeats", 1)
-            if repeats > 1:
-                k, v = (
-                    tracer.expand(_Named("repeat"), lambda t: ops.repeat(t, repeats, axis=2), t)
-                    for t in (k, v)
-                )
+            places = _Places(layer, q.shape, tracer)
+            q, k, v = (places.join(t, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
+            k, v = (_repeated(t, getattr(layer, "num_repeats", 1), tracer) for t in (k, v))
         scale = 1.0 / float(np.sqrt(q.shape[-1]))
         dropout = getattr(layer, "_dropout_layer", None)
         y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
+        if len(query.shape) > 3 and given.get("return_attention_scores"):
+            tracer.refuse(layer, "attention scores of several axes are not known")
         with tracer.scope(layer):
             if given.get("query_mask") is not None:
                 # As all sources are hidden from them, they get the mean of all.
                 y = tracer.expand(_Named("rows"), _row_or_mean, given["query_mask"], y, v)
+            y = places.part(y)
             if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
                 gate = tracer.trace(layer._gate_dense, (query,), {})
                 y = tracer.emit(layers.Multiply(name="gated"), [y, gate])
             y = tracer.trace(layer._output_dense, (y,), {})
         return (y, shares) if given.get("return_attention_scores") else y
+
+    @classmethod
+    def mask(cls, layer: Any, given: dict[str, Any], tracer: Any) -> Any:
+        """Which sources each target sees, by all that a call says about it; None for all."""
+        query, key = given["query"], given["key"]
+        attention_mask, causal = given.get("attention_mask"), bool(given.get("use_causal_mask"))
+        window = getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None))
+        names = ("query", "value", "key")
+        beside = [given.get(f"{name}_mask") for name in names]
+        if len(query.shape) > 3:
+            if causal or window is not None or any(mask is not None for mask in beside):
+                tracer.refuse(layer, "masks of steps are not known for several axes of steps")
+            attention_mask = _of_joined(attention_mask, layer, query, key, tracer)
+        with tracer.scope(layer):
+            parts = [step_mask(query, key, layer, tracer, causal, window)]
+            parts.append(_with_heads(attention_mask, tracer))
+            parts += [_of_sources(mask, tracer) for mask in beside[1:]]
+            return whole_mask(parts, layer, tracer)
+
+
+def _repeated(x: Any, count: int, tracer: Any) -> Any:
+    """Heads of keys or values, each for as many heads of the queries."""
+    if count == 1:
+        return x
+    return tracer.expand(_Named("repeat"), lambda t: ops.repeat(t, count, axis=2), x)
+
+
+def _of_joined(mask: Any, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
+    """A mask of several axes of targets and of sources, with one axis of either."""
+    if mask is None:
+        return None
+    steps = [t.shape[1:-1] for t in (query, key)]
+    sizes = [math.prod(n) for n in steps if None not in n]
+    if tuple(mask.shape[1:]) != (*steps[0], *steps[1]) or len(sizes) < 2:
+        tracer.refuse(layer, f"a mask of shape {mask.shape} is not that of all of its steps")
+    if is_symbolic(mask):
+        with tracer.scope(layer):
+            return reshape(mask, tuple(sizes), "joined", tracer)
+    return np.reshape(to_numpy(mask), (-1, *sizes))
+
+
+class _Places:
+    """The axes of steps of a MultiHeadAttention as one; the others become part of the batch.
+
+    Args:
+        layer: The layer.
+        shape: The shape of its queries, by head.
+        tracer: The tracer.
+    """
+
+    def __init__(self, layer: Any, shape: tuple, tracer: Any) -> None:
+        self.layer, self.tracer, self.shape = layer, tracer, shape
+        steps = range(1, len(shape) - 2)
+        axes = getattr(layer, "_attention_axes", None) or tuple(steps)
+        self.rest = [a for a in steps if a not in axes]
+        self.dims = (*self.rest, *axes, len(shape) - 2, len(shape) - 1)
+        self.joins = len(shape) > 4
+
+    def join(self, x: Any, name: str) -> Any:
+        """A tensor of shape `(batch, ..., heads, size)`, with one axis between."""
+        if not self.joins:
+            return x
+        if None in x.shape[1:]:
+            self.tracer.refuse(self.layer, f"the sizes of shape {x.shape} must be known")
+        x = permute(x, self.dims, f"{name}_order", self.tracer)
+        sizes = x.shape[1 + len(self.rest) : -2]
+        return reshape(x, (math.prod(sizes), *x.shape[-2:]), f"{name}_joined", self.tracer)
+
+    def part(self, x: Any) -> Any:
+        """The output, of the shape that the queries had."""
+        if not self.joins:
+            return x
+        sizes = tuple(self.shape[d] for d in self.dims[:-2])
+        x = reshape(x, (*sizes, *x.shape[-2:]), "parted", self.tracer)
+        back = tuple(int(place) + 1 for place in np.argsort(self.dims))
+        return permute(x, back, "order", self.tracer)
 
 
 @register_op
@@ -255,8 +379,17 @@ class DotProductAttention(Op):
 
     operations = ("DotProductAttention",)
     litert = ("BATCH_MATMUL", "SOFTMAX")
-    notes = "No bias, no soft cap."
+    notes = "No soft cap."
     cases = (
+        Case(
+            lambda: (
+                lambda q, k, v: ops.dot_product_attention(
+                    q, k, v, bias=np.linspace(-2, 2, 20, dtype="float32").reshape(1, 1, 4, 5)
+                )
+            ),
+            [(4, 4, 3), (5, 2, 3), (5, 2, 3)],
+            exact=False,
+        ),
         Case(
             lambda: lambda q, k, v: ops.dot_product_attention(q, k, v),
             [(4, 2, 3), (5, 2, 3), (5, 2, 3)],
@@ -269,25 +402,32 @@ class DotProductAttention(Op):
         names = ("query", "key", "value", "bias", "mask", "scale")
         given = dict(zip(names, args, strict=False)) | kwargs
         query, key, value = (given[name] for name in names[:3])
-        if given.get("bias") is not None or layer.attn_logits_soft_cap:
-            tracer.refuse(layer, "a bias or soft cap of the scores is not known")
-        causal = causal_mask(query, key, layer, tracer) if layer.is_causal else None
+        if layer.attn_logits_soft_cap:
+            tracer.refuse(layer, "a soft cap of the scores is not known")
+        causal = step_mask(query, key, layer, tracer, layer.is_causal)
         with tracer.scope(layer):
             mask = whole_mask([given.get("mask"), causal], layer, tracer)
-        scale = given.get("scale") or 1.0 / float(np.sqrt(query.shape[-1]))
-        return attention(query, key, value, float(scale), layer, tracer, mask)[0]
+            groups = query.shape[2] // key.shape[2]
+            key, value = (_repeated(t, groups, tracer) for t in (key, value))
+        scale = float(given.get("scale") or 1.0 / np.sqrt(query.shape[-1]))
+        bias = given.get("bias")
+        return attention(query, key, value, scale, layer, tracer, mask, bias=bias)[0]
 
 
 @register_op
 class Attention(Op):
     """Attention without weights for queries, keys and values."""
 
-    keras_layers = (layers.Attention,)
+    keras_layers = (layers.Attention, layers.AdditiveAttention)
     litert = ("BATCH_MATMUL", "SOFTMAX")
     masks = True
-    notes = "score_mode 'dot'."
+    notes = "Scalar weights do not train."
     cases = (
         Case(lambda: lambda a, b: layers.Attention()([a, b]), [(3, 4), (5, 4)], exact=False),
+        Case(
+            lambda: lambda a, b: layers.AdditiveAttention()([a, b]), [(3, 4), (5, 4)], exact=False
+        ),
+        Case(lambda: lambda a: layers.Attention(score_mode="concat")([a, a]), (3, 4), exact=False),
         Case(
             lambda: lambda a: layers.Attention(use_scale=True)([a, a], use_causal_mask=True),
             (3, 4),
@@ -315,10 +455,7 @@ class Attention(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         query, value, *rest = args[0]
         key = rest[0] if rest else value
-        if layer.score_mode != "dot":
-            tracer.refuse(layer, f"score_mode {layer.score_mode!r} is not known; use 'dot'")
-        scale = 1.0 if layer.scale is None else float(ops.convert_to_numpy(layer.scale))
-        causal = causal_mask(query, key, layer, tracer) if kwargs.get("use_causal_mask") else None
+        causal = step_mask(query, key, layer, tracer, bool(kwargs.get("use_causal_mask")))
         rows, sources, *_ = kwargs.get("mask") or (None, None)
         with tracer.scope(layer):
             mask = whole_mask([causal, _of_sources(sources, tracer)], layer, tracer)
@@ -327,7 +464,12 @@ class Attention(Op):
                 for i, t in enumerate((query, key, value))
             )
         dropout = layers.Dropout(layer.dropout, name="dropout")
-        y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
+        if layer.score_mode == "dot" and not isinstance(layer, layers.AdditiveAttention):
+            scale = 1.0 if layer.scale is None else float(to_numpy(layer.scale))
+            y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
+        else:
+            scores = cls.additive_scores(layer, query, key, tracer)
+            y, shares = attend(scores, v, 1.0, layer, tracer, mask, dropout)
         with tracer.scope(layer):
             y = tracer.emit(layers.Reshape((-1, y.shape[-1]), name="output"), y)
             if rows is not None:
@@ -336,3 +478,24 @@ class Attention(Op):
                 sizes = shares.shape[2:]
                 return y, tracer.emit(layers.Reshape(sizes, name="shares"), shares)
         return y
+
+    @classmethod
+    def additive_scores(cls, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
+        """Weighted sums of the tanh of queries plus keys (Bahdanau et al., arXiv:1409.0473)."""
+        inner, weights = 1.0, layer.scale
+        if not isinstance(layer, layers.AdditiveAttention):
+            inner = 1.0 if layer.scale is None else float(to_numpy(layer.scale))
+            weights = np.full(query.shape[-1], to_numpy(layer.concat_score_weight), "float32")
+        elif weights is None:
+            weights = np.ones(query.shape[-1], "float32")
+
+        def sums(q: Tensor, k: Tensor) -> Tensor:
+            pairs = ops.expand_dims(q, 2) + ops.expand_dims(k, 1)
+            return ops.tanh(pairs if inner == 1 else pairs * inner)
+
+        with tracer.scope(layer):
+            pairs = tracer.expand(_Named("pairs"), sums, query, key)
+            trainable = is_trainable(weights)
+            named = _Named("additive")
+            scores = contract(pairs, weights, "btsd,d->bts", named, tracer, trainable=trainable)
+            return reshape(scores, (1, *scores.shape[1:]), "scores", tracer)

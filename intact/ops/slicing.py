@@ -8,12 +8,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
-from intact.ops import constant
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, register_op
 from intact.ops.moves import Moved
 from intact.ops.shape import Moving, reshaped
-from intact.ops.whole import whole_indices
 
 MAX_RUNS = 4
 """Up to as many slices side by side are quicker than a gather."""
@@ -435,49 +433,6 @@ class BroadcastTo(Rearranging):
             for a, n in enumerate(new)
             if n not in (None, x.shape[a])
         }
-
-
-@register_op
-class TakeConstant(Op):
-    """`keras.ops.take` with constant indices, or of the rows of a constant."""
-
-    operations = ("Take",)
-    litert = ("STRIDED_SLICE", "CONCATENATION", "GATHER", "RESHAPE")
-    cases = (
-        Case(lambda: lambda x: ops.take(x, [3, 0, -1, 3, 2], axis=1), (5, 3)),
-        Case(lambda: lambda x: ops.take(x, 2, axis=-1), (4, 3)),
-        Case(lambda: lambda x: ops.take(x, np.array([[0, 2], [1, 1]]), axis=2), (2, 3, 2)),
-        Case(lambda: lambda x: ops.take(x, [1, 2, 3], axis=1), (5, 3)),
-        Case(
-            lambda: lambda x: ops.take(np.eye(4, 3, dtype="float32"), x, axis=0),
-            (5,),
-            low=0,
-            high=3,
-            dtype="int32",
-        ),
-    )
-
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        x, indices = (*args, *kwargs.values())
-        if not is_symbolic(x) and is_symbolic(indices) and layer.axis == 0:
-            dtype = "int32" if is_whole(x) else "float32"
-            table = tracer.constant(x, f"{layer.name}_table", dtype=dtype)
-            rows = whole_indices(indices, layer, tracer)
-            return tracer.emit(constant.Gather(name=layer.name), [table, rows])
-        values = keras.tree.flatten([x, indices])
-        if any(isinstance(v, keras.KerasTensor) for v in values[1:]):
-            tracer.refuse(layer, "its indices are a tensor, not constants")
-        if layer.axis is None or layer.axis % len(x.shape) == 0:
-            tracer.refuse(layer, "it takes from the batch axis; give it another axis")
-        axis = layer.axis % len(x.shape)
-        size, indices = x.shape[axis], np.asarray(to_numpy(indices))
-        if size is None:
-            tracer.refuse(layer, f"the size of axis {axis} of shape {x.shape} is unknown")
-        y = taken(tracer, layer, x, axis, np.ravel(indices) % size)
-        if indices.ndim == 1:
-            return y
-        return reshaped(tracer, layer, y, [*x.shape[1:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 @keras.saving.register_keras_serializable("intact")
