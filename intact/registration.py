@@ -18,9 +18,10 @@ SAVED_CLASSES = {
         *("BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp", "Comparison"),
         *("Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize"),
         *("Elementwise", "FakeQuantize", "Frozen", "Gather", "GatherAlong", "Max", "Mean"),
-        *("Min", "Pad", "Place", "Quantized", "QuantizedModel", "QuantizedWeights"),
-        *("ScaledSoftmax", "Select", "Slice", "SpaceToDepth", "StatefulLSTM"),
-        *("StatefulQuantize", "Sum", "Take", "Together", "Truth", "WholeNumbers", "Zeros"),
+        *("Min", "Pad", "PadLowest", "PadNumber", "Place", "Quantized", "QuantizedModel"),
+        *("QuantizedWeights", "ScaledSoftmax", "Select", "Slice", "SpaceToDepth"),
+        *("StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together", "TopPlaces"),
+        *("TopValues", "Truth", "WholeNumbers", "Zeros"),
     ),
     "intact.tfmot": (
         *("AllValuesQuantizer", "FixedQuantizer", "LastValueQuantizer"),

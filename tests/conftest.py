@@ -17,7 +17,7 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 # Kernels without a row that tests write on purpose.
-NO_ROW = {"TOPK_V2"}
+NO_ROW = {"UNIQUE"}
 
 
 @pytest.fixture(autouse=True, scope="session")

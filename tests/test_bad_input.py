@@ -46,7 +46,7 @@ def test_quantized_already():
 
 
 def test_unknown_layer_is_named_with_its_path():
-    odd = layers.ConvLSTM1D(3, 2, name="memory")
+    odd = layers.ConvLSTM1D(3, 2, data_format="channels_first", name="memory")
     inner = keras.Sequential([keras.Input((5, 4, 2)), odd], name="inner")
     model = keras.Sequential([keras.Input((5, 4, 2)), inner])
     with pytest.raises(intact.UnsupportedLayerError, match=r"LSTM1D 'inner/memory'.*register_op"):

@@ -265,7 +265,11 @@ def test_what_is_no_model(what):
 @pytest.mark.parametrize(
     ("layer", "shape", "message"),
     [
-        (lambda: layers.ConvLSTM1D(3, 2, name="memory"), (5, 4, 2), "ConvLSTM1D 'memory'"),
+        (
+            lambda: layers.ConvLSTM1D(3, 2, data_format="channels_first", name="memory"),
+            (5, 4, 2),
+            "ConvLSTM1D 'memory'",
+        ),
         (lambda: layers.Lambda(lambda x: ops.erfinv(x), name="odd"), (4,), "odd"),
         (lambda: layers.Activation("sparsemax", name="odd"), (4,), "Activation 'odd'.*sparsemax"),
         (lambda: layers.Dense(2, activation="sparsemax", name="odd"), (4,), "odd_sparsemax"),
@@ -437,7 +441,7 @@ def test_unknown_operation_is_named():
 
 
 def test_unknown_layer_inside_is_named_with_its_path():
-    odd = layers.ConvLSTM1D(3, 2, name="memory")
+    odd = layers.ConvLSTM1D(3, 2, data_format="channels_first", name="memory")
     inner = keras.Sequential([keras.Input((5, 4, 2)), odd], name="inner")
     model = keras.Sequential([keras.Input((5, 4, 2)), inner])
     with pytest.raises(UnsupportedLayerError, match="'inner/memory'"):

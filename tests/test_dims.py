@@ -183,11 +183,10 @@ def test_3d_layers_whose_kernels_have_no_depth_meet_no_reshape(rng):
             (4, 5, 6, 4),
             "kernel_constraint",
         ),
-        (lambda: layers.Resizing(3, 3, antialias=True, name="bad"), (5, 6, 4), "antialias"),
         (
-            lambda: layers.Resizing(3, 3, crop_to_aspect_ratio=True, name="bad"),
+            lambda: layers.Resizing(3, 3, pad_to_aspect_ratio=True, name="bad"),
             (5, 6, 4),
-            "aspect ratio",
+            "aspect_ratio",
         ),
     ],
 )

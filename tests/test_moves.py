@@ -101,10 +101,10 @@ REFUSED = {
         "not supported",
     ),
     "pad": (lambda x: ops.pad(x, 1), (4, 3), "batch axis cannot be padded"),
-    "pad by ones": (
-        lambda x: ops.pad(x, ((0, 0), (1, 1)), constant_values=1.0),
+    "pad by infinity": (
+        lambda x: ops.pad(x, ((0, 0), (1, 1)), constant_values=np.inf),
         (4,),
-        "pads with 1.0",
+        "no place in a range",
     ),
     "split": (lambda x: ops.split(x, 2, axis=1), (None, 3), "unknown"),
     "stack": (lambda x: ops.stack([x, x]), (4, 3), "must stay the first"),

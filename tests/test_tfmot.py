@@ -653,7 +653,10 @@ ERRORS = {
     "an unknown layer": (
         lambda: api.quantize_apply(
             keras.Sequential(
-                [keras.Input((5, 4, 2)), annotate(layers.ConvLSTM1D(3, 2, name="memory"))]
+                [
+                    keras.Input((5, 4, 2)),
+                    annotate(layers.ConvLSTM1D(3, 2, data_format="channels_first", name="memory")),
+                ]
             )
         ),
         r"ConvLSTM1D 'memory' is not supported.*register_op",

@@ -257,7 +257,10 @@ class Tracer:
         if counts(layer, keras.tree.flatten((args, kwargs))):
             op = WholeNumber
         if op is not None:
-            first = getattr(layer, "data_format", None) == "channels_first"
+            # Those of a ConvLSTM come behind the steps.
+            first = getattr(layer, "data_format", None) == "channels_first" and not isinstance(
+                layer, keras.layers.RNN
+            )
             if op.masks and masks:
                 kwargs |= handed(layer, args, kwargs, masks)
             args, mask = without_mask(layer, args, kwargs)

@@ -242,7 +242,11 @@ class MultiHeadAttention(Op):
         Case(
             lambda: (
                 lambda x: layers.MultiHeadAttention(2, 4)(
-                    x, x, attention_mask=ops.cast(ops.abs(x[:, None, :, 0]) > 0.2, "int32")
+                    x,
+                    x,
+                    attention_mask=ops.cast(
+                        (ops.relu(x)[:, None, :, 0] > 0.0) | (np.arange(3) == 0), "int32"
+                    ),
                 )
             ),
             (3, 6),

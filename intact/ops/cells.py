@@ -208,11 +208,11 @@ class LSTMCell(Cell):
     def advance(cls, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
         if states:
             h, c = states
-            h = dropped(cell, h, tracer)
-            h = dense(cell, "recurrent", to_numpy(cell.recurrent_kernel), None, h, tracer)
+            h = cls.recur(cell, dropped(cell, h, tracer), tracer)
             x = add("sum", x, h, tracer)
+        units = x.shape[-1] // 4
         i, f, g, o = (
-            part(name, x, slice(n * cell.units, (n + 1) * cell.units), tracer)
+            part(name, x, slice(n * units, (n + 1) * units), tracer)
             for n, name in enumerate("ifgo")
         )
         i = activated("i", cell.recurrent_activation, i, tracer)
@@ -226,6 +226,11 @@ class LSTMCell(Cell):
         new = carried(new, tracer)
         h = multiply("h", o, activated("c", cell.activation, new, tracer), tracer)
         return h, [h, new]
+
+    @classmethod
+    def recur(cls, cell: Any, h: Any, tracer: Any) -> Any:
+        """What the output of the step before gives to the sums of a step."""
+        return dense(cell, "recurrent", to_numpy(cell.recurrent_kernel), None, h, tracer)
 
 
 @register_op

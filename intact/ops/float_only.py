@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.tensors import Tensor, to_numpy
+from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.ops.base import COUNTS, Case, Op, Weight, register_op
 
 
@@ -16,6 +16,15 @@ class FloatOnly(Op):
     @classmethod
     def refuse(cls, layer: Any, shapes: list) -> str | None:
         return f"{cls.litert[0]} has no integer kernel"
+
+
+MAX_SUMS = 512
+"""Along how many values sums are a matrix product, whose matrix has the square of that."""
+
+
+def _sums(x: Tensor, axis: int, size: int) -> Tensor:
+    ones = np.triu(np.ones((size, size), "float32"))
+    return ops.moveaxis(ops.matmul(ops.moveaxis(x, axis, -1), ones), -1, axis)
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -50,13 +59,20 @@ class CumSum(FloatOnly):
     operations = ("Cumsum",)
     litert = ("CUMSUM",)
     whole = COUNTS
-    notes = "In float only, but for whole numbers."
-    float_cases = (Case(lambda: lambda x: ops.cumsum(layers.Dense(4)(x), axis=1), (5, 3)),)
+    notes = "As a matrix product; in float only along axes of unknown or large size."
+    cases = (
+        Case(lambda: lambda x: ops.cumsum(layers.Dense(4)(x), axis=1), (5, 3)),
+        Case(lambda: lambda x: ops.cumsum(x, axis=-1), (5, 3)),
+    )
+    float_cases = (Case(lambda: lambda x: ops.cumsum(x, axis=1), (MAX_SUMS + 1, 1)),)
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if layer.axis is None or layer.axis % len(args[0].shape) == 0:
             tracer.refuse(layer, "it runs over the batch")
+        size = args[0].shape[layer.axis]
+        if size is not None and size <= MAX_SUMS and not is_whole(args[0]):
+            return tracer.expand(layer, lambda x: _sums(x, layer.axis, size), args[0])
         return tracer.emit(CumulativeSum(layer.axis, name=layer.name), args[0])
 
     @classmethod

@@ -9,9 +9,10 @@ from intact.numerics.tensors import Tensor
 from intact.ops.base import Case, Op, register_op
 from intact.ops.blocks import SpaceToDepth
 from intact.ops.conv import same_padding
+from intact.ops.padding import Pad
 from intact.ops.resize import known_size, ratio_cropped
 from intact.ops.shape import reshaped
-from intact.ops.slicing import Pad, Take, sliced
+from intact.ops.slicing import Take, sliced
 
 GREY = (0.2989, 0.587, 0.114)
 """How much red, green and blue count in a grey value, as all backends of Keras have it."""

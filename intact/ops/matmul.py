@@ -399,20 +399,25 @@ class Dot(Op):
 
     keras_layers = (layers.Dot,)
     litert = ("BATCH_MATMUL",)
-    notes = "Not normalized."
     cases = (
         Case(lambda: layers.Dot(axes=(2, 1)), [(3, 5), (5, 4)]),
         Case(lambda: layers.Dot(axes=1), [(6,), (6,)]),
+        Case(lambda: layers.Dot(axes=(2, 1), normalize=True), [(3, 5), (5, 4)]),
     )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = args[0]
-        if layer.normalize:
-            tracer.refuse(layer, "normalize=True; put `UnitNormalization` layers before it")
         ranks = len(a.shape), len(b.shape)
         axes = layer.axes if isinstance(layer.axes, list | tuple) else (layer.axes, layer.axes)
         first, second = (axis % rank for axis, rank in zip(axes, ranks, strict=True))
+        if layer.normalize:
+            a, b = (
+                tracer.trace(
+                    layers.UnitNormalization(axis, name=f"{layer.name}_unit_{i}"), (x,), {}
+                )
+                for i, (x, axis) in enumerate(((a, first), (b, second)))
+            )
         la = "b" + string.ascii_lowercase[2 : 1 + ranks[0]]
         lb = "b" + string.ascii_uppercase[: ranks[1] - 1]
         lb = lb[:second] + la[first] + lb[second + 1 :]

@@ -8,7 +8,7 @@ from keras import layers, ops
 from intact.numerics.affine import QTensor, WideTensor, is_integer
 from intact.numerics.backend_kernels import wide_types
 from intact.numerics.straight_through import straight_through
-from intact.numerics.tensors import Tensor
+from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import (
     INTEGERS,
     SAME_AS_INPUT,
@@ -91,6 +91,35 @@ def ratio_cropped(layer: Any, x: Any, size: tuple[int, int], tracer: Any) -> Any
     return sliced(tracer, layer, x, key)
 
 
+def resampled(layer: Any, x: Any, size: tuple[int, int], tracer: Any) -> Any:
+    """Images of a new size by two matrix products, whatever the interpolation is.
+
+    Args:
+        layer: The layer or operation that resizes.
+        x: A batch of images, channels last.
+        size: The new height and width.
+        tracer: Makes the new graph.
+    """
+    *image, _ = known_size(layer, x, tracer)
+    matrices = []
+    for old, new in zip(image, size, strict=True):
+        # What becomes of each pixel alone: a column of pixels, and a channel for each.
+        column = ops.image.resize(
+            np.eye(old, dtype="float32").reshape(1, old, 1, old),
+            (new, 1),
+            interpolation=layer.interpolation,
+            antialias=layer.antialias,
+            data_format="channels_last",
+        )
+        matrices.append(to_numpy(column).reshape(new, old).T)
+
+    def products(x: Tensor) -> Tensor:
+        rows = ops.einsum("bhwc,ho->bowc", x, matrices[0])
+        return ops.einsum("bhwc,wo->bhoc", rows, matrices[1])
+
+    return tracer.expand(layer, products, x)
+
+
 class Resampling(Op):
     """Base of what gives images another size; pixels count by their centres."""
 
@@ -162,7 +191,7 @@ class Resizing(Resampling):
 
     keras_layers = (layers.Resizing,)
     operations = ("Resize",)
-    notes = "Interpolation 'nearest' or 'bilinear'; no antialiasing, no padding."
+    notes = "Antialiasing, and other interpolations than 'nearest' and 'bilinear', as products."
     cases = (
         Case(lambda: layers.Resizing(7, 5), (5, 6, 3)),
         Case(lambda: layers.Resizing(3, 12), (7, 6, 2)),
@@ -170,6 +199,8 @@ class Resizing(Resampling):
         Case(lambda: layers.Resizing(10, 6, interpolation="nearest"), (5, 3, 3)),
         Case(lambda: lambda x: ops.image.resize(x, (4, 9)), (6, 5, 2)),
         Case(lambda: layers.Resizing(4, 9, crop_to_aspect_ratio=True), (6, 5, 2)),
+        Case(lambda: layers.Resizing(4, 9, interpolation="bicubic"), (6, 5, 2)),
+        Case(lambda: lambda x: ops.image.resize(x, (3, 2), antialias=True), (7, 6, 2)),
         Case(
             lambda: (
                 lambda x: ops.image.resize(
@@ -185,12 +216,11 @@ class Resizing(Resampling):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if len(args[0].shape) != 4:
             tracer.refuse(layer, f"it takes a batch of images, received shape {args[0].shape}")
-        if layer.antialias:
-            tracer.refuse(layer, "antialias=True has no kernel")
         if layer.pad_to_aspect_ratio:
             tracer.refuse(layer, "pad_to_aspect_ratio=True; pad the images by `ops.pad` before it")
         of_layer = isinstance(layer, layers.Layer)
-        if of_layer and not layer.crop_to_aspect_ratio:
+        smooth = layer.antialias or layer.interpolation not in ("nearest", "bilinear")
+        if of_layer and not (layer.crop_to_aspect_ratio or smooth):
             return tracer.emit(layer, args[0])
         height, width = (layer.height, layer.width) if of_layer else layer.size
         made = layers.Resizing(
@@ -198,8 +228,13 @@ class Resizing(Resampling):
             width,
             interpolation=layer.interpolation,
             data_format=layer.data_format,
+            antialias=layer.antialias and not of_layer,
             crop_to_aspect_ratio=layer.crop_to_aspect_ratio and not of_layer,
             name=layer.name,
         )
-        x = ratio_cropped(layer, args[0], (height, width), tracer) if of_layer else args[0]
+        (x,) = args
+        if of_layer and layer.crop_to_aspect_ratio:
+            x = ratio_cropped(layer, x, (height, width), tracer)
+        if of_layer and smooth:
+            return resampled(layer, x, (height, width), tracer)
         return tracer.trace(made, (x,), {})

@@ -109,3 +109,16 @@ class TimeDistributed(Op):
         samples = reshape(x, x.shape[2:], f"{layer.name}_samples", tracer)
         y = tracer.trace(inner, (samples,), {})
         return reshape(y, (x.shape[1], *y.shape[1:]), f"{layer.name}_steps", tracer)
+
+
+@register_op
+class SpectralNormalization(Op):
+    """The layer itself, with the weights that it has."""
+
+    keras_layers = (layers.SpectralNormalization,)
+    notes = "The weights are no longer normalized in training."
+    cases = (Case(lambda: layers.SpectralNormalization(layers.Dense(4, "relu")), (8,)),)
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        return tracer.trace(layer.layer, args, {})

@@ -323,18 +323,18 @@ def test_broken_files(kind):
 
 
 def test_kernels_without_a_rule_are_not_checked():
-    findings = verify(unary("TOPK_V2"))
+    findings = verify(unary("UNIQUE"))
     (finding,) = findings.unchecked
-    assert (finding.severity, finding.op_name) == ("info", "TOPK_V2")
+    assert (finding.severity, finding.op_name) == ("info", "UNIQUE")
     assert "not checked: 1 op takes this kernel" in str(findings)
     assert str(findings).splitlines()[-1] == "The file keeps all rules, where it was checked."
     assert not findings.errors
-    assert findings.to_dict()["not_checked"] == ["TOPK_V2"]
+    assert findings.to_dict()["not_checked"] == ["UNIQUE"]
 
 
 def test_every_rule_has_a_file_that_breaks_it():
     files = [content for content, *_ in BROKEN.values()]
-    files += [unary("TOPK_V2"), unary("SOFTMAX", version=2), unary("TANH", version=2)]
+    files += [unary("UNIQUE"), unary("SOFTMAX", version=2), unary("TANH", version=2)]
     assert {f.code for content in files for f in verify(content)} == set(RULES)
 
 

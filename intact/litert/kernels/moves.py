@@ -119,6 +119,7 @@ MOVES = (
         data=(0, 2),
         scales="all same",
         table="PadV2Options",
+        runs_on=on(int8="M", float32="M"),
     ),
     Kernel(
         "REDUCE_MAX",
@@ -232,6 +233,7 @@ MOVES = (
         runs_on=on(int8="XM568", int16="M568", uint8="X568", int32="M8", bool="M8", float32="XM"),
         edge_tpu=("steps of one",),
     ),
+    Kernel("TOPK_V2", versions(2, 3), scales="same", table="TopKV2Options", runs_on=on()),
     Kernel("TILE", versions={"int8": 3}, scales="same", runs_on=on(int8="568", int16="568")),
     Kernel(
         "TRANSPOSE",
