@@ -97,15 +97,19 @@ def attention(
     if scale <= 0:
         tracer.refuse(layer, f"its scores are scaled by {scale:g}; kernels take positive factors")
     with tracer.scope(layer):
-        scores = contract(query, key, "btnh,bsnh->bnts", _Named("scores"), tracer)
+        scores = contract(query, key, "btnh,bsnh->bnts", Named("scores"), tracer)
         if bias is not None:
-            if is_symbolic(bias) or is_trainable(bias):
-                bias = bias if is_symbolic(bias) else tracer.constant(bias, "bias", 4)
-                bias = tracer.expand(_Named("unscaled"), lambda b: b * (1.0 / scale), bias)
-            else:
-                bias = tracer.constant(to_numpy(bias) / np.float32(scale), "bias", 4)
+            bias = _unscaled(bias, scale, tracer)
             scores = tracer.emit(layers.Add(name="biased"), [scores, bias])
     return attend(scores, value, scale, layer, tracer, mask, dropout)
+
+
+def _unscaled(bias: Any, scale: float, tracer: Any) -> Any:
+    """A bias of scores before they are scaled, as a tensor of the new graph."""
+    if not (is_symbolic(bias) or is_trainable(bias)):
+        return tracer.constant(to_numpy(bias) / np.float32(scale), "bias", 4)
+    bias = bias if is_symbolic(bias) else tracer.constant(bias, "bias", 4)
+    return tracer.expand(Named("unscaled"), lambda b: b * (1.0 / scale), bias)
 
 
 def attend(
@@ -122,7 +126,7 @@ def attend(
         if mask is not None:
             low = np.float32(-MASKED / scale)
             if is_symbolic(mask):
-                named = _Named("penalty")
+                named = Named("penalty")
                 penalty = tracer.expand(named, lambda m: ops.where(m, np.float32(0), low), mask)
             else:
                 penalty = tracer.constant(np.where(mask, np.float32(0), low), "mask", 4)
@@ -130,11 +134,15 @@ def attend(
         shares = tracer.emit(ScaledSoftmax(float(scale), name="softmax"), scores)
         if dropout is not None and dropout.rate:
             shares = tracer.trace(dropout, (shares,), {})
-        return contract(shares, value, "bnts,bsnh->btnh", _Named("combined"), tracer), shares
+        return contract(shares, value, "bnts,bsnh->btnh", Named("combined"), tracer), shares
 
 
-class _Named:
-    """A name for the layers of a part."""
+class Named:
+    """A name for the layers of a part.
+
+    Args:
+        name: The name.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -192,7 +200,7 @@ def step_mask(
     return seen if window is None else seen & (np.abs(ahead) < window)
 
 
-def _of_sources(mask: Any, tracer: Any) -> Any:
+def of_sources(mask: Any, tracer: Any) -> Any:
     """A mask of shape `(batch, sources)`, with axes for the heads and the targets."""
     return None if mask is None else reshape(mask, (1, 1, *mask.shape[1:]), "sources", tracer)
 
@@ -208,10 +216,6 @@ def _with_heads(mask: Any, tracer: Any) -> Any:
 
 def _row_or_mean(seen: Tensor, y: Tensor, value: Tensor) -> Tensor:
     return ops.where(seen[:, :, None, None], y, ops.mean(value, axis=1, keepdims=True))
-
-
-def _row_or_zeros(seen: Tensor, y: Tensor) -> Tensor:
-    return ops.where(seen[:, :, None], y, 0.0)
 
 
 @register_op
@@ -283,7 +287,7 @@ class MultiHeadAttention(Op):
             v = tracer.trace(layer._value_dense, (value,), {})
             places = _Places(layer, q.shape, tracer)
             q, k, v = (places.join(t, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
-            k, v = (_repeated(t, getattr(layer, "num_repeats", 1), tracer) for t in (k, v))
+            k, v = (repeated(t, getattr(layer, "num_repeats", 1), tracer) for t in (k, v))
         scale = 1.0 / float(np.sqrt(q.shape[-1]))
         dropout = getattr(layer, "_dropout_layer", None)
         y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
@@ -292,7 +296,7 @@ class MultiHeadAttention(Op):
         with tracer.scope(layer):
             if given.get("query_mask") is not None:
                 # As all sources are hidden from them, they get the mean of all.
-                y = tracer.expand(_Named("rows"), _row_or_mean, given["query_mask"], y, v)
+                y = tracer.expand(Named("rows"), _row_or_mean, given["query_mask"], y, v)
             y = places.part(y)
             if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
                 gate = tracer.trace(layer._gate_dense, (query,), {})
@@ -315,15 +319,15 @@ class MultiHeadAttention(Op):
         with tracer.scope(layer):
             parts = [step_mask(query, key, layer, tracer, causal, window)]
             parts.append(_with_heads(attention_mask, tracer))
-            parts += [_of_sources(mask, tracer) for mask in beside[1:]]
+            parts += [of_sources(mask, tracer) for mask in beside[1:]]
             return whole_mask(parts, layer, tracer)
 
 
-def _repeated(x: Any, count: int, tracer: Any) -> Any:
+def repeated(x: Any, count: int, tracer: Any) -> Any:
     """Heads of keys or values, each for as many heads of the queries."""
     if count == 1:
         return x
-    return tracer.expand(_Named("repeat"), lambda t: ops.repeat(t, count, axis=2), x)
+    return tracer.expand(Named("repeat"), lambda t: ops.repeat(t, count, axis=2), x)
 
 
 def _of_joined(mask: Any, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
@@ -375,131 +379,3 @@ class _Places:
         x = reshape(x, (*sizes, *x.shape[-2:]), "parted", self.tracer)
         back = tuple(int(place) + 1 for place in np.argsort(self.dims))
         return permute(x, back, "order", self.tracer)
-
-
-@register_op
-class DotProductAttention(Op):
-    """`keras.ops.dot_product_attention`."""
-
-    operations = ("DotProductAttention",)
-    litert = ("BATCH_MATMUL", "SOFTMAX")
-    notes = "No soft cap."
-    cases = (
-        Case(
-            lambda: (
-                lambda q, k, v: ops.dot_product_attention(
-                    q, k, v, bias=np.linspace(-2, 2, 20, dtype="float32").reshape(1, 1, 4, 5)
-                )
-            ),
-            [(4, 4, 3), (5, 2, 3), (5, 2, 3)],
-            exact=False,
-        ),
-        Case(
-            lambda: lambda q, k, v: ops.dot_product_attention(q, k, v),
-            [(4, 2, 3), (5, 2, 3), (5, 2, 3)],
-            exact=False,
-        ),
-    )
-
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        names = ("query", "key", "value", "bias", "mask", "scale")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        query, key, value = (given[name] for name in names[:3])
-        if layer.attn_logits_soft_cap:
-            tracer.refuse(layer, "a soft cap of the scores is not known")
-        causal = step_mask(query, key, layer, tracer, layer.is_causal)
-        with tracer.scope(layer):
-            mask = whole_mask([given.get("mask"), causal], layer, tracer)
-            groups = query.shape[2] // key.shape[2]
-            key, value = (_repeated(t, groups, tracer) for t in (key, value))
-        scale = float(given.get("scale") or 1.0 / np.sqrt(query.shape[-1]))
-        bias = given.get("bias")
-        return attention(query, key, value, scale, layer, tracer, mask, bias=bias)[0]
-
-
-@register_op
-class Attention(Op):
-    """Attention without weights for queries, keys and values."""
-
-    keras_layers = (layers.Attention, layers.AdditiveAttention)
-    litert = ("BATCH_MATMUL", "SOFTMAX")
-    masks = True
-    notes = "Scalar weights do not train."
-    cases = (
-        Case(lambda: lambda a, b: layers.Attention()([a, b]), [(3, 4), (5, 4)], exact=False),
-        Case(
-            lambda: lambda a, b: layers.AdditiveAttention()([a, b]), [(3, 4), (5, 4)], exact=False
-        ),
-        Case(lambda: lambda a: layers.Attention(score_mode="concat")([a, a]), (3, 4), exact=False),
-        Case(
-            lambda: lambda a: layers.Attention(use_scale=True)([a, a], use_causal_mask=True),
-            (3, 4),
-            exact=False,
-        ),
-        Case(
-            lambda: (
-                lambda a, b: (
-                    2.0
-                    * layers.Attention()(
-                        [a, b],
-                        mask=[
-                            ops.relu(a)[:, :, 1] > 0.0,
-                            (ops.relu(b)[:, :, 0] > 0.0) | (np.arange(2) == 0),
-                        ],
-                    )
-                )
-            ),
-            [(3, 4), (2, 4)],
-            exact=False,
-        ),
-    )
-
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        query, value, *rest = args[0]
-        key = rest[0] if rest else value
-        causal = step_mask(query, key, layer, tracer, bool(kwargs.get("use_causal_mask")))
-        rows, sources, *_ = kwargs.get("mask") or (None, None)
-        with tracer.scope(layer):
-            mask = whole_mask([causal, _of_sources(sources, tracer)], layer, tracer)
-            q, k, v = (
-                tracer.emit(layers.Reshape((-1, 1, t.shape[-1]), name=f"head_{i}"), t)
-                for i, t in enumerate((query, key, value))
-            )
-        dropout = layers.Dropout(layer.dropout, name="dropout")
-        if layer.score_mode == "dot" and not isinstance(layer, layers.AdditiveAttention):
-            scale = 1.0 if layer.scale is None else float(to_numpy(layer.scale))
-            y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
-        else:
-            scores = cls.additive_scores(layer, query, key, tracer)
-            y, shares = attend(scores, v, 1.0, layer, tracer, mask, dropout)
-        with tracer.scope(layer):
-            y = tracer.emit(layers.Reshape((-1, y.shape[-1]), name="output"), y)
-            if rows is not None:
-                y = tracer.expand(_Named("rows"), _row_or_zeros, rows, y)
-            if kwargs.get("return_attention_scores"):
-                sizes = shares.shape[2:]
-                return y, tracer.emit(layers.Reshape(sizes, name="shares"), shares)
-        return y
-
-    @classmethod
-    def additive_scores(cls, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
-        """Weighted sums of the tanh of queries plus keys (Bahdanau et al., arXiv:1409.0473)."""
-        inner, weights = 1.0, layer.scale
-        if not isinstance(layer, layers.AdditiveAttention):
-            inner = 1.0 if layer.scale is None else float(to_numpy(layer.scale))
-            weights = np.full(query.shape[-1], to_numpy(layer.concat_score_weight), "float32")
-        elif weights is None:
-            weights = np.ones(query.shape[-1], "float32")
-
-        def sums(q: Tensor, k: Tensor) -> Tensor:
-            pairs = ops.expand_dims(q, 2) + ops.expand_dims(k, 1)
-            return ops.tanh(pairs if inner == 1 else pairs * inner)
-
-        with tracer.scope(layer):
-            pairs = tracer.expand(_Named("pairs"), sums, query, key)
-            trainable = is_trainable(weights)
-            named = _Named("additive")
-            scores = contract(pairs, weights, "btsd,d->bts", named, tracer, trainable=trainable)
-            return reshape(scores, (1, *scores.shape[1:]), "scores", tracer)
