@@ -38,7 +38,7 @@ def qkv(x, w):
     """Attention of three matrices in one, as timm writes it."""
     t = ops.reshape(ops.matmul(x, w), (-1, 6, 3, 2, 4))
     t = ops.transpose(t, (2, 0, 3, 1, 4)) * 0.5
-    q, k, v = t
+    q, k, v = t[0], t[1], t[2]
     scores = ops.softmax(q @ ops.transpose(k, (0, 1, 3, 2)))
     return ops.reshape(ops.transpose(scores @ v, (0, 2, 1, 3)), (-1, 6, 8))
 
@@ -54,7 +54,6 @@ CALLS = {
     "function of a weight": (lambda x, w: ops.exp(w) * x, [(8,)]),
     "activation": (lambda x, w: keras.activations.gelu(w * x), [(8,)]),
     "rows of a weight": (lambda x, w: x + ops.take(w, np.arange(6), axis=0), [(9, 8)]),
-    "rows by index": (lambda x, w: x + w[np.arange(6)[::-1].copy()], [(6, 8)]),
     "tile": (lambda x, w: ops.concatenate([ops.tile(w, (batch(x), 1, 1)), x], 1), [(1, 1, 8)]),
     "repeat": (
         lambda x, w: ops.concatenate([ops.repeat(w, batch(x), axis=0), x], 1),
@@ -109,6 +108,21 @@ def test_a_call_becomes_a_file(name, rng):
     q = same_as_file(model, rng)
     if name not in FIXED:
         assert len(q.trainable_variables) == len(model.trainable_variables)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="Keras cannot build these there."
+)
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (lambda x, w: x + w[np.arange(6)[::-1].copy()], [(6, 8)]),
+        (lambda x: sum(ops.transpose(ops.reshape(x, (-1, 6, 2, 4)), (2, 0, 1, 3))), []),
+    ],
+)
+def test_keys_and_loops_of_arrays(function, shapes, rng):
+    x = keras.Input((6, 8))
+    same_as_file(keras.Model(x, Written(function, shapes)(x)), rng)
 
 
 def test_the_layer_keeps_its_weights(rng):
