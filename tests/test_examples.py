@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import host, quantizers
+from small import host, lossy, quantizers
 
 import intact
 from intact.ops import base
@@ -46,6 +46,7 @@ def run(request):
     intact.Quantizer.registry.update(kept)
 
 
+@lossy
 @pytest.mark.parametrize("run", ["own_quantizer"], indirect=True)
 def test_own_quantizer(run):
     q, comparison = run
@@ -54,6 +55,7 @@ def test_own_quantizer(run):
     assert set(np.abs(host(n)).ravel()) <= {0, 1, 2, 4, 8, 16, 32, 64}
 
 
+@lossy
 @pytest.mark.parametrize("run", ["own_scheme"], indirect=True)
 def test_own_scheme(run, capsys):
     q, comparison = run
