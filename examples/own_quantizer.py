@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import keras
 import numpy as np
-from keras import layers
+from keras import Input, Sequential, layers
 
 import intact
 from intact import Quantizer, Rule, Scheme, TensorSpec
@@ -34,7 +33,7 @@ class Logarithmic(Quantizer):
 
 def main():
     """Quantize a model with it, and compare the model with its file."""
-    model = keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu"), layers.Dense(4)])
+    model = Sequential([Input((8,)), layers.Dense(16, "relu"), layers.Dense(4)])
     data = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
     spec = TensorSpec(4, per_axis=True, quantizer="logarithmic")
     q = intact.quantize_model(model, Scheme("logarithmic", (Rule(weights=spec),)))
