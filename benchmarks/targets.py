@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import keras
 import numpy as np
-from battery import build_model, make_data
+from intact.testing import build_model, make_data
 from data import cifar10, imagenet, pretrained, scaled_keywords
 from real_models import ds_cnn
 from results import write_section

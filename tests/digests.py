@@ -19,9 +19,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from battery import all_cases, build_model, make_data, randomize
+from battery import all_cases
 
 import intact
+from intact.testing import build_model, make_data, randomize
 
 SCHEMES = ("int8", "uint8", "int16x8", "float32", "float16", "weight_only_8", "dynamic_range")
 COMPOSITES = ("UNet", "Detector", "ViT", "Reader", "Temporal")

@@ -8,12 +8,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from battery import UPSTREAM, all_cases, build_model, make_data
+from battery import UPSTREAM, all_cases
 from small import host
 from test_schemes import EQUAL
 
 import intact
 from intact.ops import REGISTRY
+from intact.testing import build_model, make_data
 
 SCHEMES = {"float32": 1e-5, **EQUAL}
 """How far the file may be from Keras, as a share of the outputs' span."""

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from battery import build_model, make_data
 from small import op_names
 
 import intact
 from intact.ops import REGISTRY
+from intact.testing import build_model, make_data
 
 CASES = [
     pytest.param(case, id=f"{op.__name__}-{i}")

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from battery import all_cases, build_model, make_data
+from battery import all_cases
 from keras import layers, ops
 from small import enliven, gradient, host, lossy
 
@@ -15,6 +15,7 @@ from intact.numerics.accumulator import digits
 from intact.numerics.affine import QTensor
 from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
 from intact.rounding.arithmetic import Arithmetic
+from intact.testing import build_model, make_data
 
 CASES = [
     pytest.param(name, case, id=name, marks=pytest.mark.xdist_group(name))

@@ -13,13 +13,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from battery import UPSTREAM, all_cases, randomize
+from battery import UPSTREAM, all_cases
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisException
 from keras import layers, ops
 
 from intact.ops import REGISTRY
 from intact.ops.table import DOMAINS
+from intact.testing import randomize
 
 BACKEND = keras.backend.backend()
 CASES = [(name, case) for name, _, case in all_cases() if (BACKEND, name) not in UPSTREAM]

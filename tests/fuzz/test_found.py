@@ -2,13 +2,13 @@
 
 import keras
 import pytest
-from battery import randomize
 from keras import layers, ops
 from small import lossy, mlp, quantizers, ready
 
 import intact
 from fuzz.checks import check
 from fuzz.models import Sample
+from intact.testing import randomize
 
 # Random models need not be accurate in integers.
 pytestmark = lossy
