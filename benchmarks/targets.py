@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import keras
 import numpy as np
-from intact.testing import build_model, make_data
 from data import cifar10, imagenet, pretrained, scaled_keywords
 from real_models import ds_cnn
 from results import write_section
@@ -33,6 +32,7 @@ from intact.targets import vela
 from intact.targets.fitting import working_type
 from intact.targets.micro_trial import micro_faults
 from intact.targets.placement import place
+from intact.testing import build_model, make_data
 
 NPUS = ("ethos-u55", "ethos-u65", "ethos-u85")
 IO = {"int16x8": "int16", "uint8": "uint8", "float32": "float32"}

@@ -4,13 +4,13 @@ from intact import schemes as schemes
 from intact import tfmot as tfmot
 from intact.analysis.bisection import Bisection as Bisection
 from intact.analysis.bisection import bisect as bisect
+from intact.analysis.comparison import Agreement as Agreement
+from intact.analysis.comparison import Comparison as Comparison
+from intact.analysis.comparison import Distribution as Distribution
+from intact.analysis.comparison import FileNode as FileNode
 from intact.analysis.explanation import Explained as Explained
 from intact.analysis.explanation import Explanation as Explanation
 from intact.analysis.explanation import explain as explain
-from intact.analysis.report import Agreement as Agreement
-from intact.analysis.report import Comparison as Comparison
-from intact.analysis.report import Distribution as Distribution
-from intact.analysis.report import FileNode as FileNode
 from intact.analysis.report import compare as compare
 from intact.api import export as export
 from intact.api import freeze_ranges as freeze_ranges

@@ -12,8 +12,8 @@ from keras import layers
 from small import cnn, enliven, quantizers
 
 import intact
+from intact.analysis.comparison import Agreement, Comparison, Distribution, FileNode
 from intact.analysis.page import MOST_LANES, page, rails, remedies
-from intact.analysis.report import Agreement, Comparison, Distribution, FileNode
 
 VOID = {"meta", "path", "circle", "br"}
 

@@ -125,11 +125,7 @@ def bisect(
     >>> print(bisect(q, model, x, drop=0.5, verbose=0).layer)
     None
     """
-    if not is_quantized(model):
-        raise IntactError("Pass the quantized model first, then the float model that it is of.")
-    check_calibrated(model, "looking for where it loses accuracy")
-    refuse_stream(model, "`bisect`")
-    arrays = check_batch(x, model.inputs)
+    arrays = _checked(model, x)
     reference = Reference(model, float_model)
     points = find_points(model)
     real = {id(p): as_real(_call(p)) for p in points}
@@ -166,6 +162,15 @@ def bisect(
     own = score(outputs({point: alone}))
     bar.update(runs, finalize=True)
     return Bisection(point.name, name, whole, scores[last], scores[low], scores[high], own, steps)
+
+
+def _checked(model: keras.Model, x: Any) -> list[np.ndarray]:
+    """The data, if the model can be bisected on it."""
+    if not is_quantized(model):
+        raise IntactError("Pass the quantized model first, then the float model that it is of.")
+    check_calibrated(model, "looking for where it loses accuracy")
+    refuse_stream(model, "`bisect`")
+    return check_batch(x, model.inputs)
 
 
 def _call(point: Point) -> Any:

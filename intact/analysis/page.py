@@ -5,7 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from intact.analysis.report import Agreement, Comparison, Distribution, FileNode
+    from intact.analysis.comparison import Agreement, Comparison, Distribution, FileNode
 
 WORST = 5
 """How many of the worst layers are shown with advice."""

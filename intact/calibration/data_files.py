@@ -170,17 +170,7 @@ def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> n
     files = _images(path)
     images = []
     for place in _chosen(len(files), samples):
-        try:
-            with Image.open(files[place]) as opened:
-                image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-        except Image.DecompressionBombError as error:
-            raise InvalidDataError(
-                f"{str(files[place])!r} is too large an image: {error}. Make it smaller first."
-            ) from error
-        except (OSError, ValueError) as error:
-            raise InvalidDataError(
-                f"{str(files[place])!r} is no image that can be read."
-            ) from error
+        image = _open_image(files[place], "L" if channels == 1 else "RGB")
         if height and width:
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         images.append(np.asarray(image).reshape(image.height, image.width, -1))
@@ -189,5 +179,20 @@ def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> n
             "The model takes images of any size, but one batch needs images of one size. "
             f"Resize those in {str(path)!r}."
         )
-    found = np.stack(images)
-    return found.transpose(0, 3, 1, 2) if first else found
+    batch = np.stack(images)
+    return batch.transpose(0, 3, 1, 2) if first else batch
+
+
+def _open_image(path: Path, mode: str) -> Any:
+    """An image of Pillow, upright and of a mode."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert(mode)
+    except Image.DecompressionBombError as error:
+        raise InvalidDataError(
+            f"{str(path)!r} is too large an image: {error}. Make it smaller first."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InvalidDataError(f"{str(path)!r} is not an image that can be read.") from error

@@ -111,19 +111,7 @@ class _Builder:
     def _build_node(self, node: Any, step: Step) -> None:
         (output,) = node.outputs
         if not step.integer:
-
-            def real(value: Any) -> Any:
-                return self._as_real(value) if isinstance(value, keras.KerasTensor) else value
-
-            args = keras.tree.map_structure(real, node.args)
-            layer = node.layer
-            again = {}
-            if step.weights:
-                again = self._again(node)
-                layer = self._layer(node, step)
-            else:
-                self._regularize(layer, node, step)
-            self.real[id(output)] = layer(*args, **node.kwargs, **again)
+            self.real[id(output)] = self._float(node, step)
             return
         if step.fused:
             result = self.pending[id(node.inputs[0])]
@@ -132,20 +120,11 @@ class _Builder:
             sums = self.pending[id(node.inputs[0])]
             result = self._layer(node, step)(sums, folds=True, **again)
         else:
-            op = get_op(node.layer)
-            operands = [
-                self._as_real(t) if index in op.plain else self._as_quantized(t)
-                for index, t in enumerate(node.inputs)
-            ]
-            for index, site in step.requantize.items():
-                operands[index] = self._quantize(operands[index], site)
-            again = self._again(node)
-            given = operands[0] if len(operands) == 1 else operands
-            result = self._layer(node, step)(given, **again)
-            if isinstance(op.output, SameAsInput | AllSame):
+            result, kind = self._integer(node, step), get_op(node.layer).output
+            if isinstance(kind, SameAsInput | AllSame):
                 self.quantized[id(output)] = result
                 return
-            if isinstance(op.output, Plain):
+            if isinstance(kind, Plain):
                 self.real[id(output)] = result
                 return
         self.pending[id(output)] = result
@@ -155,6 +134,31 @@ class _Builder:
             activity = getattr(node.layer, "activity", None)
             if activity is not None:
                 self.quantizers[id(step.site.range)].activity[step.site.slot] = activity
+
+    def _float(self, node: Any, step: Step) -> Any:
+        """Call a layer that computes in float, perhaps with rounded weights."""
+
+        def real(value: Any) -> Any:
+            return self._as_real(value) if isinstance(value, keras.KerasTensor) else value
+
+        args = keras.tree.map_structure(real, node.args)
+        if step.weights:
+            again = self._again(node)
+            return self._layer(node, step)(*args, **node.kwargs, **again)
+        self._regularize(node.layer, node, step)
+        return node.layer(*args, **node.kwargs)
+
+    def _integer(self, node: Any, step: Step) -> Any:
+        """Call a layer that computes on integers."""
+        op = get_op(node.layer)
+        operands = [
+            self._as_real(t) if index in op.plain else self._as_quantized(t)
+            for index, t in enumerate(node.inputs)
+        ]
+        for index, site in step.requantize.items():
+            operands[index] = self._quantize(operands[index], site)
+        again = self._again(node)
+        return self._layer(node, step)(operands[0] if len(operands) == 1 else operands, **again)
 
     def _again(self, node: Any) -> dict[str, bool]:
         """What tells a layer with a schedule that this call is not its first."""

@@ -213,16 +213,7 @@ class Binary(Op):
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, layers.Layer):
-            tensors = of_one_rank(args[0], layer, tracer)
-            if len(tensors) > 2:
-                x = tensors[0]
-                for i, y in enumerate(tensors[1:], 1):
-                    made = cls.layer(
-                        name=f"{layer.name}_{i}" if i < len(tensors) - 1 else layer.name
-                    )
-                    x = tracer.emit(made, [x, y])
-                return x
-            return tracer.emit(layer, tensors)
+            return cls._by_pairs(layer, of_one_rank(args[0], layer, tracer), tracer)
         a, b = (*args, *kwargs.values())
         if is_symbolic(a) and is_symbolic(b):
             return tracer.emit(cls.layer(name=layer.name), [a, b])
@@ -258,6 +249,18 @@ class Binary(Op):
             name=layer.name,
         )
         return tracer.emit(made, x)
+
+    @classmethod
+    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
+        """A layer of many tensors as layers of two."""
+        if len(tensors) <= 2:
+            return tracer.emit(layer, tensors)
+        x, last = tensors[0], len(tensors) - 1
+        for i, y in enumerate(tensors[1:], 1):
+            x = tracer.emit(
+                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
+            )
+        return x
 
     @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
@@ -329,6 +332,18 @@ class Add(Binary):
     )
 
     @classmethod
+    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
+        """A layer of many tensors as layers of two."""
+        if len(tensors) <= 2:
+            return tracer.emit(layer, tensors)
+        x, last = tensors[0], len(tensors) - 1
+        for i, y in enumerate(tensors[1:], 1):
+            x = tracer.emit(
+                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
+            )
+        return x
+
+    @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return 1.0, constant
 
@@ -353,6 +368,18 @@ class Subtract(Binary):
     )
 
     @classmethod
+    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
+        """A layer of many tensors as layers of two."""
+        if len(tensors) <= 2:
+            return tracer.emit(layer, tensors)
+        x, last = tensors[0], len(tensors) - 1
+        for i, y in enumerate(tensors[1:], 1):
+            x = tracer.emit(
+                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
+            )
+        return x
+
+    @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return (-1.0, constant) if reverse else (1.0, -constant)
 
@@ -372,6 +399,18 @@ class Multiply(Binary):
         Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),
         Case(lambda: lambda a, b: a * b * 2.0, [(4,), (4,)]),
     )
+
+    @classmethod
+    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
+        """A layer of many tensors as layers of two."""
+        if len(tensors) <= 2:
+            return tracer.emit(layer, tensors)
+        x, last = tensors[0], len(tensors) - 1
+        for i, y in enumerate(tensors[1:], 1):
+            x = tracer.emit(
+                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
+            )
+        return x
 
     @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
