@@ -20,6 +20,7 @@ from intact.api import export, quantize_model
 from intact.calibration.calibration import calibrate
 from intact.errors import AccuracyWarning
 from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.stateful import reset_states
 from intact.litert.runtime import load_litert
 from intact.litert.verification import verify
 from intact.names import SchemeName
@@ -142,6 +143,7 @@ def equals_litert_beyond_the_range(trial: Trial) -> None:
         return
     data = make_data(trial.case, np.random.default_rng(SEED + 1), width=BEYOND)
     content = export(trial.q, output_dtype="int8", integer_only=True)
+    reset_states(trial.q)
     _same(trial, content, data, trial.q.predict(data, verbose=0))
 
 

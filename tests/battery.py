@@ -9,8 +9,9 @@ UPSTREAM = {("torch", "AveragePooling2D-1")}
 UPSTREAM |= {("jax", f"SequenceLSTM-{case}") for case in range(3)}
 
 # Cases that lose something in 8 bits, by their nature: values so small that they are 0 are
-# compared with 0, and a part of a concatenation is a thousandth of the other.
-LOSSY = {"Compare-4", "Concatenate-4"}
+# compared with 0, a part of a concatenation is a thousandth of the other, largest values are all
+# nearly 1, and a remainder jumps.
+LOSSY = {"Compare-4", "Concatenate-4", "GlobalPooling3D-1", "Formula-9"}
 
 
 def all_cases():
