@@ -65,7 +65,7 @@ def test_a_failure_names_the_case_and_the_check(monkeypatch):
         raise AssertionError("three values differ")
 
     monkeypatch.setattr(intact.testing, "CHECKS", (fails,))
-    with pytest.raises(AssertionError, match="^MaxPooling2D, case 0, fails: three values differ"):
+    with pytest.raises(AssertionError, match=r"^MaxPooling2D, case 0, fails: three values differ"):
         check_op(MaxPooling2D)
 
 
