@@ -64,7 +64,9 @@ class CumSum(FloatOnly):
         Case(lambda: lambda x: ops.cumsum(layers.Dense(4)(x), axis=1), (5, 3)),
         Case(lambda: lambda x: ops.cumsum(x, axis=-1), (5, 3)),
     )
-    float_cases = (Case(lambda: lambda x: ops.cumsum(x, axis=1), (MAX_SUMS + 1, 1)),)
+    float_cases = (
+        Case(lambda: lambda x: ops.cumsum(x, axis=1), (MAX_SUMS + 1, 1), low=-1 / 64, high=1 / 64),
+    )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
