@@ -8,8 +8,8 @@ from small import cnn, enliven, gradients, host, lossy, op_names, parse, quantiz
 
 import intact
 from intact import IntactError, Quantizer, Rule, Scheme, TensorSpec
+from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize
-from intact.layers.quantized import Dequantize
 from intact.numerics.affine import stored_range
 from intact.numerics.numpy_ops import host as numpy_ops
 from intact.quantizers.base import Seen, Setting, get_quantizer
