@@ -215,7 +215,9 @@ class Merger:
                 if broadcasts and len(rows) == 1:
                     return rows
                 return self._repeated(rows, len(rows))
-        raise BatchError(f"the value {first!r}")
+        sized = _is_array(first) and np.ndim(to_numpy(first))
+        what = f"an array of shape {to_numpy(first).shape}" if sized else f"the value {first!r}"
+        raise BatchError(f"{what} (random, or computed from the batch size)")
 
     def _repeated(self, rows: Any, factor: int) -> Any:
         """Rows that are the same for each sample, as a tensor of the new graph."""
