@@ -1,9 +1,11 @@
 """Curves of 8 bits, and all kernels of 16 bits, to the last bit."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
-from battery import all_cases
+from battery import UPSTREAM, all_cases
 from keras import layers, ops
 from small import enliven, gradient, host, lossy
 
@@ -93,8 +95,12 @@ def check(layer, *arrays):
 def test_every_case_is_exact(name, case, rng):
     model, x = build_model(case, rng), make_data(case, rng)
     q = intact.quantize_model(model, "int16x8")
-    if any(isinstance(layer, FakeQuantize) for layer in q.layers):
-        intact.calibrate(q, x, verbose=0)
+    with warnings.catch_warnings():
+        if (keras.backend.backend(), name) in UPSTREAM:
+            # The float model is not right, and the quantized one is.
+            warnings.simplefilter("ignore", intact.AccuracyWarning)
+        if any(isinstance(layer, FakeQuantize) for layer in q.layers):
+            intact.calibrate(q, x, verbose=0)
     content = intact.export(q, integer_only=True)
     assert_equal(q, content, x)
     assert not intact.verify(content)
