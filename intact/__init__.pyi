@@ -4,10 +4,10 @@ from intact import schemes as schemes
 from intact import tfmot as tfmot
 from intact.analysis.bisection import Bisection as Bisection
 from intact.analysis.bisection import bisect as bisect
-from intact.analysis.comparison import Agreement as Agreement
 from intact.analysis.comparison import Comparison as Comparison
 from intact.analysis.comparison import Distribution as Distribution
 from intact.analysis.comparison import FileNode as FileNode
+from intact.analysis.comparison import TensorComparison as TensorComparison
 from intact.analysis.explanation import Explained as Explained
 from intact.analysis.explanation import Explanation as Explanation
 from intact.analysis.explanation import explain as explain
@@ -62,10 +62,10 @@ from intact.quantizers.observers import Observer as Observer
 from intact.recovery.distillation import distill as distill
 from intact.recovery.recover import recover as recover
 from intact.search.advice import Advice as Advice
-from intact.search.advice import Option as Option
+from intact.search.advice import Candidate as Candidate
 from intact.search.advice import advise as advise
 from intact.search.mixing import mixed as mixed
-from intact.search.sensitivity import Damage as Damage
+from intact.search.sensitivity import LayerSensitivity as LayerSensitivity
 from intact.search.sensitivity import Sensitivity as Sensitivity
 from intact.search.sensitivity import sensitivity as sensitivity
 from intact.targets.checking import check as check

@@ -27,7 +27,7 @@ from intact.litert.reader import read_bytes
 from intact.lowering.lowering import lower
 from intact.names import IODtype, SchemeName, TargetName
 from intact.paths import write_whole
-from intact.plan.filters import Chosen, Filters
+from intact.plan.filters import Filters, LayerFilter
 from intact.plan.plan import InputStats, States
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Scheme
@@ -100,7 +100,7 @@ def quantize_model(
     (None, 2)
     """
     refuse_quantized(model)
-    chosen = Chosen(filters)
+    chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
     canonical = _canonical(model, scheme, chosen)
     idle = chosen.check()
@@ -135,7 +135,7 @@ def quantize_model(
     return quantized
 
 
-def _canonical(model: keras.Model, scheme: Scheme, chosen: Chosen) -> keras.Model:
+def _canonical(model: keras.Model, scheme: Scheme, chosen: LayerFilter) -> keras.Model:
     """The flat model that a scheme quantizes."""
     canonical = canonicalize(model, chosen.rule)
     if canonical.not_kept:

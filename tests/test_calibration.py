@@ -10,7 +10,7 @@ import intact
 from intact import InvalidDataError
 from intact.calibration import calibration
 from intact.calibration import capture as watching
-from intact.calibration.capture import Watcher
+from intact.calibration.capture import Capture
 from intact.layers.fake_quantize import FakeQuantize
 from intact.quantizers.observers import Percentile
 
@@ -488,7 +488,7 @@ def both_ways(make, data, monkeypatch, **kwargs):
     for fast in (True, False):
         used = []
 
-        class Spy(Watcher):
+        class Spy(Capture):
             def __init__(self, model, watches, fast=fast):
                 super().__init__(model, watches, fast)
 
@@ -497,7 +497,7 @@ def both_ways(make, data, monkeypatch, **kwargs):
                 used.append(self.file is not None)
                 return seen
 
-        monkeypatch.setattr(calibration, "Watcher", Spy)
+        monkeypatch.setattr(calibration, "Capture", Spy)
         q = intact.calibrate(make(), data, verbose=0, **kwargs)
         assert set(used) == {fast}
         found.append({v.path: host(v) for v in q.variables})
@@ -570,14 +570,14 @@ def test_what_is_not_finite_is_left_to_keras(rng, monkeypatch):
     x = rng.uniform(0.1, 2.0, size=(20, 6)).astype("float32")
     x[3] = 0.0
     used = []
-    old = Watcher.__call__
+    old = Capture.__call__
 
     def spy(self, batch):
         seen = old(self, batch)
         used.append(self.file is not None)
         return seen
 
-    monkeypatch.setattr(Watcher, "__call__", spy)
+    monkeypatch.setattr(Capture, "__call__", spy)
     q = intact.calibrate(intact.quantize_model(model), x, batch_size=10, verbose=0)
     assert used[-1] is False
     assert all(np.isfinite(host(f.scale)) for f in quantizers(q).values())

@@ -7,7 +7,7 @@ from keras import layers
 from small import enliven, lossy, op_names, parse
 
 import intact
-from intact import IntactError, Option
+from intact import Candidate, IntactError
 from intact.schemes import SCHEMES
 from intact.search.advice import recommend
 from intact.search.measures import agreement, top1
@@ -200,9 +200,9 @@ def test_advice_without_labels_and_with_a_metric(model, x):
 
 
 def test_recommendations():
-    real = Option("float32", 4000, 4.0, 0.90)
-    half = Option("float16", 2000, 4.0, 0.90)
-    poor, good = Option("int8", 1000, 1.0, 0.85), Option("int8+recover", 1000, 1.0, 0.895)
+    real = Candidate("float32", 4000, 4.0, 0.90)
+    half = Candidate("float16", 2000, 4.0, 0.90)
+    poor, good = Candidate("int8", 1000, 1.0, 0.85), Candidate("int8+recover", 1000, 1.0, 0.895)
     name, reason = recommend((real, half, poor, good), 0.01)
     assert name == "int8+recover" and "would lose 5.00 points" in reason
     assert recommend((real, half, poor), 0.01)[0] == "float16"

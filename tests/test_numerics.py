@@ -10,7 +10,7 @@ from intact.numerics.accumulator import MAX_BIAS, accumulator, add_bias, scale_c
 from intact.numerics.affine import affine_params, dequantize, integer_range, quantize
 from intact.numerics.backend_kernels import inverse
 from intact.numerics.exact import MIN_SCALE
-from intact.numerics.numpy_ops import host as numpy_ops
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import straight_through
 from intact.numerics.weights import quantize_weight
 from intact.ops.norm import BatchNormalization

@@ -12,7 +12,7 @@ from small import cnn, enliven, host, lossy, mlp, quantizers
 import intact
 from intact import TensorSpec
 from intact.layers.fake_quantize import FakeQuantize
-from intact.numerics.numpy_ops import host as numpy_ops
+from intact.numerics.numpy_ops import numpy_ops
 from intact.quantizers.observers import (
     BINS,
     MSE,

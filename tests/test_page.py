@@ -12,7 +12,7 @@ from keras import layers
 from small import cnn, enliven, quantizers
 
 import intact
-from intact.analysis.comparison import Agreement, Comparison, Distribution, FileNode
+from intact.analysis.comparison import Comparison, Distribution, FileNode, TensorComparison
 from intact.analysis.page import MOST_LANES, page, rails, remedies
 
 VOID = {"meta", "path", "circle", "br"}
@@ -110,7 +110,7 @@ def test_float_islands_are_shaded(rng, data):
 def test_names_are_escaped():
     name = "<b>a\"&'</b>"
     spread = Distribution(-1.0, 1.0, (1, 2), range=(-0.5, 0.5), clipped=0.1)
-    entry = Agreement(name, 10, 5, 2.0, tensor=name, dtype="int8", kind="<i>", lsb=(0, 5, 5))
+    entry = TensorComparison(name, 10, 5, 2.0, tensor=name, dtype="int8", kind="<i>", lsb=(0, 5, 5))
     entry = dataclasses.replace(entry, activations=spread, snr=3.0, local_snr=3.0)
     nodes = (FileNode("INPUT", name, "int8"), FileNode("<x>", name, "int8", reads=(0,)))
     made = page(Comparison((entry,), (entry,), 1, nodes=nodes, model=name))
@@ -124,7 +124,7 @@ def test_a_large_model_has_a_page_of_bounded_size():
     counts = tuple(int(n) for n in np.random.default_rng(0).integers(1, 10**7, 48))
     spread = Distribution(-1.234567, 7.654321, counts, (-1.0, 7.0), 0.0123)
     entries = [
-        Agreement(
+        TensorComparison(
             f"stage_{i}_block_{i}_conv_{i}_relu",
             10**8,
             12345,
@@ -169,7 +169,7 @@ def test_rails_have_a_largest_width():
     assert widths.pop() <= 14 * (MOST_LANES + 1)
 
 
-FINE = Agreement("a", 10, 0, 0.0, dtype="int8", snr=40.0, local_snr=45.0)
+FINE = TensorComparison("a", 10, 0, 0.0, dtype="int8", snr=40.0, local_snr=45.0)
 SPREAD = Distribution(-1.0, 1.0, (5,) * 10, range=(-1.0, 1.0), clipped=0.0)
 
 

@@ -10,7 +10,7 @@ from intact import TensorSpec
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.ranges import check_calibrated
 from intact.numerics.affine import affine_params
-from intact.rounding.arithmetic import Arithmetic
+from intact.rounding.kernel_rounding import KernelRounding
 
 
 @pytest.fixture
@@ -214,6 +214,6 @@ def test_config_round_trip(kwargs):
 
 
 def test_arithmetics_are_found_by_name():
-    assert {name: rule.name for name, rule in Arithmetic.registry.items()} == {
-        name: name for name in Arithmetic.registry
+    assert {name: rule.name for name, rule in KernelRounding.registry.items()} == {
+        name: name for name in KernelRounding.registry
     }

@@ -5,13 +5,13 @@ import pytest
 import intact
 from intact.quantizers.base import get_quantizer
 from intact.quantizers.observers import get_observer
-from intact.rounding.arithmetic import Arithmetic
+from intact.rounding.kernel_rounding import KernelRounding
 from intact.schemes import SCHEMES, get_scheme
 
 KINDS = {
     "observer": (intact.Observer, "percentile"),
     "quantizer": (intact.Quantizer, "lsq"),
-    "kernel rounding": (Arithmetic, "accumulator"),
+    "kernel rounding": (KernelRounding, "accumulator"),
 }
 
 

@@ -7,7 +7,7 @@ from keras import layers, ops
 from small import host, lossy, quantizers
 
 import intact
-from intact.numerics import affine as numerics
+from intact.numerics.numpy_ops import numpy_ops
 from intact.quantizers.uses import UseObserver, limits, look, reach
 
 STEPS, WIDTH = 12, 16
@@ -196,7 +196,7 @@ def test_what_is_a_factor():
 
 
 def looked_at(factor, partner, shape=None):
-    return look(np.float32(factor), np.float32(partner), shape, numerics.host)
+    return look(np.float32(factor), np.float32(partner), shape, numpy_ops)
 
 
 def test_large_values_count_where_products_are_large():
@@ -233,14 +233,14 @@ def test_shapes_of_factor_and_partner():
     wide = looked_at(values, RNG.normal(size=(1, 5)))
     assert flat.count.sum() == wide.count.sum() == 30
     assert flat.maximum.max() == wide.maximum.max() == np.float32(values.max())
-    both = UseObserver().join(flat, wide, numerics.host)
+    both = UseObserver().join(flat, wide, numpy_ops)
     assert both.count.sum() == 60
 
 
 def test_nothing_is_told_by_blank_rows_alone():
     use = looked_at(np.full((10, 1), 1000.0), np.zeros((10, 4)))
     assert limits([use], 255) == (-np.inf, np.inf)
-    assert [float(abs(part)) for part in reach(use, 255, numerics.host)] == [0, 0, 0]
+    assert [float(abs(part)) for part in reach(use, 255, numpy_ops)] == [0, 0, 0]
 
 
 def test_backend_and_host_agree():
@@ -250,5 +250,5 @@ def test_backend_and_host_agree():
     here = looked_at(factor, partner)
     for a, b in zip(there, here, strict=True):
         np.testing.assert_allclose(host(a), b, rtol=1e-4)
-    for a, b in zip(reach(there, 255), reach(here, 255, numerics.host), strict=True):
+    for a, b in zip(reach(there, 255), reach(here, 255, numpy_ops), strict=True):
         np.testing.assert_allclose(host(a), b, rtol=1e-6)

@@ -15,8 +15,8 @@ from intact.litert.builder import Builder
 from intact.litert.runtime import LiteRTModel
 from intact.numerics.accumulator import digits
 from intact.numerics.affine import QTensor
-from intact.ops.wide import SigmoidArithmetic, SoftmaxArithmetic, TanhArithmetic
-from intact.rounding.arithmetic import Arithmetic
+from intact.ops.wide import SigmoidRounding, SoftmaxRounding, TanhRounding
+from intact.rounding.kernel_rounding import KernelRounding
 from intact.testing import build_model, make_data
 
 CASES = [
@@ -24,7 +24,7 @@ CASES = [
     for name, _, case in all_cases()
 ]
 ALL = np.arange(-32768, 32768).astype("int16")
-WIDE_CURVES = {"LOGISTIC": SigmoidArithmetic, "TANH": TanhArithmetic, "SOFTMAX": SoftmaxArithmetic}
+WIDE_CURVES = {"LOGISTIC": SigmoidRounding, "TANH": TanhRounding, "SOFTMAX": SoftmaxRounding}
 
 
 def by_kernel(kernel, x, scale, zero_point, output):
@@ -45,7 +45,7 @@ def by_formula(name, x, scale, zero_point, output):
     )
     params = QTensor(None, unit, zero)
     pending = QTensor(x - zero_point, scale, zero_point)
-    return host(Arithmetic.registry[name].quantize(pending, params, -128 - zero, 127 - zero))
+    return host(KernelRounding.registry[name].quantize(pending, params, -128 - zero, 127 - zero))
 
 
 CURVES = {

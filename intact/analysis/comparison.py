@@ -54,7 +54,7 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class TensorComparison:
     """How one tensor agrees between Keras and LiteRT, and with the float model.
 
     Args:
@@ -80,7 +80,7 @@ class Agreement:
 
     Example:
 
-    >>> Agreement("head", values=1000, different=5, max_lsb=1.0).share_equal
+    >>> TensorComparison("head", values=1000, different=5, max_lsb=1.0).share_equal
     0.995
     """
 
@@ -146,17 +146,17 @@ class Comparison:
 
     Example:
 
-    >>> head = Agreement("head", values=1000, different=5, max_lsb=1.0, top1=1.0)
+    >>> head = TensorComparison("head", values=1000, different=5, max_lsb=1.0, top1=1.0)
     >>> print(Comparison((head,), (), samples=100))
     Keras against LiteRT, 100 samples
                  values  differ  max LSB  top-1 same
     output head    1000       5        1    100.00 %
     """
 
-    outputs: tuple[Agreement, ...]
-    layers: tuple[Agreement, ...]
+    outputs: tuple[TensorComparison, ...]
+    layers: tuple[TensorComparison, ...]
     samples: int
-    floats: tuple[Agreement, ...] = ()
+    floats: tuple[TensorComparison, ...] = ()
     nodes: tuple[FileNode, ...] = ()
     model: str = ""
     bytes: int = 0

@@ -14,7 +14,7 @@ from intact.layers.quantized_model import refuse_quantized
 from intact.names import SchemeName
 from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Op, get_op, register_op
-from intact.plan.filters import Chosen, Filters
+from intact.plan.filters import Filters, LayerFilter
 from intact.plan.plan import BY_CHOICE, Plan, Step
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Rule, Scheme
@@ -183,7 +183,7 @@ def explain(
     3 of 3 layers run on integers.
     """
     refuse_quantized(model)
-    chosen = Chosen(filters)
+    chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
     canonical = simplify(trace_whole(model, lambda: _Explainer(chosen.rule)), scheme)
     plan = make_plan(canonical, scheme, allow_float=True)

@@ -5,7 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from intact.analysis.comparison import Agreement, Comparison, Distribution, FileNode
+    from intact.analysis.comparison import Comparison, Distribution, FileNode, TensorComparison
 
 WORST = 5
 """How many of the worst layers are shown with advice."""
@@ -144,7 +144,7 @@ def _gap(c: "Comparison") -> str:
     return f"{c.max_lsb:.3g} LSB" if any(a.lsb for a in c.outputs) else f"{c.max_lsb:.2g}"
 
 
-def _worst(entries: list["Agreement"]) -> Iterable[str]:
+def _worst(entries: list["TensorComparison"]) -> Iterable[str]:
     """The layers that lose most, with what to try."""
     if not entries:
         return
@@ -176,7 +176,7 @@ def _worst(entries: list["Agreement"]) -> Iterable[str]:
         yield _charts(a) + "</div>"
 
 
-def _layers(entries: list["Agreement"]) -> Iterable[str]:
+def _layers(entries: list["TensorComparison"]) -> Iterable[str]:
     """All layers in order, each with its charts inside."""
     if not entries:
         return
@@ -237,7 +237,7 @@ def _graph(nodes: tuple["FileNode", ...]) -> Iterable[str]:
 # What is said of a layer ---------------------------------------------------------------
 
 
-def remedies(a: "Agreement") -> list[str]:
+def remedies(a: "TensorComparison") -> list[str]:
     """What to try for a layer, as lines of HTML.
 
     Args:
@@ -250,7 +250,7 @@ def remedies(a: "Agreement") -> list[str]:
     return found or ["Nothing stands out here: its rounding is what its bits cost."]
 
 
-def _own(a: "Agreement") -> float:
+def _own(a: "TensorComparison") -> float:
     return 200.0 if a.local_snr is None else a.local_snr
 
 
@@ -259,7 +259,9 @@ def _of(distribution: "Distribution | None", name: str, otherwise: float) -> flo
     return otherwise if value is None else value
 
 
-REMEDIES: tuple[tuple[Callable[["Agreement"], bool], Callable[["Agreement"], str]], ...] = (
+REMEDIES: tuple[
+    tuple[Callable[["TensorComparison"], bool], Callable[["TensorComparison"], str]], ...
+] = (
     (
         lambda a: bool(a.lsb) and a.max_lsb > 1.001 and _of(a.weights, "snr", 0) < 200,
         lambda a: (
@@ -314,16 +316,16 @@ REMEDIES: tuple[tuple[Callable[["Agreement"], bool], Callable[["Agreement"], str
 """When a remedy applies, and what it says."""
 
 
-def _rule(a: "Agreement", spec: str) -> str:
+def _rule(a: "TensorComparison", spec: str) -> str:
     return f"Rule({escape(repr(a.layer or a.name))}, {escape(spec)})"
 
 
-def _what(a: "Agreement") -> str:
+def _what(a: "TensorComparison") -> str:
     made_by = f"{a.kind} {a.layer}" if a.layer not in ("", a.name) else a.kind
     return ", ".join(part for part in (made_by, a.dtype) if part)
 
 
-def _score(a: "Agreement") -> str:
+def _score(a: "TensorComparison") -> str:
     value = a.snr if a.local_snr is None else a.local_snr
     text = f"{a.max_lsb:.3g} LSB" if value is None else f"{value:.1f} dB"
     return f'<span class="tag score {_tone(value)}">{text}</span>'
@@ -358,7 +360,7 @@ def _size(size: int) -> str:
 # Drawings ------------------------------------------------------------------------------
 
 
-def _charts(a: "Agreement") -> str:
+def _charts(a: "TensorComparison") -> str:
     figures = []
     if a.activations is not None:
         figures.append(_figure("Activations", _spread(a.activations), _bars(a.activations, "a")))

@@ -16,7 +16,7 @@ from intact.layers.alignment import Noise, Point, Reference, find_points
 from intact.layers.builder import flat
 from intact.layers.kernel_graph import kernel_graph
 from intact.layers.quantized_model import is_quantized
-from intact.layers.stateful import check_stream, keepers, refuse_stream, reset_states
+from intact.layers.stateful import check_stream, refuse_stream, reset_states, stateful_layers
 from intact.litert.inspection import is_float
 from intact.litert.reader import read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
@@ -80,7 +80,7 @@ def compare(
         refuse_stream(model, "a comparison with the float model")
     runner, parts = _runner(model, points, float_model)
     twin = None
-    if float_model is None and rounded and not keepers(model):
+    if float_model is None and rounded and not stateful_layers(model):
         twin = FloatForm(model, [*model.outputs, *(point.kernel.output for point in points)])
     exposed = load_litert(expose(plain.content, [p.tensor for p in points]), kernels=kernels)
     kinds = {t.name: t.dtype for t in content.graphs[0].tensors}
@@ -93,7 +93,7 @@ def compare(
     tallies += [Tally(p.name, p.tensor, kinds[p.tensor], p) for p in points]
     samples = len(arrays[0])
     check_stream(model, samples)
-    if keepers(model):
+    if stateful_layers(model):
         batch_size = model.inputs[0].shape[0]
     elif "int16" in kinds.values() and not exposed.runs_batches():
         # Which values the 16-bit kernels compute in vectors depends on how many there are.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from intact.analysis.comparison import BINS, Agreement, Distribution
+from intact.analysis.comparison import BINS, Distribution, TensorComparison
 from intact.errors import InvalidDataError
 from intact.layers.alignment import Point
 from intact.layers.quantized import Quantized
@@ -78,12 +78,12 @@ class Tally:
             self.bars = self.bars or _Bars(real if real is not None else values, params, self.dtype)
             self.bars.add(real if real is not None else values)
 
-    def agreement(self) -> Agreement:
+    def agreement(self) -> TensorComparison:
         """What was counted."""
         point = self.point
         held = None if point is None else point.held
         clips = self.sums is not None
-        return Agreement(
+        return TensorComparison(
             name=self.name,
             values=self.values,
             different=self.different,

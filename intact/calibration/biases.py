@@ -14,8 +14,8 @@ from keras import ops
 from intact.calibration.capture import Watch, products
 from intact.layers.kernel_graph import Kernel, kernel_graph
 from intact.layers.quantized import Quantized
-from intact.numerics.accumulator import along
-from intact.numerics.numpy_ops import host
+from intact.numerics.accumulator import broadcast_channels
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision
 from intact.ops.base import Weighted, get_op
@@ -136,6 +136,6 @@ def _rounding(kernel: Kernel) -> np.ndarray:
     quantized: Any = kernel.quantized
     exact, axis = to_numpy(kernel.layer.kernel), quantized.weight_axes()["kernel"]
     if quantized.spec.kind == "float":
-        return exact - half_precision(exact, host)
-    values, scale = quantized.quantized_weights(host)["kernel"]
-    return exact - values * along(scale, axis, exact.shape, host)
+        return exact - half_precision(exact, numpy_ops)
+    values, scale = quantized.quantized_weights(numpy_ops)["kernel"]
+    return exact - values * broadcast_channels(scale, axis, exact.shape, numpy_ops)

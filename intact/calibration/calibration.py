@@ -10,16 +10,16 @@ from keras import ops
 
 from intact.calibration.accuracy import warn_of_losses
 from intact.calibration.biases import Mean, State, Total, correct_biases
-from intact.calibration.capture import Watch, Watcher
+from intact.calibration.capture import Capture, Watch
 from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.ranges import range_calls, refuse_nested
-from intact.layers.stateful import check_stream, keepers, reset_states
+from intact.layers.stateful import check_stream, reset_states, stateful_layers
 from intact.names import ObserverName
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.quantizers.observers import Observer, get_observer
 from intact.quantizers.uses import UseObserver, limits
@@ -123,11 +123,13 @@ def find_ranges(
         A few samples of the data, an array for each input.
     """
     observed = _observed(model)
-    if keepers(model):
+    if stateful_layers(model):
         batch_size = model.inputs[0].shape[0]
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
-    source = Source(data, steps, batch_size, model.inputs, whole_batches=bool(keepers(model)))
+    source = Source(
+        data, steps, batch_size, model.inputs, whole_batches=bool(stateful_layers(model))
+    )
     passes = bool(observed) + bias_correction
     bar = keras.utils.Progbar(source.total(passes), verbose=verbose)
     before = State(model)
@@ -231,14 +233,14 @@ def _look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) ->
     """Run all batches; what each observer makes of its tensor."""
     if not watches:
         return []
-    watcher = Watcher(model, watches)
+    watcher = Capture(model, watches)
     states: list[Any] = []
     reset_states(model)
     for batch in source:
         check_stream(model, len(batch[0]))
         seen = watcher(batch)
         pairs = zip(watches, states or seen, seen, strict=True)
-        states = [o.update(old, new, host) if states else new for (_, o), old, new in pairs]
+        states = [o.update(old, new, numpy_ops) if states else new for (_, o), old, new in pairs]
         bar.add(1)
     return states
 

@@ -11,10 +11,10 @@ from keras import ops
 
 from intact.errors import IntactError
 from intact.graph.view import Node, with_outputs
-from intact.layers.stateful import keepers
+from intact.layers.stateful import stateful_layers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_products, lower_real
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op
 from intact.quantizers.observers import Observer
@@ -26,7 +26,7 @@ MEMORY = 2**28
 """Bytes of the tensors that are looked at at once; one sample may take more."""
 
 
-class Watcher:
+class Capture:
     """Runs a model on batches, and lets observers look at its tensors.
 
     The model is written as a float LiteRT file whose outputs are these tensors, as its
@@ -46,7 +46,7 @@ class Watcher:
         self.step = 1
         # Reductions in numpy let other threads run.
         self._pool = ThreadPoolExecutor(os.cpu_count())
-        if fast and not keepers(model):
+        if fast and not stateful_layers(model):
             try:
                 tensors = [tensor for tensor, _ in watches]
                 content, names = lower_real(model, keras.tree.flatten(tensors))
@@ -71,7 +71,7 @@ class Watcher:
     def _look(self, watch: Watch, names: Any) -> Any:
         assert self.file is not None
         with np.errstate(invalid="ignore"):
-            return watch[1].look(keras.tree.map_structure(self.file.view, names), host)
+            return watch[1].look(keras.tree.map_structure(self.file.view, names), numpy_ops)
 
     @functools.cached_property
     def _runner(self) -> tuple[list[Any], keras.Model]:
@@ -88,7 +88,7 @@ class Watcher:
             if not all(np.isfinite(part).all() for part in keras.tree.flatten(seen)):
                 raise ArithmeticError("A tensor is not finite.")
             pairs = zip(self.watches, states or seen, seen, strict=True)
-            states = [o.join(old, new, host) if states else new for (_, o), old, new in pairs]
+            states = [o.join(old, new, numpy_ops) if states else new for (_, o), old, new in pairs]
             start += self.step
             if start == 1:
                 size = sum(file.view(name).nbytes for name in {*keras.tree.flatten(self.names)})

@@ -15,7 +15,7 @@ from intact.graph.view import Node, structure, view
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.kernel_graph import KernelGraph
 from intact.layers.quantized import Quantized
-from intact.layers.stateful import StatefulQuantize, keepers, reset_states
+from intact.layers.stateful import StatefulQuantize, reset_states, stateful_layers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_real
 from intact.numerics.backend_kernels import no_gradients
@@ -48,7 +48,7 @@ class FloatForm:
         self.model = model
         self.tensors = tensors
         self._file: LiteRTModel | None = None
-        if keepers(model):
+        if stateful_layers(model):
             # A float file has no cells.
             return
         try:
@@ -91,7 +91,7 @@ class FloatForm:
     def _by_keras(self, batch: list[np.ndarray]) -> list[np.ndarray]:
         if any(isinstance(layer, Quantized) and layer.norm for layer in self.model.layers):
             raise IntactError("weights with a batch norm folded in have no float form in Keras")
-        stateful = bool(keepers(self.model))
+        stateful = bool(stateful_layers(self.model))
         size = self.model.inputs[0].shape[0] if stateful else len(batch[0])
         inputs = zip(batch, self.model.inputs, strict=True)
         batches = cut([np.asarray(array, tensor.dtype) for array, tensor in inputs], size)
@@ -147,7 +147,7 @@ def float_outputs(model: keras.Model, batch: list[np.ndarray]) -> list[np.ndarra
     """
     reference = getattr(model, "_float_model", None)
     float_model = None if reference is None else reference()
-    if float_model is None or keepers(model):
+    if float_model is None or stateful_layers(model):
         return []
     arrays = [ops.convert_to_tensor(a, t.dtype) for a, t in zip(batch, model.inputs, strict=True)]
     inputs = keras.tree.pack_sequence_as(structure(model)[0], arrays)

@@ -12,9 +12,9 @@ from intact.graph.view import Graph, Node, view
 from intact.layers.base import QuantizedLayer
 from intact.layers.kernel_graph import KernelGraph
 from intact.layers.quantized_weights import QuantizedWeights
-from intact.numerics.accumulator import along
+from intact.numerics.accumulator import broadcast_channels
 from intact.numerics.backend_kernels import no_gradients
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision
 from intact.ops.base import get_op
@@ -44,8 +44,10 @@ def as_filed(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
     axis = op.weights["kernel"].axis
     channels = int(np.prod([kernel.shape[a] for a in axis]))
     factor, _ = get_op(norm).factors(norm, channels)
-    factor = along(np.where(factor == 0, np.float32(1), factor), axis, kernel.shape, host)
-    weights = {"kernel": half_precision(kernel * factor, host) / factor}
+    factor = broadcast_channels(
+        np.where(factor == 0, np.float32(1), factor), axis, kernel.shape, numpy_ops
+    )
+    weights = {"kernel": half_precision(kernel * factor, numpy_ops) / factor}
     return op.real(layer.layer, [args[0]], weights)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers
 
 from intact.graph.view import Graph, Node, view, with_replaced
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import get_op, known_config, share_code
 
@@ -111,7 +111,7 @@ def _factors(norm: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     op: Any = get_op(norm)
     factor, offset = op.factors(norm, channels)
     ones = np.ones(channels, "float32")
-    return host.cast(factor, "float32") * ones, host.cast(offset, "float32") * ones
+    return numpy_ops.cast(factor, "float32") * ones, numpy_ops.cast(offset, "float32") * ones
 
 
 def _with_norm_before(reader: Node, norm: Any) -> Any:

@@ -22,13 +22,13 @@ from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.schedule import Schedule
 from intact.layers.stateful import StatefulQuantize
 from intact.numerics.accumulator import (
-    along,
+    broadcast_channels,
 )
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import AllSame, Plain, SameAsInput, get_op, known_config, share_code
+from intact.ops.base import AllSame, NotQuantized, SameAsInput, get_op, known_config, share_code
 from intact.plan.plan import Plan, Site, Step
-from intact.rounding.lstm import LSTMArithmetic
+from intact.rounding.lstm import LSTMRounding
 
 
 def flat(model: keras.Model) -> keras.Model:
@@ -124,7 +124,7 @@ class _Builder:
             if isinstance(kind, SameAsInput | AllSame):
                 self.quantized[id(output)] = result
                 return
-            if isinstance(kind, Plain):
+            if isinstance(kind, NotQuantized):
                 self.real[id(output)] = result
                 return
         self.pending[id(output)] = result
@@ -205,8 +205,8 @@ class _Builder:
                 "name": self._name(found.name, "_quantizer"),
             }
             made: FakeQuantize
-            if site.arithmetic == LSTMArithmetic.name:
-                batch, _, units = LSTMArithmetic.output_shape(pending)
+            if site.arithmetic == LSTMRounding.name:
+                batch, _, units = LSTMRounding.output_shape(pending)
                 made = StatefulQuantize(found.spec, state=(batch, units), **fields)
             else:
                 made = FakeQuantize(found.spec, **fields)
@@ -269,7 +269,7 @@ def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
     made.build(shape)
     factor, offset = get_op(norm).factors(norm, made.bias.shape[0])
     axis = get_op(layer).weights["kernel"].axis
-    made.kernel.assign(kernel * along(factor, axis, kernel.shape, host))
+    made.kernel.assign(kernel * broadcast_channels(factor, axis, kernel.shape, numpy_ops))
     bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
     made.bias.assign(bias * factor + offset)
     return made

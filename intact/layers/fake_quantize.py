@@ -22,10 +22,10 @@ from intact.numerics.exact import MIN_SCALE
 from intact.numerics.straight_through import round_through, straight_through
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
-from intact.quantizers.base import Grid, Quantizer, RangeQuantizer, Seen, Setting
+from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, RangeQuantizer
 from intact.quantizers.observers import Range, following
 from intact.quantizers.uses import SAMPLE, look, reach
-from intact.rounding.arithmetic import Arithmetic, RealArithmetic
+from intact.rounding.kernel_rounding import KernelRounding, RealRounding
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -125,9 +125,9 @@ class FakeQuantize(QuantizedLayer):
         if not self.learns:
             return self._grid_by(self.scale, self.zero_point)
         spec = self.spec
-        seen = Seen(*(self._value(name) for name in ("minimum", "maximum", "size")))
-        seen = Seen(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
-        at = Setting(
+        seen = ActivationStats(*(self._value(name) for name in ("minimum", "maximum", "size")))
+        seen = ActivationStats(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
+        at = QuantizeContext(
             spec.bits,
             symmetric=spec.symmetric,
             power_of_two=spec.power_of_two,
@@ -280,10 +280,10 @@ class FakeQuantize(QuantizedLayer):
         Returns:
             `(values, scale, zero_point)`, a `QTensor`.
         """
-        if arithmetic == RealArithmetic.name:
+        if arithmetic == RealRounding.name:
             # Images may come in whole numbers.
             pending = ops.cast(pending, "float32")
-        rule = Arithmetic.registry.find(arithmetic)
+        rule = KernelRounding.registry.find(arithmetic)
         products = [*zip(map(QTensor._make, partners), shapes, strict=True)]
         result = self._quantized(rule, pending, training, products, slot, lower, upper, final)
         if slot in self.activity:
@@ -292,7 +292,7 @@ class FakeQuantize(QuantizedLayer):
 
     def _quantized(
         self,
-        rule: type[Arithmetic],
+        rule: type[KernelRounding],
         pending: Any,
         training: bool | None,
         products: list[tuple[QTensor, Any]],
@@ -334,7 +334,7 @@ class FakeQuantize(QuantizedLayer):
 
     def _inferred(
         self,
-        rule: type[Arithmetic],
+        rule: type[KernelRounding],
         pending: Any,
         slot: int,
         lower: float | None,
@@ -370,7 +370,7 @@ class FakeQuantize(QuantizedLayer):
 
     def _rounded(
         self,
-        rule: type[Arithmetic],
+        rule: type[KernelRounding],
         pending: Any,
         real: Tensor | None,
         grid: Grid,
@@ -414,12 +414,12 @@ class FakeQuantize(QuantizedLayer):
         **_: Any,
     ) -> QTensor:
         """The same without rounding; the arguments are those of a call."""
-        rule = Arithmetic.registry.find(arithmetic)
-        if arithmetic == RealArithmetic.name:
+        rule = KernelRounding.registry.find(arithmetic)
+        if arithmetic == RealRounding.name:
             pending = ops.cast(pending, "float32")
         return unquantized(_bounded(rule.real(pending), lower, upper))
 
-    def _count(self, rule: type[Arithmetic], pending: Any) -> Any:
+    def _count(self, rule: type[KernelRounding], pending: Any) -> Any:
         """How many values a sample has."""
         if not self.learns:
             return 1
@@ -539,7 +539,7 @@ class FakeQuantize(QuantizedLayer):
         self.zero_point.assign(zero_point)
 
     def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
-        rule = Arithmetic.registry.find(kwargs.get("arithmetic", "real"))
+        rule = KernelRounding.registry.find(kwargs.get("arithmetic", "real"))
         shapes = (rule.output_shape(pending), (), ())
         return tuple(keras.KerasTensor(shape, "float32") for shape in shapes)
 

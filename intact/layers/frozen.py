@@ -91,7 +91,7 @@ class Frozen(Quantized):
         Args:
             values: The sums.
             input_scale: Scale of the input.
-            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
         """
         bias, scale = (xp.convert_to_tensor(v) for v in (self.bias, self.kernel_scale))
         return Accumulator(values, bias, input_scale, scale)

@@ -20,7 +20,7 @@ from intact.layers.fake_quantize import FakeQuantize, tensor_name
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, Op, Plain, SameAsInput, find_op, get_op
+from intact.ops.base import AllSame, NotQuantized, Op, SameAsInput, find_op, get_op
 
 Clamp = tuple[float | None, float | None]
 """The lower and the upper bound of a fused activation."""
@@ -123,7 +123,7 @@ class Kernel:
     @property
     def rounds_sums(self) -> bool:
         """Whether it computes sums on integers, which it rounds to a range of their own."""
-        plain = self.op is not None and isinstance(self.op.output, Plain)
+        plain = self.op is not None and isinstance(self.op.output, NotQuantized)
         return self.role is Role.INTEGER and not plain and not self.hands_on_range
 
 

@@ -19,21 +19,21 @@ from intact.numerics.accumulator import (
     Accumulator,
     accumulator,
     add_bias,
-    along,
+    broadcast_channels,
     exact_sums,
     rescaled,
     scale_channels,
 )
 from intact.numerics.affine import QTensor, WideTensor, is_integer
 from intact.numerics.backend_kernels import exact_convolution, inverse
-from intact.numerics.numpy_ops import host
-from intact.numerics.straight_through import moved, tied
+from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.straight_through import reparametrized, tied
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.numerics.weights import half_precision
-from intact.ops.base import AllSame, Plain, SameAsInput, get_op
+from intact.ops.base import AllSame, NotQuantized, SameAsInput, get_op
 from intact.plan.scheme import TensorSpec
-from intact.quantizers.base import Setting
-from intact.rounding.arithmetic import Arithmetic
+from intact.quantizers.base import QuantizeContext
+from intact.rounding.kernel_rounding import KernelRounding
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -106,13 +106,13 @@ class Quantized(QuantizedLayer):
     def gives(self) -> Gives:
         """What a call returns."""
         output = get_op(self.layer).output
-        if isinstance(output, Plain):
+        if isinstance(output, NotQuantized):
             return "real"
         return "integers" if isinstance(output, SameAsInput | AllSame) else "sums"
 
     def _add_learned(self, spec: TensorSpec) -> None:
         for weight, axis in self.weight_axes().items():
-            value = self.weight(weight, host)
+            value = self.weight(weight, numpy_ops)
             first = spec.rule.weight_state(value, self._setting(axis))
             self.learned[weight] = {
                 name: [
@@ -133,7 +133,7 @@ class Quantized(QuantizedLayer):
 
     def _setting(
         self, axis: Any, xp: Any = ops, training: bool = False, step: Any = None
-    ) -> Setting:
+    ) -> QuantizeContext:
         """What a quantizer needs to know of a weight with scales along some axes."""
         spec = self.spec
         assert spec is not None
@@ -144,7 +144,7 @@ class Quantized(QuantizedLayer):
                 return keras.random.uniform(ops.shape(w), -0.5, 0.5, seed=self.seeds)
 
         power = spec.power_of_two
-        return Setting(spec.bits, axis, spec.symmetric, power, xp, training, noise, step)
+        return QuantizeContext(spec.bits, axis, spec.symmetric, power, xp, training, noise, step)
 
     def _add_firsts(self, name: str) -> None:
         size = getattr(self.layer, name).shape
@@ -171,22 +171,22 @@ class Quantized(QuantizedLayer):
 
         Args:
             name: The weight's name.
-            xp: `keras.ops`, or `host`.
+            xp: `keras.ops`, or `numpy_ops`.
         """
         w = self._kept(name, xp)
         if self.norm is None:
             return w
         variance = xp.convert_to_tensor(self.norm.moving_variance)
         factor = self._norm_op.factor(self.norm, variance, xp)
-        return w * along(factor, get_op(self.layer).weights[name].axis, w.shape, xp)
+        return w * broadcast_channels(factor, get_op(self.layer).weights[name].axis, w.shape, xp)
 
     def _kept(self, name: str, xp: Any = ops) -> Tensor:
         w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
-        if name in self.firsts and xp is host:
+        if name in self.firsts and xp is numpy_ops:
             w = np.reshape(w.reshape(-1)[to_numpy(self.firsts[name])], w.shape)
         elif name in self.firsts:
             w = tied(w, self.firsts[name])
-        if self.keep_zeros and xp is not host:
+        if self.keep_zeros and xp is not numpy_ops:
             # No gradient, no step, whatever the optimizer: no mask has to be stored.
             w = w * ops.cast(ops.stop_gradient(w) != 0, "float32")
         return w
@@ -197,7 +197,7 @@ class Quantized(QuantizedLayer):
         """Per name of a quantized weight, its whole numbers and scales.
 
         Args:
-            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
             training: Whether the model trains.
             now: The training step, where there is a schedule; by default, that of its clock.
         """
@@ -212,7 +212,9 @@ class Quantized(QuantizedLayer):
             w = self.weight(name, xp)
             learned = self.learned.get(name, {})
             state = {
-                key: moved(xp.convert_to_tensor(first), xp.convert_to_tensor(delta) * one, xp)
+                key: reparametrized(
+                    xp.convert_to_tensor(first), xp.convert_to_tensor(delta) * one, xp
+                )
                 for key, (first, delta) in learned.items()
             }
             setting = self._setting(axis, xp, training, now)
@@ -229,7 +231,7 @@ class Quantized(QuantizedLayer):
         axes, weights = self.weight_axes(), {}
         for name, (_, scale) in self.quantized_weights().items():
             w = ops.convert_to_tensor(getattr(self.layer, name))
-            weights[name] = (w / along(scale, axes[name], w.shape), scale)
+            weights[name] = (w / broadcast_channels(scale, axes[name], w.shape), scale)
         return self.compute(args[0], weights)
 
     def weight_axes(self) -> dict[str, tuple[int, ...] | None]:
@@ -254,7 +256,7 @@ class Quantized(QuantizedLayer):
             return {k: ops.where(on, half, exact[k]) for k, half in halves.items()}
         axes = self.weight_axes()
         return {
-            name: values * along(scale, axes[name], values.shape)
+            name: values * broadcast_channels(scale, axes[name], values.shape)
             for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
         }
 
@@ -295,7 +297,7 @@ class Quantized(QuantizedLayer):
             return result
         op = get_op(self.layer)
         rounding = "accumulator" if folds else op.rounding(self.layer, "int8")
-        return Arithmetic.registry.find(rounding).real(result)
+        return KernelRounding.registry.find(rounding).real(result)
 
     def _result(self, inputs: Any, folds: bool, again: bool, training: bool | None) -> Any:
         now = self._tick(again, training)
@@ -345,7 +347,7 @@ class Quantized(QuantizedLayer):
 
         Args:
             acc: The sums without them; their values may be yet to be filled in.
-            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
         """
         op: Any = get_op(self.layer)
         if self.norm is None:

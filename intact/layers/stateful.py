@@ -12,16 +12,16 @@ from intact.layers.fake_quantize import FakeQuantize
 from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.exact import power_of_two_above
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.rounding.arithmetic import Arithmetic
 from intact.rounding.int16_tables import CELL_BITS, HIGH
-from intact.rounding.lstm import Keeper, LSTMArithmetic, Run, State, Sums
+from intact.rounding.kernel_rounding import KernelRounding
+from intact.rounding.lstm import LSTMRounding, Run, State, StateKeeper, Sums
 
 UNSEEN = 8.0
 """The largest cell state, where none was ever seen."""
 
 
 @keras.saving.register_keras_serializable("intact")
-class StatefulQuantize(Keeper, FakeQuantize):
+class StatefulQuantize(StateKeeper, FakeQuantize):
     """Quantizes the outputs of an LSTM that keeps its state, and keeps it.
 
     The output is the hidden state, rounded at every step; so the steps are computed here.
@@ -60,10 +60,10 @@ class StatefulQuantize(Keeper, FakeQuantize):
         return made
 
     def _quantized(
-        self, rule: type[Arithmetic], pending: Any, training: bool | None, *rest: Any
+        self, rule: type[KernelRounding], pending: Any, training: bool | None, *rest: Any
     ) -> QTensor:
         """Compute all steps from the state that was kept, and keep the one after."""
-        if rule is not LSTMArithmetic:
+        if rule is not LSTMRounding:
             return super()._quantized(rule, pending, training, *rest)
         before = State(*map(self._value, State._fields))
         run = Run(Sums(*pending), before, self.cell_scale())
@@ -90,10 +90,10 @@ class StatefulQuantize(Keeper, FakeQuantize):
         return {**super().get_config(), "state": list(self.state)}
 
 
-def keepers(model: keras.Model) -> list[Keeper]:
+def stateful_layers(model: keras.Model) -> list[StateKeeper]:
     """The layers of a quantized or canonical model that keep a state between calls."""
     held = [one for layer in model.layers for one in (layer, getattr(layer, "layer", None))]
-    return [layer for layer in held if isinstance(layer, Keeper)]
+    return [layer for layer in held if isinstance(layer, StateKeeper)]
 
 
 def check_stream(model: keras.Model, samples: int) -> None:
@@ -107,7 +107,7 @@ def check_stream(model: keras.Model, samples: int) -> None:
         InvalidDataError: Another number.
     """
     size = model.inputs[0].shape[0]
-    if keepers(model) and samples % size:
+    if stateful_layers(model) and samples % size:
         raise InvalidDataError(
             f"Model {model.name!r} keeps a state for each of the {size} samples of a batch, so it "
             f"takes whole batches. Received: {samples} samples. Leave out {samples % size} of them."
@@ -124,7 +124,7 @@ def refuse_stream(model: keras.Model, what: str) -> None:
     Raises:
         IntactError: It keeps a state.
     """
-    if keepers(model):
+    if stateful_layers(model):
         raise IntactError(
             f"Model {model.name!r} keeps its state between calls (stateful=True), and {what} runs "
             "its layers several times for each batch. Do that on a twin that has the same weights "
@@ -154,5 +154,5 @@ def reset_states(model: keras.Model) -> None:
     >>> bool((q.predict(x, verbose=0) == first).all()), bool((second == first).all())
     (True, False)
     """
-    for layer in keepers(model):
+    for layer in stateful_layers(model):
         layer.reset_state()

@@ -14,9 +14,9 @@ from intact.layers.kernel_graph import FUSED, Clamp, Kernel, Role, kernel_graph
 from intact.layers.ranges import check_calibrated
 from intact.litert.builder import Builder, Shape, Tensor
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_whole, to_numpy
-from intact.ops.base import Plain, computes_whole, get_op
+from intact.ops.base import NotQuantized, computes_whole, get_op
 from intact.ops.lookup import look_up
 from intact.targets.fitting import keep_to
 
@@ -228,7 +228,7 @@ class Lowering:
         node = LoweringNode(self, kernel.layer, op, inputs, output.shape, quantized.name)
         node.integer = True
         self.written[id(kernel.call)] = node
-        if isinstance(op.output, Plain):
+        if isinstance(op.output, NotQuantized):
             self.tensors[id(output)] = self._emit(node, self._unquantized(output, node.name))
         elif kernel.hands_on_range:
             like = {"scale": node.input.scale, "zero_point": node.input.zero_point}
@@ -238,7 +238,7 @@ class Lowering:
             self._put_weights(node, kernel)
             for norm in kernel.norms:
                 held = norm.layer.layer
-                node.sums = get_op(held).fold(held, node.sums, False, host)
+                node.sums = get_op(held).fold(held, node.sums, False, numpy_ops)
             self.tensors[id(output)] = self._round_output(node, kernel)
 
     def _put_weights(self, node: LoweringNode, kernel: Kernel) -> None:

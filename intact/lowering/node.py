@@ -11,8 +11,8 @@ from intact.layers.frozen import Frozen
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.litert.builder import Shape, Tensor
-from intact.numerics.accumulator import accumulator, along, rescaled
-from intact.numerics.numpy_ops import host
+from intact.numerics.accumulator import accumulator, broadcast_channels, rescaled
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import weight_params
 from intact.ops.base import Op, Weighted, get_op
@@ -42,10 +42,12 @@ class Stored:
     def scaled(self, factor: np.ndarray, axis: tuple[int, ...]) -> "Stored":
         """The weight times a real factor per channel."""
         if self.scale is None:
-            values = self.values * along(factor, axis, self.values.shape, host)
+            values = self.values * broadcast_channels(factor, axis, self.values.shape, numpy_ops)
             return replace(self, values=values)
         negative = factor < 0
-        sign = along(np.where(negative, np.float32(-1), 1), axis, self.values.shape, host)
+        sign = broadcast_channels(
+            np.where(negative, np.float32(-1), 1), axis, self.values.shape, numpy_ops
+        )
         # Ones' complement: the negative of the smallest integer has a place, too.
         zero_point = np.where(
             negative & np.any(self.zero_point), -1 - self.zero_point, self.zero_point
@@ -134,7 +136,9 @@ class LoweringNode:
         values, dtype = stored.values, stored.dtype
         if np.any(stored.zero_point):
             channels = self.op.weights[weight].axis if np.ndim(stored.zero_point) else None
-            values = values + along(stored.zero_point, channels, values.shape, host)
+            values = values + broadcast_channels(
+                stored.zero_point, channels, values.shape, numpy_ops
+            )
         if transpose is not None:
             values = values.transpose(transpose)
         if shape is not None:
@@ -176,7 +180,7 @@ def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
         values = to_numpy(quantized.kernel).astype("float32")
         stored = Stored(values, quantized.stored, to_numpy(scale), zero_point)
         node.weights["kernel"] = stored
-        node.sums = quantized.sums(np.float32(1), node.input.scale, host)
+        node.sums = quantized.sums(np.float32(1), node.input.scale, numpy_ops)
         return
     if op.weights:
         stored_weights(node, quantized)
@@ -186,11 +190,13 @@ def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     kernel, whole = node.weights["kernel"], node.input.quantized
     input_scale = node.input.scale if whole else np.float32(1)
     all_count = np.ones_like(kernel.scale)
-    acc = accumulator(None if op.weights else all_count, input_scale, kernel.scale, host, whole)
-    node.sums = quantized.units(acc, host)
+    acc = accumulator(
+        None if op.weights else all_count, input_scale, kernel.scale, numpy_ops, whole
+    )
+    node.sums = quantized.units(acc, numpy_ops)
     if op.weights:
         axis = quantized.weight_axes()["kernel"]
-        kernel.values = rescaled(kernel.values, kernel.scale, node.sums, axis, host)
+        kernel.values = rescaled(kernel.values, kernel.scale, node.sums, axis, numpy_ops)
         node.sums = node.sums._replace(values=all_count)
 
 
@@ -205,16 +211,16 @@ def stored_weights(node: LoweringNode, quantized: Quantized) -> None:
             "int4 and int8. The model trains and predicts in Keras; to export it, give the layer "
             "weights of 8 bits or less."
         )
-    made = {} if spec.kind == "float" else quantized.quantized_weights(host)
+    made = {} if spec.kind == "float" else quantized.quantized_weights(numpy_ops)
     for name, axis in quantized.weight_axes().items():
-        value = quantized.weight(name, host)
+        value = quantized.weight(name, numpy_ops)
         if spec.kind == "float":
             node.weights[name] = Stored(value, spec.dtype)
             continue
         values, scale = made[name]
         stored = Stored(values, spec.dtype, scale)
         if spec.quantizer == "range" and not spec.symmetric:
-            _, zero_point = weight_params(value, spec.bits, axis, host, False)
+            _, zero_point = weight_params(value, spec.bits, axis, numpy_ops, False)
             shift = 128 if spec.kind == "uint" else 0
             stored.zero_point = zero_point.reshape(np.shape(scale)) + shift
         node.weights[name] = stored
@@ -228,7 +234,9 @@ def settle_signs(node: LoweringNode) -> None:
     weight = node.op.weights.get("kernel")
     values = planned.values
     if sign.ndim:
-        values = values * along(counts, weight.axis if weight else (-1,), values.shape, host)
+        values = values * broadcast_channels(
+            counts, weight.axis if weight else (-1,), values.shape, numpy_ops
+        )
     bias = np.broadcast_to(acc.bias * sign, (node.shape[-1] or 0,))
     scale = np.abs(acc.weight_scale)
     # Where all is 0, any scale does: one that no kernel finds too small.
@@ -255,6 +263,6 @@ def float_weights(node: LoweringNode, held: Any) -> None:
         return
     for name in op.weights:
         if name not in node.weights:
-            node.weights[name] = Stored(host.convert_to_tensor(getattr(layer, name)))
+            node.weights[name] = Stored(numpy_ops.convert_to_tensor(getattr(layer, name)))
     if layer.bias is not None:
-        node.real_bias = host.convert_to_tensor(layer.bias)
+        node.real_bias = numpy_ops.convert_to_tensor(layer.bias)

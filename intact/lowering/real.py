@@ -10,8 +10,8 @@ from intact.layers.kernel_graph import FUSED, Kernel
 from intact.litert.builder import Tensor
 from intact.lowering.lowering import Lowering, fused_activation
 from intact.lowering.node import LoweringNode, Stored
-from intact.numerics.accumulator import along
-from intact.numerics.numpy_ops import host
+from intact.numerics.accumulator import broadcast_channels
+from intact.numerics.numpy_ops import numpy_ops
 from intact.ops.base import get_op
 
 
@@ -109,7 +109,9 @@ class _RealLowering(Lowering):
                 scale = np.asarray(stored.scale if node.sums is None else node.sums.weight_scale)
                 weight = node.op.weights.get(name)
                 axis = (weight.axis if weight else (-1,)) if scale.ndim else None
-                values = stored.values * along(scale, axis, stored.values.shape, host)
+                values = stored.values * broadcast_channels(
+                    scale, axis, stored.values.shape, numpy_ops
+                )
                 node.weights[name] = Stored(values.astype("float32"))
             if node.sums is not None:
                 unit = node.sums.weight_scale * node.sums.input_scale
@@ -129,10 +131,12 @@ class _ExactLowering(_RealLowering):
             return
         axes = quantized.weight_axes()
         for name, stored in node.weights.items():
-            value = quantized.weight(name, host)
+            value = quantized.weight(name, numpy_ops)
             if node.integer:
                 # In units of the scales, which a batch norm is about to change.
-                value = value / along(np.asarray(stored.scale), axes[name], value.shape, host)
+                value = value / broadcast_channels(
+                    np.asarray(stored.scale), axes[name], value.shape, numpy_ops
+                )
                 node.weights[name] = replace(stored, values=value)
             else:
                 node.weights[name] = Stored(value)

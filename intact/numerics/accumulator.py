@@ -9,7 +9,7 @@ from keras import ops
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import no_bias
 from intact.numerics.exact import MIN_SCALE, inverse_of
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import _upstream, round_through, round_where
 from intact.numerics.tensors import Tensor
 
@@ -97,14 +97,16 @@ def _counted(values: Tensor, kept: Tensor, ratio: Tensor) -> Tensor:
     return values * kept, grad
 
 
-def along(values: Any, axis: tuple[int, ...] | None, shape: tuple[int, ...], xp: Any = ops) -> Any:
+def broadcast_channels(
+    values: Any, axis: tuple[int, ...] | None, shape: tuple[int, ...], xp: Any = ops
+) -> Any:
     """Values per channel, shaped to broadcast along the channels' axes.
 
     Args:
         values: Flat values, or a scalar where `axis` is None.
         axis: The axes of the channels.
         shape: The shape to broadcast to.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
         The values with as many axes as `shape`.
@@ -124,10 +126,10 @@ def accumulator(
         values: The sums; None where they are yet to be filled in.
         input_scale: Scale of the input.
         weight_scale: Scale of the weights, per output channel or a scalar.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
         whole: Whether the input is integers, and not real values on their way through.
     """
-    zero = np.zeros_like(weight_scale) if xp is host else no_bias(weight_scale)
+    zero = np.zeros_like(weight_scale) if xp is numpy_ops else no_bias(weight_scale)
     return Accumulator(values, zero, input_scale, weight_scale, whole)
 
 
@@ -142,7 +144,7 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
     Args:
         acc: The sums.
         bias: Real values per channel.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
         The sums with the bias added.
@@ -167,7 +169,7 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
         ratio = before * inverse_of(xp.stop_gradient(weight_scale), xp)
         ratio = xp.where(enough, xp.ones_like(ratio), ratio)
         kept = xp.cast(ratio > 0.5, "float32")
-        values = values * kept if xp is host else _counted(values, kept, ratio)
+        values = values * kept if xp is numpy_ops else _counted(values, kept, ratio)
         if high is not None:
             high, low = high * kept, low * kept
     bias = xp.where(enough, acc.bias, smaller) + units
@@ -182,7 +184,7 @@ def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) ->
         before: Their scale, per output channel or a scalar.
         acc: What `add_bias` made of sums with that scale.
         axis: The axes of the channels; None for one scale.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
         Whole numbers, with the gradient of the weights.
@@ -190,8 +192,8 @@ def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) ->
     Example:
 
     >>> scale = np.array([2.0**-40, 1.0], "float32")
-    >>> acc = add_bias(accumulator(None, np.float32(1), scale, host), [2.0, 2.0], host)
-    >>> rescaled(np.array([[127.0, 127.0]]), scale, acc, (-1,), host).tolist()
+    >>> acc = add_bias(accumulator(None, np.float32(1), scale, numpy_ops), [2.0, 2.0], numpy_ops)
+    >>> rescaled(np.array([[127.0, 127.0]]), scale, acc, (-1,), numpy_ops).tolist()
     [[0.0, 127.0]]
     """
     if acc.weight_scale is before:
@@ -199,8 +201,8 @@ def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) ->
         return n
     ratio = before * inverse_of(xp.stop_gradient(acc.weight_scale), xp)
     ratio = xp.where(before == acc.weight_scale, xp.ones_like(ratio), ratio)
-    shape = n.shape if xp is host else ops.shape(n)
-    return round_where(acc.whole, n * along(ratio, axis, shape, xp), xp)
+    shape = n.shape if xp is numpy_ops else ops.shape(n)
+    return round_where(acc.whole, n * broadcast_channels(ratio, axis, shape, xp), xp)
 
 
 def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:

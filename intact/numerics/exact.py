@@ -6,7 +6,7 @@ import numpy as np
 from keras import backend, ops
 
 from intact.numerics.backend_kernels import inverse, native, over
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
 
@@ -16,7 +16,7 @@ MIN_SCALE = float(np.float32(2.0**-60))
 
 def inverse_of(x: Any, xp: Any = ops) -> Any:
     """`1 / x`, rounded as IEEE 754 says; on the host, too."""
-    return np.float32(1) / x if xp is host else inverse(x)
+    return np.float32(1) / x if xp is numpy_ops else inverse(x)
 
 
 def exact_mean(x: Any, axes: tuple[int, ...], xp: Any = ops) -> Any:
@@ -27,14 +27,14 @@ def exact_mean(x: Any, axes: tuple[int, ...], xp: Any = ops) -> Any:
     Args:
         x: Values, not negative.
         axes: The axes to take it over, which stay with size 1.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
         The mean, to a 2^-31 / count of the largest value.
 
     Example:
 
-    >>> exact_mean(np.array([1.0, 2.0, 6.0], "float32"), (0,), host).tolist()
+    >>> exact_mean(np.array([1.0, 2.0, 6.0], "float32"), (0,), numpy_ops).tolist()
     [3.0]
     """
     count = int(np.prod([x.shape[a] for a in axes], dtype="int64"))
@@ -51,7 +51,7 @@ def power_of_two_above(x: Any, xp: Any = ops) -> Any:
 
     Args:
         x: Positive values.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
         Powers of two; `d y / d x` is `y / x`.
@@ -60,10 +60,10 @@ def power_of_two_above(x: Any, xp: Any = ops) -> Any:
 
     Example:
 
-    >>> power_of_two_above(np.array([0.75, 1.0, 1.5], "float32"), host).tolist()
+    >>> power_of_two_above(np.array([0.75, 1.0, 1.5], "float32"), numpy_ops).tolist()
     [1.0, 1.0, 2.0]
     """
-    if xp is host:
+    if xp is numpy_ops:
         mantissa, exponent = np.frexp(x)
         return np.ldexp(np.float32(1), exponent - (mantissa == 0.5))
     x = ops.convert_to_tensor(x)

@@ -13,7 +13,7 @@ def _segment_max(data: np.ndarray, ids: np.ndarray, num_segments: int) -> np.nda
     return top
 
 
-host = SimpleNamespace(
+numpy_ops = SimpleNamespace(
     abs=np.abs,
     cast=lambda x, dtype: np.asarray(x, dtype),
     convert_to_tensor=lambda x: to_numpy(x).astype("float32", copy=False),

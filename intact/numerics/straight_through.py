@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
 
 
@@ -58,7 +58,7 @@ def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
 
 
 @ops.custom_gradient
-def _moved(first: Tensor, delta: Tensor, unit: Tensor) -> Tensor:
+def _reparametrized(first: Tensor, delta: Tensor, unit: Tensor) -> Tensor:
     def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         g = _upstream(args, upstream)
         return ops.zeros_like(first), g / unit, ops.zeros_like(unit)
@@ -101,9 +101,9 @@ def through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
     Args:
         exact: The value.
         smooth: What has its gradient.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
     """
-    return exact if xp is host else straight_through(exact, smooth)
+    return exact if xp is numpy_ops else straight_through(exact, smooth)
 
 
 def round_through(x: Any, xp: Any = ops) -> Any:
@@ -116,7 +116,7 @@ def round_where(whole: Any, x: Any, xp: Any = ops) -> Any:
     return through(xp.where(whole, xp.round(x), x), x, xp)
 
 
-def moved(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
+def reparametrized(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
     """A trained number: what it was first, and how far training has moved it.
 
     The distance counts in units of the first value, so that the steps of an optimizer such
@@ -126,7 +126,7 @@ def moved(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
     Args:
         first: The first values.
         delta: The distances, which train; as many.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
         unit: Their units; by default, the size of the first values.
 
     Returns:
@@ -134,12 +134,12 @@ def moved(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
 
     Example:
 
-    >>> moved(np.float32([2.0, 4.0]), np.float32([0.5, -3.0]), host).tolist()
+    >>> reparametrized(np.float32([2.0, 4.0]), np.float32([0.5, -3.0]), numpy_ops).tolist()
     [3.0, 0.03125]
     """
     if unit is None:
         unit = xp.where(first == 0, np.float32(1), xp.abs(first))
-    value = first + unit * delta if xp is host else _moved(first, delta, unit)
+    value = first + unit * delta if xp is numpy_ops else _reparametrized(first, delta, unit)
     floor = xp.abs(first) * np.float32(2.0**-7)
     kept = xp.where(
         first > 0, xp.maximum(value, floor), xp.where(first < 0, xp.minimum(value, -floor), value)

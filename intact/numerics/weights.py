@@ -22,7 +22,7 @@ def weight_params(
         bits: Width in bits.
         axis: The axes that keep a scale of their own (the output channels), or None
             for one scale for the whole tensor.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
         symmetric: Zero points of 0, and a range without its smallest integer.
 
     Returns:
@@ -56,7 +56,7 @@ def quantize_weight(
         w: Float weights.
         bits: Width in bits.
         axis: As for `weight_params`.
-        xp: `keras.ops`, or `host`.
+        xp: `keras.ops`, or `numpy_ops`.
         symmetric: As for `weight_params`.
 
     Returns:

@@ -12,7 +12,7 @@ from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
 from intact.numerics.fixed_point import multiplier, multiply
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.numerics.weights import quantize_weight
@@ -29,12 +29,12 @@ from intact.ops.lookup import COST, all_values, entries, look_up
 from intact.ops.moves import channel_last
 from intact.ops.table import Table
 from intact.ops.wide import (
-    LogSoftmaxArithmetic,
-    SigmoidArithmetic,
-    SoftmaxArithmetic,
-    TanhArithmetic,
+    LogSoftmaxRounding,
+    SigmoidRounding,
+    SoftmaxRounding,
+    TanhRounding,
 )
-from intact.rounding.arithmetic import Arithmetic, ConvertArithmetic
+from intact.rounding.kernel_rounding import ConvertRounding, KernelRounding
 
 
 def relu_bounds(layer: Any) -> tuple[float, float | None] | None:
@@ -71,7 +71,7 @@ def _fits_256(ratio: Tensor) -> Tensor:
     return ops.logical_and(ratio >= 2.0**-8, ratio <= 128.0)
 
 
-class RequantizeArithmetic(Arithmetic):
+class RequantizeRounding(KernelRounding):
     """From one scale to another: QUANTIZE from int8 to int8."""
 
     name = "requantize"
@@ -95,7 +95,7 @@ class RequantizeArithmetic(Arithmetic):
 
     @staticmethod
     def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return ConvertArithmetic.quantize(pending, params, low, high)
+        return ConvertRounding.quantize(pending, params, low, high)
 
 
 class Requantizing(Op):
@@ -171,7 +171,7 @@ class ReLU(Requantizing):
         builder.add("MINIMUM", [middle, limit], [node.output])
 
 
-class LeakyArithmetic(Arithmetic):
+class LeakyRounding(KernelRounding):
     """XNNPACK's leaky ReLU: one fixed-point factor with 8 fractional bits per sign."""
 
     name = "leaky_relu"
@@ -289,7 +289,7 @@ class Sigmoid(OfIntegers):
     """The logistic function."""
 
     dtypes = INTEGERS
-    arithmetic = SigmoidArithmetic.name
+    arithmetic = SigmoidRounding.name
     operations = ("Sigmoid",)
     activations = ("sigmoid",)
     litert = ("LOGISTIC",)
@@ -307,7 +307,7 @@ class Tanh(OfIntegers):
     """The hyperbolic tangent."""
 
     dtypes = INTEGERS
-    arithmetic = TanhArithmetic.name
+    arithmetic = TanhRounding.name
     operations = ("Tanh",)
     activations = ("tanh",)
     litert = ("TANH",)
@@ -325,7 +325,7 @@ class Softmax(OfIntegers):
     """Shares that sum to 1 along the last axis."""
 
     dtypes = INTEGERS
-    arithmetic = SoftmaxArithmetic.name
+    arithmetic = SoftmaxRounding.name
     keras_layers = (layers.Softmax,)
     operations = ("Softmax",)
     activations = ("softmax",)
@@ -355,7 +355,7 @@ class LogSoftmax(OfIntegers):
 
     dtypes = BYTES
     wide = "REDUCE_MAX, SUB, SUM and two tables"
-    arithmetic = LogSoftmaxArithmetic.name
+    arithmetic = LogSoftmaxRounding.name
     operations = ("LogSoftmax",)
     activations = ("log_softmax",)
     litert = ("LOG_SOFTMAX",)
@@ -415,7 +415,7 @@ class HardSigmoid(Op):
         return tracer.emit(layers.ReLU(1.0, name=layer.name), tracer.emit(line, args[0]))
 
 
-class HardSwishArithmetic(Arithmetic):
+class HardSwishRounding(KernelRounding):
     """LiteRT's HARD_SWISH: 16-bit fixed point, in five roundings."""
 
     name = "hard_swish"
@@ -519,7 +519,7 @@ class HardSilu(Requantizing):
         if not y.quantized:
             builder.add("HARD_SWISH", [x], [y])
             return
-        table = entries(all_values(x), HardSwishArithmetic, y)
+        table = entries(all_values(x), HardSwishRounding, y)
         # The kernel overflows where the input's scale is in the hundreds, or beyond the output's.
         look_up(x, y, table, builder, None if y.dtype == "int16" else "HARD_SWISH")
 
@@ -550,7 +550,7 @@ class Clamp(keras.layers.Layer):
         return {**super().get_config(), "lower": self.lower, "upper": self.upper}
 
 
-class ClampArithmetic(RequantizeArithmetic):
+class ClampRounding(RequantizeRounding):
     """A requantization to a range that ends where the limits are."""
 
     name = "clamp"
@@ -558,15 +558,15 @@ class ClampArithmetic(RequantizeArithmetic):
     @staticmethod
     def real(pending: Any) -> Tensor:
         x, lower, upper = pending
-        return ops.clip(RequantizeArithmetic.real(x), lower, upper)
+        return ops.clip(RequantizeRounding.real(x), lower, upper)
 
     @staticmethod
     def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return RequantizeArithmetic.quantize(pending[0], params, low, high)
+        return RequantizeRounding.quantize(pending[0], params, low, high)
 
     @staticmethod
     def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return RequantizeArithmetic.quantize_wide(pending[0], params, low, high)
+        return RequantizeRounding.quantize_wide(pending[0], params, low, high)
 
 
 @register_op
@@ -693,7 +693,7 @@ class PReLU(Op):
     def lower(cls, node: Any, builder: Any) -> None:
         alpha, name = to_numpy(node.layer.alpha), f"{node.layer.name}/alpha"
         if node.output.quantized:
-            values, scale = quantize_weight(alpha, 8, None, host)
+            values, scale = quantize_weight(alpha, 8, None, numpy_ops)
             stored = values.astype(node.input.dtype)
             constant = builder.constant(stored, name, scale=scale)
         else:

@@ -15,7 +15,7 @@ from intact.ops.base import INTEGERS, Case, Fixed, Op, register_op
 from intact.ops.matmul import contract
 from intact.ops.moves import permute, reshape
 from intact.ops.whole import WholeNumbers, truths
-from intact.ops.wide import SoftmaxArithmetic
+from intact.ops.wide import SoftmaxRounding
 
 MASKED = 16.0
 """How far below the others a masked score is put: e^-16 of attention is left to it.
@@ -49,7 +49,7 @@ class AttentionSoftmax(OfIntegers):
     """A softmax whose kernel multiplies the scores by a factor."""
 
     dtypes = INTEGERS
-    arithmetic = SoftmaxArithmetic.name
+    arithmetic = SoftmaxRounding.name
     keras_layers = (ScaledSoftmax,)
     litert = ("SOFTMAX",)
     output = Fixed(1 / 256, -128)

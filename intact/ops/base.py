@@ -64,7 +64,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Plain:
+class NotQuantized:
     """The output is not quantized: indices, or truth values."""
 
     dtype: str
@@ -80,7 +80,7 @@ INT8: tuple[str, ...] = ("int8",)
 BYTES: tuple[str, ...] = ("int8", "uint8")
 INTEGERS: tuple[str, ...] = ("int8", "uint8", "int16")
 OBSERVED, SAME_AS_INPUT, ALL_SAME = Observed(), SameAsInput(), AllSame()
-Output = Observed | SameAsInput | AllSame | Fixed | Plain
+Output = Observed | SameAsInput | AllSame | Fixed | NotQuantized
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Op:
       all inputs are whole; other layers read whole numbers as real values.
     * `dtypes`: the types of integer activations for which there are kernels.
     * `wide`: how it computes with activations of 16 bits, if not by the kernels of `litert`.
-    * `arithmetic`: how the kernel rounds (`intact.rounding.arithmetic.Arithmetic`).
+    * `arithmetic`: how the kernel rounds (`intact.rounding.kernel_rounding.KernelRounding`).
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
     * `folds_batch_norm`: whether a batch norm can follow into the weights.
     * `clamps_by_range`: whether it relies on its output's range to saturate.
@@ -232,7 +232,7 @@ class Op:
             acc: The sums; their values are only looked at while training.
             training: Whether the model trains; a truth value of the graph where a schedule
                 freezes batch norms.
-            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
 
         Returns:
             The sums, with another bias and weight scale.
@@ -273,7 +273,7 @@ class Op:
 
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:
-        """The `Arithmetic` of the kernel that takes weights of a type.
+        """The `KernelRounding` of the kernel that takes weights of a type.
 
         Args:
             layer: The canonical layer.
@@ -307,7 +307,7 @@ class Op:
         Returns:
             `KerasTensor`s, nested like the result of `call`.
         """
-        if isinstance(cls.output, Plain):
+        if isinstance(cls.output, NotQuantized):
             return keras.KerasTensor(shape, cls.output.dtype)
         if isinstance(cls.output, SameAsInput | AllSame):
             shapes: tuple = (shape, (), ())
@@ -389,7 +389,7 @@ class Weighted(Op):
         Args:
             layer: The canonical layer.
             acc: The sums without it; their values may be yet to be filled in.
-            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
         """
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 

@@ -22,7 +22,7 @@ from intact.ops.base import (
 from intact.ops.norm import channel_scale
 from intact.ops.shape import reshaped
 from intact.ops.table import Table
-from intact.rounding.arithmetic import AccumulatorArithmetic, Arithmetic
+from intact.rounding.kernel_rounding import AccumulatorRounding, KernelRounding
 
 
 def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:
@@ -51,7 +51,7 @@ def of_one_rank(tensors: list[Any], layer: Any, tracer: Any) -> list[Any]:
     ]
 
 
-class AddArithmetic(Arithmetic):
+class AddRounding(KernelRounding):
     """XNNPACK's sum: 20-bit fixed-point multipliers, and a shift that rounds half up.
 
     Beside an operand whose steps are much smaller or larger than the output's, another kernel
@@ -155,7 +155,7 @@ def _raised(values: Tensor, by: Multiplier, in_vectors: Any) -> Tensor:
     return multiply(raised, Multiplier(by.mantissa, ops.where(in_vectors, 0, by.exponent)))
 
 
-class SubtractArithmetic(AddArithmetic):
+class SubtractRounding(AddRounding):
     """The difference, as the sum with a negative multiplier."""
 
     name = "subtract"
@@ -166,7 +166,7 @@ class SubtractArithmetic(AddArithmetic):
         return False
 
 
-class MultiplyArithmetic(AddArithmetic):
+class MultiplyRounding(AddRounding):
     """The product: rounded as other sums of 8 bits, and in fixed point of 16 bits."""
 
     name = "multiply"
@@ -183,7 +183,7 @@ class MultiplyArithmetic(AddArithmetic):
 
     @classmethod
     def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return AccumulatorArithmetic.quantize(cls.sums(pending), params, low, high)
+        return AccumulatorRounding.quantize(cls.sums(pending), params, low, high)
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
@@ -393,7 +393,7 @@ class Multiply(Binary):
     operations = ("Multiply",)
     litert = ("MUL",)
     max_step, fit_step = 256, 128
-    arithmetic = MultiplyArithmetic.name
+    arithmetic = MultiplyRounding.name
     cases = (
         *binary_cases(layers.Multiply),
         Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),

@@ -9,7 +9,7 @@ from keras import layers, ops
 from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import over
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
-from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, Op, Plain, register_op
+from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, NotQuantized, Op, register_op
 from intact.ops.constant import Gather
 from intact.ops.table import Elementwise, Step
 from intact.ops.whole import WholeNumber, common_type, truths, whole_indices
@@ -76,7 +76,7 @@ class Compare(Op):
     keras_layers = (Comparison,)
     operations = (*KINDS, *EQUALITIES)
     litert = ("CAST", "GREATER_EQUAL", "LESS")
-    output = Plain("bool")
+    output = NotQuantized("bool")
     notes = "Two tensors are subtracted first. Equal is what rounds to the same integer."
     cases = (
         Case(lambda: lambda x: ops.where(x > 0.25, x, x * 0.5), (4, 5)),
@@ -182,7 +182,7 @@ class ReduceTruth(Op):
     operations = tuple(TRUTHS)
     litert = tuple(kernel for _, kernel in TRUTHS.values())
     plain = (0,)
-    output = Plain("bool")
+    output = NotQuantized("bool")
     cases = (
         Case(lambda: lambda x: ops.where(ops.any(x > 0.5, axis=-1, keepdims=True), x, 0.0), (4, 5)),
         Case(lambda: lambda x: ops.where(ops.all(x > -0.5, axis=1), x[:, 0], 0.0), (3, 5)),
@@ -303,7 +303,7 @@ class ArgMax(Op):
     keras_layers = (Place,)
     operations = ("Argmax",)
     litert = ("ARG_MAX",)
-    output = Plain("int32")
+    output = NotQuantized("int32")
     dtypes = INTEGERS
     whole = ("bool", "int32")
     cases = (

@@ -17,7 +17,7 @@ from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.rounding.arithmetic import Arithmetic, RealArithmetic
+from intact.rounding.kernel_rounding import KernelRounding, RealRounding
 
 COST = "a table of up to 65536 entries (128 kB)"
 """What a function of one tensor takes with 16 bits."""
@@ -26,7 +26,7 @@ TRIMMED = 8192
 """How many equal entries at an end of a table are worth a kernel that ends the index there."""
 
 
-class TableArithmetic(RealArithmetic):
+class TableRounding(RealRounding):
     """As `real`; what is infinite saturates, and does not count for the range.
 
     With 16 bits, the values are the sum of two float32 tensors, and are rounded in float64.
@@ -42,7 +42,7 @@ class TableArithmetic(RealArithmetic):
 
     @staticmethod
     def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return RealArithmetic.quantize(pending[0], params, low, high)
+        return RealRounding.quantize(pending[0], params, low, high)
 
     @classmethod
     def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def all_values(x: Any) -> QTensor:
     return WideTensor(*parts) if x.dtype == "int16" else QTensor(*parts)
 
 
-def entries(pending: Any, arithmetic: type[Arithmetic], y: Any) -> np.ndarray:
+def entries(pending: Any, arithmetic: type[KernelRounding], y: Any) -> np.ndarray:
     """The table of a function.
 
     Args:

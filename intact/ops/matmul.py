@@ -16,12 +16,12 @@ from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import Case, Op, register_op
-from intact.rounding.arithmetic import Arithmetic
+from intact.rounding.kernel_rounding import KernelRounding
 
 Labels = str
 
 
-class MatMulArithmetic(Arithmetic):
+class MatMulRounding(KernelRounding):
     """Rounds half to even where XNNPACK takes the op, else twice, in fixed point.
 
     XNNPACK takes it where the zero point of the second operand is 0.

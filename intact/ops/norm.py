@@ -10,7 +10,7 @@ from intact.numerics.accumulator import Accumulator, accumulator, add_bias, scal
 from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import batch_norm, moments, shared, sqrt, with_shape
 from intact.numerics.exact import inverse_of
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_trainable, to_numpy
 from intact.ops.base import Case, Op, Weighted, register_op
 from intact.ops.moves import channel_last
@@ -206,14 +206,14 @@ class BatchNormalization(ByChannel):
             return tuple(part for part in _changed(sums) if part is not None)
 
         parts = [acc, mean, variance, *(_weight(layer, name, xp) for name in ("gamma", "beta"))]
-        if xp is host or training is not False:
+        if xp is numpy_ops or training is not False:
             results = folded(*parts)
         else:
             results = shared(("folded", epsilon), folded, *parts)
         before = dict(zip(CHANGED, _changed(acc), strict=True))
         names = [name for name in CHANGED if before[name] is not None]
         changed = dict(zip(names, results, strict=True))
-        if xp is not host:
+        if xp is not numpy_ops:
             channels = mean.shape
             for name, part in changed.items():
                 by_channel = name in ("bias", "weight_scale")
@@ -234,10 +234,10 @@ class BatchNormalization(ByChannel):
 
     @classmethod
     def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        sigma = np.sqrt(host.convert_to_tensor(layer.moving_variance) + layer.epsilon)
-        factor = (host.convert_to_tensor(layer.gamma) if layer.scale else 1.0) / sigma
-        beta = host.convert_to_tensor(layer.beta) if layer.center else 0.0
-        return factor, beta - host.convert_to_tensor(layer.moving_mean) * factor
+        sigma = np.sqrt(numpy_ops.convert_to_tensor(layer.moving_variance) + layer.epsilon)
+        factor = (numpy_ops.convert_to_tensor(layer.gamma) if layer.scale else 1.0) / sigma
+        beta = numpy_ops.convert_to_tensor(layer.beta) if layer.center else 0.0
+        return factor, beta - numpy_ops.convert_to_tensor(layer.moving_mean) * factor
 
 
 CHANGED = ("values", "bias", "weight_scale", "high", "low")
@@ -257,7 +257,7 @@ def _weight(layer: Any, name: str, xp: Any) -> Any:
 def _sigma(epsilon: float, variance: Any, xp: Any) -> Any:
     variance = variance + np.float32(epsilon)
     # Not a plain quotient by a root: compilers would make it an inexact `rsqrt`.
-    root = np.sqrt(variance) if xp is host else sqrt(variance)
+    root = np.sqrt(variance) if xp is numpy_ops else sqrt(variance)
     return xp.maximum(root, np.float32(1e-18))
 
 
@@ -372,8 +372,8 @@ class Scale(ByChannel):
     @classmethod
     def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
         ones = np.ones(channels, "float32")
-        factor = host.convert_to_tensor(layer.gamma) if layer.scale else ones
-        return factor, host.convert_to_tensor(layer.beta) if layer.center else 0 * ones
+        factor = numpy_ops.convert_to_tensor(layer.gamma) if layer.scale else ones
+        return factor, numpy_ops.convert_to_tensor(layer.beta) if layer.center else 0 * ones
 
 
 @register_op

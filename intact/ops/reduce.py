@@ -27,7 +27,7 @@ from intact.ops.base import (
 )
 from intact.ops.elementwise import of_one_rank
 from intact.ops.table import Table
-from intact.rounding.arithmetic import Arithmetic
+from intact.rounding.kernel_rounding import KernelRounding
 
 
 class Reduction(keras.layers.Layer):
@@ -85,7 +85,7 @@ class Min(Reduction):
     function = staticmethod(ops.min)
 
 
-class MeanArithmetic(Arithmetic):
+class MeanRounding(KernelRounding):
     """The mean or sum of stored integers, in float32, rounded half to even with the zero point."""
 
     name = "mean"
@@ -135,7 +135,7 @@ class MeanArithmetic(Arithmetic):
         return multiply(total, Multiplier(mantissa, by.exponent - shift))
 
 
-class SumArithmetic(MeanArithmetic):
+class SumRounding(MeanRounding):
     """The sum, which the 16-bit kernel multiplies in float32 and rounds half away from zero."""
 
     name = "sum"
@@ -271,7 +271,7 @@ class ReduceSum(Summing):
     whole = COUNTS
     operations = ("Sum",)
     litert = ("SUM",)
-    arithmetic = SumArithmetic.name
+    arithmetic = SumRounding.name
     cases = reduction_cases(ops.sum)
 
 

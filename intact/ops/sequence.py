@@ -11,20 +11,20 @@ from intact.numerics.accumulator import Accumulator, accumulator, add_bias, resc
 from intact.numerics.affine import QTensor, is_integer
 from intact.numerics.backend_kernels import exact_convolution
 from intact.numerics.exact import inverse_of
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import round_where
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, register_op
 from intact.ops.slicing import sliced
 from intact.rounding.int16_tables import GATE_BITS
-from intact.rounding.lstm import GATES, Keeper, LSTMArithmetic, State, Steps, Sums, in_float
+from intact.rounding.lstm import GATES, LSTMRounding, State, StateKeeper, Steps, Sums, in_float
 
 LIMITS = {"regularizer": keras.regularizers, "constraint": keras.constraints}
 """What may go with a weight, and where Keras has it."""
 
 
 @keras.saving.register_keras_serializable("intact")
-class StatefulLSTM(Keeper, layers.Layer):
+class StatefulLSTM(StateKeeper, layers.Layer):
     """A `keras.layers.LSTM(stateful=True, return_sequences=True)`, with its weights by gates.
 
     Args:
@@ -114,7 +114,7 @@ def with_bias(layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
     Args:
         layer: The canonical layer.
         acc: The sums without it, yet to be filled in; the scale of the weights is one or (4,).
-        xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
 
     Returns:
         The sums, with a bias of (4, units); gates whose bias would not fit in 32 bits have a
@@ -142,7 +142,7 @@ class SequenceLSTM(Op):
         "input_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
         "recurrent_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
     }
-    arithmetic = LSTMArithmetic.name
+    arithmetic = LSTMRounding.name
     own_range = True
     # The product of a gate and the tanh of a cell; the kernel would overflow.
     max_step, fit_step = 1, 0.5
@@ -218,8 +218,8 @@ def _biases(node: Any, builder: Any) -> list[Any]:
     if node.integer:
         stored = node.weights["input_kernel"]
         scale = np.asarray(stored.scale)
-        acc = with_bias(layer, accumulator(None, node.input.scale, scale, host), host)
-        stored.values = rescaled(stored.values, scale, acc, (1,) if scale.ndim else None, host)
+        acc = with_bias(layer, accumulator(None, node.input.scale, scale, numpy_ops), numpy_ops)
+        stored.values = rescaled(stored.values, scale, acc, (1,) if scale.ndim else None, numpy_ops)
         stored.scale = np.broadcast_to(acc.weight_scale, len(GATES))
         bias = acc.bias
         fields = [{"dtype": "int32", "scale": node.input.scale * one} for one in stored.scale]

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
-from intact.ops.base import COUNTS, INTEGERS, Case, Op, Plain, register_op
+from intact.ops.base import COUNTS, INTEGERS, Case, NotQuantized, Op, register_op
 from intact.ops.moves import Moved
 from intact.ops.shape import Moving
 
@@ -88,7 +88,7 @@ class LargestPlaces(Op):
     whole = COUNTS
     keras_layers = (TopPlaces,)
     litert = ("TOPK_V2",)
-    output = Plain("int32")
+    output = NotQuantized("int32")
     cases = (Case(lambda: lambda x: ops.one_hot(TopPlaces(3)(x), 7) * 2.0, (4, 7)),)
 
     @classmethod

@@ -16,7 +16,7 @@ from intact.numerics.exact import divide
 from intact.numerics.straight_through import finite_gradient, straight_through, unfused
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import INTEGERS, Case, Op, register_op
-from intact.ops.lookup import COST, TableArithmetic, all_values, entries, look_up, split
+from intact.ops.lookup import COST, TableRounding, all_values, entries, look_up, split
 from intact.ops.precise import PRECISE, between
 
 KERNELS = {
@@ -419,7 +419,7 @@ class Table(Op):
             _lower_steps(node.layer.steps, x, y, builder)
             return
         with np.errstate(over="ignore"):
-            table = entries(cls.call(node.layer, [all_values(x)], {}, False), TableArithmetic, y)
+            table = entries(cls.call(node.layer, [all_values(x)], {}, False), TableRounding, y)
         name, _, config = node.layer.steps[0]
         alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS[x.dtype]
         kernel = KERNELS[name] if alone and builder.has(KERNELS[name]) else None

@@ -17,7 +17,7 @@ from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops.base import COUNTS, INTEGERS, Case, Op, known_class, register_op
 from intact.ops.elementwise import broadcast_shape, of_one_rank
 from intact.ops.table import Elementwise
-from intact.rounding.arithmetic import Arithmetic
+from intact.rounding.kernel_rounding import KernelRounding
 
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Absolute": ("ABS", ("int32",)),
@@ -85,7 +85,7 @@ class Convert(layers.Layer):
         return shape
 
 
-class WholeArithmetic(Arithmetic):
+class WholeRounding(KernelRounding):
     """Whole numbers as real values: QUANTIZE of int32, in fixed point."""
 
     name = "whole"
@@ -116,7 +116,7 @@ class Cast(Op):
     litert = ("CAST", "QUANTIZE")
     plain = (0,)
     dtypes = INTEGERS
-    arithmetic = WholeArithmetic.name
+    arithmetic = WholeRounding.name
     notes = "Not from real values to whole ones."
     cases = (
         Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),

@@ -19,8 +19,8 @@ from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import mantissa, multiplier, multiply
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
-from intact.rounding.arithmetic import RealArithmetic
 from intact.rounding.int16_tables import OFFSET, sigmoid_table, tanh_table
+from intact.rounding.kernel_rounding import RealRounding
 
 # Entries that are not the nearest integers, but the ones above.
 _ABOVE = (
@@ -83,7 +83,7 @@ def of_integers(function: Callable[[Tensor], Tensor], x: QTensor) -> Tensor:
     return ops.take(entries, index)
 
 
-class SigmoidArithmetic(RealArithmetic):
+class SigmoidRounding(RealRounding):
     """The logistic function."""
 
     name = "sigmoid"
@@ -159,7 +159,7 @@ def _near(scale: Tensor, exponent: int) -> Tensor:
     return ops.logical_and(scale > power / NEAR, scale < power * NEAR)
 
 
-class TanhArithmetic(SigmoidArithmetic):
+class TanhRounding(SigmoidRounding):
     """The hyperbolic tangent, which is that of twice the argument, stretched."""
 
     name = "tanh"
@@ -222,7 +222,7 @@ def _powers(x: QTensor) -> tuple[Tensor, Tensor, Tensor]:
     return powers, ops.expand_dims(total, -1), top
 
 
-class SoftmaxArithmetic(SigmoidArithmetic):
+class SoftmaxRounding(SigmoidRounding):
     """Shares that sum to 1 along the last axis."""
 
     name = "softmax"
@@ -256,7 +256,7 @@ class SoftmaxArithmetic(SigmoidArithmetic):
         return ops.clip(ops.right_shift(powers * inverse + half, bits), 0, 32767)
 
 
-class LogSoftmaxArithmetic(SoftmaxArithmetic):
+class LogSoftmaxRounding(SoftmaxRounding):
     """The logarithm of softmax, from the stored integers."""
 
     name = "log_softmax"

@@ -11,7 +11,7 @@ Filters = str | Sequence[str] | Callable[[Any], bool]
 """A regular expression that is searched in a layer's name, several, or a function of the layer."""
 
 
-class Chosen:
+class LayerFilter:
     """Asks filters about layers, and remembers which of them ever said yes.
 
     Args:
@@ -24,7 +24,7 @@ class Chosen:
 
     Example:
 
-    >>> chosen = Chosen("^head")
+    >>> chosen = LayerFilter("^head")
     >>> chosen.rule(keras.layers.Dense(2, name="head")) is None  # by the scheme
     True
     >>> chosen.rule(keras.layers.Dense(2, name="other")).integer

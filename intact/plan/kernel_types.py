@@ -7,8 +7,8 @@ import numpy as np
 
 from intact.errors import IntactError
 from intact.ops.base import (
+    NotQuantized,
     Op,
-    Plain,
     Weighted,
 )
 from intact.plan.plan import Step
@@ -69,7 +69,7 @@ def _without_type(op: type[Op], step: Step) -> str | None:
     """Why there is no kernel for an op's activations, if there is none."""
     assert step.activations is not None
     dtype = step.activations.activation_dtype
-    known = dtype in op.dtypes or op.output == Plain("bool")
+    known = dtype in op.dtypes or op.output == NotQuantized("bool")
     return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
 
 
@@ -99,7 +99,7 @@ def _without_kernel(op: type[Op], step: Step) -> str | None:
 def _as_op_has_it(rule: Rule, op: type[Op] | None) -> Rule:
     """A rule for 16-bit activations, with 8 bits if an op has such kernels and none of 16 bits."""
     spec = rule.activations
-    if op is None or not rule.integer or spec is None or op.output == Plain("bool"):
+    if op is None or not rule.integer or spec is None or op.output == NotQuantized("bool"):
         return rule
     if spec.activation_dtype != "int16" or "int16" in op.dtypes or "int8" not in op.dtypes:
         return rule

@@ -15,9 +15,9 @@ from intact.ops.activation import Clamp, relu_bounds
 from intact.ops.base import (
     AllSame,
     Fixed,
+    NotQuantized,
     Observed,
     Op,
-    Plain,
     SameAsInput,
     computes_whole,
     find_op,
@@ -290,7 +290,7 @@ class _Planner:
                 name = f"{node.layer.name}_input_{index}"
                 inputs[index] = self._new_range(name, _taken_in(spec))
                 step.requantize[index] = self._site(name, inputs[index], "convert")
-        if isinstance(op.output, Plain):
+        if isinstance(op.output, NotQuantized):
             return
         if isinstance(op.output, SameAsInput):
             for tensor in node.outputs:

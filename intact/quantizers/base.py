@@ -10,7 +10,7 @@ from keras import ops
 from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.backend_kernels import round_clip, shared, with_shape
 from intact.numerics.exact import MIN_SCALE, exact_mean, inverse_of, power_of_two_above
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import round_through, scale_gradient, through
 from intact.numerics.tensors import Tensor
 from intact.numerics.weights import quantize_weight
@@ -18,7 +18,7 @@ from intact.registry import Registry
 
 
 @dataclass(frozen=True)
-class Setting:
+class QuantizeContext:
     """Where a quantizer is at work, and what it needs from there.
 
     Args:
@@ -26,7 +26,7 @@ class Setting:
         axis: Weights: the axes that keep a scale of their own, or None for one scale.
         symmetric: Zero in the middle of the integers.
         power_of_two: Scales are powers of two.
-        xp: `keras.ops`, or `intact.numerics.numpy_ops.host` where a file is written.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops` where a file is written.
         training: Whether the model trains.
         noise: Gives uniform values in [-0.5, 0.5) of a shape, for stochastic rounding while
             training; None rounds to the nearest.
@@ -73,12 +73,12 @@ class Setting:
         """Whole numbers between bounds; the gradient passes inside of them."""
         if self.noise is not None:
             x = through(x + self.noise(x), x, self.xp)
-        if self.xp is host:
+        if self.xp is numpy_ops:
             return np.clip(np.rint(x), low, high)
         return round_clip(x, low, high)
 
 
-class Seen(NamedTuple):
+class ActivationStats(NamedTuple):
     """What was seen of an activation before training, each a scalar.
 
     `size` is the mean of the absolute values.
@@ -110,7 +110,7 @@ class Quantizer:
     * `name`: what specs and saved models call it.
     * `weight_bits`, `activation_bits`: the widths that it knows; none by default.
     * `trained`: Activations: the names of its trained numbers, scalars that start at 0: how
-      far training has moved what was `seen` (`intact.numerics.straight_through.moved`).
+      far training has moved what was `seen` (`intact.numerics.straight_through.reparametrized`).
     * `trains_bounds`: Activations: whether values outside of the grid move its ends.
     * `signs`: Activations: they are -1 or 1, times the scale, and never 0. Kernels round to a
       127th of the scale first; a table then tells the sign, 1 of 0.
@@ -161,7 +161,7 @@ class Quantizer:
         """
         return bits
 
-    def weight_state(self, w: np.ndarray, at: Setting) -> dict[str, np.ndarray]:
+    def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:
         """The trained numbers that go with weights, as they start.
 
         Args:
@@ -169,12 +169,12 @@ class Quantizer:
             at: The setting.
 
         Returns:
-            Arrays by name. For each the layer has a trainable variable, which starts at 0
-            and is how far training has moved it (`intact.numerics.straight_through.moved`).
+            Arrays by name. For each the layer has a trainable variable. It starts at 0 and is how
+            far training has moved it (`numerics.straight_through.reparametrized`).
         """
         return {}
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         """Weights as whole numbers and scales.
 
         Args:
@@ -205,7 +205,7 @@ class Quantizer:
         """
         return None
 
-    def grid(self, seen: Seen, learned: dict[str, Tensor], at: Setting) -> Grid:
+    def grid(self, seen: ActivationStats, learned: dict[str, Tensor], at: QuantizeContext) -> Grid:
         """The grid of activations.
 
         Args:
@@ -227,14 +227,14 @@ class RangeQuantizer(Quantizer):
     weight_bits = range(2, 17)
     activation_bits = range(2, 17)
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         def quantized(w: Any) -> tuple[Any, Any]:
             n, scale = quantize_weight(w, at.bits, at.axis, at.xp, at.symmetric)
-            sizes = w.shape if at.xp is host else ops.shape(w)
+            sizes = w.shape if at.xp is numpy_ops else ops.shape(w)
             spread = [1 if a in at.reduced(w) else size for a, size in enumerate(sizes)]
             return n, at.xp.reshape(scale, spread)
 
-        if at.xp is host or at.training:
+        if at.xp is numpy_ops or at.training:
             n, scale = quantized(w)
         else:
             n, scale = shared((quantize_weight, at.bits, at.axis, at.symmetric), quantized, w)

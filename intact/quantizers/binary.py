@@ -7,9 +7,9 @@ import numpy as np
 from keras import ops
 
 from intact.numerics.exact import inverse_of
-from intact.numerics.straight_through import moved, through
+from intact.numerics.straight_through import reparametrized, through
 from intact.numerics.tensors import Tensor
-from intact.quantizers.base import Grid, Quantizer, Seen, Setting, _scaled, _sign
+from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _scaled, _sign
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Sign(Quantizer):
     def stored_bits(self, bits: int) -> int:
         return 2
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         xp = at.xp
         ones = xp.zeros_like(xp.max(w, axis=at.reduced(w), keepdims=True)) + np.float32(1)
         return through(_sign(w, xp), xp.clip(w, -1.0, 1.0), xp), xp.stop_gradient(ones)
@@ -55,14 +55,14 @@ class XNOR(Quantizer):
     def stored_bits(self, bits: int) -> int:
         return 2
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         xp = at.xp
         scale = at.scale(at.mean(xp.abs(xp.stop_gradient(w))))
         smooth = w * (inverse_of(scale, xp) * np.float32(1 / at.shared(w)))
         return through(_sign(w, xp), smooth + xp.clip(w, -1.0, 1.0), xp), scale
 
-    def grid(self, seen: Seen, learned: dict[str, Tensor], at: Setting) -> Grid:
+    def grid(self, seen: ActivationStats, learned: dict[str, Tensor], at: QuantizeContext) -> Grid:
         first = ops.where(seen.size > 0, seen.size, 1.0)
-        scale = at.scale(_scaled(moved(first, learned["scale"]), at.count, 1.0))
+        scale = at.scale(_scaled(reparametrized(first, learned["scale"]), at.count, 1.0))
         zero = ops.zeros_like(scale)
         return Grid(scale, zero, zero - 1.0, zero + 1.0)

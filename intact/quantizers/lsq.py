@@ -8,10 +8,10 @@ from keras import ops
 
 from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.exact import inverse_of
-from intact.numerics.numpy_ops import host
-from intact.numerics.straight_through import moved, through
+from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.straight_through import reparametrized, through
 from intact.numerics.tensors import Tensor
-from intact.quantizers.base import Grid, Quantizer, Seen, Setting, _scaled
+from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _scaled
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,8 @@ class LSQ(Quantizer):
 
     Example:
 
-    >>> n, scale = LSQ().weights(
-    ...     np.array([[-9.0, 0.6]], "float32"), {"scale": np.array([[0.5]])}, Setting(3, xp=host)
-    ... )
+    >>> w, state = np.array([[-9.0, 0.6]], "float32"), {"scale": np.array([[0.5]])}
+    >>> n, scale = LSQ().weights(w, state, QuantizeContext(3, xp=numpy_ops))
     >>> n.tolist()
     [[-4.0, 1.0]]
     """
@@ -43,21 +42,21 @@ class LSQ(Quantizer):
         # All four integers of 2 bits, and each of them turned round.
         return 3 if bits == 2 else bits
 
-    def weight_state(self, w: np.ndarray, at: Setting) -> dict[str, np.ndarray]:
+    def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:
         _, high = integer_range(at.bits)
         size = np.mean(np.abs(w), axis=at.reduced(w), keepdims=True)
         size = np.where(size > 0, size, np.float32(1))
         return {"scale": (size * (2 / np.sqrt(high))).astype("float32")}
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         low, high = integer_range(at.bits, narrow=at.bits in (4, 8, 16))
         scale = state["scale"]
-        if at.xp is not host:
+        if at.xp is not numpy_ops:
             scale = _scaled(scale, at.shared(w), high)
         scale = at.scale(scale)
         return at.round_clip(w * inverse_of(scale, at.xp), low, high), scale
 
-    def grid(self, seen: Seen, learned: dict[str, Tensor], at: Setting) -> Grid:
+    def grid(self, seen: ActivationStats, learned: dict[str, Tensor], at: QuantizeContext) -> Grid:
         low, high = stored_range(at.bits, at.symmetric)
         positive = integer_range(at.bits)[1]
         signed = float(high - positive)
@@ -67,7 +66,7 @@ class LSQ(Quantizer):
             zero_point = ops.where(seen.minimum < 0, signed, float(low))
             steps = high - zero_point
         first = seen.size * (2.0 / ops.sqrt(steps))
-        scale = at.scale(_scaled(moved(first, learned["scale"]), at.count, steps))
+        scale = at.scale(_scaled(reparametrized(first, learned["scale"]), at.count, steps))
         return Grid(scale, zero_point, low - zero_point, high - zero_point)
 
 
@@ -86,14 +85,14 @@ class LSQPlus(Quantizer):
     trained = ("scale", "offset")
     trains_bounds = True
 
-    def grid(self, seen: Seen, learned: dict[str, Tensor], at: Setting) -> Grid:
+    def grid(self, seen: ActivationStats, learned: dict[str, Tensor], at: QuantizeContext) -> Grid:
         low, high = stored_range(at.bits)
         steps = high - low
         minimum = ops.minimum(seen.minimum, 0.0)
         span = ops.maximum(seen.maximum, 0.0) - minimum
         first = ops.where(span > 0, span * np.float32(1 / steps), 1.0)
-        scale = at.scale(_scaled(moved(first, learned["scale"]), at.count, steps))
-        start = moved(minimum, learned["offset"], unit=first * float(steps))
+        scale = at.scale(_scaled(reparametrized(first, learned["scale"]), at.count, steps))
+        start = reparametrized(minimum, learned["offset"], unit=first * float(steps))
         offset = _scaled(start, at.count, steps)
         smooth = low - offset / scale
         zero_point = through(ops.clip(ops.round(smooth), low, high), smooth)

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.registry import Registry
 
@@ -99,7 +99,7 @@ class Observer:
 
         Args:
             x: Real values, of any shape.
-            xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+            xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
 
         Returns:
             A state: by default, a `Range`.
@@ -235,10 +235,10 @@ class HistogramObserver(Observer):
     def join(self, a: Histogram, b: Histogram, xp: Any = ops) -> Histogram:
         """Both histograms in the wider of their bins. This is done on the host alone."""
         minimum, maximum = np.minimum(a.minimum, b.minimum), np.maximum(a.maximum, b.maximum)
-        unit = _unit(minimum, maximum, host)
+        unit = _unit(minimum, maximum, numpy_ops)
         counts = np.zeros(BINS, "int64")
         for part in (a, b):
-            finer = _unit(part.minimum, part.maximum, host) / unit
+            finer = _unit(part.minimum, part.maximum, numpy_ops) / unit
             index = np.floor_divide(np.arange(BINS) - BINS // 2, finer).astype("int64")
             np.add.at(counts, index + BINS // 2, np.asarray(part.counts, "int64"))
         return Histogram(minimum, maximum, counts)
@@ -279,7 +279,7 @@ class Percentile(HistogramObserver):
 
     >>> from intact.layers.fake_quantize import FakeQuantize
     >>> observer = Percentile(99.0)
-    >>> state = observer.look(np.append(np.linspace(0.0, 1.0, 999), 50.0), host)
+    >>> state = observer.look(np.append(np.linspace(0.0, 1.0, 999), 50.0), numpy_ops)
     >>> _, maximum = observer.bounds([state], FakeQuantize().grid_of)
     >>> round(float(maximum[0]), 1)
     1.0
@@ -297,7 +297,7 @@ class Percentile(HistogramObserver):
     def choose(self, state: Histogram, grid: Grid) -> tuple[float, float]:
         counts = np.asarray(to_numpy(state.counts), "int64")
         total = np.cumsum(counts)
-        unit = _unit(state.minimum, state.maximum, host)
+        unit = _unit(state.minimum, state.maximum, numpy_ops)
 
         def value(share: float) -> float:
             # That many values are at or below it; it lies in their last one's bin.
@@ -324,7 +324,7 @@ class MSE(HistogramObserver):
 
     >>> from intact.layers.fake_quantize import FakeQuantize
     >>> values = np.random.default_rng(0).normal(size=100_000)
-    >>> _, maximum = MSE().bounds([MSE().look(values, host)], FakeQuantize().grid_of)
+    >>> _, maximum = MSE().bounds([MSE().look(values, numpy_ops)], FakeQuantize().grid_of)
     >>> bool(maximum < values.max())
     True
     """
@@ -358,7 +358,7 @@ class Entropy(HistogramObserver):
 
     >>> from intact.layers.fake_quantize import FakeQuantize
     >>> values = np.append(np.random.default_rng(0).normal(size=100_000), 40.0)
-    >>> _, maximum = Entropy().bounds([Entropy().look(values, host)], FakeQuantize().grid_of)
+    >>> _, maximum = Entropy().bounds([Entropy().look(values, numpy_ops)], FakeQuantize().grid_of)
     >>> bool(maximum < 10.0)
     True
     """
@@ -402,7 +402,7 @@ def _unit(minimum: Any, maximum: Any, xp: Any) -> Any:
 def _bins(state: Histogram) -> tuple[np.ndarray, np.ndarray, float]:
     """Middles and counts of the bins that are not empty, and the bins per unit."""
     counts = np.asarray(to_numpy(state.counts), "float64")
-    unit = float(_unit(state.minimum, state.maximum, host))
+    unit = float(_unit(state.minimum, state.maximum, numpy_ops))
     filled = np.flatnonzero(counts)
     middles = (filled - BINS // 2 + 0.5) / unit
     return np.clip(middles, state.minimum, state.maximum), counts[filled], unit

@@ -8,9 +8,9 @@ from keras import ops
 
 from intact.numerics.affine import stored_range
 from intact.numerics.exact import MIN_SCALE, inverse_of
-from intact.numerics.straight_through import moved, through
+from intact.numerics.straight_through import reparametrized, through
 from intact.numerics.tensors import Tensor
-from intact.quantizers.base import Grid, Quantizer, Seen, Setting, _sign
+from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _sign
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class PACT(Quantizer):
     trained = ("clip",)
     trains_bounds = True
 
-    def grid(self, seen: Seen, learned: dict[str, Tensor], at: Setting) -> Grid:
+    def grid(self, seen: ActivationStats, learned: dict[str, Tensor], at: QuantizeContext) -> Grid:
         low, high = stored_range(at.bits)
         first = ops.where(seen.maximum > 0, seen.maximum, 1.0)
-        clip = moved(first, learned["clip"])
+        clip = reparametrized(first, learned["clip"])
         scale = at.scale(ops.stop_gradient(clip) * np.float32(1 / (high - low)))
         zero = ops.zeros_like(scale)
         top = through(zero + float(high - low), clip / scale)
@@ -57,7 +57,7 @@ class DoReFa(Quantizer):
     def stored_bits(self, bits: int) -> int:
         return bits + 1
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         xp = at.xp
         if at.bits == 1:
             scale = at.scale(at.mean(xp.abs(xp.stop_gradient(w))))

@@ -8,7 +8,7 @@ import numpy as np
 from intact.numerics.affine import stored_range
 from intact.numerics.exact import inverse_of
 from intact.numerics.straight_through import through
-from intact.quantizers.base import Quantizer, Setting, _sign
+from intact.quantizers.base import QuantizeContext, Quantizer, _sign
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TWN(Quantizer):
     weight_bits = range(2, 3)
     threshold: float = 0.7
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         xp = at.xp
         size = xp.abs(xp.stop_gradient(w))
         large = xp.cast(size > at.mean(size) * np.float32(self.threshold), "float32")
@@ -76,7 +76,7 @@ class TTQ(Quantizer):
     def stored_bits(self, bits: int) -> int:
         return 8
 
-    def weight_state(self, w: np.ndarray, at: Setting) -> dict[str, np.ndarray]:
+    def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:
         size = np.abs(w)
         top = np.max(size, axis=at.reduced(w), keepdims=True)
         ends = {}
@@ -87,7 +87,7 @@ class TTQ(Quantizer):
             ends[name] = np.where(total > 0, total / count, top).astype("float32")
         return ends
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         xp = at.xp
         positive, negative = state["positive"], state["negative"]
         size = xp.abs(xp.stop_gradient(w))

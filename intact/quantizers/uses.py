@@ -19,7 +19,7 @@ import numpy as np
 from keras import ops
 
 from intact.numerics.exact import MIN_SCALE
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
 from intact.quantizers.observers import Observer
 
@@ -77,7 +77,7 @@ def look(
         x: The factor.
         partner: What it is multiplied with.
         shape: The factor's shape in the product, without the batch; None where it is its own.
-        xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
         most: About how many of the values to look at, if not at all of them.
     """
     x = x if shape is None else xp.reshape(x, (-1, *shape))
@@ -111,7 +111,7 @@ def _size(partner: Tensor, shape: tuple[int | None, ...], xp: Any) -> Tensor:
     Args:
         partner: What a factor is multiplied with.
         shape: The shape of the factor.
-        xp: `keras.ops`, or `intact.numerics.numpy_ops.host`.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
     """
     axes = [a for a, n in enumerate(shape) if a and n == 1 and partner.shape[a] != 1]
     if not axes:
@@ -136,10 +136,10 @@ def reach(use: Use, steps: int, xp: Any = ops, least: Any = 0.0) -> tuple[Tensor
 
     Example:
 
-    >>> from intact.numerics.numpy_ops import (host)
+    >>> from intact.numerics.numpy_ops import (numpy_ops)
     >>> x, partner = np.array([[1.0], [2.0], [1000.0]]), np.array([[1.0], [0.5], [0.0]])
-    >>> use = look(x, partner, None, host)
-    >>> minimum, maximum, known = reach(use, 255, host)
+    >>> use = look(x, partner, None, numpy_ops)
+    >>> minimum, maximum, known = reach(use, 255, numpy_ops)
     >>> float(maximum)
     2.0
     """
@@ -228,7 +228,7 @@ def limits(uses: list[Use], steps: int) -> tuple[float, float]:
     Returns:
         `(minimum, maximum)`; infinite where nothing tells.
     """
-    known = [found[:2] for found in (reach(use, steps, host) for use in uses) if found[2]]
+    known = [found[:2] for found in (reach(use, steps, numpy_ops) for use in uses) if found[2]]
     if not known:
         return -math.inf, math.inf
     minimum, maximum = zip(*known, strict=True)

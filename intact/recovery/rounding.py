@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intact.numerics.affine import integer_range
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.weights import half_precision, weight_params
 from intact.plan.scheme import TensorSpec
 
@@ -125,7 +125,7 @@ def integer_grid(kernel: np.ndarray, spec: TensorSpec, share: np.ndarray | None 
         limit = share * np.abs(kernel).max(axis=1, keepdims=True)
         kernel = np.clip(kernel, -limit, limit)
     axis = (0, 2) if spec.per_axis else None
-    scale, zero_point = weight_params(kernel, spec.bits, axis, host, spec.symmetric)
+    scale, zero_point = weight_params(kernel, spec.bits, axis, numpy_ops, spec.symmetric)
     scale, zero_point = np.broadcast_arrays(scale, zero_point)
     low, high = integer_range(spec.bits, narrow=spec.symmetric)
 
@@ -156,9 +156,9 @@ def half_grid(kernel: np.ndarray, factor: np.ndarray) -> Grid:
     factor = np.where(factor == 0, np.float32(1), factor)
 
     def snap(values: np.ndarray, tap: int) -> np.ndarray:
-        return half_precision(values * factor, host) / factor
+        return half_precision(values * factor, numpy_ops) / factor
 
-    rounded = half_precision(kernel * factor[:, None], host) / factor[:, None]
+    rounded = half_precision(kernel * factor[:, None], numpy_ops) / factor[:, None]
     return Grid(kernel, rounded, snap, np.zeros(kernel.shape, bool))
 
 

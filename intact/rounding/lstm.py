@@ -24,7 +24,6 @@ from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import multiplier, multiply, rounding_shift
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor
-from intact.rounding.arithmetic import Arithmetic
 from intact.rounding.int16_tables import (
     GATE_BITS,
     HIGH,
@@ -34,6 +33,7 @@ from intact.rounding.int16_tables import (
     sigmoid_table,
     tanh_table,
 )
+from intact.rounding.kernel_rounding import KernelRounding
 
 GATES = ("input", "forget", "cell", "output")
 """The gates, in the order of Keras' weights and of the kernel's inputs."""
@@ -78,7 +78,7 @@ class State(NamedTuple):
     cell: Tensor
 
 
-class Keeper:
+class StateKeeper:
     """A layer that keeps a state between calls, in the variables `hidden` and `cell`."""
 
     hidden: Any
@@ -224,7 +224,7 @@ class Run:
         return self._whole
 
 
-class LSTMArithmetic(Arithmetic):
+class LSTMRounding(KernelRounding):
     """The steps of the kernel UNIDIRECTIONAL_SEQUENCE_LSTM; what is pending is a `Run`."""
 
     name = "lstm"

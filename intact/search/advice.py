@@ -21,7 +21,7 @@ from intact.targets.micro_trial import dense_scales_note
 
 
 @dataclass(frozen=True)
-class Option:
+class Candidate:
     """What one way to quantize a model comes to.
 
     Args:
@@ -32,7 +32,7 @@ class Option:
 
     Example:
 
-    >>> Option("int8", size=2048, latency=0.5, score=0.99).size
+    >>> Candidate("int8", size=2048, latency=0.5, score=0.99).size
     2048
     """
 
@@ -54,7 +54,7 @@ class Advice:
 
     Example:
 
-    >>> options = (Option("float32", 4096, 2.0, 0.92), Option("int8", 1024, 0.5, 0.91))
+    >>> options = (Candidate("float32", 4096, 2.0, 0.92), Candidate("int8", 1024, 0.5, 0.91))
     >>> print(Advice(options, "accuracy", *recommend(options, tolerance=0.02)))
              bytes  of float  latency  accuracy
     float32   4096  100.00 %  2.00 ms   92.00 %
@@ -63,7 +63,7 @@ class Advice:
     Take int8: within 2.00 points of float32 it is the fastest, in 0.25 of its ...
     """
 
-    options: tuple[Option, ...]
+    options: tuple[Candidate, ...]
     measure: str
     recommended: str
     reason: str
@@ -158,7 +158,7 @@ def advise(
     times = latencies(files)
     bar.add(1)
     made = tuple(
-        Option(name, len(file), spent, score)
+        Candidate(name, len(file), spent, score)
         for name, file, spent, score in zip(names, files, times, scores, strict=True)
     )
     recommended, reason = recommend(made, tolerance)
@@ -166,7 +166,7 @@ def advise(
     return Advice(made, measure, recommended, f"{reason} {note}".rstrip())
 
 
-def recommend(options: Sequence[Option], tolerance: float) -> tuple[str, str]:
+def recommend(options: Sequence[Candidate], tolerance: float) -> tuple[str, str]:
     """The option to take, and why.
 
     Args:

@@ -26,7 +26,7 @@ from intact.tables import table
 
 
 @dataclass(frozen=True)
-class Damage:
+class LayerSensitivity:
     """What quantizing one layer does to the outputs of a model that is float else.
 
     Args:
@@ -39,7 +39,7 @@ class Damage:
 
     Example:
 
-    >>> Damage("head", "Dense", snr=31.5, top1=0.99).snr
+    >>> LayerSensitivity("head", "Dense", snr=31.5, top1=0.99).snr
     31.5
     """
 
@@ -60,13 +60,13 @@ class Sensitivity:
 
     Example:
 
-    >>> print(Sensitivity((Damage("head", "Dense", 31.5, 0.99),), "int8", samples=100))
+    >>> print(Sensitivity((LayerSensitivity("head", "Dense", 31.5, 0.99),), "int8", samples=100))
     Each layer alone in int8, 100 samples
     layer     op      SNR  top-1 same
     head   Dense  31.5 dB     99.00 %
     """
 
-    layers: tuple[Damage, ...]
+    layers: tuple[LayerSensitivity, ...]
     scheme: str
     samples: int
 
@@ -144,7 +144,7 @@ def sensitivity(
             bar.add(1)
     joined = _join(expected)
     calls = Counter(kernel.layer.name for kernel in alone)
-    entries: dict[str, Damage] = {}
+    entries: dict[str, LayerSensitivity] = {}
     for kernel, outputs in zip(alone, found, strict=True):
         entry = _damage(kernel, joined, _join(outputs))
         # Of a layer that is called more than once, the call that does most.
@@ -208,10 +208,12 @@ def _join(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def _damage(kernel: Kernel, expected: list[np.ndarray], found: list[np.ndarray]) -> Damage:
+def _damage(
+    kernel: Kernel, expected: list[np.ndarray], found: list[np.ndarray]
+) -> LayerSensitivity:
     pairs = [*zip(expected, found, strict=True)]
     error = float(np.mean([relative_error(a, b) for a, b in pairs]))
     shares = [float((a.argmax(1) == b.argmax(1)).mean()) for a, b in pairs if a.ndim == 2]
     snr = -10 * math.log10(max(error, 1e-12))
     op = get_op(kernel.layer)
-    return Damage(kernel.layer.name, op.__name__, snr, min(shares, default=None))
+    return LayerSensitivity(kernel.layer.name, op.__name__, snr, min(shares, default=None))

@@ -10,11 +10,11 @@ from keras import ops
 from intact.errors import IntactError
 from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.exact import inverse_of
-from intact.numerics.numpy_ops import host
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.plan.scheme import TensorSpec
 from intact.quantizers import base as widths
-from intact.quantizers.base import Setting
+from intact.quantizers.base import QuantizeContext
 
 
 class Quantizer:
@@ -112,7 +112,7 @@ class OwnAlgorithm(widths.Quantizer):
     ...     def __call__(self, inputs, training, weights, **kwargs):
     ...         return inputs / 2
     >>> n, scale = OwnAlgorithm(Half()).weights(
-    ...     np.array([254.0, 2.0], "float32"), {}, Setting(symmetric=True)
+    ...     np.array([254.0, 2.0], "float32"), {}, QuantizeContext(symmetric=True)
     ... )
     >>> [float(value) for value in n]
     [127.0, 1.0]
@@ -127,15 +127,15 @@ class OwnAlgorithm(widths.Quantizer):
             found = keras.saving.deserialize_keras_object(self.quantizer)
             object.__setattr__(self, "quantizer", found)
 
-    def weight_state(self, w: np.ndarray, at: Setting) -> dict[str, np.ndarray]:
+    def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:
         recorder = _Recorder(type(self.quantizer).__name__)
         made = self.quantizer.build(w.shape, "weights", recorder) or {}
         return {name: recorder.values[variable] for name, variable in made.items()}
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         tensors = {name: ops.convert_to_tensor(value) for name, value in state.items()}
         values = self.quantizer(ops.convert_to_tensor(w), at.training, tensors)
-        values = to_numpy(values) if at.xp is host else values
+        values = to_numpy(values) if at.xp is numpy_ops else values
         return widths.RangeQuantizer().weights(values, {}, at)
 
 
@@ -327,7 +327,7 @@ class FixedRange(widths.Quantizer):
     def fixed(self, bits: int) -> tuple[float, float]:
         return fixed_params(self.minimum, self.maximum, bits, self.narrow, symmetric=bits > 8)
 
-    def weights(self, w: Any, state: dict[str, Any], at: Setting) -> tuple[Any, Any]:
+    def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         _, high = integer_range(at.bits)
         size = np.float32(max(-self.minimum, self.maximum) / high)
         zeros = at.xp.zeros_like(at.xp.max(w, axis=at.reduced(w), keepdims=True))

@@ -26,7 +26,7 @@ from intact.numerics.tensors import Tensor
 from intact.registry import Registry
 
 
-class Arithmetic:
+class KernelRounding:
     """How an op's results become integers of the output's scale.
 
     A subclass is one kernel's way of rounding. It is found by `name`, which the
@@ -39,13 +39,13 @@ class Arithmetic:
     name: ClassVar[str]
     in_training: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
-    registry: ClassVar[Registry[type["Arithmetic"]]] = Registry(
+    registry: ClassVar[Registry[type["KernelRounding"]]] = Registry(
         "kernel rounding", "Import the module that declares it before the model is loaded."
     )
 
     def __init_subclass__(cls, replace: bool = False) -> None:
         if "name" in vars(cls):
-            Arithmetic.registry.add(cls.name, cls, replace)
+            KernelRounding.registry.add(cls.name, cls, replace)
 
     @staticmethod
     def output_shape(pending: Any) -> tuple[int | None, ...]:
@@ -85,7 +85,7 @@ class Arithmetic:
         return cls.quantize(pending, params, low, high)
 
 
-class RealArithmetic(Arithmetic):
+class RealRounding(KernelRounding):
     """Rounds `x * (1 / scale)` half to even: QUANTIZE, and table ops."""
 
     name = "real"
@@ -112,7 +112,7 @@ class RealArithmetic(Arithmetic):
         return ops.where(rest, round_clip(straight_through(quotient, smooth), low, high), values)
 
 
-class AccumulatorArithmetic(Arithmetic):
+class AccumulatorRounding(KernelRounding):
     """Rounds `sum * (input_scale * weight_scale / scale)` half to even, in float32.
 
     This is XNNPACK's requantization of the sums of convolutions, dense layers,
@@ -147,7 +147,7 @@ class AccumulatorArithmetic(Arithmetic):
         return multiply_sums(sums, multiplier(input_scale, weight_scale, scale))
 
 
-class DoubleArithmetic(AccumulatorArithmetic):
+class DoubleRounding(AccumulatorRounding):
     """The same, but the 16-bit kernel multiplies in float64 and rounds half away from zero."""
 
     name = "double"
@@ -157,7 +157,7 @@ class DoubleArithmetic(AccumulatorArithmetic):
         return round_away(ops.cast(sums, "float64") * ratio(input_scale, weight_scale, scale))
 
 
-class FixedPointArithmetic(AccumulatorArithmetic):
+class FixedPointRounding(AccumulatorRounding):
     """The sums in fixed point, rounded twice, half away from zero."""
 
     name = "fixed_point"
@@ -179,7 +179,7 @@ class FixedPointArithmetic(AccumulatorArithmetic):
         return round_clip(straight_through(exact, smooth), low, high)
 
 
-class VectorArithmetic(FixedPointArithmetic):
+class VectorRounding(FixedPointRounding):
     """The sums in fixed point, rounded twice, half up: vectors of channels."""
 
     name = "fixed_point_vector"
@@ -189,7 +189,7 @@ class VectorArithmetic(FixedPointArithmetic):
         return True
 
 
-class BlocksArithmetic(FixedPointArithmetic):
+class BlocksRounding(FixedPointRounding):
     """The sums in fixed point: vectors of eight channels, and what is left one by one."""
 
     name = "fixed_point_blocks"
@@ -199,7 +199,7 @@ class BlocksArithmetic(FixedPointArithmetic):
         return ops.arange(channels) < channels // 8 * 8
 
 
-class ConvertArithmetic(Arithmetic):
+class ConvertRounding(KernelRounding):
     """From one width to another, in fixed point."""
 
     name = "convert"
