@@ -98,6 +98,7 @@ def types(scheme, model, x):
     return q, content
 
 
+@lossy
 def test_accuracy_makes_few_layers_finer(model, x):
     choices = ("int8", "int16x8", "float32")
     scheme = intact.mixed(model, x, {"accuracy": 0.99}, choices=choices, verbose=0)

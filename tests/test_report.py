@@ -306,7 +306,7 @@ def test_json(q, model, x, tmp_path):
 def test_node_data_of_model_explorer(reference, q, model, x, tmp_path, monkeypatch):
     if not reference:
         # As of a model whose ops have no float form.
-        monkeypatch.setattr(report, "float_file", raises)
+        monkeypatch.setattr(report.FloatForm, "attempt", lambda form, batch: None)
     content = intact.export(q)
     names = {t["name"] for t in intact.inspect(content).to_dict()["graphs"][0]["tensors"]}
     found = intact.compare(q, content, x, float_model=model if reference else None)
