@@ -206,6 +206,7 @@ def test_steps_limit_arrays_too(q, x):
     assert float(host(quantizers(q)["features"].maximum)[0]) == x[:10].max()
 
 
+@lossy
 def test_min_max_and_moving_average(q, x):
     intact.calibrate(q, x[:64], batch_size=16, verbose=0)
     features = quantizers(q)["features"]
