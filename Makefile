@@ -8,8 +8,8 @@ TORCH := torch==2.13.0
 # What backends that compile leave out: most of a run would be compiling. PyTorch runs all, and
 # alone what does not depend on the backend.
 COMPILED ?= --cases 1 --ignore tests/litert --ignore tests/fuzz $(addprefix --ignore tests/test_, \
-	$(addsuffix .py, accuracy bisection check choosing cli data_files legacy masks page recovery report schemes \
-	supported tfmot_conformance tfmot_guides timing))
+	$(addsuffix .py, accuracy bisection check choosing cli data_files float_files layering legacy masks page recovery \
+	registry report schemes sizes startup supported tfmot_conformance tfmot_guides timing))
 # The slowest tests end the log.
 SLOWEST := --durations=15 --durations-min=5
 # The oldest Keras and LiteRT that are supported.
