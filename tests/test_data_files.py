@@ -73,7 +73,7 @@ def test_images(tmp_path, rng):
         load_data(tmp_path, {"x": (None, None, None, 3)})
     assert load_data(tmp_path, {"x": (None, None, None, 3)}, samples=1).shape == (1, 30, 20, 3)
     (tmp_path / "broken.jpg").write_bytes(b"no")
-    with pytest.raises(intact.InvalidDataError, match=r"broken.jpg' is no image"):
+    with pytest.raises(intact.InvalidDataError, match=r"broken.jpg' is not an image"):
         load_data(tmp_path, IMAGE)
 
 
