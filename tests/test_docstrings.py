@@ -30,13 +30,15 @@ def test_examples_run(name, monkeypatch, tmp_path):
     module = importlib.import_module(name)
     # What an example may take for granted.
     names = {"keras": keras, "layers": keras.layers, "np": np, "intact": intact}
-    registry, rounding = list(ops.REGISTRY), dict(intact.Quantizer.registry)
+    registry = list(ops.REGISTRY)
+    kinds = [(kind, dict(kind)) for kind in (intact.Quantizer.registry, intact.Observer.registry)]
     try:
         failed, _ = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     finally:
         ops.REGISTRY[:] = registry
-        intact.Quantizer.registry.clear()
-        intact.Quantizer.registry.update(rounding)
+        for kind, before in kinds:
+            kind.clear()
+            kind.update(before)
     assert not failed
 
 

@@ -70,13 +70,13 @@ class Observer:
 
     >>> import dataclasses
     >>> @dataclasses.dataclass(frozen=True)
-    ... class Narrow(Observer):
+    ... class Halved(Observer):
     ...     share: float = 0.5
     ...     def bounds(self, states, grid):
     ...         low, high = super().bounds(states, grid)
     ...         return self.share * low, self.share * high
-    >>> get_observer("Narrow")
-    Narrow(share=0.5)
+    >>> get_observer("Halved")
+    Halved(share=0.5)
     """
 
     name: str = field(default="", init=False, repr=False)
