@@ -60,7 +60,11 @@ class _Explainer(Tracer):
         try:
             return super().trace(layer, args, kwargs, masks)
         except UnsupportedLayerError as error:
-            outputs = layer.compute_output_spec(*args, **kwargs)
+            try:
+                outputs = layer.compute_output_spec(*args, **kwargs)
+            except Exception:
+                # Then the layer around this one is what cannot be handled.
+                raise error from None
             tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
             made = Unknown(str(error).split(" Replace it")[0], outputs, name=layer.name)
             made.name = self.unique(layer.name)
