@@ -39,6 +39,10 @@ ARRANGING = {
 """Operations whose output is a weight as its input is, if all of its values are still there."""
 
 
+SHAPED = ("Reshape", "BroadcastTo", "Slice")
+"""Operations that keep the shape of their output."""
+
+
 class BatchError(Exception):
     """A value that is another for another number of samples, where that is not a size."""
 
@@ -306,7 +310,7 @@ def _with_batch(a: Any, b: Any, shape: tuple[int | None, ...]) -> Any:
     new = copy.copy(a)
     new._inbound_nodes, new._outbound_nodes = [], []
     for key in different:
-        if key not in ("newshape", "shape") or type(a).__name__ not in ("Reshape", "BroadcastTo"):
+        if key not in ("newshape", "shape") or type(a).__name__ not in SHAPED:
             raise BatchError(f"`{key}` of {type(a).__name__}")
         free = -1 if type(a).__name__ == "Reshape" else None
         setattr(new, key, tuple(free if n is None else n for n in shape))
