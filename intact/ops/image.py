@@ -98,7 +98,8 @@ class ExtractPatches(Op):
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
-        if layer.is_3d:
+        # Older versions of Keras know images alone.
+        if getattr(layer, "is_3d", False):
             tracer.refuse(layer, "patches of volumes have no kernel")
         if layer.data_format == "channels_last":
             return cls.patches(layer, x, tracer)
