@@ -111,7 +111,9 @@ class ExtractPatches(Op):
     def patches(cls, layer: Any, x: Any, tracer: Any) -> Any:
         """The patches of images with their channels last."""
         *image, channels = known_size(layer, x, tracer)
-        size, strides, rates = map(_pair, (layer.size, layer.strides, layer.dilation_rate))
+        size, strides, rates = map(
+            _pair, (layer.size, layer.strides or layer.size, layer.dilation_rate)
+        )
         if layer.padding == "same":
             pads = same_padding(tuple(image), size, strides, rates)
             if any(map(any, pads)):
