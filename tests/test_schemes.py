@@ -158,6 +158,7 @@ def test_trains(kind, scheme):
     assert_agreement(q, scheme, data)
 
 
+@lossy
 @pytest.mark.parametrize(
     ("scheme", "limit"),
     [

@@ -84,20 +84,13 @@ def compare(
         twin = FloatForm(model, [*model.outputs, *(point.kernel.output for point in points)])
     exposed = load_litert(expose(plain.content, [p.tensor for p in points]), kernels=kernels)
     kinds = {t.name: t.dtype for t in content.graphs[0].tensors}
-    tallies = [
-        Tally(name, tensor, kinds[tensor], step=_step(model, output))
-        for name, tensor, output in zip(
-            plain.output_names, plain.output_tensors, model.outputs, strict=True
-        )
-    ]
-    tallies += [Tally(p.name, p.tensor, kinds[p.tensor], p) for p in points]
+    tallies = _tallies(plain, model, points, kinds)
     samples = len(arrays[0])
     check_stream(model, samples)
-    if stateful_layers(model):
-        batch_size = model.inputs[0].shape[0]
-    elif "int16" in kinds.values() and not exposed.runs_batches():
+    if "int16" in kinds.values() and not exposed.runs_batches():
         # Which values the 16-bit kernels compute in vectors depends on how many there are.
         batch_size = 1
+    batch_size = model.inputs[0].shape[0] if stateful_layers(model) else batch_size
     batch_size = max(1, min(batch_size, MOST_VALUES // _values_per_sample(runner)))
     reset_states(model)
     for start in range(0, samples, batch_size):
@@ -134,6 +127,15 @@ def _open(model: keras.Model, file: str | os.PathLike | bytes) -> LiteRTModel:
             "Compare a model with the file that was exported from it."
         )
     return plain
+
+
+def _tallies(
+    plain: LiteRTModel, model: keras.Model, points: list[Point], kinds: dict[str, str]
+) -> list[Tally]:
+    """A tally for each output and each point."""
+    named = zip(plain.output_names, plain.output_tensors, model.outputs, strict=True)
+    tallies = [Tally(name, t, kinds[t], step=_step(model, output)) for name, t, output in named]
+    return tallies + [Tally(p.name, p.tensor, kinds[p.tensor], p) for p in points]
 
 
 def _count(
