@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.analysis.comparison import Comparison, FileNode
+from intact.analysis.comparison import Comparison, FileNode, TensorComparison
 from intact.analysis.tallies import Tally
 from intact.calibration.float_form import FloatForm
 from intact.calibration.sources import Arrays, check_batch
@@ -18,7 +18,7 @@ from intact.layers.kernel_graph import kernel_graph
 from intact.layers.quantized_model import is_quantized
 from intact.layers.stateful import check_stream, refuse_stream, reset_states, stateful_layers
 from intact.litert.inspection import is_float
-from intact.litert.reader import read
+from intact.litert.reader import LiteRTFile, read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
 from intact.names import Kernels
 from intact.numerics.tensors import to_numpy
@@ -87,10 +87,11 @@ def compare(
     tallies = _tallies(plain, model, points, kinds)
     samples = len(arrays[0])
     check_stream(model, samples)
-    if "int16" in kinds.values() and not exposed.runs_batches():
+    if stateful_layers(model):
+        batch_size = model.inputs[0].shape[0]
+    elif "int16" in kinds.values() and not exposed.runs_batches():
         # Which values the 16-bit kernels compute in vectors depends on how many there are.
         batch_size = 1
-    batch_size = model.inputs[0].shape[0] if stateful_layers(model) else batch_size
     batch_size = max(1, min(batch_size, MOST_VALUES // _values_per_sample(runner)))
     reset_states(model)
     for start in range(0, samples, batch_size):
@@ -100,12 +101,23 @@ def compare(
         reals = None if twin is None else twin.attempt(part)
         _count(tallies, parts, seen, reals, exposed, part)
     reset_states(model)
-    results, cut = [tally.agreement() for tally in tallies], len(model.outputs)
+    return _result([tally.agreement() for tally in tallies], model, content, samples, kernels)
+
+
+def _result(
+    results: list[TensorComparison],
+    model: keras.Model,
+    content: LiteRTFile,
+    samples: int,
+    kernels: Kernels,
+) -> Comparison:
+    """What was counted: of the outputs first, and then of the tensors inside."""
+    inside = results[len(model.outputs) :]
     return Comparison(
-        outputs=tuple(results[:cut]),
-        layers=tuple(a for a in results[cut:] if _is_whole(a.dtype)),
+        outputs=tuple(results[: len(model.outputs)]),
+        layers=tuple(tensor for tensor in inside if _is_whole(tensor.dtype)),
         samples=samples,
-        floats=tuple(a for a in results[cut:] if not _is_whole(a.dtype)),
+        floats=tuple(tensor for tensor in inside if not _is_whole(tensor.dtype)),
         nodes=_nodes(content.graphs[0]),
         model=model.name,
         bytes=content.size,
