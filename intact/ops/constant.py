@@ -9,6 +9,7 @@ from keras import layers, ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import (
     ANY_WHOLE,
+    COUNTS,
     INTEGERS,
     SAME_AS_INPUT,
     Case,
@@ -163,9 +164,20 @@ class Lookup(Op):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        table, indices = node.inputs
-        if indices.dtype not in ("int32", "int64"):
-            whole = builder.like(indices, indices.shape, "int32")
-            builder.convert(indices, whole)
-            indices = whole
-        builder.add("GATHER", [table, indices], [node.output], {"axis": 0})
+        add_gather(node, builder, {"axis": 0})
+
+
+def add_gather(node: Any, builder: Any, options: dict[str, Any]) -> None:
+    """Write a GATHER of an op's first input by its second, as integers that the kernel takes.
+
+    Args:
+        node: The op on its way into the file.
+        builder: The builder of the file.
+        options: The options of the kernel.
+    """
+    table, indices = node.inputs
+    if indices.dtype not in COUNTS:
+        whole = builder.like(indices, indices.shape, "int32")
+        builder.convert(indices, whole)
+        indices = whole
+    builder.add("GATHER", [table, indices], [node.output], options)

@@ -332,18 +332,6 @@ class Add(Binary):
     )
 
     @classmethod
-    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
-        """A layer of many tensors as layers of two."""
-        if len(tensors) <= 2:
-            return tracer.emit(layer, tensors)
-        x, last = tensors[0], len(tensors) - 1
-        for i, y in enumerate(tensors[1:], 1):
-            x = tracer.emit(
-                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
-            )
-        return x
-
-    @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return 1.0, constant
 
@@ -368,18 +356,6 @@ class Subtract(Binary):
     )
 
     @classmethod
-    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
-        """A layer of many tensors as layers of two."""
-        if len(tensors) <= 2:
-            return tracer.emit(layer, tensors)
-        x, last = tensors[0], len(tensors) - 1
-        for i, y in enumerate(tensors[1:], 1):
-            x = tracer.emit(
-                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
-            )
-        return x
-
-    @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return (-1.0, constant) if reverse else (1.0, -constant)
 
@@ -399,18 +375,6 @@ class Multiply(Binary):
         Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),
         Case(lambda: lambda a, b: a * b * 2.0, [(4,), (4,)]),
     )
-
-    @classmethod
-    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
-        """A layer of many tensors as layers of two."""
-        if len(tensors) <= 2:
-            return tracer.emit(layer, tensors)
-        x, last = tensors[0], len(tensors) - 1
-        for i, y in enumerate(tensors[1:], 1):
-            x = tracer.emit(
-                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
-            )
-        return x
 
     @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:

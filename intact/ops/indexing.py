@@ -208,10 +208,4 @@ class TakeAlongAxis(Op):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        x, indices = node.inputs
-        if indices.dtype not in ("int32", "int64"):
-            whole = builder.like(indices, indices.shape, "int32")
-            builder.convert(indices, whole)
-            indices = whole
-        options = {"axis": node.layer.axis, "batchDims": node.layer.axis}
-        builder.add("GATHER", [x, indices], [node.output], options)
+        constant.add_gather(node, builder, {"axis": node.layer.axis, "batchDims": node.layer.axis})
