@@ -153,11 +153,6 @@ class KernelGraph:
         """The kernel that a call of the model's graph belongs to."""
         return self.producer(node.outputs[0])
 
-    def inputs(self, kernel: Kernel) -> list[Kernel]:
-        """The kernels that a kernel reads, each once."""
-        tensors = (tensor for tensor in kernel.calls[0].inputs)
-        return [*dict.fromkeys(self.producer(tensor) for tensor in tensors)]
-
     def sole_reader(self, kernel: Kernel) -> Kernel | None:
         """The one kernel that reads the output of another, if nothing else does."""
         node = self.graph.sole_consumer(kernel.output)
