@@ -99,15 +99,19 @@ class FloatForm:
         try:
             take_back_corrections(self.model)
             reset_states(self.model)
-            parts = run(self.model, batches, _call, [self._operand(t) for t in self.tensors])
+            parts = run(self.model, batches, _call, self._operands())
         finally:
             before.restore()
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-    def _operand(self, tensor: keras.KerasTensor) -> Any:
-        """The triple that a tensor is the values of, or the tensor."""
-        node = view(self.model).producer(tensor)
-        return node.outputs if isinstance(node.layer, FakeQuantize) else tensor
+    def _operands(self) -> list[Any]:
+        """For each tensor, the triple that it is the values of, or the tensor."""
+        graph = view(self.model)
+        nodes = [graph.producer(tensor) for tensor in self.tensors]
+        return [
+            node.outputs if isinstance(node.layer, FakeQuantize) else tensor
+            for node, tensor in zip(nodes, self.tensors, strict=True)
+        ]
 
 
 def _call(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
