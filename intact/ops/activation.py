@@ -25,6 +25,7 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.lookup import COST, all_values, entries, look_up
 from intact.ops.moves import channel_last
 from intact.ops.table import Table
@@ -525,7 +526,7 @@ class HardSilu(Requantizing):
 
 
 @keras.saving.register_keras_serializable("intact")
-class Clamp(keras.layers.Layer):
+class Clamp(FunctionLayer):
     """Values between two limits.
 
     Args:
@@ -533,21 +534,13 @@ class Clamp(keras.layers.Layer):
         upper: The upper limit, or None.
     """
 
-    def __init__(self, lower: float | None, upper: float | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.lower, self.upper = lower, upper
-        self.built = True
+    lower: float | None
+    upper: float | None
 
     def call(self, x: Tensor) -> Tensor:
         """The values that are beyond a limit become the limit."""
         x = x if self.lower is None else ops.maximum(x, self.lower)
         return x if self.upper is None else ops.minimum(x, self.upper)
-
-    def compute_output_shape(self, shape: tuple) -> tuple:
-        return shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "lower": self.lower, "upper": self.upper}
 
 
 class ClampRounding(RequantizeRounding):

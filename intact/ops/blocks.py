@@ -8,11 +8,12 @@ from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
 from intact.ops.base import INTEGERS, Case, register_op
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.shape import Moving
 
 
 @keras.saving.register_keras_serializable("intact")
-class DepthToSpace(keras.layers.Layer):
+class DepthToSpace(FunctionLayer):
     """Channels become square blocks of pixels, channels last.
 
     Args:
@@ -24,10 +25,7 @@ class DepthToSpace(keras.layers.Layer):
     (None, 6, 6, 2)
     """
 
-    def __init__(self, block_size: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.block_size = block_size
-        self.built = True
+    block_size: int
 
     def call(self, x: Tensor) -> Tensor:
         """The same values, in larger images of fewer channels."""
@@ -42,9 +40,6 @@ class DepthToSpace(keras.layers.Layer):
         size = self.block_size
         grown = (None if n is None else n * size for n in (height, width))
         return (batch, *grown, None if channels is None else channels // size**2)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "block_size": self.block_size}
 
 
 @keras.saving.register_keras_serializable("intact")

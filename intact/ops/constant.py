@@ -17,6 +17,7 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.whole import whole_indices
 
 
@@ -101,7 +102,7 @@ class ConstantTensor(Op):
 
 
 @keras.saving.register_keras_serializable("intact")
-class Gather(keras.layers.Layer):
+class Gather(FunctionLayer):
     """Rows of a table, by their indices.
 
     Example:

@@ -8,6 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.ops.base import COUNTS, Case, Op, Weight, register_op
+from intact.ops.function_layer import FunctionLayer
 
 
 class FloatOnly(Op):
@@ -28,27 +29,18 @@ def _sums(x: Tensor, axis: int, size: int) -> Tensor:
 
 
 @keras.saving.register_keras_serializable("intact")
-class CumulativeSum(keras.layers.Layer):
+class CumulativeSum(FunctionLayer):
     """Sums of all values up to each one, along an axis.
 
     Args:
         axis: The axis.
     """
 
-    def __init__(self, axis: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.axis = axis
-        self.built = True
+    axis: int
 
     def call(self, x: Tensor) -> Tensor:
         """The sums."""
         return ops.cumsum(x, self.axis)
-
-    def compute_output_shape(self, shape: Any) -> Any:
-        return shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "axis": self.axis}
 
 
 @register_op

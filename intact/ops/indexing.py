@@ -9,6 +9,7 @@ from keras import layers, ops
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, is_whole, to_numpy
 from intact.ops import constant
 from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op, register_op
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.shape import reshaped
 from intact.ops.slicing import Take, taken
 from intact.ops.whole import whole_indices
@@ -78,7 +79,7 @@ class Taking(Op):
 
 
 @keras.saving.register_keras_serializable("intact")
-class GatherAlong(keras.layers.Layer):
+class GatherAlong(FunctionLayer):
     """Values of one axis, by indices of their own for each place of the axes before it.
 
     Args:
@@ -91,10 +92,7 @@ class GatherAlong(keras.layers.Layer):
     [[2.0], [3.0]]
     """
 
-    def __init__(self, axis: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.axis = axis
-        self.built = True
+    axis: int
 
     def call(self, inputs: list[Tensor]) -> Tensor:
         """`(x, indices)`: the values."""
@@ -112,13 +110,6 @@ class GatherAlong(keras.layers.Layer):
     def compute_output_shape(self, shapes: Any) -> tuple[int | None, ...]:
         x, indices = shapes
         return (*x[: self.axis], indices[self.axis], *x[self.axis + 1 :])
-
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        shape = self.compute_output_shape([t.shape for t in inputs])
-        return keras.KerasTensor(shape, inputs[0].dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "axis": self.axis}
 
 
 @register_op

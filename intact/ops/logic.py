@@ -11,6 +11,7 @@ from intact.numerics.backend_kernels import over
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, NotQuantized, Op, register_op
 from intact.ops.constant import Gather
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.table import Elementwise, Step
 from intact.ops.whole import WholeNumber, common_type, truths, whole_indices
 
@@ -42,7 +43,7 @@ SWAPPED = {
 
 
 @keras.saving.register_keras_serializable("intact")
-class Comparison(keras.layers.Layer):
+class Comparison(FunctionLayer):
     """Where values are beyond a limit.
 
     Args:
@@ -50,23 +51,13 @@ class Comparison(keras.layers.Layer):
         limit: The limit.
     """
 
-    def __init__(self, kind: str, limit: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.kind, self.limit = kind, limit
-        self.built = True
+    kind: str
+    limit: float
+    output_dtype = "bool"
 
     def call(self, x: Tensor) -> Tensor:
         """Truth values."""
         return KINDS[self.kind][0](x, self.limit)
-
-    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(x.shape, "bool")
-
-    def compute_output_shape(self, shape: Any) -> Any:
-        return shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kind": self.kind, "limit": self.limit}
 
 
 @register_op
@@ -146,7 +137,7 @@ TRUTHS = {"All": (ops.all, "REDUCE_ALL"), "Any": (ops.any, "REDUCE_ANY")}
 
 
 @keras.saving.register_keras_serializable("intact")
-class Truth(keras.layers.Layer):
+class Truth(FunctionLayer):
     """Whether all, or any, truth values along axes hold.
 
     Args:
@@ -155,23 +146,18 @@ class Truth(keras.layers.Layer):
         keepdims: Whether they stay, with one value.
     """
 
-    def __init__(self, kind: str, axis: list[int], keepdims: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.kind, self.axis, self.keepdims = kind, tuple(axis), keepdims
-        self.built = True
+    kind: str
+    axis: tuple[int, ...]
+    keepdims: bool
+    output_dtype = "bool"
 
     def call(self, x: Tensor) -> Tensor:
         """Truth values."""
         return TRUTHS[self.kind][0](x, axis=self.axis, keepdims=self.keepdims)
 
-    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        sizes = (1 if a in self.axis else n for a, n in enumerate(x.shape))
-        kept = [n for a, n in enumerate(sizes) if self.keepdims or a not in self.axis]
-        return keras.KerasTensor(kept, "bool")
-
-    def get_config(self) -> dict[str, Any]:
-        config = {"kind": self.kind, "axis": list(self.axis), "keepdims": self.keepdims}
-        return {**super().get_config(), **config}
+    def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
+        sizes = (1 if a in self.axis else n for a, n in enumerate(shape))
+        return tuple(n for a, n in enumerate(sizes) if self.keepdims or a not in self.axis)
 
 
 @register_op
@@ -211,7 +197,7 @@ class ReduceTruth(Op):
 
 
 @keras.saving.register_keras_serializable("intact")
-class Select(keras.layers.Layer):
+class Select(FunctionLayer):
     """`(a, b, condition)`: `a` where the condition holds, else `b`."""
 
     def call(self, inputs: list[Tensor]) -> Tensor:
@@ -222,10 +208,6 @@ class Select(keras.layers.Layer):
     def compute_output_shape(self, shapes: Any) -> Any:
         batch = next((s[0] for s in shapes if s[0] != 1), 1)
         return (batch, *np.broadcast_shapes(*(tuple(s)[1:] for s in shapes)))
-
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        shape = self.compute_output_shape([t.shape for t in inputs])
-        return keras.KerasTensor(shape, self.compute_dtype)
 
 
 @register_op
@@ -269,17 +251,15 @@ class Where(Op):
 
 
 @keras.saving.register_keras_serializable("intact")
-class Place(keras.layers.Layer):
+class Place(FunctionLayer):
     """The index of the largest value along an axis.
 
     Args:
         axis: The axis.
     """
 
-    def __init__(self, axis: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.axis = axis
-        self.built = True
+    axis: int
+    output_dtype = "int32"
 
     def call(self, x: Tensor) -> Tensor:
         """The indices."""
@@ -288,12 +268,6 @@ class Place(keras.layers.Layer):
     def compute_output_shape(self, shape: Any) -> Any:
         axis = self.axis % len(shape)
         return (*shape[:axis], *shape[axis + 1 :])
-
-    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(self.compute_output_shape(x.shape), "int32")
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "axis": self.axis}
 
 
 @register_op

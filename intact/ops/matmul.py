@@ -16,6 +16,7 @@ from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import Case, Op, register_op
+from intact.ops.function_layer import FunctionLayer
 from intact.rounding.kernel_rounding import KernelRounding
 
 Labels = str
@@ -59,7 +60,7 @@ class MatMulRounding(KernelRounding):
 
 
 @keras.saving.register_keras_serializable("intact")
-class BatchMatMul(keras.layers.Layer):
+class BatchMatMul(FunctionLayer):
     """The matrix products of two batches of matrices.
 
     Args:
@@ -72,10 +73,7 @@ class BatchMatMul(keras.layers.Layer):
     True
     """
 
-    def __init__(self, transpose_b: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.transpose_b = transpose_b
-        self.built = True
+    transpose_b: bool = False
 
     def call(self, inputs: list[Tensor]) -> Tensor:
         """`(a, b)`: the axes before the last two are those of the batch."""
@@ -89,9 +87,6 @@ class BatchMatMul(keras.layers.Layer):
             for x, y in zip(a[:-2], b[:-2], strict=True)
         )
         return (*batch, a[-2], b[-2] if self.transpose_b else b[-1])
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "transpose_b": self.transpose_b}
 
 
 @register_op

@@ -17,6 +17,7 @@ from keras import layers, ops
 from intact.graph.view import Node, made_by
 from intact.numerics.tensors import Tensor
 from intact.ops.base import find_op, known_class, known_config, share_code
+from intact.ops.function_layer import FunctionLayer
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 Shape = tuple[Any, ...]
 
 
-class Moved(keras.layers.Layer):
+class Moved(FunctionLayer):
     """Base of the layers that move values of any type: indices and truth values as well."""
 
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(self.compute_output_shape(x.shape), x.dtype)
+        return keras.KerasTensor(self.compute_output_shape(x.shape), self.output_dtype or x.dtype)
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -44,10 +45,7 @@ class BatchReshape(Moved):
     6
     """
 
-    def __init__(self, target_shape: tuple[int, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.target_shape = tuple(target_shape)
-        self.built = True
+    target_shape: tuple[int, ...]
 
     def call(self, x: Tensor) -> Tensor:
         """The same values in the new shape."""
@@ -56,9 +54,6 @@ class BatchReshape(Moved):
     def compute_output_shape(self, shape: Shape) -> Shape:
         batch = None if None in shape else math.prod(shape) // math.prod(self.target_shape)
         return (batch, *self.target_shape)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "target_shape": self.target_shape}
 
 
 RESHAPES = (layers.Reshape, layers.Flatten, BatchReshape)

@@ -1,6 +1,5 @@
 """Padding."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -10,22 +9,20 @@ from keras import layers, ops
 from intact.numerics.affine import QTensor, WideTensor, is_integer
 from intact.numerics.tensors import Tensor, is_whole
 from intact.ops.base import ALL_SAME, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op, register_op
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.shape import Moving
 from intact.ops.slicing import taken
 
 
 @keras.saving.register_keras_serializable("intact")
-class Pad(keras.layers.Layer):
+class Pad(FunctionLayer):
     """Zeros around every axis but the batch.
 
     Args:
         padding: How many before and after, per axis.
     """
 
-    def __init__(self, padding: Iterable[Iterable[int]], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.padding = tuple((before, after) for before, after in padding)
-        self.built = True
+    padding: tuple[tuple[int, int], ...]
 
     def call(self, x: Tensor) -> Tensor:
         """The larger tensor."""
@@ -34,9 +31,6 @@ class Pad(keras.layers.Layer):
     def compute_output_shape(self, shape: tuple) -> tuple:
         sizes = zip(shape[1:], self.padding, strict=True)
         return (shape[0], *(n if n is None else n + sum(pads) for n, pads in sizes))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "padding": [list(pair) for pair in self.padding]}
 
 
 @register_op
@@ -119,9 +113,6 @@ class PadNumber(Pad):
 
     def compute_output_shape(self, shapes: Any) -> tuple:
         return super().compute_output_shape(tuple(shapes[0]))
-
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(super().compute_output_shape(inputs[0].shape), inputs[0].dtype)
 
 
 @register_op

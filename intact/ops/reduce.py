@@ -1,7 +1,7 @@
 """Means, sums, maxima and minima: of a tensor's axes, and of several tensors."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -26,11 +26,12 @@ from intact.ops.base import (
     register_op,
 )
 from intact.ops.elementwise import of_one_rank
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.table import Table
 from intact.rounding.kernel_rounding import KernelRounding
 
 
-class Reduction(keras.layers.Layer):
+class Reduction(FunctionLayer):
     """Base of the layers that make one value of all along some axes.
 
     Args:
@@ -39,11 +40,8 @@ class Reduction(keras.layers.Layer):
     """
 
     function: ClassVar[Callable]
-
-    def __init__(self, axes: Iterable[int], keepdims: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.axes, self.keepdims = tuple(axes), bool(keepdims)
-        self.built = True
+    axes: tuple[int, ...]
+    keepdims: bool = False
 
     def call(self, x: Tensor) -> Tensor:
         """The values."""
@@ -52,9 +50,6 @@ class Reduction(keras.layers.Layer):
     def compute_output_shape(self, shape: tuple) -> tuple:
         sizes = (1 if a in self.axes else n for a, n in enumerate(shape))
         return tuple(n for a, n in enumerate(sizes) if self.keepdims or a not in self.axes)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "axes": list(self.axes), "keepdims": self.keepdims}
 
 
 @keras.saving.register_keras_serializable("intact")

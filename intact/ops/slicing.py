@@ -26,10 +26,8 @@ class Slice(Moved):
         end: The index behind the last of each axis; None for all to its end.
     """
 
-    def __init__(self, begin: Iterable[int], end: Iterable[int | None], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.begin, self.end = tuple(begin), tuple(end)
-        self.built = True
+    begin: tuple[int, ...]
+    end: tuple[int | None, ...]
 
     @property
     def key(self) -> tuple[slice, ...]:
@@ -46,9 +44,6 @@ class Slice(Moved):
             for n, part in zip(shape[1:], self.key, strict=True)
         )
         return (shape[0], *sizes)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "begin": list(self.begin), "end": list(self.end)}
 
 
 @register_op
@@ -82,10 +77,8 @@ class Take(Moved):
         axis: Where.
     """
 
-    def __init__(self, indices: Iterable[int], axis: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.indices, self.axis = tuple(indices), axis
-        self.built = True
+    indices: tuple[int, ...]
+    axis: int
 
     def call(self, x: Tensor) -> Tensor:
         """The values."""
@@ -93,9 +86,6 @@ class Take(Moved):
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return (*shape[: self.axis], len(self.indices), *shape[self.axis + 1 :])
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "indices": list(self.indices), "axis": self.axis}
 
 
 @register_op

@@ -26,10 +26,7 @@ class TopValues(Moved):
     [[3.0, 2.0]]
     """
 
-    def __init__(self, k: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.k = k
-        self.built = True
+    k: int
 
     def call(self, x: Tensor) -> Tensor:
         """The values."""
@@ -37,9 +34,6 @@ class TopValues(Moved):
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return (*shape[:-1], self.k)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "k": self.k}
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -55,12 +49,11 @@ class TopPlaces(TopValues):
     [[1, 2]]
     """
 
+    output_dtype = "int32"
+
     def call(self, x: Tensor) -> Tensor:
         """The indices."""
         return ops.cast(ops.argsort(-x, axis=-1)[..., : self.k], "int32")
-
-    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
-        return keras.KerasTensor(self.compute_output_shape(x.shape), "int32")
 
 
 @register_op

@@ -9,21 +9,19 @@ from keras import layers, ops
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
 from intact.ops.base import Case, Fixed, Op, register_op
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.shape import Moving
 
 
 @keras.saving.register_keras_serializable("intact")
-class Zeros(layers.Layer):
+class Zeros(FunctionLayer):
     """A state before the first step, where nothing can be left out for it.
 
     Args:
         units: The size of its last axis; the others are the input's.
     """
 
-    def __init__(self, units: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.units = units
-        self.built = True
+    units: int
 
     def call(self, x: Tensor) -> Tensor:
         """The zeros."""
@@ -31,9 +29,6 @@ class Zeros(layers.Layer):
 
     def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
         return (*shape[:-1], self.units)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "units": self.units}
 
 
 @register_op
@@ -70,7 +65,7 @@ class ZeroState(Op):
 
 
 @keras.saving.register_keras_serializable("intact")
-class Carried(layers.Layer):
+class Carried(FunctionLayer):
     """A state on its way from step to step: nothing happens to it.
 
     XLA computes a chain of elementwise ops anew for everything that reads from it, so
@@ -83,9 +78,6 @@ class Carried(layers.Layer):
         if keras.backend.backend() == "torch":
             return x
         return ops.matmul(x, ops.eye(x.shape[-1]))
-
-    def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
-        return shape
 
 
 @register_op

@@ -16,6 +16,7 @@ from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops.base import COUNTS, INTEGERS, Case, Op, known_class, register_op
 from intact.ops.elementwise import broadcast_shape, of_one_rank
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.table import Elementwise
 from intact.rounding.kernel_rounding import KernelRounding
 
@@ -68,7 +69,7 @@ def _limit(value: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable("intact")
-class Convert(layers.Layer):
+class Convert(FunctionLayer):
     """Whole numbers or truth values in another type, which is the layer's `dtype`.
 
     Example:
@@ -80,9 +81,6 @@ class Convert(layers.Layer):
     def call(self, x: Tensor) -> Tensor:
         """The same values in the layer's type."""
         return ops.cast(x, self.compute_dtype)
-
-    def compute_output_shape(self, shape: Any) -> Any:
-        return shape
 
 
 class WholeRounding(KernelRounding):
@@ -163,7 +161,7 @@ class Cast(Op):
 
 
 @keras.saving.register_keras_serializable("intact")
-class WholeNumbers(layers.Layer):
+class WholeNumbers(FunctionLayer):
     """An operation on whole numbers or truth values; the layer's `dtype` is that of the result.
 
     Args:
@@ -175,10 +173,7 @@ class WholeNumbers(layers.Layer):
     3
     """
 
-    def __init__(self, kind: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.kind = kind
-        self.built = True
+    kind: str
 
     def call(self, inputs: Any) -> Tensor:
         """The results."""
@@ -188,9 +183,6 @@ class WholeNumbers(layers.Layer):
     def compute_output_shape(self, shapes: Any) -> Any:
         shapes = shapes if isinstance(shapes[0], list | tuple) else [shapes]
         return functools.reduce(broadcast_shape, map(tuple, shapes))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kind": self.kind}
 
 
 @register_op
