@@ -16,7 +16,7 @@ from intact.ops.table import DOMAINS, EXPANSIONS, KERNELS, Elementwise
 EVERYWHERE = (
     *("abs", "arctan", "arcsinh", "ceil", "celu", "cos", "cosh", "elu", "erf", "exp", "exp2"),
     *("expm1", "floor", "gelu", "hard_shrink", "log_sigmoid", "round", "selu", "sign", "sin"),
-    *("sinh", "soft_shrink", "softplus", "softsign", "sparse_plus", "square", "squareplus"),
+    *("sinh", "soft_shrink", "softplus", "softsign", "sparse_plus", "squareplus"),
     *("tanh_shrink", "trunc"),
 )
 POSITIVE = ("log", "log10", "log1p", "log2", "reciprocal", "rsqrt", "sqrt")
@@ -35,7 +35,7 @@ GROUPS = {
             lambda x: ops.squareplus(x, 2),
             lambda x: ops.round(x, 1),
             lambda x: ops.clip(x, 0.25, 0.5),
-            lambda x: ops.power(x, 2),
+            lambda x: ops.power(x, 3),
             lambda x: ops.power(2.0, x),
             lambda x: activations.relu(x, 0.1, 0.5, 0.1),
             lambda x: activations.relu(x, threshold=-0.5, max_value=1.0),

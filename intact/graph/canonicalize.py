@@ -15,7 +15,14 @@ import keras
 from intact.errors import InvalidModelError, UnsupportedLayerError
 from intact.graph.displaced import Displaced
 from intact.graph.tracer import RuleOf, Tracer
-from intact.graph.view import all_layers, deep_graphs, has_graph, in_float32, structure
+from intact.graph.view import (
+    all_layers,
+    deep_graphs,
+    has_graph,
+    in_float32,
+    is_named,
+    structure,
+)
 
 
 def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Model:
@@ -29,8 +36,8 @@ def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Mod
 
     Returns:
         A functional model that computes the same; weights are copied, names kept. Its
-        `output_names` are those of the model, and its `not_kept` names the layers whose losses
-        it does not have.
+        `output_names` are those of the model, its `not_kept` names the layers whose losses
+        it does not have, and its `named` those that the user has given a name.
 
     Raises:
         InvalidModelError: Not a model, not built, or weights that are not finite.
@@ -81,6 +88,7 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], Tracer]) -> keras.
                 )
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
+        flat.named = {layer.name for layer in all_layers(model) if is_named(layer)}
         flat.not_kept = sorted({*tracer.not_kept, *_lost_regularizers(model, flat)})
         return flat
 

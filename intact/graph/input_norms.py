@@ -46,7 +46,7 @@ def fold_input_norms(model: keras.Model) -> keras.Model:
     for norm in graph.nodes:
         reader = _reader(graph, norm)
         if reader is not None:
-            layer = _with_norm_before(reader, norm.layer)
+            layer = with_norm_before(reader, norm.layer)
             values[id(reader.outputs[0])] = layer(_without(graph, norm, reader))
     return with_replaced(model, graph, values) if values else model
 
@@ -72,7 +72,7 @@ def _reader(graph: Graph, norm: Node) -> Node | None:
         if node.outputs[0].shape[-1] != channels:
             return None
         node = graph.sole_consumer(node.outputs[0])
-    if node is None or not _takes_in(graph, node, norm, channels):
+    if node is None or not takes_in(graph, node, norm, channels):
         return None
     return node
 
@@ -91,8 +91,15 @@ def _is_input_norm(graph: Graph, norm: Node) -> bool:
     return bool(factor.max() <= MAX_SPREAD * factor.min())
 
 
-def _takes_in(graph: Graph, node: Node, norm: Node, channels: int) -> bool:
-    """Whether a layer can take in a norm of its input."""
+def takes_in(graph: Graph, node: Node, norm: Node, channels: int) -> bool:
+    """Whether a layer can take in a norm of its input.
+
+    Args:
+        graph: The graph.
+        node: The layer's call.
+        norm: The norm's.
+        channels: How many channels the norm has.
+    """
     layer = node.layer
     op: Any = get_op(layer)
     calls = [other for other in graph.nodes if other.layer in (layer, norm.layer)]
@@ -114,8 +121,13 @@ def _factors(norm: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     return numpy_ops.cast(factor, "float32") * ones, numpy_ops.cast(offset, "float32") * ones
 
 
-def _with_norm_before(reader: Node, norm: Any) -> Any:
-    """A layer that computes what the reader of a norm does behind it."""
+def with_norm_before(reader: Node, norm: Any) -> Any:
+    """A layer that computes what the reader of a norm does behind it.
+
+    Args:
+        reader: The reader's call.
+        norm: The norm.
+    """
     layer = reader.layer
     op: Any = get_op(layer)
     kernel = to_numpy(layer.kernel)

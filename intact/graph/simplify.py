@@ -1,11 +1,16 @@
 """What happens to a flat model before it is planned."""
 
+from collections.abc import Collection
+from typing import Any
+
 import keras
 
+from intact.graph.chains import fuse_chains
 from intact.graph.input_norms import fold_input_norms
 from intact.graph.masked_scores import bound_masks
+from intact.graph.scalings import fold_scalings
 from intact.graph.wide_forms import in_wide_kernels
-from intact.plan.scheme import Scheme
+from intact.plan.scheme import Rule, Scheme
 
 
 def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
@@ -17,6 +22,7 @@ def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
 
     Returns:
         A functional model that computes the same, but for scores that a softmax does not see.
+        Layers that the user has named keep their outputs.
 
     Example:
 
@@ -25,5 +31,31 @@ def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
     >>> simplify(model, float32) is model
     True
     """
+    named: set[str] = getattr(model, "named", set())
     model = in_wide_kernels(fold_input_norms(model), scheme)
-    return bound_masks(model) if any(rule.integer for rule in scheme.rules) else model
+    if any(rule.integer for rule in scheme.rules):
+        model = bound_masks(model)
+    return fuse_chains(fold_scalings(model, named), lambda layer: _fusing(layer, scheme), named)
+
+
+def simplify_alike(model: keras.Model, known: Collection[str]) -> keras.Model:
+    """Fold and fuse the layers of a float model that a quantized one lacks.
+
+    Args:
+        model: What `canonicalize` returned; its layers are reused.
+        known: The names of the quantized model's layers.
+
+    Returns:
+        A functional model that computes the same.
+    """
+    named: set[str] = getattr(model, "named", set())
+    model = fold_scalings(model, named, known)
+    return fuse_chains(model, lambda layer: True, set(known), always=True)
+
+
+def _fusing(layer: Any, scheme: Scheme) -> Rule | None:
+    """The rule of a layer that may become a part of a table; None if it stays by itself."""
+    rule = getattr(layer, "own_rule", None) or scheme.rule_for(layer)
+    activations = rule.activations
+    ranged = rule.integer and activations is not None and activations.rule.name == "range"
+    return rule if ranged else None

@@ -4,6 +4,7 @@ The only module that looks into Keras' private bookkeeping of graphs.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import keras
 from keras.src.models.functional import Functional
 from keras.src.ops.function import Function
+from keras.src.utils.naming import to_snake_case
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,12 @@ def all_layers(model: keras.Model) -> list[Any]:
     return list(model._flatten_layers(include_self=False))
 
 
+def is_named(layer: Any) -> bool:
+    """Whether a layer has a name that Keras has not made of its class."""
+    automatic = re.escape(to_snake_case(type(layer).__name__))
+    return re.fullmatch(rf"{automatic}(_\d+)?", layer.name) is None
+
+
 def is_shared(layer: Any) -> bool:
     """Whether a layer has been called more than once."""
     return len(layer._inbound_nodes) > 1
@@ -254,6 +262,33 @@ def with_replaced(
     replaced = keras.Model(inputs, outputs, name=model.name)
     replaced.output_names = output_names(model)
     return replaced
+
+
+def with_calls(
+    model: keras.Model, graph: Graph, calls: dict[int, tuple[Any, keras.KerasTensor]]
+) -> keras.Model:
+    """A model that computes some of its tensors by other calls.
+
+    Args:
+        model: A graph model.
+        graph: Its view.
+        calls: By the id of a tensor of the graph, a layer and the tensor of the graph that it
+            reads, to compute it from.
+
+    Returns:
+        As `with_replaced` does.
+    """
+    values = {id(tensor): tensor for tensor in graph.inputs}
+    for node in graph.nodes:
+        if node.is_input:
+            continue
+        if id(node.outputs[0]) in calls:
+            layer, source = calls[id(node.outputs[0])]
+            values[id(node.outputs[0])] = layer(values[id(source)])
+            continue
+        results = keras.tree.flatten(call_again(node, values))
+        values.update(zip(map(id, node.outputs), results, strict=True))
+    return with_replaced(model, graph, values)
 
 
 def call_again(node: Node, values: dict[int, keras.KerasTensor]) -> Any:

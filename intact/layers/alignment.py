@@ -10,6 +10,7 @@ from keras import ops
 
 from intact.errors import IntactError
 from intact.graph.canonicalize import canonicalize
+from intact.graph.simplify import simplify_alike
 from intact.graph.view import Node, call_again, recompute, view
 from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, stored_params
@@ -161,7 +162,8 @@ class Reference:
         self.model = model
         self.kernels = kernel_graph(model)
         self.graph = self.kernels.graph
-        canonical = canonicalize(float_model)
+        names = {node.layer.name for node in self.graph.nodes}
+        canonical = simplify_alike(canonicalize(float_model), names)
         self.float_graph = view(canonical)
         self.tensors = self._pair()
         # Both will be in one model, whose layers need names of their own.

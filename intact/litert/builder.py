@@ -1,6 +1,7 @@
 """Builds LiteRT files: the ops and tensors, one call at a time."""
 
 import hashlib
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Builder:
         self.buffers: list[np.ndarray | None] = [None]
         self._buffer_of: dict[tuple[str, bytes], int] = {}
         self._constant_of: dict[tuple[Any, ...], Tensor] = {}
+        self._computed: dict[Hashable, Tensor] = {}
 
     def tensor(self, shape: Shape, dtype: str, name: str, **fields: Any) -> Tensor:
         """A new tensor.
@@ -113,6 +115,20 @@ class Builder:
         op = Operator(name, 1, inputs, outputs, options or {}, inside or [])
         op.version = get_kernel(name).version(op)
         self.operators.append(op)
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """A tensor that several ops read: computed where it is asked for first.
+
+        Args:
+            key: What it is known by.
+            compute: Adds the ops that compute it.
+
+        Returns:
+            The tensor.
+        """
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
 
     def has(self, kernel: str) -> bool:
         """Whether an int8 kernel runs on the target of the file.

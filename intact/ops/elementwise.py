@@ -362,11 +362,11 @@ class Subtract(Binary):
 
 @register_op
 class Multiply(Binary):
-    """The product of two tensors; of more, two at a time."""
+    """The product of two tensors; of more, two at a time. A square is a product, too."""
 
     layer = layers.Multiply
     keras_layers = (layers.Multiply,)
-    operations = ("Multiply",)
+    operations = ("Multiply", "Square")
     litert = ("MUL",)
     max_step, fit_step = 256, 128
     arithmetic = MultiplyRounding.name
@@ -374,7 +374,14 @@ class Multiply(Binary):
         *binary_cases(layers.Multiply),
         Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),
         Case(lambda: lambda a, b: a * b * 2.0, [(4,), (4,)]),
+        Case(lambda: ops.square, (50, 4)),
     )
+
+    @classmethod
+    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        if type(layer).__name__ == "Square":
+            args, kwargs = (args[0], args[0]), {}
+        return super().trace(layer, args, kwargs, tracer)
 
     @classmethod
     def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:

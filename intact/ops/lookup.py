@@ -126,22 +126,35 @@ def look_up(
     if kernel and _has_table(kernel, options, x, y, table):
         builder.add(kernel, [x], [y], options)
         return
-    # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
-    index = builder.like(x, x.shape, dtype="int32")
-    builder.convert(x, index)
-    first, last = int(np.iinfo(x.dtype).min), int(np.iinfo(x.dtype).max)
     start, stop = _varying(table)
-    for limit, kernel in ((first + start, "MAXIMUM"), (first + stop - 1, "MINIMUM")):
-        if first < limit < last:
-            free, index = index, builder.like(x, x.shape, dtype="int32")
-            builder.add(kernel, [free, builder.constant(np.array(limit, "int32"))], [index])
-    if first + start:
-        stored, index = index, builder.like(x, x.shape, dtype="int32")
-        offset = builder.constant(np.array(-first - start, "int32"))
-        builder.add("ADD", [stored, offset], [index], {"fusedActivationFunction": "NONE"})
+    index = _index(x, start, stop, len(table), builder)
     values = table[start:stop]
     values = builder.constant(values, f"{y.name}/table", scale=y.scale, zero_point=y.zero_point)
     builder.add("GATHER", [values, index], [y], {"axis": 0})
+
+
+def _index(x: Any, start: int, stop: int, size: int, builder: Any) -> Any:
+    """The place of each value in a part of a table, an int32 tensor; one for all tables alike."""
+
+    def make() -> Any:
+        # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
+        index = builder.like(x, x.shape, dtype="int32")
+        builder.convert(x, index)
+        first = int(np.iinfo(x.dtype).min)
+        for limit, kernel, needed in (
+            (first + start, "MAXIMUM", start > 0),
+            (first + stop - 1, "MINIMUM", stop < size),
+        ):
+            if needed:
+                free, index = index, builder.like(x, x.shape, dtype="int32")
+                builder.add(kernel, [free, builder.constant(np.array(limit, "int32"))], [index])
+        if first + start:
+            stored, index = index, builder.like(x, x.shape, dtype="int32")
+            offset = builder.constant(np.array(-first - start, "int32"))
+            builder.add("ADD", [stored, offset], [index], {"fusedActivationFunction": "NONE"})
+        return index
+
+    return builder.once((x.index, start, stop), make)
 
 
 def _varying(table: np.ndarray) -> tuple[int, int]:

@@ -340,7 +340,6 @@ class Table(Op):
         "Softsign",
         "SparsePlus",
         "Sqrt",
-        "Square",
         "Squareplus",
         "Tan",
         "TanhShrink",
@@ -386,6 +385,8 @@ class Table(Op):
         operands = [*args, *kwargs.values()]
         x = next(value for value in operands if isinstance(value, keras.KerasTensor))
         step = make_step(layer, operands, {id(x): 0})
+        if step == ("Power", [0, 2.0], {}):
+            return tracer.expand(layer, ops.square, x)
         if step is not None:
             return tracer.emit(Elementwise([step], name=layer.name), x)
         tracer.refuse(layer, "a table takes one tensor, and constants that are one number")
