@@ -127,7 +127,9 @@ class Compare(Op):
             return
         wide = builder.like(x, x.shape, dtype="int32")
         builder.convert(x, wide)
-        place = to_numpy(whole(np.float32(node.layer.limit) / np.float32(x.scale))) + extra
+        with np.errstate(over="ignore"):
+            limit = np.float32(node.layer.limit) / np.float32(x.scale)
+        place = to_numpy(whole(limit)) + extra
         place = np.clip(place + x.zero_point, -(2**17), 2**17)
         builder.add(kernel, [wide, builder.constant(place.astype("int32"))], [y])
 
@@ -330,5 +332,6 @@ class OneHot(Op):
         if layer.axis not in (-1, len(x.shape)):
             tracer.refuse(layer, f"its axis is {layer.axis}; only the last one is known")
         x = whole_indices(x, layer, tracer)
-        rows = np.eye(layer.num_classes, dtype="float32")
-        return tracer.emit(Gather(name=layer.name), [tracer.constant(rows, "one_hot_rows"), x])
+        dtype = "float32" if "float" in layer.dtype else layer.dtype
+        rows = tracer.constant(np.eye(layer.num_classes), "one_hot_rows", dtype=dtype)
+        return tracer.emit(Gather(name=layer.name), [rows, x])

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,8 @@ from intact.rounding.kernel_rounding import KernelRounding
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Absolute": ("ABS", ("int32",)),
     "Add": ("ADD", COUNTS),
+    "BitwiseRightShift": ("RIGHT_SHIFT", ("int32",)),
+    "BitwiseXor": ("BITWISE_XOR", ("int32",)),
     "Equal": ("EQUAL", ("bool", *COUNTS)),
     "FloorDivide": ("FLOOR_DIV", ("int32",)),
     "Greater": ("GREATER", COUNTS),
@@ -49,18 +52,42 @@ LOGICAL = ("LogicalAnd", "LogicalNot", "LogicalOr", "LogicalXor")
 TRUTHFUL = ("Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual", *LOGICAL)
 """The operations whose results are truth values."""
 
+BITWISE = (
+    *("BitwiseAnd", "BitwiseInvert", "BitwiseLeftShift", "BitwiseNot", "BitwiseOr"),
+    *("BitwiseRightShift", "BitwiseXor", "LeftShift", "RightShift"),
+)
+"""The operations on the bits of whole numbers."""
+
 FUSABLE = ("ADD", "MUL", "SUB")
 """The kernels that have to be told that no activation is fused into them."""
 
 NARROW = ("int8", "uint8", "int16")
 """The types that are computed in int32; back in their own type, the results wrap around."""
 
+
+def _bitwise_and(layer: Any, a: Any, b: Any) -> Any:
+    """The sum of two numbers is their XOR and twice their AND; the lowest bits are products.
+
+    So nothing overflows, for the halves of two numbers are added.
+    """
+    high_a, high_b = ops.bitwise_right_shift(a, 1), ops.bitwise_right_shift(b, 1)
+    high = high_a + high_b - ops.bitwise_xor(high_a, high_b)
+    return high + (a - high_a * 2) * (b - high_b * 2)
+
+
 EXPANSIONS: dict[str, Callable[..., Any]] = {
+    "BitwiseAnd": _bitwise_and,
+    "BitwiseInvert": lambda layer, x: -1 - x,
+    "BitwiseLeftShift": lambda layer, x, bits: x * ops.power(2, bits),
+    "BitwiseNot": lambda layer, x: -1 - x,
+    "BitwiseOr": lambda layer, a, b: ops.bitwise_xor(a, b) + ops.bitwise_and(a, b),
+    "LeftShift": lambda layer, x, bits: x * ops.power(2, bits),
+    "RightShift": lambda layer, x, bits: ops.bitwise_right_shift(x, bits),
     "Clip": lambda layer, x: ops.minimum(ops.maximum(x, _limit(layer.x_min)), _limit(layer.x_max)),
     "Relu": lambda layer, x: ops.maximum(x, 0),
     "Square": lambda layer, x: x * x,
 }
-"""Operations that are made of others, of the operation and its operand."""
+"""Operations that are made of others, of the operation and its operands."""
 
 
 def _limit(value: Any) -> Any:
@@ -190,7 +217,7 @@ class WholeNumber(Op):
     """Arithmetic, comparisons and logic, by the kernels for int32, int64 or bool."""
 
     keras_layers = (WholeNumbers,)
-    operations = LOGICAL
+    operations = (*LOGICAL, *BITWISE)
     litert = tuple(dict.fromkeys(kernel for kernel, _ in KINDS.values()))
     plain = (0, 1)
     notes = (
@@ -207,6 +234,13 @@ class WholeNumber(Op):
         Case(lambda: lambda x: ops.where(ops.not_equal(x, 0), 1.0, 0.5), (4,), dtype="int32"),
         Case(lambda: lambda x: ops.where(ops.equal(x, 2), 1.0, 0.5), (4,), high=3, dtype="int32"),
         Case(
+            lambda: lambda a, b: ops.cast(ops.bitwise_or(a, b) - (a & b) * 2, "float32"),
+            [(4,), (4,)],
+            low=-9,
+            high=9,
+            dtype="int32",
+        ),
+        Case(
             lambda: lambda x: layers.Embedding(900, 3)((x * 31 + np.arange(4)) % 900 // 2),
             (4,),
             low=0,
@@ -220,7 +254,7 @@ class WholeNumber(Op):
         operands = keras.tree.flatten([args, list(kwargs.values())])
         kind = kind_of(layer)
         if kind in EXPANSIONS:
-            return tracer.expand(layer, lambda x: EXPANSIONS[kind](layer, x), *operands)
+            return tracer.expand(layer, partial(EXPANSIONS[kind], layer), *operands)
         if isinstance(layer, layers.Layer):
             operands = of_one_rank(operands, layer, tracer)
         y, *others = operands

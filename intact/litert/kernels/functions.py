@@ -28,6 +28,7 @@ FUNCTIONS = (
         options={"adjX": OptionField(0, "?"), "adjY": OptionField(1, "?")},
         runs_on=on(int8="XM568", int16="M8", float32="XM"),
     ),
+    Kernel("BITWISE_XOR", data=(0, 1), scaled=False, broken=IGNORES_SCALES, runs_on=on()),
     Kernel("CEIL", broken=NO_INT8, runs_on=on(float32="XM")),
     Kernel("COS", broken=NO_INT8, runs_on=on(float32="XM")),
     Kernel("CUMSUM", scaled=False, broken=NO_INT8, runs_on=on(float32="M")),
@@ -97,6 +98,7 @@ FUNCTIONS = (
     ),
     Kernel("RELU_0_TO_1", versions(1)),
     Kernel("RELU_N1_TO_1", versions(1), edge_tpu=()),
+    Kernel("RIGHT_SHIFT", data=(0, 1), scaled=False, broken=IGNORES_SCALES, runs_on=on()),
     Kernel("ROUND", broken=NO_INT8, runs_on=on(float32="XM")),
     Kernel(
         "RSQRT",
