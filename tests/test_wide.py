@@ -14,7 +14,7 @@ from intact.layers.fake_quantize import FakeQuantize
 from intact.litert.builder import Builder
 from intact.litert.runtime import LiteRTModel
 from intact.numerics.accumulator import digits
-from intact.numerics.affine import QTensor
+from intact.numerics.affine import Affine, QTensor
 from intact.ops.wide import SigmoidRounding, SoftmaxRounding, TanhRounding
 from intact.rounding.kernel_rounding import KernelRounding
 from intact.testing import build_model, make_data
@@ -43,8 +43,8 @@ def by_formula(name, x, scale, zero_point, output):
     x, scale, zero_point, unit, zero = (
         ops.convert_to_tensor(v, "float32") for v in (x, scale, zero_point, *output)
     )
-    params = QTensor(None, unit, zero)
-    pending = QTensor(x - zero_point, scale, zero_point)
+    params = Affine(unit, zero)
+    pending = QTensor(x - zero_point, scale, zero_point, True)
     return host(KernelRounding.registry[name].quantize(pending, params, -128 - zero, 127 - zero))
 
 
@@ -118,7 +118,9 @@ def run_kernel(name, x, scale):
 
 def our_kernel(name, x, scale):
     values, scale, zero = (ops.convert_to_tensor(v, "float32") for v in (x, scale, 0.0))
-    return np.clip(host(WIDE_CURVES[name].kernel(QTensor(values, scale, zero))), -32768, 32767)
+    return np.clip(
+        host(WIDE_CURVES[name].kernel(QTensor(values, scale, zero, True))), -32768, 32767
+    )
 
 
 @pytest.mark.parametrize("name", ["LOGISTIC", "TANH"])

@@ -21,6 +21,7 @@ from intact.litert.inspection import is_float
 from intact.litert.reader import LiteRTFile, read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
 from intact.names import Kernels
+from intact.numerics.affine import QTensor
 from intact.numerics.tensors import to_numpy
 
 MOST_VALUES = 2**26
@@ -215,15 +216,15 @@ def _stored(point: Point) -> Any:
 
 
 class _Stored(keras.layers.Layer):
-    """The stored integers of a triple; unsigned ones are shifted."""
+    """The stored integers of a `QTensor`; unsigned ones are shifted."""
 
     def __init__(self, shift: int) -> None:
         super().__init__()
         self.shift = shift
 
-    def call(self, triple: Any) -> Any:
-        values, _, zero_point = triple
-        return values + (zero_point + self.shift)
+    def call(self, parts: Any) -> Any:
+        x = QTensor(*parts)
+        return x.values + (x.zero_point + self.shift)
 
     def compute_output_shape(self, shapes: Any) -> Any:
         return shapes[0]

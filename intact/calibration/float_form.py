@@ -105,7 +105,7 @@ class FloatForm:
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _operands(self) -> list[Any]:
-        """For each tensor, the triple that it is the values of, or the tensor."""
+        """For each tensor, the `QTensor` that it is the values of, or the tensor."""
         graph = view(self.model)
         nodes = [graph.producer(tensor) for tensor in self.tensors]
         return [

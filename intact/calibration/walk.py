@@ -13,6 +13,7 @@ from intact.layers.base import QuantizedLayer
 from intact.layers.kernel_graph import KernelGraph
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.numerics.accumulator import broadcast_channels
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import no_gradients
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
@@ -86,11 +87,11 @@ class Walk:
                     del values[id(tensor)]
 
     def real(self, operand: Any) -> list[Any]:
-        """Per batch, the real values of a tensor of the graph, or of a triple of them."""
+        """Per batch, the real values of a tensor of the graph, or of a `QTensor` of them."""
         if isinstance(operand, keras.KerasTensor):
             return [values[id(operand)] for values in self.values]
-        n, scale, _ = operand
-        return [values[id(n)] * values[id(scale)] for values in self.values]
+        x = QTensor(*operand)
+        return [values[id(x.values)] * values[id(x.scale)] for values in self.values]
 
 
 def cut(arrays: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
@@ -116,7 +117,7 @@ def run(model: keras.Model, batches: list[list[Any]], call: Call, wanted: list[A
         model: A quantized model.
         batches: Per batch, the arrays of the inputs.
         call: How each call is made.
-        wanted: Tensors of the graph, or triples of them.
+        wanted: Tensors of the graph, or `QTensor`s of them.
 
     Returns:
         Per batch, a list of arrays: the real values of what is wanted.

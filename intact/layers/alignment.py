@@ -134,7 +134,7 @@ def before_shares(kernels: KernelGraph, output: keras.KerasTensor) -> Any:
         output: One of its outputs.
 
     Returns:
-        A tensor of the graph, or a triple of them.
+        A tensor of the graph, or a `QTensor` of them.
     """
     kernel = kernels.source(output)
     while kernel.op is not None:
@@ -265,7 +265,7 @@ class Reference:
 
 
 def as_real(made: Any) -> keras.KerasTensor:
-    """Real values of what a point's call makes, a triple or a float tensor."""
+    """Real values of what a point's call makes, a `QTensor` or a float tensor."""
     return Dequantize()(made) if isinstance(made, list | tuple) else made
 
 

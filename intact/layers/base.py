@@ -60,8 +60,9 @@ class Dequantize(QuantizedLayer):
     Example:
 
     >>> import numpy as np
-    >>> triple = (np.array([[3.0]], "float32"), np.float32(0.5), np.float32(0.0))
-    >>> float(Dequantize()(triple)[0, 0])
+    >>> scale, zero_point, whole = np.float32(0.5), np.float32(0.0), np.array(True)
+    >>> x = QTensor(np.array([[3.0]], "float32"), scale, zero_point, whole)
+    >>> float(Dequantize()(x)[0, 0])
     1.5
     """
 
@@ -71,7 +72,7 @@ class Dequantize(QuantizedLayer):
         self.built = True
 
     def call(self, inputs: Any) -> Tensor:
-        """Real values of a triple `(values, scale, zero_point)`."""
+        """Real values of a `QTensor`."""
         x = QTensor(*inputs)
         return x.values * x.scale
 

@@ -206,7 +206,7 @@ class _Builder:
             }
             made: FakeQuantize
             if site.arithmetic == LSTMRounding.name:
-                batch, _, units = LSTMRounding.output_shape(pending)
+                batch, _, units = LSTMRounding.output_shape(LSTMRounding.typed(pending))
                 made = StatefulQuantize(found.spec, state=(batch, units), **fields)
             else:
                 made = FakeQuantize(found.spec, **fields)

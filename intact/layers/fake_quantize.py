@@ -9,7 +9,7 @@ from keras import ops
 
 from intact.layers.base import Gives, QuantizedLayer, activity_loss
 from intact.layers.schedule import Schedule, make_clock, schedule_config, schedule_from_config
-from intact.numerics.affine import QTensor, affine_params, integer_range, is_integer, unquantized
+from intact.numerics.affine import Affine, QTensor, affine_params, integer_range, unquantized
 from intact.numerics.backend_kernels import (
     either,
     inverse,
@@ -50,8 +50,8 @@ class FakeQuantize(QuantizedLayer):
     Example:
 
     >>> layer = FakeQuantize()
-    >>> values, scale, zero_point = layer(np.array([[-1.0, 1.55]], "float32"), training=True)
-    >>> np.asarray(to_numpy(values)).tolist()
+    >>> y = layer(np.array([[-1.0, 1.55]], "float32"), training=True)
+    >>> np.asarray(to_numpy(y.values)).tolist()
     [[-100.0, 155.0]]
     """
 
@@ -259,12 +259,12 @@ class FakeQuantize(QuantizedLayer):
         final: bool = False,
         shapes: Any = (),
         training: bool | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> QTensor:
         """Quantize what an op computed.
 
         Args:
             pending: What the op's `call` returned; a float tensor for `"real"`.
-            partners: The triples that the output is multiplied with, if it is a factor: its
+            partners: The `QTensor`s that the output is multiplied with, if it is a factor: its
                 range reaches as far as these products need (`intact.uses`).
             arithmetic: Name of the kernel's way of rounding.
             slot: Which of the tensors that share the range this is.
@@ -278,13 +278,10 @@ class FakeQuantize(QuantizedLayer):
             training: Whether ranges follow the data.
 
         Returns:
-            `(values, scale, zero_point)`, a `QTensor`.
+            The integers.
         """
-        if arithmetic == RealRounding.name:
-            # Images may come in whole numbers.
-            pending = ops.cast(pending, "float32")
-        rule = KernelRounding.registry.find(arithmetic)
-        products = [*zip(map(QTensor._make, partners), shapes, strict=True)]
+        rule, pending = _typed(arithmetic, pending)
+        products = [*zip((QTensor(*x) for x in partners), shapes, strict=True)]
         result = self._quantized(rule, pending, training, products, slot, lower, upper, final)
         if slot in self.activity:
             self.add_loss(activity_loss(self.activity[slot], result.values * result.scale))
@@ -321,7 +318,7 @@ class FakeQuantize(QuantizedLayer):
 
         def quantized() -> QTensor:
             values = self._rounded(rule, pending, real, grid, lower, upper)
-            return QTensor(values, grid.scale, grid.zero_point)
+            return QTensor(values, grid.scale, grid.zero_point, ops.ones((), "bool"))
 
         def unrounded() -> QTensor:
             values = _bounded(real, lower, upper)
@@ -345,28 +342,30 @@ class FakeQuantize(QuantizedLayer):
         if self.learns:
             now = None if self.clock is None else self.clock.now()
             spots = self.grid(self._count(rule, pending), now)
-        count = None if self.fixed is not None else self.count
+        ready = None if self.fixed is not None else self.count[slot] > 0
 
         def settled(
-            pending: Any, scale: Any, zero_point: Any, low: Any, high: Any, count: Any
-        ) -> QTensor:
+            pending: Any, scale: Any, zero_point: Any, low: Any, high: Any, ready: Any
+        ) -> tuple[Tensor, ...]:
             grid = Grid(scale, zero_point, low, high)
             if low is None:
                 grid = self._grid_by(scale, zero_point)
             values = self._rounded(rule, pending, None, grid, lower, upper)
-            y = QTensor(values, grid.scale, grid.zero_point)
-            if count is None:
+            y = (values, grid.scale, grid.zero_point)
+            if ready is None:
                 return y
             # A model that has seen no data computes in float rather than in zeros.
-            plain = self.unrounded(pending, arithmetic=rule.name, lower=lower, upper=upper)
-            ready = count[slot] > 0
-            return QTensor(*(ops.where(ready, a, b) for a, b in zip(y, plain, strict=True)))
+            plain = unquantized(_bounded(rule.real(pending), lower, upper))
+            return tuple(ops.where(ready, a, b) for a, b in zip(y, plain[:3], strict=True))
 
         if not rule.any_size or self.spec.bits > 8:
-            return settled(pending, *spots, count)
-        key = (rule, self.spec, lower, upper, slot)
-        y = QTensor(*shared(key, settled, pending, *spots, count))
-        return y._replace(values=with_shape(y.values, rule.output_shape(pending)))
+            values, scale, zero_point = settled(pending, *spots, ready)
+        else:
+            key = (rule, self.spec, lower, upper)
+            values, scale, zero_point = shared(key, settled, pending, *spots, ready)
+            values = with_shape(values, rule.output_shape(pending))
+        # Not a constant: TensorFlow copies a shared graph at each call that gets one.
+        return QTensor(values, scale, zero_point, self.scale > 0 if ready is None else ready)
 
     def _rounded(
         self,
@@ -379,7 +378,7 @@ class FakeQuantize(QuantizedLayer):
     ) -> Tensor:
         """Whole numbers; while training, `real` are the values without rounding, else None."""
         first = self.first_grid(grid)
-        params = QTensor(None, first.scale, first.zero_point)
+        params = Affine(first.scale, first.zero_point)
         low, high = self.bounds(first, lower, upper)
         training = real is not None
         if training and (self.learns or self.spec.stochastic) and not self.rule.signs:
@@ -414,9 +413,7 @@ class FakeQuantize(QuantizedLayer):
         **_: Any,
     ) -> QTensor:
         """The same without rounding; the arguments are those of a call."""
-        rule = KernelRounding.registry.find(arithmetic)
-        if arithmetic == RealRounding.name:
-            pending = ops.cast(pending, "float32")
+        rule, pending = _typed(arithmetic, pending)
         return unquantized(_bounded(rule.real(pending), lower, upper))
 
     def _count(self, rule: type[KernelRounding], pending: Any) -> Any:
@@ -514,7 +511,7 @@ class FakeQuantize(QuantizedLayer):
         found = []
         for x, shape in products:
             # Before a schedule's delay is over, partners are not rounded.
-            step = ops.where(is_integer(x), x.scale, 0.0)
+            step = ops.where(x.whole, x.scale, 0.0)
             use = look(real, ops.stop_gradient(x.values * x.scale), shape, most=SAMPLE)
             low, high, known = reach(use, self.steps, least=step)
             # A sample that needs all of its values needs those beside them, too.
@@ -540,8 +537,7 @@ class FakeQuantize(QuantizedLayer):
 
     def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
         rule = KernelRounding.registry.find(kwargs.get("arithmetic", "real"))
-        shapes = (rule.output_shape(pending), (), ())
-        return tuple(keras.KerasTensor(shape, "float32") for shape in shapes)
+        return QTensor.symbolic(rule.output_shape(rule.typed(pending)))
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -565,6 +561,15 @@ class FakeQuantize(QuantizedLayer):
         spec = TensorSpec.from_config(config.pop("spec"))
         schedule = schedule_from_config(config.pop("schedule", None))
         return cls(spec, schedule=schedule, **config)
+
+
+def _typed(arithmetic: str, pending: Any) -> tuple[type[KernelRounding], Any]:
+    """The class that rounds, and what is pending in the type that it takes."""
+    rule = KernelRounding.registry.find(arithmetic)
+    if rule is RealRounding:
+        # Images may come in whole numbers.
+        return rule, ops.cast(pending, "float32")
+    return rule, rule.typed(pending)
 
 
 def _moving_bounds(values: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> Tensor:

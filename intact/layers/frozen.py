@@ -11,7 +11,6 @@ from intact.numerics.accumulator import (
     Accumulator,
     exact_sums,
 )
-from intact.numerics.affine import is_integer
 from intact.numerics.backend_kernels import exact_convolution
 from intact.ops.base import get_op, known_config
 
@@ -106,10 +105,10 @@ class Frozen(Quantized):
         op: Any = get_op(self.layer)
         x, kernel = self._operand(inputs, False), ops.cast(self.kernel, "float32")
         if not op.weights:
-            return self.sums(x.values * kernel, x.scale)._replace(whole=is_integer(x))
+            return self.sums(x.values * kernel, x.scale)._replace(whole=x.whole)
         with exact_convolution():
             values, high, low = exact_sums(lambda v: op.products(self.layer, v, kernel), x)
-        return self.sums(values, x.scale)._replace(whole=is_integer(x), high=high, low=low)
+        return self.sums(values, x.scale)._replace(whole=x.whole, high=high, low=low)
 
     def get_config(self) -> dict[str, Any]:
         return {

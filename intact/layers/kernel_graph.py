@@ -72,12 +72,12 @@ class Kernel:
 
     @property
     def output(self) -> keras.KerasTensor:
-        """The tensor of the model's graph that its output is; of a triple, the values."""
+        """The tensor of the model's graph that its output is; of a `QTensor`, the values."""
         return self.calls[-1].outputs[0]
 
     @property
     def outputs(self) -> Any:
-        """Its output: a tensor of the model's graph, or a triple of them."""
+        """Its output: a tensor of the model's graph, or a `QTensor` of them."""
         outputs = self.calls[-1].outputs
         return outputs if len(outputs) > 1 else outputs[0]
 

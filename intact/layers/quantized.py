@@ -1,6 +1,6 @@
 """From a plan to a quantized Keras model: ordinary layers, on integer values.
 
-On the edges of the quantized model run triples `(values, scale, zero_point)`; between
+On the edges of the quantized model run `QTensor`s; between
 an op and its quantizer run the op's 32-bit sums. Everything else is an ordinary
 functional Keras model.
 """
@@ -24,7 +24,7 @@ from intact.numerics.accumulator import (
     rescaled,
     scale_channels,
 )
-from intact.numerics.affine import QTensor, WideTensor, is_integer
+from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import exact_convolution, inverse
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import reparametrized, tied
@@ -274,7 +274,7 @@ class Quantized(QuantizedLayer):
         """Compute on integer values.
 
         Args:
-            inputs: A triple or a plain tensor, or a list of them; an accumulator for a
+            inputs: A `QTensor` or a plain tensor, or a list of them; an accumulator for a
                 folded layer.
             folds: The layer is a batch norm that follows into the weights before it; where
                 it is called elsewhere too, it need not there.
@@ -325,7 +325,7 @@ class Quantized(QuantizedLayer):
         op: Any = get_op(self.layer)
         norm: Any = self.norm
         fixed = moves is False or not norm.trainable
-        acc = accumulator(None, x.scale, scale, whole=is_integer(x))
+        acc = accumulator(None, x.scale, scale, whole=x.whole)
         if fixed:
             acc = self.units(acc)
             kernel = rescaled(kernel, scale, acc, self.weight_axes()["kernel"])
@@ -383,9 +383,9 @@ class Quantized(QuantizedLayer):
         ]
         return op.call(self.layer, taken, weights, moves)
 
-    def _operand(self, triple: Any, moves: Any) -> QTensor:
+    def _operand(self, parts: Any, moves: Any) -> QTensor:
         """An input; training needs no sums that are exact beyond float32."""
-        return WideTensor(*triple) if self.wide and moves is False else QTensor(*triple)
+        return WideTensor(*parts) if self.wide and moves is False else QTensor(*parts)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         op = get_op(self.layer)

@@ -9,12 +9,12 @@ from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
 from intact.layers.fake_quantize import FakeQuantize
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import Affine, QTensor
 from intact.numerics.exact import power_of_two_above
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.rounding.int16_tables import CELL_BITS, HIGH
 from intact.rounding.kernel_rounding import KernelRounding
-from intact.rounding.lstm import LSTMRounding, Run, State, StateKeeper, Sums
+from intact.rounding.lstm import LSTMRounding, Run, State, StateKeeper
 
 UNSEEN = 8.0
 """The largest cell state, where none was ever seen."""
@@ -66,7 +66,7 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
         if rule is not LSTMRounding:
             return super()._quantized(rule, pending, training, *rest)
         before = State(*map(self._value, State._fields))
-        run = Run(Sums(*pending), before, self.cell_scale())
+        run = Run(pending, before, self.cell_scale())
         if self.observing or (training and self.trainable and self.fixed is None):
             seen = ops.max(ops.abs(ops.stop_gradient(run.real.cell)))
             self.peak.assign(ops.maximum(self._value("peak"), seen))
@@ -79,12 +79,12 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
         """The state after a call that made real values or integers."""
         if self.observing:
             return run.real.last
-        hidden, cell = run.whole(made).last
+        hidden, cell = run.whole(Affine(made.scale, made.zero_point)).last
         whole = State(hidden * made.scale, cell * run.cell_scale)
         if self.fixed is not None:
             return whole
         pairs = zip(whole, run.real.last, strict=True)
-        return State(*(ops.where(is_integer(made), a, b) for a, b in pairs))
+        return State(*(ops.where(made.whole, a, b) for a, b in pairs))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "state": list(self.state)}

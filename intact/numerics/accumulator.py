@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops
+from keras import KerasTensor, ops
 
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import no_bias
 from intact.numerics.exact import MIN_SCALE, inverse_of
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import _upstream, round_through, round_where
-from intact.numerics.tensors import Tensor
+from intact.numerics.tensors import Tensor, symbols
 
 MAX_BIAS = float(np.float32(2.0**29))
 """Largest magnitude of an int32 bias: room is left for the products added to it."""
@@ -35,6 +35,19 @@ class Accumulator(NamedTuple):
     whole: Any = True
     high: Any = None
     low: Any = None
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "Accumulator":
+        """Its form in a graph.
+
+        Args:
+            shape: The shape of the sums.
+        """
+        values, bias, input_scale, weight_scale, high, low = symbols(
+            shape, (None,), (), (None,), shape, shape
+        )
+        whole = KerasTensor((), "bool")
+        return cls(values, bias, input_scale, weight_scale, whole, high, low)
 
     def exact(self) -> Tensor:
         """The sums with the bias and the signs of the file, int64; needs `wide_types`."""

@@ -12,18 +12,40 @@ for Efficient Integer-Arithmetic-Only Inference" (arXiv:1712.05877), and the Lit
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops
+from keras import KerasTensor, ops
 
 from intact.numerics.exact import MIN_SCALE, power_of_two_above
-from intact.numerics.tensors import Tensor
+from intact.numerics.tensors import Tensor, symbols
+
+
+class Affine(NamedTuple):
+    """How integers stand for real values: `real = (q - zero_point) * scale`."""
+
+    scale: Tensor
+    zero_point: Tensor
 
 
 class QTensor(NamedTuple):
-    """A quantized activation: `real = values * scale`, `values = q - zero_point`."""
+    """A quantized activation: `real = values * scale`, `values = q - zero_point`.
+
+    Before a model is calibrated, and until a schedule begins to round, the values are real ones
+    on their way through: then `whole` is false, the scale is 1, and nothing may round them.
+    """
 
     values: Tensor
     scale: Tensor
     zero_point: Tensor
+    whole: Tensor
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "QTensor":
+        """Its form in a graph.
+
+        Args:
+            shape: The shape of the values.
+        """
+        values, scale, zero_point = symbols(shape, (), ())
+        return cls(values, scale, zero_point, KerasTensor((), "bool"))
 
 
 class WideTensor(QTensor):
@@ -33,18 +55,13 @@ class WideTensor(QTensor):
 
 
 def unquantized(real: Tensor) -> QTensor:
-    """Real values where integers are expected: the zero point 0.5 tells them apart.
+    """Real values on their way through, where integers are expected.
 
     Args:
         real: The values.
     """
-    one = ops.ones((), "float32")
-    return QTensor(real, one, one * 0.5)
-
-
-def is_integer(x: QTensor) -> Tensor:
-    """Whether a triple holds integers, and not real values on their way through."""
-    return x.zero_point == ops.round(x.zero_point)
+    zero = ops.zeros((), "float32")
+    return QTensor(real, ops.ones((), "float32"), zero, ops.zeros((), "bool"))
 
 
 def integer_range(bits: int, narrow: bool = False) -> tuple[int, int]:

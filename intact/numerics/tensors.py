@@ -14,6 +14,11 @@ def to_numpy(x: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(x.value if isinstance(x, Variable) else x))
 
 
+def symbols(*shapes: tuple[int | None, ...]) -> list[KerasTensor]:
+    """Real tensors of a graph, by their shapes."""
+    return [KerasTensor(shape, "float32") for shape in shapes]
+
+
 def is_symbolic(value: Any) -> bool:
     """Whether a call's argument is a tensor of a graph rather than a constant."""
     return isinstance(value, KerasTensor)

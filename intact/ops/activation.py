@@ -1,20 +1,20 @@
 """Activation functions."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from intact.keras_files.activations import hard_sigmoid_keras_2
-from intact.numerics.affine import QTensor
+from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import straight_through
-from intact.numerics.tensors import Tensor, to_numpy
+from intact.numerics.tensors import Tensor, symbols, to_numpy
 from intact.numerics.weights import quantize_weight
 from intact.ops.base import (
     BYTES,
@@ -25,6 +25,7 @@ from intact.ops.base import (
     Weight,
     register_op,
 )
+from intact.ops.elementwise import Operands
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.lookup import COST, all_values, entries, look_up
 from intact.ops.moves import channel_last
@@ -76,16 +77,16 @@ class RequantizeRounding(KernelRounding):
     """From one scale to another: QUANTIZE from int8 to int8."""
 
     name = "requantize"
+    takes: ClassVar[Any] = QTensor
     any_size = True
 
     @staticmethod
     def real(pending: Any) -> Tensor:
-        x = QTensor(*pending)
-        return x.values * x.scale
+        return pending.values * pending.scale
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        x = QTensor(*pending)
+    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        x = pending
         ratio = x.scale / params.scale
         exact = ops.cond(
             _fits_256(ratio),
@@ -95,7 +96,7 @@ class RequantizeRounding(KernelRounding):
         return round_clip(straight_through(exact, x.values * ratio), low, high)
 
     @staticmethod
-    def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         return ConvertRounding.quantize(pending, params, low, high)
 
 
@@ -108,10 +109,6 @@ class Requantizing(Op):
     @classmethod
     def step(cls, node: Any) -> float:
         return node.input.scale
-
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), ()))
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -172,19 +169,33 @@ class ReLU(Requantizing):
         builder.add("MINIMUM", [middle, limit], [node.output])
 
 
+class Sloped(NamedTuple):
+    """The operands of a leaky ReLU: values of a scale, and the slope below 0."""
+
+    values: Tensor
+    scale: Tensor
+    slope: Tensor
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "Sloped":
+        """Their form in a graph."""
+        return cls(*symbols(shape, (), ()))
+
+
 class LeakyRounding(KernelRounding):
     """XNNPACK's leaky ReLU: one fixed-point factor with 8 fractional bits per sign."""
 
     name = "leaky_relu"
+    takes = Sloped
     any_size = True
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
+    def real(pending: Sloped) -> Tensor:
         values, scale, slope = pending
         return values * ops.where(values >= 0, scale, scale * slope)
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(pending: Sloped, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         values, scale, slope = pending
         ratio = scale / params.scale
         smooth = values * ops.where(values >= 0, ratio, ratio * slope)
@@ -203,7 +214,7 @@ class LeakyRounding(KernelRounding):
         return round_clip(straight_through(exact, smooth), low, high)
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(cls, pending: Sloped, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         values, scale, slope = pending
         above, below = (ratio / params.scale for ratio in (scale, scale * slope))
         exact = ops.where(
@@ -243,7 +254,8 @@ class LeakyReLU(Requantizing):
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        return x.values, x.scale, ops.convert_to_tensor(float(layer.negative_slope), "float32")
+        slope = ops.convert_to_tensor(float(layer.negative_slope), "float32")
+        return Sloped(x.values, x.scale, slope)
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -420,18 +432,17 @@ class HardSwishRounding(KernelRounding):
     """LiteRT's HARD_SWISH: 16-bit fixed point, in five roundings."""
 
     name = "hard_swish"
+    takes = QTensor
     any_size = True
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
-        x = QTensor(*pending)
-        real = x.values * x.scale
+    def real(pending: QTensor) -> Tensor:
+        real = pending.values * pending.scale
         return real * ops.relu6(real + 3.0) * (1.0 / 6.0)
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        x = QTensor(*pending)
-        smooth = cls.real(pending) / params.scale
+    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        x, smooth = pending, cls.real(pending) / params.scale
         fine = x.scale * np.float32(1 / 128)
         out_factor, out_exponent = _factor_15(fine / params.scale)
         in_factor, in_exponent = _factor_15(divide(fine, np.float32(3.0 / 32768)))
@@ -450,11 +461,12 @@ class HardSwishRounding(KernelRounding):
         return round_clip(straight_through(exact, smooth), low, high)
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         """There is no kernel of 16 bits, but a table."""
         with wide_types():
             values, step, scale = (
-                ops.cast(ops.stop_gradient(x), "float64") for x in (*pending[:2], params.scale)
+                ops.cast(ops.stop_gradient(x), "float64")
+                for x in (pending.values, pending.scale, params.scale)
             )
             x = values * step
             inside = ops.where(x < 3.0, x * (x + 3.0) / 6.0, x)
@@ -543,23 +555,29 @@ class Clamp(FunctionLayer):
         return x if self.upper is None else ops.minimum(x, self.upper)
 
 
+class Clamped(NamedTuple):
+    """The operands of a clamp: values of a scale, and real limits."""
+
+    values: Tensor
+    scale: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "Clamped":
+        """Their form in a graph."""
+        return cls(*symbols(shape, (), (), ()))
+
+
 class ClampRounding(RequantizeRounding):
     """A requantization to a range that ends where the limits are."""
 
     name = "clamp"
+    takes = Clamped
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
-        x, lower, upper = pending
-        return ops.clip(RequantizeRounding.real(x), lower, upper)
-
-    @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return RequantizeRounding.quantize(pending[0], params, low, high)
-
-    @staticmethod
-    def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return RequantizeRounding.quantize_wide(pending[0], params, low, high)
+    def real(pending: Clamped) -> Tensor:
+        return ops.clip(RequantizeRounding.real(pending), pending.lower, pending.upper)
 
 
 @register_op
@@ -616,12 +634,8 @@ class Clip(Requantizing):
             ops.convert_to_tensor(far if limit is None else limit, "float32")
             for limit, far in limits
         )
-        return inputs[0], lower, upper
-
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        limits = (keras.KerasTensor((), "float32") for _ in range(2))
-        return super().pending_spec(layer, inputs, shape), *limits
+        (x,) = inputs
+        return Clamped(x.values, x.scale, lower, upper)
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -668,7 +682,7 @@ class PReLU(Op):
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (alpha, scale) = inputs, weights["alpha"]
         scale = ops.reshape(scale, ())
-        return tuple(x), (alpha, scale, ops.zeros_like(scale))
+        return Operands(x, QTensor(alpha, scale, ops.zeros_like(scale), x.whole))
 
     @classmethod
     def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
@@ -676,11 +690,7 @@ class PReLU(Op):
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        slopes = tuple(layer.alpha.shape)
-        return tuple(
-            tuple(keras.KerasTensor(s, "float32") for s in (sizes, (), ()))
-            for sizes in (shape, slopes)
-        )
+        return Operands(*map(QTensor.symbolic, (shape, tuple(layer.alpha.shape))))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

@@ -15,10 +15,11 @@ from keras import ops
 
 from intact.errors import IntactError, UnsupportedLayerError
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exact_sums, rescaled
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import exact_convolution, shared, with_shape
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.registry import is_same
+from intact.rounding.kernel_rounding import KernelRounding
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
@@ -267,7 +268,8 @@ class Op:
             training: Whether the model trains.
 
         Returns:
-            What `arithmetic` takes; a `QTensor` where the output shares the input's scale.
+            What the rounding of its kernel `takes`; a `QTensor` where the output shares the
+            input's scale.
         """
         raise NotImplementedError
 
@@ -301,7 +303,7 @@ class Op:
 
         Args:
             layer: The canonical layer.
-            inputs: The symbolic inputs: a triple, or a list of triples.
+            inputs: The symbolic inputs: a `QTensor`, or a list of them.
             shape: The output's shape.
 
         Returns:
@@ -310,12 +312,8 @@ class Op:
         if isinstance(cls.output, NotQuantized):
             return keras.KerasTensor(shape, cls.output.dtype)
         if isinstance(cls.output, SameAsInput | AllSame):
-            shapes: tuple = (shape, (), ())
-        elif cls.arithmetic == "accumulator":
-            shapes = (shape, (None,), (), (None,), (), shape, shape)
-        else:
-            return keras.KerasTensor(shape, "float32")
-        return tuple(keras.KerasTensor(s, "float32") for s in shapes)
+            return QTensor.symbolic(shape)
+        return KernelRounding.registry.find(cls.arithmetic).symbolic(shape)
 
     @classmethod
     def step(cls, node: "LoweringNode") -> float:
@@ -428,7 +426,7 @@ class Weighted(Op):
         cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
     ) -> Any:
         (x,), (kernel, scale) = inputs, weights["kernel"]
-        acc = accumulator(None, x.scale, scale, whole=is_integer(x))
+        acc = accumulator(None, x.scale, scale, whole=x.whole)
         kernel, acc = cls.with_bias(layer, kernel, acc, shares=training is False)
         with exact_convolution():
             values, high, low = exact_sums(lambda v: cls.products(layer, v, kernel), x)

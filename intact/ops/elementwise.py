@@ -1,13 +1,13 @@
 """Sums, differences and products of tensors, and of tensors and constants."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import inverse, round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
@@ -51,6 +51,13 @@ def of_one_rank(tensors: list[Any], layer: Any, tracer: Any) -> list[Any]:
     ]
 
 
+class Operands(NamedTuple):
+    """The two operands of a sum, difference or product."""
+
+    a: QTensor
+    b: QTensor
+
+
 class AddRounding(KernelRounding):
     """XNNPACK's sum: 20-bit fixed-point multipliers, and a shift that rounds half up.
 
@@ -59,21 +66,26 @@ class AddRounding(KernelRounding):
     """
 
     name = "add"
+    takes = Operands
     any_size = True
     sign: ClassVar[int] = 1
 
+    @classmethod
+    def typed(cls, pending: Any) -> Operands:
+        return Operands(*(QTensor(*operand) for operand in pending))
+
     @staticmethod
-    def output_shape(pending: Any) -> tuple[int | None, ...]:
-        return broadcast_shape(*(triple[0].shape for triple in pending))
+    def output_shape(pending: Operands) -> tuple[int | None, ...]:
+        return broadcast_shape(*(x.values.shape for x in pending))
 
     @classmethod
-    def real(cls, pending: Any) -> Tensor:
-        a, b = (QTensor(*triple) for triple in pending)
+    def real(cls, pending: Operands) -> Tensor:
+        a, b = pending
         return a.values * a.scale + b.values * (b.scale * float(cls.sign))
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        a, b = (QTensor(*triple) for triple in pending)
+    def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        a, b = pending
         ratio_a, ratio_b = a.scale / params.scale, b.scale / params.scale
         smooth = a.values * ratio_a + b.values * (ratio_b * float(cls.sign))
         shift = 20 - binary_exponent(ops.maximum(ratio_a, ratio_b))
@@ -125,8 +137,8 @@ class AddRounding(KernelRounding):
         return (multiply(part_a + part_b * cls.sign, by_sum),)
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        a, b = (QTensor(*triple) for triple in pending)
+    def quantize_wide(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        a, b = pending
         top = 2.0 * ops.maximum(a.scale, b.scale)
         in_vectors = cls.in_vectors(a.values, b.values)
         part_a, part_b = (
@@ -172,22 +184,22 @@ class MultiplyRounding(AddRounding):
     name = "multiply"
 
     @staticmethod
-    def sums(pending: Any) -> Accumulator:
+    def sums(pending: Operands) -> Accumulator:
         """The products of whole numbers."""
-        a, b = (QTensor(*triple) for triple in pending)
-        return accumulator(a.values * b.values, a.scale, b.scale, whole=is_integer(a))
+        a, b = pending
+        return accumulator(a.values * b.values, a.scale, b.scale, whole=a.whole)
 
     @classmethod
-    def real(cls, pending: Any) -> Tensor:
+    def real(cls, pending: Operands) -> Tensor:
         return cls.sums(pending).real()
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         return AccumulatorRounding.quantize(cls.sums(pending), params, low, high)
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        a, b = (QTensor(*triple) for triple in pending)
+    def quantize_wide(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        a, b = pending
         whole_a, whole_b = (ops.cast(x.values, "int32") for x in (a, b))
         factor = a.scale * b.scale / params.scale
         exact = multiply(whole_a * whole_b, multiplier(factor, 1.0, 1.0))
@@ -279,13 +291,11 @@ class Binary(Op):
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        a, b = inputs
-        return tuple(a), tuple(b)
+        return Operands(*inputs)
 
     @classmethod
     def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        copies = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), inputs)
-        return tuple(tuple(triple) for triple in copies)
+        return Operands(*(QTensor.symbolic(x[0].shape) for x in inputs))
 
     @classmethod
     def step(cls, node: Any) -> float:

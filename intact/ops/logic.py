@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import over
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, NotQuantized, Op, register_op
@@ -114,7 +114,7 @@ class Compare(Op):
         limit = over(layer.limit, x.scale)
         place = whole(limit) + extra
         exact = x.values >= place if kernel == "GREATER_EQUAL" else x.values < place
-        return ops.where(is_integer(x), exact, compare(x.values, limit))
+        return ops.where(x.whole, exact, compare(x.values, limit))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

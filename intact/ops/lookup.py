@@ -4,7 +4,7 @@ A table of 8 bits has 256 entries, one of 16 bits has up to 65536. The entries o
 computed in float64, for float32 is not fine enough to round them alike everywhere.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -12,11 +12,11 @@ from keras import ops
 from intact.errors import IntactError
 from intact.litert.builder import Builder
 from intact.litert.runtime import load_litert
-from intact.numerics.affine import QTensor, WideTensor
+from intact.numerics.affine import Affine, QTensor, WideTensor
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.straight_through import straight_through
-from intact.numerics.tensors import Tensor, to_numpy
+from intact.numerics.tensors import Tensor, symbols, to_numpy
 from intact.rounding.kernel_rounding import KernelRounding, RealRounding
 
 COST = "a table of up to 65536 entries (128 kB)"
@@ -26,6 +26,18 @@ TRIMMED = 8192
 """How many equal entries at an end of a table are worth a kernel that ends the index there."""
 
 
+class TableValues(NamedTuple):
+    """A function's values; with 16 bits they are `real + rest`, as float32 cannot hold them."""
+
+    real: Tensor
+    rest: Any = None
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "TableValues":
+        """Their form in a graph."""
+        return cls(*symbols(shape, shape))
+
+
 class TableRounding(RealRounding):
     """As `real`; what is infinite saturates, and does not count for the range.
 
@@ -33,19 +45,22 @@ class TableRounding(RealRounding):
     """
 
     name = "table"
+    takes = TableValues
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
-        real, _ = pending
+    def real(pending: TableValues) -> Tensor:
+        real = pending.real
         finite = ops.where(ops.isfinite(real), real, ops.zeros_like(real))
         return ops.clip(real, ops.min(finite), ops.max(finite))
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        return RealRounding.quantize(pending[0], params, low, high)
+    def quantize(pending: TableValues, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        return RealRounding.quantize(pending.real, params, low, high)
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(
+        cls, pending: TableValues, params: Affine, low: Tensor, high: Tensor
+    ) -> Tensor:
         real, rest = pending
         if rest is None:
             return cls.quantize(pending, params, low, high)
@@ -81,8 +96,11 @@ def all_values(x: Any) -> QTensor:
     """
     limits = np.iinfo(x.dtype)
     values = np.arange(limits.min, limits.max + 1) - x.zero_point
-    parts = (ops.convert_to_tensor(v, "float32") for v in (values, x.scale, x.zero_point))
-    return WideTensor(*parts) if x.dtype == "int16" else QTensor(*parts)
+    kind = WideTensor if x.dtype == "int16" else QTensor
+    values, scale, zero_point = (
+        ops.convert_to_tensor(v, "float32") for v in (values, x.scale, x.zero_point)
+    )
+    return kind(values, scale, zero_point, ops.ones((), "bool"))
 
 
 def entries(pending: Any, arithmetic: type[KernelRounding], y: Any) -> np.ndarray:
@@ -98,7 +116,7 @@ def entries(pending: Any, arithmetic: type[KernelRounding], y: Any) -> np.ndarra
     """
     scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (y.scale, y.zero_point))
     limits = np.iinfo(y.dtype)
-    params = QTensor(zero_point, scale, zero_point)
+    params = Affine(scale, zero_point)
     rounded = arithmetic.quantize_wide if y.dtype == "int16" else arithmetic.quantize
     values = rounded(pending, params, limits.min - zero_point, limits.max - zero_point)
     return (to_numpy(values) + y.zero_point).astype(y.dtype)

@@ -2,24 +2,52 @@
 
 import math
 import string
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from intact.numerics.accumulator import digits
-from intact.numerics.affine import QTensor, WideTensor
+from intact.numerics.affine import Affine, QTensor, WideTensor
 from intact.numerics.backend_kernels import round_clip, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.numerics.straight_through import straight_through
-from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
+from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, symbols, to_numpy
 from intact.ops.base import Case, Op, register_op
 from intact.ops.function_layer import FunctionLayer
 from intact.rounding.kernel_rounding import KernelRounding
 
 Labels = str
+
+
+class MatMulSums(NamedTuple):
+    """The sums of a matrix product of two activations.
+
+    Where inputs of 16 bits make sums that float32 rounds, the exact ones have the digits `high`,
+    `mixed` and `low`, to the base 256.
+    """
+
+    values: Tensor
+    scale_a: Tensor
+    scale_b: Tensor
+    zero_point_b: Tensor
+    high: Any = None
+    mixed: Any = None
+    low: Any = None
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "MatMulSums":
+        """Their form in a graph."""
+        return cls(*symbols(shape, (), (), (), shape, shape, shape))
+
+    def exact(self) -> Tensor:
+        """The sums as int64; needs `wide_types`."""
+        if self.high is None:
+            return ops.cast(self.values, "int64")
+        high, mixed, low = (ops.cast(x, "int64") for x in (self.high, self.mixed, self.low))
+        return (high * 256 + mixed) * 256 + low
 
 
 class MatMulRounding(KernelRounding):
@@ -29,32 +57,26 @@ class MatMulRounding(KernelRounding):
     """
 
     name = "matmul"
+    takes = MatMulSums
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
-        values, scale_a, scale_b = pending[:3]
-        return values * (scale_a * scale_b)
+    def real(pending: MatMulSums) -> Tensor:
+        return pending.values * (pending.scale_a * pending.scale_b)
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        values, scale_a, scale_b, zero_point_b = pending[:4]
-        smooth = values * divide(scale_a * scale_b, params.scale)
-        by = multiplier(scale_a, scale_b, params.scale)
-        twice = ops.cast(multiply(ops.cast(values, "int32"), by), "float32")
-        exact = ops.where(zero_point_b == 0, ops.round(smooth), twice)
+    def quantize(pending: MatMulSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        smooth = pending.values * divide(pending.scale_a * pending.scale_b, params.scale)
+        by = multiplier(pending.scale_a, pending.scale_b, params.scale)
+        twice = ops.cast(multiply(ops.cast(pending.values, "int32"), by), "float32")
+        exact = ops.where(pending.zero_point_b == 0, ops.round(smooth), twice)
         return round_clip(straight_through(exact, smooth), low, high)
 
     @staticmethod
-    def quantize_wide(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        values, scale_a, scale_b, _, *parts = pending
-        unit = scale_a * scale_b
-        smooth = values * divide(unit, params.scale)
+    def quantize_wide(pending: MatMulSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        unit = pending.scale_a * pending.scale_b
+        smooth = pending.values * divide(unit, params.scale)
         with wide_types():
-            sums = ops.cast(values, "int64")
-            if parts[0] is not None:
-                first, second, third = (ops.cast(part, "int64") for part in parts)
-                sums = (first * 256 + second) * 256 + third
-            exact = multiply_sums(sums, multiplier(unit, 1.0, params.scale))
+            exact = multiply_sums(pending.exact(), multiplier(unit, 1.0, params.scale))
             exact = ops.cast(exact, "float32")
         return round_clip(straight_through(exact, smooth), low, high)
 
@@ -103,22 +125,17 @@ class MatrixProduct(Op):
     )
 
     @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        shapes = (shape, (), (), (), shape, shape, shape)
-        return tuple(keras.KerasTensor(s, "float32") for s in shapes)
-
-    @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         a, b = inputs
         values = layer([a.values, b.values])
-        parts: tuple = (None, None, None)
-        if isinstance(a, WideTensor):
-            # The exact sums, in digits to the base 256.
-            (high_a, low_a), (high_b, low_b) = digits(a.values), digits(b.values)
-            mixed = layer([high_a, low_b]) + layer([low_a, high_b])
-            parts = layer([high_a, high_b]), mixed, layer([low_a, low_b])
-            parts = tuple(map(ops.stop_gradient, parts))
-        return values, a.scale, b.scale, b.zero_point, *parts
+        sums = MatMulSums(values, a.scale, b.scale, b.zero_point)
+        if not isinstance(a, WideTensor):
+            return sums
+        (high_a, low_a), (high_b, low_b) = digits(a.values), digits(b.values)
+        mixed = layer([high_a, low_b]) + layer([low_a, high_b])
+        parts = layer([high_a, high_b]), mixed, layer([low_a, low_b])
+        high, mixed, low = map(ops.stop_gradient, parts)
+        return sums._replace(high=high, mixed=mixed, low=low)
 
     @classmethod
     def step(cls, node: Any) -> float:

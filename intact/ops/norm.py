@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, scale_channels
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import batch_norm, moments, shared, sqrt, with_shape
 from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import numpy_ops
@@ -55,7 +55,7 @@ class ByChannel(Weighted):
     def unscaled(cls, x: QTensor) -> Accumulator:
         """The input as sums, before they are scaled and shifted."""
         scale = ops.convert_to_tensor(cls.unit(x.values.shape[-1])[1])
-        return accumulator(x.values * UNIT, x.scale, scale, whole=is_integer(x))
+        return accumulator(x.values * UNIT, x.scale, scale, whole=x.whole)
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

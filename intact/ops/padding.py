@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, WideTensor, is_integer
+from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.tensors import Tensor, is_whole
 from intact.ops.base import ALL_SAME, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op, register_op
 from intact.ops.function_layer import FunctionLayer
@@ -192,7 +192,7 @@ class LowestPadding(Op):
         bits = 16 if isinstance(x, WideTensor) else 8
         integer = -float(2 ** (bits - 1)) - x.zero_point
         # Real values have no lowest one; none is below the lowest that there is.
-        lowest = ops.where(is_integer(x), integer, ops.stop_gradient(ops.min(x.values)))
+        lowest = ops.where(x.whole, integer, ops.stop_gradient(ops.min(x.values)))
         number = ops.reshape(lowest, (1,) * len(x.values.shape))
         return x._replace(values=PadNumber(layer.padding)([x.values, number]))
 

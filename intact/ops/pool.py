@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import inverse
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor
@@ -98,7 +98,7 @@ class AveragePooling2D(Op):
         # Half a unit more keeps the floor clear of rounding; it changes no quotient.
         half = ops.floor(ops.convert_to_tensor(count) * 0.5) + 0.5
         quotient = ops.sign(stored) * ops.floor((ops.abs(stored) + half) * share)
-        exact = ops.where(is_integer(x), quotient - x.zero_point, mean)
+        exact = ops.where(x.whole, quotient - x.zero_point, mean)
         return x._replace(values=straight_through(exact, mean))
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -10,12 +10,12 @@ from keras import layers, ops
 
 from intact.graph.view import made_by
 from intact.numerics.accumulator import exact_sums
-from intact.numerics.affine import QTensor
+from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import Multiplier, multiplier, multiply, round_away
 from intact.numerics.straight_through import straight_through, unfused
-from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
+from intact.numerics.tensors import Tensor, is_symbolic, symbols, to_numpy
 from intact.ops.base import (
     ALL_SAME,
     COUNTS,
@@ -80,34 +80,56 @@ class Min(Reduction):
     function = staticmethod(ops.min)
 
 
+class MeanSums(NamedTuple):
+    """The sums of a mean or sum: `real = total * scale * share`, of `count` values each.
+
+    Where inputs of 16 bits make sums that float32 rounds, the exact ones are `256 * high + low`.
+    """
+
+    total: Tensor
+    count: Tensor
+    share: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    high: Any = None
+    low: Any = None
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "MeanSums":
+        """Their form in a graph."""
+        return cls(*symbols(shape, (), (), (), (), shape, shape))
+
+    def exact(self) -> Tensor:
+        """The sums as int32, exactly where they are known so."""
+        if self.high is None:
+            return ops.cast(self.total, "int32")
+        return ops.cast(self.high, "int32") * 256 + ops.cast(self.low, "int32")
+
+
 class MeanRounding(KernelRounding):
     """The mean or sum of stored integers, in float32, rounded half to even with the zero point."""
 
     name = "mean"
+    takes = MeanSums
     any_size = True
 
     @staticmethod
-    def output_shape(pending: Any) -> tuple[int | None, ...]:
-        return pending[0].shape
+    def real(pending: MeanSums) -> Tensor:
+        return pending.total * (pending.scale * pending.share)
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
-        total, _, share, scale, *_ = pending
-        return total * (scale * share)
-
-    @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        total, count, share, scale, zero_point, *_ = pending
-        multiplier = (scale / params.scale) * share
-        offset = params.zero_point - unfused(unfused(zero_point * count) * multiplier)
-        stored = unfused((total + zero_point * count) * multiplier) + offset
+    def quantize(pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        multiplier = (pending.scale / params.scale) * pending.share
+        zeros = pending.zero_point * pending.count
+        offset = params.zero_point - unfused(unfused(zeros) * multiplier)
+        stored = unfused((pending.total + zeros) * multiplier) + offset
         return round_clip(stored, low + params.zero_point, high + params.zero_point) - (
             params.zero_point
         )
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        exact = cls.rounded(_whole(pending), pending[1], pending[3], params.scale)
+    def quantize_wide(cls, pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        exact = cls.rounded(pending.exact(), pending.count, pending.scale, params.scale)
         smooth = cls.real(pending) * inverse(params.scale)
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
@@ -140,14 +162,6 @@ class SumRounding(MeanRounding):
         product = unfused(ops.cast(total, "float32") * (scale / output_scale))
         with wide_types():
             return ops.cast(round_away(ops.cast(product, "float64")), "int32")
-
-
-def _whole(pending: Any) -> Tensor:
-    """The sums as int32, exactly where they are known so."""
-    total, high, low = pending[0], pending[-2], pending[-1]
-    if high is None:
-        return ops.cast(total, "int32")
-    return ops.cast(high, "int32") * 256 + ops.cast(low, "int32")
 
 
 class Reducing(Op):
@@ -193,10 +207,6 @@ class Summing(Reducing):
     arithmetic = "mean"
 
     @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(s, "float32") for s in (shape, (), (), (), (), shape, shape))
-
-    @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
 
@@ -209,7 +219,7 @@ class Summing(Reducing):
         for axis in layer.axes:
             count = count * ops.cast(sizes[axis], "float32")
         share = inverse(count) if isinstance(layer, Mean) else ops.ones((), "float32")
-        return total, count, share, x.scale, x.zero_point, high, low
+        return MeanSums(total, count, share, x.scale, x.zero_point, high, low)
 
     @classmethod
     def step(cls, node: Any) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor, WideTensor, is_integer
+from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import wide_types
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, to_numpy
@@ -154,7 +154,7 @@ class Resampling(Op):
         else:
             half = ONE**2 // 2
             whole = ops.right_shift(_blend(rows, height, 1, "int32") + half, 22)
-        exact = ops.where(is_integer(x), ops.cast(whole, "float32"), smooth)
+        exact = ops.where(x.whole, ops.cast(whole, "float32"), smooth)
         return x._replace(values=straight_through(exact, smooth))
 
     @classmethod

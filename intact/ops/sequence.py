@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, rescaled
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import exact_convolution
 from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import numpy_ops
@@ -164,19 +164,12 @@ class SequenceLSTM(Op):
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (kernel, scale) = inputs, weights["input_kernel"]
         recurrent, recurrent_scale = weights["recurrent_kernel"]
-        acc = with_bias(layer, accumulator(None, x.scale, scale, whole=is_integer(x)))
+        acc = with_bias(layer, accumulator(None, x.scale, scale, whole=x.whole))
         kernel = rescaled(kernel, scale, acc, (1,) if len(scale.shape) else None)
         with exact_convolution():
             sums = products(x.values, kernel)
         scale, recurrent_scale = (_by_gate(s) for s in (acc.weight_scale, recurrent_scale))
-        return tuple(Sums(sums, acc.bias, x.scale, scale, recurrent, recurrent_scale))
-
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        batch, steps, units = shape
-        gates, one = (len(GATES), units), (None, 1)
-        shapes = Sums((batch, steps, *gates), gates, (), one, (units, *gates), one)
-        return tuple(keras.KerasTensor(s, "float32") for s in shapes)
+        return Sums(sums, acc.bias, x.scale, scale, recurrent, recurrent_scale)
 
     @classmethod
     def step(cls, node: Any) -> float:

@@ -16,7 +16,7 @@ from intact.numerics.exact import divide
 from intact.numerics.straight_through import finite_gradient, straight_through, unfused
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import INTEGERS, Case, Op, register_op
-from intact.ops.lookup import COST, TableRounding, all_values, entries, look_up, split
+from intact.ops.lookup import COST, TableRounding, TableValues, all_values, entries, look_up, split
 from intact.ops.precise import PRECISE, between
 
 KERNELS = {
@@ -402,16 +402,14 @@ class Table(Op):
         y = layer(finite_gradient(unfused(x.values * x.scale)), extended=True)
         y = ops.where(ops.isnan(y), ops.zeros_like(y), y)
         if not isinstance(x, WideTensor):
-            return y, None
+            return TableValues(y)
         with wide_types():
-            values, scale = (ops.cast(ops.stop_gradient(part), "float64") for part in x[:2])
+            values, scale = (
+                ops.cast(ops.stop_gradient(part), "float64") for part in (x.values, x.scale)
+            )
             precise = layer.precise(values * scale)
             nearest, rest = split(ops.where(ops.isnan(precise), ops.zeros_like(precise), precise))
-        return straight_through(nearest, y), rest
-
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
-        return tuple(keras.KerasTensor(shape, "float32") for _ in range(2))
+        return TableValues(straight_through(nearest, y), rest)
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import made_by
-from intact.numerics.affine import QTensor
+from intact.numerics.affine import Affine
 from intact.numerics.backend_kernels import round_clip
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
@@ -120,12 +120,12 @@ class WholeRounding(KernelRounding):
         return ops.cast(pending, "float32")
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         steps = multiply(ops.cast(pending, "int32"), multiplier(1.0, 1.0, params.scale))
         return round_clip(ops.cast(steps, "float32"), low, high)
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(cls, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         return cls.quantize(pending, params, low, high)
 
 

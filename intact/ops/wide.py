@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from keras import ops
 
-from intact.numerics.affine import QTensor, is_integer
+from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import either, inverse, precisely, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import mantissa, multiplier, multiply
@@ -87,6 +87,7 @@ class SigmoidRounding(RealRounding):
     """The logistic function."""
 
     name = "sigmoid"
+    takes = QTensor
     function: ClassVar[Callable] = staticmethod(ops.sigmoid)
 
     @staticmethod
@@ -94,20 +95,15 @@ class SigmoidRounding(RealRounding):
         """The function in float64."""
         return inverse(1.0 + ops.exp(-x))
 
-    @staticmethod
-    def output_shape(pending: Any) -> tuple[int | None, ...]:
-        return pending[0].shape
+    @classmethod
+    def real(cls, pending: QTensor) -> Tensor:
+        return cls.function(pending.values * pending.scale)
 
     @classmethod
-    def real(cls, pending: Any) -> Tensor:
-        x = QTensor(*pending)
-        return cls.function(x.values * x.scale)
-
-    @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        x, smooth = QTensor(*pending), cls.real(pending)
-        entries = of_integers(lambda real: precisely(cls.precise, real), x)
-        exact = ops.where(is_integer(x), entries, smooth)
+    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        smooth = cls.real(pending)
+        entries = of_integers(lambda real: precisely(cls.precise, real), pending)
+        exact = ops.where(pending.whole, entries, smooth)
         # XNNPACK adds the zero point before it rounds. The product is exact.
         stored = straight_through(exact, smooth) * inverse(params.scale) + params.zero_point
         return round_clip(stored, low + params.zero_point, high + params.zero_point) - (
@@ -115,8 +111,8 @@ class SigmoidRounding(RealRounding):
         )
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        exact = ops.cast(cls.kernel(QTensor(*pending)), "float32")
+    def quantize_wide(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        exact = ops.cast(cls.kernel(pending), "float32")
         smooth = cls.real(pending) * inverse(params.scale)
         return round_clip(straight_through(exact, smooth), low, high)
 
@@ -229,14 +225,14 @@ class SoftmaxRounding(SigmoidRounding):
     function: ClassVar[Callable] = staticmethod(ops.softmax)
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        x, smooth = QTensor(*pending), cls.real(pending) * inverse(params.scale)
+    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        x, smooth = pending, cls.real(pending) * inverse(params.scale)
         powers, total, _ = _powers(x)
         share = powers * inverse(total * params.scale)
         # Halves go up.
         whole = ops.floor(share)
         exact = whole + ops.cast(share - whole >= 0.5, "float32")
-        exact = ops.where(is_integer(x), exact, smooth)
+        exact = ops.where(x.whole, exact, smooth)
         return round_clip(straight_through(exact, smooth), low, high)
 
     @classmethod
@@ -263,12 +259,12 @@ class LogSoftmaxRounding(SoftmaxRounding):
     function: ClassVar[Callable] = staticmethod(ops.log_softmax)
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        x, steps = QTensor(*pending), inverse(params.scale)
+    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        x, steps = pending, inverse(params.scale)
         smooth = cls.real(pending) * steps
         _, total, top = _powers(x)
         largest = unfused((top + x.zero_point) * x.scale)
         offset = (largest + precisely(ops.log, total)) * steps
         exact = unfused((x.values + x.zero_point) * (x.scale * steps)) - offset
-        exact = ops.where(is_integer(x), exact, smooth)
+        exact = ops.where(x.whole, exact, smooth)
         return round_clip(straight_through(exact, smooth), low, high)

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from intact.numerics.accumulator import Accumulator
-from intact.numerics.affine import QTensor
+from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import (
     inverse,
     round_clip,
@@ -22,7 +22,7 @@ from intact.numerics.fixed_point import (
     round_away,
 )
 from intact.numerics.straight_through import straight_through
-from intact.numerics.tensors import Tensor
+from intact.numerics.tensors import Tensor, symbols
 from intact.registry import Registry
 
 
@@ -33,10 +33,14 @@ class KernelRounding:
     graph of a quantized model stores. Training rounds once and to the nearest, whatever
     the kernel does, but where `in_training` says that it does as the kernel.
 
+    What is pending, which the op's `call` returns, is of the type `takes`: a named tuple with a
+    class method `symbolic`, which gives its form in a graph. Without a type, it is one tensor.
+
     Where `any_size` says that `real` and `quantize` read no sizes, all calls share one graph.
     """
 
     name: ClassVar[str]
+    takes: ClassVar[Any] = None
     in_training: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
     registry: ClassVar[Registry[type["KernelRounding"]]] = Registry(
@@ -46,6 +50,20 @@ class KernelRounding:
     def __init_subclass__(cls, replace: bool = False) -> None:
         if "name" in vars(cls):
             KernelRounding.registry.add(cls.name, cls, replace)
+
+    @classmethod
+    def typed(cls, pending: Any) -> Any:
+        """What is pending, in its type: a saved graph has plain tuples."""
+        return pending if cls.takes is None else cls.takes(*pending)
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> Any:
+        """The form in a graph of what is pending.
+
+        Args:
+            shape: The shape of the op's output.
+        """
+        return symbols(shape)[0] if cls.takes is None else cls.takes.symbolic(shape)
 
     @staticmethod
     def output_shape(pending: Any) -> tuple[int | None, ...]:
@@ -58,12 +76,12 @@ class KernelRounding:
         raise NotImplementedError
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         """The results as whole numbers `q - zero_point`, saturated.
 
         Args:
             pending: What the op's `call` returned.
-            params: The output's `scale` and `zero_point` (`values` is unused).
+            params: The output's `scale` and `zero_point`.
             low: Smallest value, scalar.
             high: Largest value, scalar.
 
@@ -73,7 +91,7 @@ class KernelRounding:
         raise NotImplementedError
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(cls, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         """The same for outputs of 16 bits, whose kernels round otherwise.
 
         Args:
@@ -96,11 +114,11 @@ class RealRounding(KernelRounding):
         return pending
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         return round_clip(pending, low, high, inverse(params.scale))
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(cls, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         values = cls.quantize(pending, params, low, high)
         rest = beyond_vectors(pending, 8)
         if rest is None:
@@ -120,21 +138,24 @@ class AccumulatorRounding(KernelRounding):
     """
 
     name = "accumulator"
+    takes = Accumulator
     any_size = True
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
-        return Accumulator(*pending).real()
+    def real(pending: Accumulator) -> Tensor:
+        return pending.real()
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        acc = Accumulator(*pending)
+    def quantize(pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        acc = pending
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         return round_clip((acc.values + acc.bias) * factor, low, high)
 
     @classmethod
-    def quantize_wide(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        acc = Accumulator(*pending)
+    def quantize_wide(
+        cls, pending: Accumulator, params: Affine, low: Tensor, high: Tensor
+    ) -> Tensor:
+        acc = pending
         smooth = (acc.values + acc.bias) * divide(acc.input_scale * acc.weight_scale, params.scale)
         scales = acc.input_scale, ops.abs(acc.weight_scale), params.scale
         with wide_types():
@@ -168,8 +189,8 @@ class FixedPointRounding(AccumulatorRounding):
         return False
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        acc = Accumulator(*pending)
+    def quantize(cls, pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        acc = pending
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         smooth = (acc.values + acc.bias) * factor
         # The file has the signs of the scales in the weights.
@@ -203,15 +224,15 @@ class ConvertRounding(KernelRounding):
     """From one width to another, in fixed point."""
 
     name = "convert"
+    takes = QTensor
 
     @staticmethod
-    def real(pending: Any) -> Tensor:
-        x = QTensor(*pending)
-        return x.values * x.scale
+    def real(pending: QTensor) -> Tensor:
+        return pending.values * pending.scale
 
     @classmethod
-    def quantize(cls, pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
-        x = QTensor(*pending)
-        whole = multiply(ops.cast(x.values, "int32"), multiplier(x.scale, 1.0, params.scale))
+    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        by = multiplier(pending.scale, 1.0, params.scale)
+        whole = multiply(ops.cast(pending.values, "int32"), by)
         smooth = cls.real(pending) * inverse(params.scale)
         return round_clip(straight_through(ops.cast(whole, "float32"), smooth), low, high)

@@ -18,12 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from keras import ops
 
-from intact.numerics.affine import QTensor
+from intact.numerics.affine import Affine
 from intact.numerics.backend_kernels import inverse, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import multiplier, multiply, rounding_shift
 from intact.numerics.straight_through import straight_through
-from intact.numerics.tensors import Tensor
+from intact.numerics.tensors import Tensor, symbols
 from intact.rounding.int16_tables import (
     GATE_BITS,
     HIGH,
@@ -57,6 +57,17 @@ class Sums(NamedTuple):
     weight_scale: Tensor
     recurrent: Tensor
     recurrent_scale: Tensor
+
+    @classmethod
+    def symbolic(cls, shape: tuple[int | None, ...]) -> "Sums":
+        """Their form in a graph.
+
+        Args:
+            shape: (batch, steps, units).
+        """
+        batch, steps, units = shape
+        gates, one = (len(GATES), units), (None, 1)
+        return cls(*symbols((batch, steps, *gates), gates, (), one, (units, *gates), one))
 
 
 class Steps(NamedTuple):
@@ -216,7 +227,7 @@ class Run:
         inputs = (sums.inputs + sums.bias) * unit
         return in_float(inputs, sums.recurrent * sums.recurrent_scale, self.before)
 
-    def whole(self, params: QTensor) -> Steps:
+    def whole(self, params: Affine) -> Steps:
         """The steps in integers; `params` are the output's, the same at every call."""
         if self._whole is None:
             scale, zero_point = params.scale, params.zero_point
@@ -228,11 +239,12 @@ class LSTMRounding(KernelRounding):
     """The steps of the kernel UNIDIRECTIONAL_SEQUENCE_LSTM; what is pending is a `Run`."""
 
     name = "lstm"
+    takes = Sums
     in_training: ClassVar[bool] = True
 
     @staticmethod
     def output_shape(pending: Any) -> tuple[int | None, ...]:
-        batch, steps, _, units = Sums(*pending).inputs.shape
+        batch, steps, _, units = pending.inputs.shape
         return batch, steps, units
 
     @staticmethod
@@ -240,6 +252,6 @@ class LSTMRounding(KernelRounding):
         return pending.real.hidden
 
     @staticmethod
-    def quantize(pending: Any, params: QTensor, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         smooth = pending.real.hidden * inverse(params.scale)
         return round_clip(straight_through(pending.whole(params).hidden, smooth), low, high)

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from intact.api import quantize_model
 from intact.calibration.calibration import find_ranges
@@ -192,12 +193,12 @@ def _on_integers(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any
     return layer(rounded[0] if single else rounded)
 
 
-def _to_range(kernels: KernelGraph, triple: Any, x: QTensor) -> QTensor:
-    quantizer = kernels.range_of(triple[0])
+def _to_range(kernels: KernelGraph, symbols: Any, x: QTensor) -> QTensor:
+    quantizer = kernels.range_of(symbols[0])
     assert quantizer is not None
     grid = quantizer.grid()
     values = round_clip(x.values * x.scale / grid.scale, grid.low, grid.high)
-    return QTensor(values, grid.scale, grid.zero_point)
+    return QTensor(values, grid.scale, grid.zero_point, ops.ones((), "bool"))
 
 
 def _outputs(walk: Walk, wanted: list[Any]) -> list[np.ndarray]:
