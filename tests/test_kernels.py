@@ -123,6 +123,18 @@ def test_shared_graphs_are_neither_copied_nor_optimized_at_each_call():
         assert config.graph_options.rewrite_options.disable_meta_optimizer
         body = bodies[call.get_attr("f").name]
         assert {node.op for node in body} <= {"PartitionedCall", "Identity"}
+        assert call.get_attr("_references").name in bodies
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a format of TensorFlow")
+def test_a_saved_model_gives_the_same_values(tmp_path, rng):
+    import tensorflow as tf
+
+    model = ready(intact.quantize_model(residual(1)))
+    model.export(str(tmp_path), format="tf_saved_model", verbose=False)
+    x = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
+    saved = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_array_equal(np.asarray(saved.serve(x)), model.predict(x, verbose=0))
 
 
 def test_a_shared_function_has_its_values_and_gradients(rng):
