@@ -16,7 +16,6 @@ LONG_FILES = {
     "layers/fake_quantize.py": "one layer: observing and rounding share its variables",
     "ops/activation.py": "one family",
     "ops/base.py": "the class data of Op, each with its description",
-    "graph/tracer.py": "what an op's `trace` may ask for",
 }
 LONG_FUNCTIONS = {
     "ops/matmul.py:contract": "one case for each place of the contracted axes",

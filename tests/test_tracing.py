@@ -43,7 +43,22 @@ def qkv(x, w):
     return ops.reshape(ops.transpose(scores @ v, (0, 2, 1, 3)), (-1, 6, 8))
 
 
+def joined_heads(x, w):
+    """Attention whose heads join the batch while it is not the first axis, as in SAM."""
+    t = ops.reshape(ops.matmul(x, w), (batch(x), 6, 3, 2, 4))
+    t = ops.reshape(ops.transpose(t, (2, 0, 3, 1, 4)), (3, batch(x) * 2, 6, 4))
+    q, k, v = ops.unstack(t, axis=0)
+    y = ops.softmax(q @ ops.transpose(k, (0, 2, 1))) @ v
+    return ops.transpose(ops.reshape(y, (batch(x), 2, 6, 4)), (0, 2, 1, 3))
+
+
 CALLS = {
+    "heads that join the batch": (joined_heads, [(8, 24)]),
+    "an axis before the batch": (
+        lambda x: ops.transpose(ops.expand_dims(x, 0) * 0.5, (1, 2, 0, 3)),
+        [],
+    ),
+    "rank": (lambda x: x[tuple([slice(None)] * ops.ndim(x))] * 0.5, []),
     "weight on the left": (lambda x, w: w * x, [(8,)]),
     "weight plus": (lambda x, w: w + x, [(6, 8)]),
     "weight minus": (lambda x, w: w - x, [(8,)]),
@@ -167,6 +182,40 @@ class Outer(layers.Layer):
 def test_a_layer_in_a_layer_is_traced_by_its_call(rng):
     x = keras.Input((6,))
     same_as_file(keras.Model(x, Outer()(x)), rng)
+
+
+class Pair(layers.Layer):
+    """Returns a second output that is None, after an einsum whose sizes it reads."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.EinsumDense("btc,chd->bthd", (None, 2, 3))
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        y = self.dense(x)
+        return ops.reshape(y, (-1, ops.shape(y)[1], 6)), None
+
+
+class Of(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.pair = Pair()
+
+    def build(self, shape):
+        self.pair.build(shape)
+
+    def call(self, x):
+        y, nothing = self.pair(x)
+        assert nothing is None
+        return y
+
+
+def test_a_layer_in_a_layer_returns_none(rng):
+    inputs = keras.Input((6, 8))
+    same_as_file(keras.Model(inputs, Of()(inputs)), rng)
 
 
 class Positions(layers.Layer):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TURNS = ("Transpose", "Moveaxis", "Swapaxes")
 """Operations that put axes in another order."""
 
+NEW_AXIS = ("Stack", "ExpandDims")
+"""Operations that add axes."""
+
 BY_VALUE = {
     *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Exp", "Relu", "Sigmoid"),
     *("Tanh", "Gelu", "Silu", "Square", "Sqrt", "Cast", "ConvertToTensor", "Identity"),
@@ -55,7 +58,7 @@ def moves_batch(layer: Any, args: tuple, kwargs: dict) -> bool:
         return False
     if type(layer).__name__ in TURNS:
         return _order(layer, len(flat[0].shape))[0] != 0
-    return type(layer).__name__ == "Stack" and layer.axis % (len(flat[0].shape) + 1) == 0
+    return type(layer).__name__ in NEW_AXIS and _new_axes(layer, len(flat[0].shape))[0] == 0
 
 
 def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> Any:
@@ -83,6 +86,10 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
     x = first if isinstance(first, Displaced) else Displaced(first, 0)
     if kind in TURNS:
         return _turned(tracer, layer, x)
+    if kind == "ExpandDims":
+        return _expanded(tracer, layer, x)
+    if kind == "Reshape":
+        return _reshaped(tracer, layer, x)
     if kind == "GetItem":
         return _part(tracer, layer, x, args[1])
     if kind in ("Split", "Unstack") and layer.axis % len(x.tensor.shape) != x.axis:
@@ -126,6 +133,38 @@ def _turned(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     if others != tuple(sorted(others)):
         y = tracer.trace(layers.Permute(others, name=layer.name), (y,), {})
     return _at(y, order.index(x.axis))
+
+
+def _new_axes(layer: Any, rank: int) -> list[int]:
+    """The axes that an operation adds, as its output has them."""
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    return sorted(axis % (rank + len(axes)) for axis in axes)
+
+
+def _expanded(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
+    """More axes of size 1."""
+    rank = len(x.tensor.shape)
+    axes = _new_axes(layer, rank)
+    order = [axis for axis in range(rank + len(axes)) if axis not in axes]
+    place = order[x.axis]
+    others = tuple(axis + 1 if axis < place else axis for axis in axes)
+    return _at(tracer.trace(_with(layer, axis=others), (x.tensor,), {}), place)
+
+
+def _reshaped(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
+    """Another shape, in which the axes before the batch are as they were."""
+    before, count = x.tensor.shape[1 : x.axis + 1], x.axis
+    shape = tuple(layer.newshape)
+    if shape[:count] != before:
+        return _refuse(tracer, layer)
+    # The axes before the batch go to the end for a while, so that others can join the batch.
+    rank = len(x.tensor.shape)
+    order = (*range(count + 1, rank), *range(1, count + 1))
+    y = tracer.trace(layers.Permute(order, name=f"{layer.name}_ahead"), (x.tensor,), {})
+    y = tracer.trace(_with(layer, newshape=(*shape[count:], *before)), (y,), {})
+    rest = len(shape) - count
+    order = (*range(rest, len(shape)), *range(1, rest))
+    return _at(tracer.trace(layers.Permute(order, name=f"{layer.name}_back"), (y,), {}), count)
 
 
 def _part(tracer: "Tracer", layer: Any, x: Displaced, key: Any) -> Any:

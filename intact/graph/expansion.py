@@ -171,6 +171,8 @@ def _inline(
     flat = keras.tree.flatten(outputs)
     computed = [t for t in flat if is_symbolic(t)]
     whole = len(computed) == len(flat)
+    if not computed:
+        return keras.tree.map_structure(partial(_constant, tracer, layer), outputs)
     inner = keras.Model(list(symbols.values()), outputs if whole else computed)
     tracer.output_names[id(layer)] = output_names(inner)
     steps = None if any(map(is_whole, given)) else make_steps(inner)

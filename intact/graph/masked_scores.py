@@ -14,9 +14,9 @@ from keras import layers
 from intact.graph.view import Graph, Node, view, with_replaced
 from intact.numerics.tensors import to_numpy
 from intact.ops.activation import Clamp
-from intact.ops.attention import MASKED
 from intact.ops.constant import Constant
 from intact.ops.logic import Select
+from intact.ops.masking import MASKED
 from intact.ops.moves import MOVES, Moved
 
 FAR = 1000.0
@@ -113,12 +113,16 @@ class _Bounds:
 
     def _ancestors(self, tensor: keras.KerasTensor) -> list[Any]:
         """The layers that a tensor is computed by, but for what a constant is tied to."""
-        node = self.graph.producer(tensor)
-        if node.is_input:
-            return []
-        if isinstance(node.layer, Constant):
-            return [node.layer]
-        return [node.layer, *(layer for t in node.inputs for layer in self._ancestors(t))]
+        nodes: dict[int, Node] = {}
+        left = [self.graph.producer(tensor)]
+        while left:
+            node = left.pop()
+            if id(node) in nodes or node.is_input:
+                continue
+            nodes[id(node)] = node
+            if not isinstance(node.layer, Constant):
+                left += map(self.graph.producer, node.inputs)
+        return [node.layer for node in nodes.values()]
 
     def _is_constant(self, tensor: keras.KerasTensor) -> bool:
         """Whether a tensor depends on no weights that train."""

@@ -1,12 +1,17 @@
 """Masks that Keras hands on beside tensors, and how a call is given them."""
 
 import inspect
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from intact.numerics.tensors import is_symbolic
+from intact.numerics.tensors import is_symbolic, is_whole
 from intact.ops.base import find_op
+from intact.ops.whole import truths
+
+if TYPE_CHECKING:
+    from intact.graph.tracer import Tracer
 
 Masks = dict[int, keras.KerasTensor]
 """Masks beside tensors, by the tensors' ids."""
@@ -44,3 +49,43 @@ def without_mask(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, Any]:
 def is_any(mask: Any) -> bool:
     """Whether there is a mask in what Keras gives as one, which may be nested."""
     return any(part is not None for part in keras.tree.flatten(mask))
+
+
+def with_masks(
+    tracer: "Tracer", layer: Any, args: tuple, kwargs: dict, masks: Masks, known: bool
+) -> tuple[tuple, dict]:
+    """A call's arguments, with its masks among those that are named.
+
+    Args:
+        tracer: The tracer.
+        layer: The layer or operation.
+        args: The arguments of its call.
+        kwargs: Its keyword arguments.
+        masks: The masks beside the tensors.
+        known: Whether the layer's op reads masks.
+    """
+    if known and masks:
+        kwargs = kwargs | handed(layer, args, kwargs, masks)
+    args, mask = without_mask(layer, args, kwargs)
+    if is_any(mask):
+        if not known:
+            tracer.refuse(layer, "it is called with a mask that it has no integer form for")
+        kwargs["mask"] = keras.tree.map_structure(partial(_as_truths, tracer, layer), mask)
+    return args, kwargs
+
+
+def _as_truths(tracer: "Tracer", layer: Any, mask: Any) -> Any:
+    """A mask as truth values; an array stays as it is."""
+    if not is_symbolic(mask):
+        return mask
+    if not is_whole(mask):
+        tracer.refuse(layer, "its mask must be whole numbers or truth values")
+    return truths(mask, f"{layer.name}_mask", len(mask.shape), tracer)
+
+
+def by_position(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A call's arguments, the first of which is given by its place."""
+    first = next(iter(inspect.signature(layer.call).parameters), "")
+    if args or first not in kwargs:
+        return args, kwargs
+    return (kwargs[first],), {k: v for k, v in kwargs.items() if k != first}

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.layers import layer as layer_module
+from keras.src.ops.node import Node as KerasNode
 
 from intact.graph.view import is_graph
 from intact.layers.base import QuantizedLayer
@@ -147,7 +149,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
 
     def specified(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if handled_whole(layer):
-            return spec(layer, *args, **kwargs)
+            return _in_full(layer, spec(layer, *args, **kwargs), args, kwargs)
         try:
             with stand_ins.inside(layer):
                 outputs = layer.call(*args, **kwargs)
@@ -157,12 +159,29 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
             with stand_ins.outside(layer):
                 return spec(layer, *args, **kwargs)
 
-    cls.__call__, cls.symbolic_call = called, specified
+    cls.__call__, cls.symbolic_call, layer_module.Node = called, specified, _node
     try:
         with _like_arrays():
             yield
     finally:
-        cls.__call__, cls.symbolic_call = call, spec
+        cls.__call__, cls.symbolic_call, layer_module.Node = call, spec, KerasNode
+
+
+def _node(outputs: Any, **call: Any) -> Any:
+    """Keras' record of a call; of its outputs, those that are None are no tensors of the graph."""
+    return KerasNode(outputs=[t for t in keras.tree.flatten(outputs) if t is not None], **call)
+
+
+def _in_full(layer: Any, outputs: Any, args: tuple, kwargs: dict) -> Any:
+    """Outputs with the sizes that Keras' formula for a layer's shape leaves out."""
+    tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+    if None in _sizes(tensors) or None not in _sizes(keras.tree.flatten(outputs)):
+        return outputs
+    return keras.Operation.compute_output_spec(layer, *args, **kwargs)
+
+
+def _sizes(tensors: list[Any]) -> set[int | None]:
+    return {size for tensor in tensors for size in tensor.shape}
 
 
 @contextlib.contextmanager
@@ -181,6 +200,7 @@ def _like_arrays() -> Iterator[None]:
         return (x[index] for index in range(x.shape[0])) if x.shape and x.shape[0] else iterate(x)
 
     cls.__getitem__, cls.__iter__ = part, parts
+    ndim, ops.ndim = ops.ndim, lambda x: len(x.shape)
     # An array, of NumPy or of JAX, leaves an operator to the symbolic tensor on its right.
     cls.__array_ufunc__, conversion = None, cls.__jax_array__
     del cls.__jax_array__
@@ -188,6 +208,7 @@ def _like_arrays() -> Iterator[None]:
         yield
     finally:
         cls.__getitem__, cls.__iter__, cls.__jax_array__ = getitem, iterate, conversion
+        ops.ndim = ndim
         del cls.__array_ufunc__
 
 

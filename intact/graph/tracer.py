@@ -13,7 +13,7 @@ from intact.graph.checks import check_finite, check_whole
 from intact.graph.displaced import moves_batch, trace_displaced
 from intact.graph.dtypes import in_one_type
 from intact.graph.expansion import expand_call, expand_function
-from intact.graph.masks import Masks, handed, is_any, takes_masks, without_mask
+from intact.graph.masks import Masks, by_position, is_any, takes_masks, with_masks
 from intact.graph.view import (
     Node,
     is_graph,
@@ -213,7 +213,8 @@ class Tracer:
             if takes_masks(node.layer):
                 masks = {id(new(t)): new(mask_of(t)) for t in node.inputs if mask_of(t) is not None}
             result = self.trace(node.layer, args, kwargs, masks)
-            for old, out in zip(node.outputs, keras.tree.flatten(result), strict=True):
+            parts = [part for part in keras.tree.flatten(result) if part is not None]
+            for old, out in zip(node.outputs, parts, strict=True):
                 tensors[id(old)] = out
 
         for node in graph.nodes:
@@ -251,6 +252,7 @@ class Tracer:
 
     def _trace_call(self, layer: Any, args: tuple, kwargs: dict, masks: Masks) -> Any:
         kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+        args, kwargs = by_position(layer, args, kwargs)
         if isinstance(layer, QuantizedLayer) or type(layer).__module__.startswith("intact.ops."):
             return self._itself(layer)(*args, **kwargs)
         op = find_op(layer)
@@ -261,14 +263,7 @@ class Tracer:
             first = getattr(layer, "data_format", None) == "channels_first" and not isinstance(
                 layer, keras.layers.RNN
             )
-            if op.masks and masks:
-                kwargs |= handed(layer, args, kwargs, masks)
-            args, mask = without_mask(layer, args, kwargs)
-            if is_any(mask):
-                truths = all(t is None or t.dtype == "bool" for t in keras.tree.flatten(mask))
-                if not op.masks or first or not truths:
-                    self.refuse(layer, "it is called with a mask that it has no integer form for")
-                kwargs["mask"] = mask
+            args, kwargs = with_masks(self, layer, args, kwargs, masks, op.masks and not first)
             self.masks = masks
             with self._asking(layer, known=True):
                 if first and isinstance(layer, keras.layers.Layer):

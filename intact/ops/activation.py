@@ -28,6 +28,7 @@ from intact.ops.base import (
 from intact.ops.elementwise import Operands
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.lookup import COST, all_values, entries, look_up
+from intact.ops.masking import hide, whole_mask
 from intact.ops.moves import channel_last
 from intact.ops.table import Table
 from intact.ops.wide import (
@@ -288,7 +289,10 @@ def _as_activation(layer: Any, x: Any, tracer: Any, function: str) -> Any:
 
 def _along_last(layer: Any, x: Any, tracer: Any, emit: Callable[[Any], Any]) -> Any:
     """Emit what runs along the last axis for a layer that may run along another."""
-    axis, rank = getattr(layer, "axis", -1), len(x.shape)
+    axis: Any = getattr(layer, "axis", -1)
+    rank = len(x.shape)
+    if isinstance(axis, list | tuple) and len(axis) == 1:
+        (axis,) = axis
     if not isinstance(axis, int) or axis % rank == 0:
         tracer.refuse(layer, f"its axis is {axis}, and it runs along one axis but the batch's")
     if axis % rank == rank - 1:
@@ -344,9 +348,18 @@ class Softmax(OfIntegers):
     activations = ("softmax",)
     litert = ("SOFTMAX",)
     output = Fixed(1 / 256, -128)
-    notes = "One axis; no mask."
+    masks = True
+    notes = "One axis. Where a mask hides all, it is as if it hid none."
     cases = (
-        Case(lambda: layers.Softmax(axis=1), (3, 5)),
+        Case(lambda: layers.Softmax(axis=(1,)), (3, 5)),
+        Case(
+            lambda: (
+                lambda x: layers.Softmax()(
+                    x, mask=ops.cast((ops.relu(x) > 0.0) | (np.arange(5) == 0), "int32")
+                )
+            ),
+            (3, 5),
+        ),
         Case(lambda: layers.Softmax(), (10,), low=-9.0, high=9.0),
         Case(lambda: layers.Activation("softmax"), (3, 5)),
         Case(lambda: layers.Dense(5, activation="softmax"), (6,)),
@@ -354,8 +367,13 @@ class Softmax(OfIntegers):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        x, rank = args[0], len(args[0].shape)
+        with tracer.scope(layer):
+            mask = whole_mask([kwargs.get("mask")], layer, tracer, rank)
+            if mask is not None:
+                x = hide(x, mask, 1.0, tracer)
         made = layers.Softmax(name=layer.name)
-        return _along_last(layer, args[0], tracer, lambda x: tracer.emit(made, x))
+        return _along_last(layer, x, tracer, lambda x: tracer.emit(made, x))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:

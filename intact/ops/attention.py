@@ -1,6 +1,5 @@
 """Attention."""
 
-import functools
 import math
 from typing import Any
 
@@ -9,19 +8,13 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.affine import QTensor
-from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, is_whole, to_numpy
+from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.activation import OfIntegers
 from intact.ops.base import INTEGERS, Case, Fixed, Op, register_op
+from intact.ops.masking import Named, hide, whole_mask
 from intact.ops.matmul import contract
 from intact.ops.moves import permute, reshape
-from intact.ops.whole import WholeNumbers, truths
 from intact.ops.wide import SoftmaxRounding
-
-MASKED = 16.0
-"""How far below the others a masked score is put: e^-16 of attention is left to it.
-
-A score of minus infinity would leave no integers for the others.
-"""
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -124,57 +117,11 @@ def attend(
     """The second half of `attention`, from scores of shape `(batch, heads, targets, sources)`."""
     with tracer.scope(layer):
         if mask is not None:
-            low = np.float32(-MASKED / scale)
-            if is_symbolic(mask):
-                named = Named("penalty")
-                penalty = tracer.expand(named, lambda m: ops.where(m, np.float32(0), low), mask)
-            else:
-                penalty = tracer.constant(np.where(mask, np.float32(0), low), "mask", 4)
-            scores = tracer.emit(layers.Add(name="masked"), [scores, penalty])
+            scores = hide(scores, mask, scale, tracer)
         shares = tracer.emit(ScaledSoftmax(float(scale), name="softmax"), scores)
         if dropout is not None and dropout.rate:
             shares = tracer.trace(dropout, (shares,), {})
         return contract(shares, value, "bnts,bsnh->btnh", Named("combined"), tracer), shares
-
-
-class Named:
-    """A name for the layers of a part.
-
-    Args:
-        name: The name.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def whole_mask(parts: list[Any], layer: Any, tracer: Any) -> Any:
-    """Masks of scores as one.
-
-    Args:
-        parts: Truth values or whole numbers, in arrays or tensors of the new graph; or None.
-        layer: The layer, for names and errors.
-        tracer: The tracer.
-
-    Returns:
-        Truth values that hold where all do; an array, a tensor, or None.
-    """
-    given = [part for part in parts if part is not None]
-    tensors = [part for part in given if is_symbolic(part)]
-    arrays = [np.asarray(to_numpy(part)).astype(bool) for part in given if not is_symbolic(part)]
-    known = functools.reduce(np.logical_and, arrays) if arrays else None
-    if not all(map(is_whole, tensors)):
-        tracer.refuse(layer, "a mask that depends on the inputs must be whole numbers or truths")
-    if not tensors:
-        return known
-
-    tensors = [truths(t, f"truths_{i}", 4, tracer) for i, t in enumerate(tensors)]
-    if known is not None:
-        tensors.append(truths(known, "known", 4, tracer))
-    while len(tensors) > 1:
-        pair = [tensors.pop(0), tensors.pop(0)]
-        tensors.append(tracer.emit(WholeNumbers("LogicalAnd", name="mask", dtype="bool"), pair))
-    return tensors[0]
 
 
 def step_mask(

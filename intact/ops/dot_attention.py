@@ -6,16 +6,9 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, is_trainable, to_numpy
-from intact.ops.attention import (
-    Named,
-    attend,
-    attention,
-    of_sources,
-    repeated,
-    step_mask,
-    whole_mask,
-)
+from intact.ops.attention import attend, attention, of_sources, repeated, step_mask
 from intact.ops.base import Case, Op, register_op
+from intact.ops.masking import Named, whole_mask
 from intact.ops.matmul import contract
 from intact.ops.moves import reshape
 
@@ -30,6 +23,7 @@ class DotProductAttention(Op):
 
     operations = ("DotProductAttention",)
     litert = ("BATCH_MATMUL", "SOFTMAX")
+    masks = True
     notes = "No soft cap."
     cases = (
         Case(

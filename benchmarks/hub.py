@@ -1,0 +1,208 @@
+"""Models of KerasHub as integer files: a table of all that Keras can build small.
+
+    python benchmarks/hub.py                 all of it, about half an hour; writes docs/keras_hub.md
+    python benchmarks/hub.py Bert Whisper    those whose names begin so, with the whole errors
+    python benchmarks/hub.py --free Llama    with inputs of unknown length
+
+Random weights and random data; each model in a process of its own. `hub_models.py` has the models.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hub_models as models
+import keras
+import numpy as np
+
+import intact
+
+PAGE = Path(__file__).parent.parent / "docs" / "keras_hub.md"
+LIMIT = 240
+"""Seconds for a model."""
+BATCH = 4
+# Whole inputs by a part of their name: one more than the largest value.
+BOUNDS = {"segment": 2, "positions": models.LENGTH, "label": 2}
+
+
+def random_data(model: Any, samples: int, seed: int) -> Any:
+    """Random data for a model whose sizes are known, or become `LENGTH`."""
+    rng = np.random.default_rng(seed)
+
+    def values(name: str, tensor: Any) -> np.ndarray:
+        shape = (samples, *(models.LENGTH if size is None else size for size in tensor.shape[1:]))
+        if "padding_mask" in name:
+            lengths = rng.integers(shape[1] // 2, shape[1] + 1, size=(samples, 1))
+            return (np.arange(shape[1]) < lengths).astype(tensor.dtype)
+        if "float" in tensor.dtype:
+            return rng.uniform(size=shape).astype("float32")
+        bound = next((n for part, n in BOUNDS.items() if part in name), models.VOCABULARY)
+        return rng.integers(0, bound, size=shape).astype(tensor.dtype)
+
+    return keras.tree.map_structure(lambda tensor: values(tensor.name, tensor), model.input)
+
+
+def enliven(model: Any) -> None:
+    """Random values instead of the zeros and ones that weights begin with."""
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        value = keras.ops.convert_to_numpy(variable)
+        if value.dtype.kind == "f" and np.ptp(value) == 0:
+            noise = rng.normal(size=value.shape) / 20
+            variable.assign(value * (1 + noise) if value.any() else noise)
+
+
+def measure(name: str, free: bool = False) -> dict[str, Any]:
+    """What becomes of a model.
+
+    Args:
+        name: Its name in `hub_models`.
+        free: With inputs of unknown length.
+    """
+    keras.utils.set_random_seed(0)
+    start = time.perf_counter()
+    result: dict[str, Any] = {"name": name, "stage": "build"}
+    try:
+        model = models.build(name)
+        model = model if free else models.fixed_sizes(model, name)
+        enliven(model)
+        result["stage"] = "quantize"
+        try:
+            q = intact.quantize_model(model)
+        except (intact.UnsupportedLayerError, intact.NotIntegerError) as error:
+            result["refused"] = str(error)
+            q = intact.quantize_model(model, allow_float=True)
+        result["stage"] = "calibrate"
+        intact.calibrate(q, random_data(model, 4 * BATCH, 1), batch_size=BATCH, verbose=0)
+        result["stage"] = "export"
+        content = intact.export(q)
+        result["stage"] = "compare"
+        x = random_data(model, 2 * BATCH, 2)
+        seen = intact.compare(q, content, x, batch_size=BATCH, per_layer=False)
+        lost = intact.compare(model, content, x, batch_size=BATCH, per_layer=False)
+        values = sum(output.values for output in seen.outputs)
+        nodes = [node for node in seen.nodes if node.kind != "INPUT"]
+        result |= {
+            "equal": 1 - seen.different / values,
+            "snr": [output.snr for output in lost.outputs if output.snr is not None],
+            "ops": len(nodes),
+            "float": dict(Counter(node.kind for node in nodes if node.float)),
+            "stage": "done",
+        }
+    except Exception as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+        result["traceback"] = traceback.format_exc()
+    result["seconds"] = time.perf_counter() - start
+    return result
+
+
+def apart(name: str, free: bool) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def run() -> None:
+        warnings.simplefilter("ignore")
+        there.send(measure(name, free))
+
+    process = context.Process(target=run)
+    process.start()
+    there.close()
+    result: dict[str, Any] = {"name": name, "stage": "build", "seconds": float(LIMIT)}
+    try:
+        result = here.recv() if here.poll(LIMIT) else result | {"error": f"more than {LIMIT} s"}
+    except EOFError:
+        result["error"] = "the process died"
+    process.kill()
+    process.join()
+    return result
+
+
+TEXT = """# KerasHub
+
+Backbones and tasks of KerasHub {version}, built small: two layers, a width of 16 to 32, random
+weights, inputs of one length. `quantize_model` takes the model of a task; its preprocessing stays
+outside (`preprocessor=None`).
+
+{files} of {models} become a file, {integer} of them with integer kernels alone. In {equal} of the
+files every output equals that of Keras' quantized model, on random data that was not calibrated on.
+The signal-to-noise ratio is that of the file against the float model, of its worst output. Weights
+are random, so it says little about a trained model. "In float" lists the kernels that
+`allow_float=True` leaves in float, where a model is refused without.
+
+{table}
+
+`python benchmarks/hub.py`
+"""
+HEADING = ["model", "file", "ops", "outputs equal", "SNR, dB", "seconds"]
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    seconds = f"{result['seconds']:.0f}"
+    if "error" in result:
+        return [result["name"], f"none: {first_line(result['error'])}", "", "", "", seconds]
+    floats = ", ".join(f"{n} {kind}" for kind, n in result["float"].items())
+    snr = f"{min(result['snr']):.0f}" if result["snr"] else "whole numbers"
+    equal = f"{100 * result['equal']:.2f} %"
+    kind = f"in float: {floats}" if floats else "integers only"
+    return [result["name"], kind, str(result["ops"]), equal, snr, seconds]
+
+
+def first_line(text: str) -> str:
+    """The beginning of an error, for a cell."""
+    return text.split("\n")[0].replace("|", "\\|")[:160]
+
+
+def page(rows: list[list[str]]) -> str:
+    """The page with the table."""
+    files = [row for row in rows if row[2]]
+    integer = sum(row[1] == "integers only" for row in files)
+    equal = sum(row[3] == "100.00 %" for row in files)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (HEADING, *rows)]
+    lines.insert(1, "|" + " --- |" * len(HEADING))
+    return TEXT.format(
+        version=models.keras_hub.__version__,
+        models=len(rows),
+        files=len(files),
+        integer=integer,
+        equal=equal,
+        table="\n".join(lines),
+    )
+
+
+def main() -> None:
+    """Measure, print, and write the page if nothing was left out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("starts", nargs="*", metavar="start", help="of a name; all by default")
+    parser.add_argument("--free", action="store_true", help="inputs of unknown length")
+    parser.add_argument("--json", type=Path, help="where all results go, with errors")
+    arguments = parser.parse_args()
+    starts = tuple(arguments.starts)
+    results = []
+    for name in models.NAMES:
+        if not starts or name.startswith(starts):
+            results.append(apart(name, arguments.free))
+            print(" | ".join(row(results[-1])), flush=True)
+            if starts:
+                for key in ("refused", "error", "traceback"):
+                    print(results[-1].get(key, ""), flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(results, indent=1, default=str))
+    if not starts and not arguments.free:
+        PAGE.write_text(page([row(result) for result in results]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
