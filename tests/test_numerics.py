@@ -11,6 +11,7 @@ from intact.numerics.affine import affine_params, dequantize, integer_range, qua
 from intact.numerics.backend_kernels import inverse
 from intact.numerics.exact import MIN_SCALE
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.straight_through import straight_through
 from intact.numerics.weights import quantize_weight
 from intact.ops.norm import BatchNormalization
@@ -83,7 +84,7 @@ def test_straight_through_has_one_value_and_the_others_gradient():
 
 def test_weights_get_the_gradient_of_the_product():
     def real(w):
-        values, scale = quantize_weight(ops.reshape(w, (4, 1)), 8, (-1,))
+        values, scale = quantize_weight(ops.reshape(w, (4, 1)), 8, ScaleLayout((-1,)))
         return ops.reshape(values * scale, (4,))
 
     found = gradient(real, [0.5, -1.0, 0.01, 0.0])
@@ -91,7 +92,7 @@ def test_weights_get_the_gradient_of_the_product():
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "channels"),
+    ("shape", "axes", "channels"),
     [
         ((3, 3, 4, 6), (-1,), 6),
         ((3, 3, 4, 2), (-2, -1), 8),
@@ -100,15 +101,15 @@ def test_weights_get_the_gradient_of_the_product():
         ((7, 5), (-1,), 5),
         ((5, 4, 6), (-1,), 6),
         ((2, 3, 4, 5, 6), (-1,), 6),
-        ((7, 5), None, 1),
+        ((7, 5), (), 1),
     ],
 )
-def test_weights_have_a_scale_per_channel(shape, axis, channels, rng):
+def test_weights_have_a_scale_per_channel(shape, axes, channels, rng):
     w = (rng.normal(size=shape) * 10.0 ** rng.integers(-3, 3, size=shape[-1])).astype("float32")
-    values, scale = (host(part) for part in quantize_weight(w, 8, axis))
-    assert scale.shape == (() if axis is None else (channels,))
+    values, scale = (host(part) for part in quantize_weight(w, 8, ScaleLayout(axes)))
+    assert scale.shape == ((channels,) if axes else ())
     assert (values == np.rint(values)).all()
-    kept = () if axis is None else tuple(a % len(shape) for a in axis)
+    kept = tuple(a % len(shape) for a in axes)
     others = tuple(a for a in range(len(shape)) if a not in kept)
     # Each channel uses the whole narrow range.
     assert (np.abs(values).max(axis=others) == 127).all()
@@ -119,7 +120,7 @@ def test_weights_have_a_scale_per_channel(shape, axis, channels, rng):
 def test_zero_channels_are_safe():
     w = np.zeros((4, 3), "float32")
     w[:, 1] = 2.54
-    values, scale = (host(part) for part in quantize_weight(w, 8, (-1,)))
+    values, scale = (host(part) for part in quantize_weight(w, 8, ScaleLayout((-1,))))
     np.testing.assert_allclose(scale, [MIN_SCALE, 0.02, MIN_SCALE], rtol=1e-6)
     assert values.tolist() == [[0, 127, 0]] * 4
 
@@ -137,13 +138,14 @@ def equal(a, b):
         np.testing.assert_array_equal(host(x), y, strict=False)
 
 
-@pytest.mark.parametrize("axis", [(-1,), (-2, -1), None])
-def test_weights_are_the_same_bits_on_the_host(axis, rng):
+@pytest.mark.parametrize("axes", [(-1,), (-2, -1), ()])
+def test_weights_are_the_same_bits_on_the_host(axes, rng):
+    layout = ScaleLayout(axes)
     for _ in range(20):
         w = hard(rng, (3, 3, 5, 8))
-        equal(quantize_weight(w, 8, axis), quantize_weight(w, 8, axis, numpy_ops))
+        equal(quantize_weight(w, 8, layout), quantize_weight(w, 8, layout, numpy_ops))
         w = rng.normal(size=(3, 3, 5, 8)).astype("float32")
-        equal(quantize_weight(w, 8, axis), quantize_weight(w, 8, axis, numpy_ops))
+        equal(quantize_weight(w, 8, layout), quantize_weight(w, 8, layout, numpy_ops))
 
 
 def sums(xp, input_scale, weight_scale):

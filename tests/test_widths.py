@@ -12,12 +12,15 @@ from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize
 from intact.numerics.affine import stored_range
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import ScaleLayout
 from intact.quantizers.base import ActivationStats, QuantizeContext, get_quantizer
 
 # Random weights in 1 or 2 bits lose most of what they compute.
 pytestmark = lossy
 
 RATE = 1e-3
+
+CHANNELS = ScaleLayout((-1,))
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def check_host(rule, w, at, **state):
     ours = rule.weights(
         ops.convert_to_tensor(w), {k: ops.convert_to_tensor(v) for k, v in given.items()}, at
     )
-    on_host = QuantizeContext(at.bits, at.axis, at.symmetric, at.power_of_two, numpy_ops)
+    on_host = QuantizeContext(at.bits, at.layout, at.symmetric, at.power_of_two, numpy_ops)
     for a, b in zip(ours, rule.weights(w, given, on_host), strict=True):
         np.testing.assert_array_equal(host(a), b)
 
@@ -90,11 +93,11 @@ class Weights(layers.Layer):
 def test_compilers_leave_integers_and_scales_as_they_are(bits, name, rng):
     """As many weights as a layer has, of sizes from small to large: an ulp off would show."""
     value = (rng.normal(size=(3, 3, 64, 64)) * 10.0 ** rng.uniform(-3, 1, 64)).astype("float32")
-    rule, at = get_quantizer(name), QuantizeContext(bits, (-1,), True)
+    rule, at = get_quantizer(name), QuantizeContext(bits, CHANNELS, True)
     inputs = keras.Input((1, 1, 1, 1))
     model = keras.Model(inputs, Weights(rule, at, value)(inputs))
     found = model.predict(np.zeros((1, 1, 1, 1, 1), "float32"), verbose=0)
-    on_host = QuantizeContext(bits, (-1,), True, xp=numpy_ops)
+    on_host = QuantizeContext(bits, CHANNELS, True, xp=numpy_ops)
     expected = rule.weights(value, rule.weight_state(value, at), on_host)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a[0], b)
@@ -102,7 +105,7 @@ def test_compilers_leave_integers_and_scales_as_they_are(bits, name, rng):
 
 @pytest.mark.parametrize("bits", [2, 3, 5])
 def test_lsq_of_weights(bits, w, rng):
-    at, rule = QuantizeContext(bits, (-1,)), get_quantizer("lsq")
+    at, rule = QuantizeContext(bits, CHANNELS), get_quantizer("lsq")
     scale = np.array([[0.21, 0.83]], "float32")
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     v = w / scale
@@ -121,9 +124,9 @@ def test_lsq_of_weights(bits, w, rng):
     check_host(rule, w, at, scale=scale)
 
 
-@pytest.mark.parametrize("axis", [(-1,), None])
-def test_xnor(axis, w, rng):
-    at, rule = QuantizeContext(1, axis), get_quantizer("xnor")
+@pytest.mark.parametrize("axes", [(-1,), ()])
+def test_xnor(axes, w, rng):
+    at, rule = QuantizeContext(1, ScaleLayout(axes)), get_quantizer("xnor")
     reduced = at.reduced(w)
     alpha = np.abs(w).mean(reduced, keepdims=True)
     np.testing.assert_allclose(host(values(rule, w, at)), np.sign(w) * alpha, rtol=1e-5)
@@ -135,7 +138,7 @@ def test_xnor(axis, w, rng):
 
 
 def test_sign(w, rng):
-    at, rule = QuantizeContext(1, (-1,)), get_quantizer("sign")
+    at, rule = QuantizeContext(1, CHANNELS), get_quantizer("sign")
     w[0] = 0
     np.testing.assert_array_equal(host(values(rule, w, at)), np.where(w < 0, -1, 1))
     g = rng.normal(size=w.shape).astype("float32")
@@ -145,7 +148,7 @@ def test_sign(w, rng):
 
 
 def test_twn(w, rng):
-    at, rule = QuantizeContext(2, (-1,)), get_quantizer("twn")
+    at, rule = QuantizeContext(2, CHANNELS), get_quantizer("twn")
     size = np.abs(w)
     large = size > 0.7 * size.mean(0)
     alpha = (size * large).sum(0) / large.sum(0)
@@ -157,7 +160,7 @@ def test_twn(w, rng):
 
 
 def test_ttq(w, rng):
-    at, rule = QuantizeContext(2, (-1,)), get_quantizer("ttq")
+    at, rule = QuantizeContext(2, CHANNELS), get_quantizer("ttq")
     positive, negative = np.array([[0.7, 1.9]], "float32"), np.array([[0.4, 2.1]], "float32")
     delta = 0.05 * np.abs(w).max(0)
     up, down = w > delta, w < -delta
@@ -207,7 +210,7 @@ def test_dorefa_of_one_bit(w, rng):
 def test_powers_of_two(name, w):
     bits = {"xnor": 1, "twn": 2}.get(name, 4)
     rule = get_quantizer(name)
-    free, fixed = (QuantizeContext(bits, (-1,), True, power) for power in (False, True))
+    free, fixed = (QuantizeContext(bits, CHANNELS, True, power) for power in (False, True))
     state = {"scale": np.array([[0.21, 0.5]], "float32")} if name == "lsq" else {}
     given = {key: ops.convert_to_tensor(value) for key, value in state.items()}
     (_, scale), (n, power) = (

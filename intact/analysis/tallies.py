@@ -155,7 +155,7 @@ class _Bars:
 
 def _weights(held: Quantized) -> Distribution:
     """How the weights of a layer are spread, and what rounding takes from them."""
-    name = next(iter(held.weight_axes()))
+    name = next(iter(held.layouts()))
     real = to_numpy(getattr(held.layer, name)).astype("float32")
     rounded = to_numpy(held.real_weights()[name]).reshape(real.shape)
     bars = _Bars(real, None, "float32")

@@ -14,7 +14,6 @@ from keras import ops
 from intact.calibration.capture import Watch, products
 from intact.layers.kernel_graph import Kernel, kernel_graph
 from intact.layers.quantized import Quantized
-from intact.numerics.accumulator import broadcast_channels
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision
@@ -134,8 +133,8 @@ def _has_kernel(kernel: Kernel) -> bool:
 def _rounding(kernel: Kernel) -> np.ndarray:
     """What rounding takes from a layer's weights."""
     quantized: Any = kernel.quantized
-    exact, axis = to_numpy(kernel.layer.kernel), quantized.weight_axes()["kernel"]
+    exact, layout = to_numpy(kernel.layer.kernel), quantized.layouts()["kernel"]
     if quantized.spec.kind == "float":
         return exact - half_precision(exact, numpy_ops)
     values, scale = quantized.quantized_weights(numpy_ops)["kernel"]
-    return exact - values * broadcast_channels(scale, axis, exact.shape, numpy_ops)
+    return exact - values * layout.spread(scale, exact.shape, numpy_ops)

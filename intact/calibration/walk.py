@@ -12,7 +12,6 @@ from intact.graph.view import Graph, Node, view
 from intact.layers.base import QuantizedLayer
 from intact.layers.kernel_graph import KernelGraph
 from intact.layers.quantized_weights import QuantizedWeights
-from intact.numerics.accumulator import broadcast_channels
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import no_gradients
 from intact.numerics.numpy_ops import numpy_ops
@@ -42,12 +41,11 @@ def as_filed(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
     if not halves or norm is None:
         return layer(*args, **node.kwargs)
     op, kernel = get_op(layer.layer), to_numpy(layer.layer.kernel)
-    axis = op.weights["kernel"].axis
-    channels = int(np.prod([kernel.shape[a] for a in axis]))
+    layout = op.weights["kernel"].layout
+    channels = int(np.prod([kernel.shape[a] for a in layout.axes]))
     factor, _ = get_op(norm).factors(norm, channels)
-    factor = broadcast_channels(
-        np.where(factor == 0, np.float32(1), factor), axis, kernel.shape, numpy_ops
-    )
+    factor = np.where(factor == 0, np.float32(1), factor)
+    factor = layout.spread(factor, kernel.shape, numpy_ops)
     weights = {"kernel": half_precision(kernel * factor, numpy_ops) / factor}
     return op.real(layer.layer, [args[0]], weights)
 

@@ -21,9 +21,6 @@ from intact.layers.quantized_model import QuantizedModel, class_like, is_quantiz
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.schedule import Schedule
 from intact.layers.stateful import StatefulQuantize
-from intact.numerics.accumulator import (
-    broadcast_channels,
-)
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import AllSame, NotQuantized, SameAsInput, get_op, known_config, share_code
@@ -268,8 +265,8 @@ def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
     share_code(layer, made, {})
     made.build(shape)
     factor, offset = get_op(norm).factors(norm, made.bias.shape[0])
-    axis = get_op(layer).weights["kernel"].axis
-    made.kernel.assign(kernel * broadcast_channels(factor, axis, kernel.shape, numpy_ops))
+    layout = get_op(layer).weights["kernel"].layout
+    made.kernel.assign(kernel * layout.spread(factor, kernel.shape, numpy_ops))
     bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
     made.bias.assign(bias * factor + offset)
     return made

@@ -19,7 +19,6 @@ from intact.numerics.accumulator import (
     Accumulator,
     accumulator,
     add_bias,
-    broadcast_channels,
     exact_sums,
     rescaled,
     scale_channels,
@@ -27,6 +26,7 @@ from intact.numerics.accumulator import (
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import exact_convolution, inverse
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.straight_through import reparametrized, tied
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.numerics.weights import half_precision
@@ -111,9 +111,9 @@ class Quantized(QuantizedLayer):
         return "integers" if isinstance(output, SameAsInput | AllSame) else "sums"
 
     def _add_learned(self, spec: TensorSpec) -> None:
-        for weight, axis in self.weight_axes().items():
+        for weight, layout in self.layouts().items():
             value = self.weight(weight, numpy_ops)
-            first = spec.rule.weight_state(value, self._setting(axis))
+            first = spec.rule.weight_state(value, self._setting(layout))
             self.learned[weight] = {
                 name: [
                     self.add_weight(
@@ -132,9 +132,9 @@ class Quantized(QuantizedLayer):
             self.seeds = keras.random.SeedGenerator()
 
     def _setting(
-        self, axis: Any, xp: Any = ops, training: bool = False, step: Any = None
+        self, layout: ScaleLayout, xp: Any = ops, training: bool = False, step: Any = None
     ) -> QuantizeContext:
-        """What a quantizer needs to know of a weight with scales along some axes."""
+        """What a quantizer needs to know of a weight with some layout of scales."""
         spec = self.spec
         assert spec is not None
         noise = None
@@ -144,7 +144,7 @@ class Quantized(QuantizedLayer):
                 return keras.random.uniform(ops.shape(w), -0.5, 0.5, seed=self.seeds)
 
         power = spec.power_of_two
-        return QuantizeContext(spec.bits, axis, spec.symmetric, power, xp, training, noise, step)
+        return QuantizeContext(spec.bits, layout, spec.symmetric, power, xp, training, noise, step)
 
     def _add_firsts(self, name: str) -> None:
         size = getattr(self.layer, name).shape
@@ -158,7 +158,7 @@ class Quantized(QuantizedLayer):
 
     def tie(self) -> None:
         """Keep weights equal that are equal now."""
-        for name in self.weight_axes():
+        for name in self.layouts():
             w = to_numpy(getattr(self.layer, name)).reshape(-1)
             _, first, place = np.unique(w, return_index=True, return_inverse=True)
             if len(first) < len(w):
@@ -178,7 +178,7 @@ class Quantized(QuantizedLayer):
             return w
         variance = xp.convert_to_tensor(self.norm.moving_variance)
         factor = self._norm_op.factor(self.norm, variance, xp)
-        return w * broadcast_channels(factor, get_op(self.layer).weights[name].axis, w.shape, xp)
+        return w * get_op(self.layer).weights[name].layout.spread(factor, w.shape, xp)
 
     def _kept(self, name: str, xp: Any = ops) -> Tensor:
         w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
@@ -208,7 +208,7 @@ class Quantized(QuantizedLayer):
         one = np.float32(1)
         if now is None and self.clock is not None:
             now = xp.convert_to_tensor(self.clock.step)
-        for name, axis in self.weight_axes().items():
+        for name, layout in self.layouts().items():
             w = self.weight(name, xp)
             learned = self.learned.get(name, {})
             state = {
@@ -217,28 +217,28 @@ class Quantized(QuantizedLayer):
                 )
                 for key, (first, delta) in learned.items()
             }
-            setting = self._setting(axis, xp, training, now)
+            setting = self._setting(layout, xp, training, now)
             n, scale = self.spec.rule.weights(w, state, setting)
             if self.clock is not None and training:
                 on = self.clock.reached("quant_delay", now)
                 n = ops.where(on, n, w * inverse(scale))
-            found[name] = n, xp.reshape(scale, () if axis is None else (-1,))
+            found[name] = n, layout.flat(scale, xp)
         return found
 
     def unrounded(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("folds"):
             return self(*args, **kwargs)
-        axes, weights = self.weight_axes(), {}
+        layouts, weights = self.layouts(), {}
         for name, (_, scale) in self.quantized_weights().items():
             w = ops.convert_to_tensor(getattr(self.layer, name))
-            weights[name] = (w / broadcast_channels(scale, axes[name], w.shape), scale)
+            weights[name] = (w / layouts[name].spread(scale, w.shape), scale)
         return self.compute(args[0], weights)
 
-    def weight_axes(self) -> dict[str, tuple[int, ...] | None]:
-        """Per name of a quantized weight, the axes that keep a scale of their own, if any."""
+    def layouts(self) -> dict[str, ScaleLayout]:
+        """Per name of a quantized weight, which of its values share a scale."""
         per_axis = self.spec is not None and self.spec.per_axis
         weights = get_op(self.layer).weights
-        return {name: weight.axis if per_axis else None for name, weight in weights.items()}
+        return {name: w.layout if per_axis else PER_TENSOR for name, w in weights.items()}
 
     def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
         """Per name of a quantized weight, its rounded values.
@@ -248,15 +248,15 @@ class Quantized(QuantizedLayer):
             now: The training step, where there is a schedule.
         """
         if self.spec is not None and self.spec.kind == "float":
-            exact = {name: self.weight(name) for name in self.weight_axes()}
+            exact = {name: self.weight(name) for name in self.layouts()}
             halves = {name: half_precision(w) for name, w in exact.items()}
             if self.clock is None or not training:
                 return halves
             on = self.clock.reached("quant_delay", now)
             return {k: ops.where(on, half, exact[k]) for k, half in halves.items()}
-        axes = self.weight_axes()
+        layouts = self.layouts()
         return {
-            name: values * broadcast_channels(scale, axes[name], values.shape)
+            name: values * layouts[name].spread(scale, values.shape)
             for name, (values, scale) in self.quantized_weights(training=training, now=now).items()
         }
 
@@ -328,7 +328,7 @@ class Quantized(QuantizedLayer):
         acc = accumulator(None, x.scale, scale, whole=x.whole)
         if fixed:
             acc = self.units(acc)
-            kernel = rescaled(kernel, scale, acc, self.weight_axes()["kernel"])
+            kernel = rescaled(kernel, scale, acc, self.layouts()["kernel"])
         with exact_convolution():
             values, high, low = exact_sums(lambda v: op.products(self.layer, v, kernel), x)
         acc = acc._replace(values=values, high=high, low=low)

@@ -61,7 +61,7 @@ class QuantizedWeights(Quantized):
 
     def unrounded(self, *args: Any, **kwargs: Any) -> Any:
         operands = [args[0]] if len(self.shapes) == 1 else args[0]
-        weights = {name: getattr(self.layer, name) for name in self.weight_axes()}
+        weights = {name: getattr(self.layer, name) for name in self.layouts()}
         return get_op(self.layer).real(self.layer, operands, weights)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:

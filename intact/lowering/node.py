@@ -11,14 +11,19 @@ from intact.layers.frozen import Frozen
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.litert.builder import Shape, Tensor
-from intact.numerics.accumulator import accumulator, broadcast_channels, rescaled
+from intact.numerics.accumulator import accumulator, rescaled
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import weight_params
 from intact.ops.base import Op, Weighted, get_op
 
 if TYPE_CHECKING:
     from intact.lowering.lowering import Lowering
+
+
+LAST = ScaleLayout((-1,))
+"""A scale for each place on the last axis, as weights have that no op describes."""
 
 
 @dataclass
@@ -30,6 +35,7 @@ class Stored:
         dtype: The type in the file.
         scale: Scale of whole numbers, per channel or one for all.
         zero_point: Their zero point, likewise.
+        layout: Where the channels are.
         dynamic: The kernel takes whole numbers for its float input.
     """
 
@@ -37,17 +43,19 @@ class Stored:
     dtype: str = "float32"
     scale: Any = None
     zero_point: Any = 0
+    layout: ScaleLayout = LAST
     dynamic: bool = False
 
-    def scaled(self, factor: np.ndarray, axis: tuple[int, ...]) -> "Stored":
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Values per channel, or one for all, shaped to broadcast to the weight."""
+        return self.layout.spread(np.asarray(values), self.values.shape, numpy_ops)
+
+    def scaled(self, factor: np.ndarray) -> "Stored":
         """The weight times a real factor per channel."""
         if self.scale is None:
-            values = self.values * broadcast_channels(factor, axis, self.values.shape, numpy_ops)
-            return replace(self, values=values)
+            return replace(self, values=self.values * self.spread(factor))
         negative = factor < 0
-        sign = broadcast_channels(
-            np.where(negative, np.float32(-1), 1), axis, self.values.shape, numpy_ops
-        )
+        sign = self.spread(np.where(negative, np.float32(-1), np.float32(1)))
         # Ones' complement: the negative of the smallest integer has a place, too.
         zero_point = np.where(
             negative & np.any(self.zero_point), -1 - self.zero_point, self.zero_point
@@ -108,9 +116,7 @@ class LoweringNode:
     def fold(self, norm: Any) -> None:
         """Fold a float batch norm into the weights and the bias."""
         factor, offset = get_op(norm).factors(norm, self.shape[-1] or 0)
-        weight = self.op.weights.get("kernel")
-        axis = weight.axis if weight else (-1,)
-        self.weights["kernel"] = self.weights["kernel"].scaled(factor, axis)
+        self.weights["kernel"] = self.weights["kernel"].scaled(factor)
         bias = 0.0 if self.real_bias is None else self.real_bias
         self.real_bias = bias * factor + offset
 
@@ -135,10 +141,7 @@ class LoweringNode:
         stored = self.weights[weight]
         values, dtype = stored.values, stored.dtype
         if np.any(stored.zero_point):
-            channels = self.op.weights[weight].axis if np.ndim(stored.zero_point) else None
-            values = values + broadcast_channels(
-                stored.zero_point, channels, values.shape, numpy_ops
-            )
+            values = values + stored.spread(stored.zero_point)
         if transpose is not None:
             values = values.transpose(transpose)
         if shape is not None:
@@ -178,7 +181,8 @@ def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     if isinstance(quantized, Frozen):
         scale, zero_point = quantized.kernel_scale, to_numpy(quantized.kernel_zero_point)
         values = to_numpy(quantized.kernel).astype("float32")
-        stored = Stored(values, quantized.stored, to_numpy(scale), zero_point)
+        layout = op.weights["kernel"].layout if op.weights else LAST
+        stored = Stored(values, quantized.stored, to_numpy(scale), zero_point, layout)
         node.weights["kernel"] = stored
         node.sums = quantized.sums(np.float32(1), node.input.scale, numpy_ops)
         return
@@ -195,8 +199,7 @@ def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     )
     node.sums = quantized.units(acc, numpy_ops)
     if op.weights:
-        axis = quantized.weight_axes()["kernel"]
-        kernel.values = rescaled(kernel.values, kernel.scale, node.sums, axis, numpy_ops)
+        kernel.values = rescaled(kernel.values, kernel.scale, node.sums, kernel.layout, numpy_ops)
         node.sums = node.sums._replace(values=all_count)
 
 
@@ -212,15 +215,15 @@ def stored_weights(node: LoweringNode, quantized: Quantized) -> None:
             "weights of 8 bits or less."
         )
     made = {} if spec.kind == "float" else quantized.quantized_weights(numpy_ops)
-    for name, axis in quantized.weight_axes().items():
-        value = quantized.weight(name, numpy_ops)
+    for name, layout in quantized.layouts().items():
+        value, channels = quantized.weight(name, numpy_ops), node.op.weights[name].layout
         if spec.kind == "float":
-            node.weights[name] = Stored(value, spec.dtype)
+            node.weights[name] = Stored(value, spec.dtype, layout=channels)
             continue
         values, scale = made[name]
-        stored = Stored(values, spec.dtype, scale)
+        stored = Stored(values, spec.dtype, scale, layout=channels)
         if spec.quantizer == "range" and not spec.symmetric:
-            _, zero_point = weight_params(value, spec.bits, axis, numpy_ops, False)
+            _, zero_point = weight_params(value, spec.bits, layout, numpy_ops, False)
             shift = 128 if spec.kind == "uint" else 0
             stored.zero_point = zero_point.reshape(np.shape(scale)) + shift
         node.weights[name] = stored
@@ -231,17 +234,14 @@ def settle_signs(node: LoweringNode) -> None:
     acc, planned = node.sums, node.weights["kernel"]
     sign = np.where(acc.weight_scale < 0, np.float32(-1), np.float32(1))
     counts = sign * acc.values
-    weight = node.op.weights.get("kernel")
     values = planned.values
     if sign.ndim:
-        values = values * broadcast_channels(
-            counts, weight.axis if weight else (-1,), values.shape, numpy_ops
-        )
+        values = values * planned.spread(counts)
     bias = np.broadcast_to(acc.bias * sign, (node.shape[-1] or 0,))
     scale = np.abs(acc.weight_scale)
     # Where all is 0, any scale does: one that no kernel finds too small.
-    kept = {a % values.ndim for a in (weight.axis if weight else (-1,)) if scale.ndim}
-    idle = ~values.any(axis=tuple({*range(values.ndim)} - kept)).reshape(scale.shape)
+    layout = planned.layout if scale.ndim else PER_TENSOR
+    idle = ~values.any(axis=layout.shared(values.ndim)).reshape(scale.shape)
     idle &= bias == 0 if scale.ndim else not bias.any()
     scale = np.where(idle, node.output.scale / acc.input_scale, scale).astype("float32")
     node.weights["kernel"] = replace(planned, values=values, scale=scale)
@@ -263,6 +263,7 @@ def float_weights(node: LoweringNode, held: Any) -> None:
         return
     for name in op.weights:
         if name not in node.weights:
-            node.weights[name] = Stored(numpy_ops.convert_to_tensor(getattr(layer, name)))
+            value = numpy_ops.convert_to_tensor(getattr(layer, name))
+            node.weights[name] = Stored(value, layout=op.weights[name].layout)
     if layer.bias is not None:
         node.real_bias = numpy_ops.convert_to_tensor(layer.bias)

@@ -10,7 +10,6 @@ from intact.layers.kernel_graph import FUSED, Kernel
 from intact.litert.builder import Tensor
 from intact.lowering.lowering import Lowering, fused_activation
 from intact.lowering.node import LoweringNode, Stored
-from intact.numerics.accumulator import broadcast_channels
 from intact.numerics.numpy_ops import numpy_ops
 from intact.ops.base import get_op
 
@@ -106,13 +105,9 @@ class _RealLowering(Lowering):
     def _emit(self, node: LoweringNode, output: Tensor) -> Tensor:
         if node.integer:
             for name, stored in node.weights.items():
-                scale = np.asarray(stored.scale if node.sums is None else node.sums.weight_scale)
-                weight = node.op.weights.get(name)
-                axis = (weight.axis if weight else (-1,)) if scale.ndim else None
-                values = stored.values * broadcast_channels(
-                    scale, axis, stored.values.shape, numpy_ops
-                )
-                node.weights[name] = Stored(values.astype("float32"))
+                scale = stored.scale if node.sums is None else node.sums.weight_scale
+                values = stored.values * stored.spread(scale)
+                node.weights[name] = Stored(values.astype("float32"), layout=stored.layout)
             if node.sums is not None:
                 unit = node.sums.weight_scale * node.sums.input_scale
                 bias = np.asarray(node.sums.bias * unit, "float32")
@@ -129,14 +124,11 @@ class _ExactLowering(_RealLowering):
         quantized = kernel.quantized
         if quantized is None or quantized.spec is None:
             return
-        axes = quantized.weight_axes()
         for name, stored in node.weights.items():
             value = quantized.weight(name, numpy_ops)
             if node.integer:
                 # In units of the scales, which a batch norm is about to change.
-                value = value / broadcast_channels(
-                    np.asarray(stored.scale), axes[name], value.shape, numpy_ops
-                )
+                value = value / stored.spread(stored.scale)
                 node.weights[name] = replace(stored, values=value)
             else:
-                node.weights[name] = Stored(value)
+                node.weights[name] = Stored(value, layout=stored.layout)

@@ -10,6 +10,7 @@ from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import no_bias
 from intact.numerics.exact import MIN_SCALE, inverse_of
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.straight_through import _upstream, round_through, round_where
 from intact.numerics.tensors import Tensor, symbols
 
@@ -110,26 +111,6 @@ def _counted(values: Tensor, kept: Tensor, ratio: Tensor) -> Tensor:
     return values * kept, grad
 
 
-def broadcast_channels(
-    values: Any, axis: tuple[int, ...] | None, shape: tuple[int, ...], xp: Any = ops
-) -> Any:
-    """Values per channel, shaped to broadcast along the channels' axes.
-
-    Args:
-        values: Flat values, or a scalar where `axis` is None.
-        axis: The axes of the channels.
-        shape: The shape to broadcast to.
-        xp: `keras.ops`, or `numpy_ops`.
-
-    Returns:
-        The values with as many axes as `shape`.
-    """
-    if axis is None:
-        return values
-    kept = {a % len(shape) for a in axis}
-    return xp.reshape(values, [n if a in kept else 1 for a, n in enumerate(shape)])
-
-
 def accumulator(
     values: Any, input_scale: Any, weight_scale: Any, xp: Any = ops, whole: Any = True
 ) -> Accumulator:
@@ -189,14 +170,14 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
     return acc._replace(values=values, bias=bias, weight_scale=weight_scale, high=high, low=low)
 
 
-def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) -> Any:
+def rescaled(n: Any, before: Any, acc: Accumulator, layout: ScaleLayout, xp: Any = ops) -> Any:
     """Whole numbers of weights for the scale that a bias has left them.
 
     Args:
         n: The whole numbers.
         before: Their scale, per output channel or a scalar.
         acc: What `add_bias` made of sums with that scale.
-        axis: The axes of the channels; None for one scale.
+        layout: Which weights share a scale.
         xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
@@ -206,7 +187,8 @@ def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) ->
 
     >>> scale = np.array([2.0**-40, 1.0], "float32")
     >>> acc = add_bias(accumulator(None, np.float32(1), scale, numpy_ops), [2.0, 2.0], numpy_ops)
-    >>> rescaled(np.array([[127.0, 127.0]]), scale, acc, (-1,), numpy_ops).tolist()
+    >>> layout = ScaleLayout((-1,))
+    >>> rescaled(np.array([[127.0, 127.0]]), scale, acc, layout, numpy_ops).tolist()
     [[0.0, 127.0]]
     """
     if acc.weight_scale is before:
@@ -215,7 +197,7 @@ def rescaled(n: Any, before: Any, acc: Accumulator, axis: Any, xp: Any = ops) ->
     ratio = before * inverse_of(xp.stop_gradient(acc.weight_scale), xp)
     ratio = xp.where(before == acc.weight_scale, xp.ones_like(ratio), ratio)
     shape = n.shape if xp is numpy_ops else ops.shape(n)
-    return round_where(acc.whole, n * broadcast_channels(ratio, axis, shape, xp), xp)
+    return round_where(acc.whole, n * layout.spread(ratio, shape, xp), xp)
 
 
 def scale_channels(acc: Accumulator, factor: Any) -> Accumulator:

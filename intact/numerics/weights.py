@@ -8,29 +8,27 @@ from keras import ops
 from intact.numerics.affine import integer_range
 from intact.numerics.backend_kernels import inverse
 from intact.numerics.exact import MIN_SCALE, inverse_of
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.straight_through import round_through, straight_through, through
 from intact.numerics.tensors import Tensor
 
 
 def weight_params(
-    w: Any, bits: int, axis: tuple[int, ...] | None, xp: Any = ops, symmetric: bool = True
+    w: Any, bits: int, layout: ScaleLayout, xp: Any = ops, symmetric: bool = True
 ) -> tuple[Any, Any]:
     """Scales and zero points of weights.
 
     Args:
         w: Float weights.
         bits: Width in bits.
-        axis: The axes that keep a scale of their own (the output channels), or None
-            for one scale for the whole tensor.
+        layout: Which weights share a scale.
         xp: `keras.ops`, or `numpy_ops`.
         symmetric: Zero points of 0, and a range without its smallest integer.
 
     Returns:
         `(scale, zero_point)`, which broadcast to `w`.
     """
-    rank = len(w.shape)
-    kept = () if axis is None else tuple(a % rank for a in axis)
-    reduced = tuple(a for a in range(rank) if a not in kept)
+    reduced = layout.shared(len(w.shape))
     # Not differentiated: min-max scales follow the weights, as in arXiv:1712.05877.
     w = xp.stop_gradient(w)
     low, high = integer_range(bits, narrow=symmetric)
@@ -48,30 +46,30 @@ def weight_params(
 
 
 def quantize_weight(
-    w: Any, bits: int, axis: tuple[int, ...] | None, xp: Any = ops, symmetric: bool = True
+    w: Any, bits: int, layout: ScaleLayout, xp: Any = ops, symmetric: bool = True
 ) -> tuple[Any, Any]:
     """Weights to whole numbers, with a straight-through gradient.
 
     Args:
         w: Float weights.
         bits: Width in bits.
-        axis: As for `weight_params`.
+        layout: As for `weight_params`.
         xp: `keras.ops`, or `numpy_ops`.
         symmetric: As for `weight_params`.
 
     Returns:
         `(n, scale)`: whole numbers of the shape of `w` (the integers less their zero
-        point), and one scale per channel, flat (a scalar where `axis` is None).
+        point), and the scales, flat.
     """
     w = xp.cast(xp.convert_to_tensor(w), "float32")
-    scale, zero_point = weight_params(w, bits, axis, xp, symmetric)
+    scale, zero_point = weight_params(w, bits, layout, xp, symmetric)
     # Times the inverse, as some compilers divide by a scale anyway.
     n = w * inverse_of(scale, xp)
     if not symmetric:
         # A rounded zero point may leave an end of the range just outside.
         low, high = integer_range(bits)
         n = xp.minimum(xp.maximum(n, low - zero_point), high - zero_point)
-    return round_through(n, xp), xp.reshape(scale, () if axis is None else (-1,))
+    return round_through(n, xp), layout.flat(scale, xp)
 
 
 def half_precision(w: Any, xp: Any = ops) -> Any:

@@ -13,6 +13,7 @@ from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import PER_TENSOR
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, symbols, to_numpy
 from intact.numerics.weights import quantize_weight
@@ -699,7 +700,6 @@ class PReLU(Op):
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (alpha, scale) = inputs, weights["alpha"]
-        scale = ops.reshape(scale, ())
         return Operands(x, QTensor(alpha, scale, ops.zeros_like(scale), x.whole))
 
     @classmethod
@@ -714,7 +714,7 @@ class PReLU(Op):
     def lower(cls, node: Any, builder: Any) -> None:
         alpha, name = to_numpy(node.layer.alpha), f"{node.layer.name}/alpha"
         if node.output.quantized:
-            values, scale = quantize_weight(alpha, 8, None, numpy_ops)
+            values, scale = quantize_weight(alpha, 8, PER_TENSOR, numpy_ops)
             stored = values.astype(node.input.dtype)
             constant = builder.constant(stored, name, scale=scale)
         else:

@@ -17,6 +17,7 @@ from intact.errors import IntactError, UnsupportedLayerError
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exact_sums, rescaled
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import exact_convolution, shared, with_shape
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.registry import is_same
 from intact.rounding.kernel_rounding import KernelRounding
@@ -39,6 +40,11 @@ class Weight:
     axis: tuple[int, ...] = (-1,)
     kernels: tuple[str, ...] = ("int8", "uint8")
     dynamic: tuple[str, ...] = ("int8",)
+
+    @property
+    def layout(self) -> ScaleLayout:
+        """A scale for each channel."""
+        return ScaleLayout(self.axis)
 
 
 @dataclass(frozen=True)
@@ -445,21 +451,21 @@ class Weighted(Op):
             shares: Whether all layers may share one graph.
         """
         before = acc.weight_scale
-        axis = cls.weights["kernel"].axis if len(before.shape) else None
+        layout = cls.weights["kernel"].layout
         own: Any = cls.units
         base: Any = Weighted.units
         if not shares or layer.bias is None or own.__func__ is not base.__func__:
             acc = cls.units(layer, acc)
-            return rescaled(kernel, before, acc, axis), acc
+            return rescaled(kernel, before, acc, layout), acc
 
         def biased(kernel: Tensor, acc: Any, bias: Tensor) -> tuple[Tensor, ...]:
             acc = Accumulator(*acc)
             sums = add_bias(acc, bias)
-            kernel = rescaled(kernel, acc.weight_scale, sums, axis)
+            kernel = rescaled(kernel, acc.weight_scale, sums, layout)
             return kernel, sums.bias, sums.weight_scale
 
         bias = ops.convert_to_tensor(layer.bias)
-        new, units, scale = shared(("biased", axis), biased, kernel, tuple(acc), bias)
+        new, units, scale = shared(("biased", layout), biased, kernel, tuple(acc), bias)
         acc = acc._replace(
             bias=with_shape(units, bias.shape), weight_scale=with_shape(scale, before.shape)
         )

@@ -165,7 +165,7 @@ class SequenceLSTM(Op):
         (x,), (kernel, scale) = inputs, weights["input_kernel"]
         recurrent, recurrent_scale = weights["recurrent_kernel"]
         acc = with_bias(layer, accumulator(None, x.scale, scale, whole=x.whole))
-        kernel = rescaled(kernel, scale, acc, (1,) if len(scale.shape) else None)
+        kernel = rescaled(kernel, scale, acc, cls.weights["input_kernel"].layout)
         with exact_convolution():
             sums = products(x.values, kernel)
         scale, recurrent_scale = (_by_gate(s) for s in (acc.weight_scale, recurrent_scale))
@@ -212,7 +212,7 @@ def _biases(node: Any, builder: Any) -> list[Any]:
         stored = node.weights["input_kernel"]
         scale = np.asarray(stored.scale)
         acc = with_bias(layer, accumulator(None, node.input.scale, scale, numpy_ops), numpy_ops)
-        stored.values = rescaled(stored.values, scale, acc, (1,) if scale.ndim else None, numpy_ops)
+        stored.values = rescaled(stored.values, scale, acc, stored.layout, numpy_ops)
         stored.scale = np.broadcast_to(acc.weight_scale, len(GATES))
         bias = acc.bias
         fields = [{"dtype": "int32", "scale": node.input.scale * one} for one in stored.scale]

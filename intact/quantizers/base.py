@@ -11,6 +11,7 @@ from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.backend_kernels import round_clip, shared, with_shape
 from intact.numerics.exact import MIN_SCALE, exact_mean, inverse_of, power_of_two_above
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.straight_through import round_through, scale_gradient, through
 from intact.numerics.tensors import Tensor
 from intact.numerics.weights import quantize_weight
@@ -23,7 +24,7 @@ class QuantizeContext:
 
     Args:
         bits: Width in bits.
-        axis: Weights: the axes that keep a scale of their own, or None for one scale.
+        layout: Weights: which of them share a scale.
         symmetric: Zero in the middle of the integers.
         power_of_two: Scales are powers of two.
         xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops` where a file is written.
@@ -35,7 +36,7 @@ class QuantizeContext:
     """
 
     bits: int = 8
-    axis: tuple[int, ...] | None = None
+    layout: ScaleLayout = PER_TENSOR
     symmetric: bool = False
     power_of_two: bool = False
     xp: Any = ops
@@ -46,9 +47,7 @@ class QuantizeContext:
 
     def reduced(self, w: Any) -> tuple[int, ...]:
         """The axes of weights that share a scale."""
-        rank = len(w.shape)
-        kept = () if self.axis is None else tuple(a % rank for a in self.axis)
-        return tuple(a for a in range(rank) if a not in kept)
+        return self.layout.shared(len(w.shape))
 
     def shared(self, w: Any) -> int:
         """How many weights share a scale."""
@@ -229,15 +228,14 @@ class RangeQuantizer(Quantizer):
 
     def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         def quantized(w: Any) -> tuple[Any, Any]:
-            n, scale = quantize_weight(w, at.bits, at.axis, at.xp, at.symmetric)
+            n, scale = quantize_weight(w, at.bits, at.layout, at.xp, at.symmetric)
             sizes = w.shape if at.xp is numpy_ops else ops.shape(w)
-            spread = [1 if a in at.reduced(w) else size for a, size in enumerate(sizes)]
-            return n, at.xp.reshape(scale, spread)
+            return n, at.layout.spread(scale, sizes, at.xp)
 
         if at.xp is numpy_ops or at.training:
             n, scale = quantized(w)
         else:
-            n, scale = shared((quantize_weight, at.bits, at.axis, at.symmetric), quantized, w)
+            n, scale = shared((quantize_weight, at.bits, at.layout, at.symmetric), quantized, w)
             n = with_shape(n, w.shape)
             shape = (1 if a in at.reduced(w) else size for a, size in enumerate(w.shape))
             scale = with_shape(scale, tuple(shape))

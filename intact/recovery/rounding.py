@@ -14,6 +14,7 @@ import numpy as np
 
 from intact.numerics.affine import integer_range
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.weights import half_precision, weight_params
 from intact.plan.scheme import TensorSpec
 
@@ -124,8 +125,8 @@ def integer_grid(kernel: np.ndarray, spec: TensorSpec, share: np.ndarray | None 
     if share is not None:
         limit = share * np.abs(kernel).max(axis=1, keepdims=True)
         kernel = np.clip(kernel, -limit, limit)
-    axis = (0, 2) if spec.per_axis else None
-    scale, zero_point = weight_params(kernel, spec.bits, axis, numpy_ops, spec.symmetric)
+    layout = ScaleLayout((0, 2) if spec.per_axis else ())
+    scale, zero_point = weight_params(kernel, spec.bits, layout, numpy_ops, spec.symmetric)
     scale, zero_point = np.broadcast_arrays(scale, zero_point)
     low, high = integer_range(spec.bits, narrow=spec.symmetric)
 
