@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from intact.keras_files.activations import hard_sigmoid_keras_2
 from intact.numerics.affine import Affine, QTensor
-from intact.numerics.backend_kernels import inverse, round_clip, wide_types
+from intact.numerics.backend_kernels import round_clip, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.numpy_ops import numpy_ops
@@ -224,8 +224,7 @@ class LeakyRounding(KernelRounding):
             _multiply_31(values, above),
             _multiply_31(values * ops.sign(below), ops.abs(below)),
         )
-        smooth = cls.real(pending) * inverse(params.scale)
-        return round_clip(straight_through(exact, smooth), low, high)
+        return cls.saturated(exact, pending, params, low, high)
 
 
 @register_op
@@ -491,8 +490,7 @@ class HardSwishRounding(KernelRounding):
             inside = ops.where(x < 3.0, x * (x + 3.0) / 6.0, x)
             y = ops.where(x > -3.0, inside, ops.zeros_like(x))
             exact = ops.cast(ops.round(divide(y, scale)), "float32")
-        smooth = cls.real(pending) * inverse(params.scale)
-        return round_clip(straight_through(exact, smooth), low, high)
+        return cls.saturated(exact, pending, params, low, high)
 
 
 def _factor_15(ratio: Tensor) -> tuple[Tensor, Tensor]:

@@ -275,9 +275,10 @@ class Op:
 
         Returns:
             What the rounding of its kernel `takes`; a `QTensor` where the output shares the
-            input's scale.
+            input's scale. By default, the layer moves or picks whole numbers.
         """
-        raise NotImplementedError
+        (x,) = inputs
+        return x._replace(values=layer(x.values))
 
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:

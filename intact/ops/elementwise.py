@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator
 from intact.numerics.affine import Affine, QTensor
-from intact.numerics.backend_kernels import inverse, round_clip, shared
+from intact.numerics.backend_kernels import round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
 from intact.numerics.straight_through import straight_through
@@ -146,8 +146,7 @@ class AddRounding(KernelRounding):
         )
         total = part_a + part_b * cls.sign
         exact = multiply(total, multiplier(top, 2.0**-15, params.scale))
-        smooth = cls.real(pending) * inverse(params.scale)
-        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+        return cls.saturated(exact, pending, params, low, high)
 
     @staticmethod
     def in_vectors(a: Tensor, b: Tensor) -> Any:

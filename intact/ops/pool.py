@@ -47,11 +47,6 @@ class MaxPooling2D(Op):
     cases = tuple(case(layers.MaxPooling2D) for case in POOL_CASES)
 
     @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        return x._replace(values=layer(x.values))
-
-    @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
         builder.add("MAX_POOL_2D", [node.input], [node.output], _options(node.layer))
 

@@ -14,7 +14,7 @@ from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import Multiplier, multiplier, multiply, round_away
-from intact.numerics.straight_through import straight_through, unfused
+from intact.numerics.straight_through import unfused
 from intact.numerics.tensors import Tensor, is_symbolic, symbols, to_numpy
 from intact.ops.base import (
     ALL_SAME,
@@ -130,8 +130,7 @@ class MeanRounding(KernelRounding):
     @classmethod
     def quantize_wide(cls, pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         exact = cls.rounded(pending.exact(), pending.count, pending.scale, params.scale)
-        smooth = cls.real(pending) * inverse(params.scale)
-        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+        return cls.saturated(exact, pending, params, low, high)
 
     @staticmethod
     def rounded(total: Tensor, count: Tensor, scale: Tensor, output_scale: Tensor) -> Tensor:
@@ -232,11 +231,6 @@ class Extreme(Reducing):
 
     output = SAME_AS_INPUT
     whole = COUNTS
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        return x._replace(values=layer(x.values))
 
 
 def reduction_cases(function: Callable) -> tuple[Case, ...]:

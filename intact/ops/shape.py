@@ -29,11 +29,6 @@ class Moving(Op):
     whole = ANY_WHOLE
     output = SAME_AS_INPUT
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        return x._replace(values=layer(x.values))
-
 
 def reshaped(tracer: Any, layer: Any, x: Any, sizes: Iterable[int | None]) -> Any:
     """A tensor in another shape; at most one size may be unknown.

@@ -112,9 +112,7 @@ class SigmoidRounding(RealRounding):
 
     @classmethod
     def quantize_wide(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        exact = ops.cast(cls.kernel(pending), "float32")
-        smooth = cls.real(pending) * inverse(params.scale)
-        return round_clip(straight_through(exact, smooth), low, high)
+        return cls.saturated(cls.kernel(pending), pending, params, low, high)
 
     @classmethod
     def kernel(cls, x: QTensor) -> Tensor:

@@ -102,6 +102,22 @@ class KernelRounding:
         """
         return cls.quantize(pending, params, low, high)
 
+    @classmethod
+    def saturated(
+        cls, exact: Tensor, pending: Any, params: Affine, low: Tensor, high: Tensor
+    ) -> Tensor:
+        """What a kernel computes, saturated, with the gradient of the real values.
+
+        Args:
+            exact: The kernel's results, less the zero point.
+            pending: What the op's `call` returned.
+            params: The output's `scale` and `zero_point`.
+            low: Smallest value, scalar.
+            high: Largest value, scalar.
+        """
+        smooth = cls.real(pending) * inverse(params.scale)
+        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+
 
 class RealRounding(KernelRounding):
     """Rounds `x * (1 / scale)` half to even: QUANTIZE, and table ops."""
@@ -234,5 +250,4 @@ class ConvertRounding(KernelRounding):
     def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         by = multiplier(pending.scale, 1.0, params.scale)
         whole = multiply(ops.cast(pending.values, "int32"), by)
-        smooth = cls.real(pending) * inverse(params.scale)
-        return round_clip(straight_through(ops.cast(whole, "float32"), smooth), low, high)
+        return cls.saturated(whole, pending, params, low, high)
