@@ -76,7 +76,8 @@ def compare(
         float_model = model if rounded or float_model is not None else None
     arrays = check_batch(x, model.inputs)
     names = [tensor.name for tensor in content.graphs[0].tensors]
-    points = find_points(model, names) if per_layer and rounded else []
+    looped = [tensor.name for graph in content.graphs[1:] for tensor in graph.tensors]
+    points = find_points(model, names, looped) if per_layer and rounded else []
     if float_model is not None and float_model is not model:
         refuse_stream(model, "a comparison with the float model")
     runner, parts = _runner(model, points, float_model)

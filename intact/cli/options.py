@@ -3,6 +3,7 @@
 A path is checked when the arguments are read, before Keras and its backend are imported.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -259,12 +260,14 @@ class FileFormat:
         output_dtype: The type of its outputs.
         integer_only: Whether to refuse an op in float.
         target: Where the file is to run.
+        unroll: Whether to write the steps of recurrent layers one after the other.
     """
 
     input_dtype: IODtype
     output_dtype: IODtype
     integer_only: bool
     target: TargetName | None
+    unroll: bool
 
 
 def with_file_format(command: Callable) -> Callable:
@@ -278,11 +281,10 @@ def with_file_format(command: Callable) -> Callable:
     """
 
     @functools.wraps(command)
-    def run(
-        input_dtype: Any, output_dtype: Any, integer_only: Any, target: Any, **others: Any
-    ) -> Any:
-        file_format = FileFormat(input_dtype, output_dtype, integer_only, target)
-        return command(file_format=file_format, **others)
+    def run(**values: Any) -> Any:
+        names = [field.name for field in dataclasses.fields(FileFormat)]
+        file_format = FileFormat(**{name: values.pop(name) for name in names})
+        return command(file_format=file_format, **values)
 
     dtypes = click.Choice(get_args(IODtype))
     return with_options(
@@ -302,4 +304,5 @@ def with_file_format(command: Callable) -> Callable:
             type=click.Choice(get_args(TargetName)),
             help="Write only kernels that this target has, with fixed sizes if it needs them.",
         ),
+        click.option("--unroll", is_flag=True, help="Write no loops for recurrent layers."),
     )(run)

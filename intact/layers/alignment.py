@@ -55,16 +55,19 @@ class Point:
         return self.quantizer is not None or self.held is not None
 
 
-def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[Point]:
+def find_points(
+    model: keras.Model, names: Iterable[str] | None = None, looped: Iterable[str] = ()
+) -> list[Point]:
     """The tensors of a model that its file has, too, in the order of the graph.
 
     Args:
         model: A quantized model, or a canonical one.
         names: Names of the file's tensors; None finds what is rounded, without a file.
+        looped: Names of the tensors that are inside of its loops.
 
     Returns:
         All tensors that are quantized, and those that float layers make, unless the file has
-        them fused into others.
+        them fused into others, or in a loop.
 
     Raises:
         IntactError: A tensor that is quantized is not in the file.
@@ -80,6 +83,7 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
     quantized = any(kernel.quantizer for kernel in kernels.kernels)
     points: list[Point] = []
     missing: list[str] = []
+    repeated = {name.split("/")[0] for name in looped}
     for kernel in kernels.kernels:
         source = kernel
         if kernel.role is Role.QUANTIZE:
@@ -92,7 +96,7 @@ def find_points(model: keras.Model, names: Iterable[str] | None = None) -> list[
             known = [kernel.name, source.layer.name][: 1 + (source.role is Role.INPUT)]
             tensor = next((name for name in known if counts is None or counts[name]), None)
             if tensor is None:
-                missing.append(kernel.name)
+                missing += [kernel.name] if kernel.name.split("/")[0] not in repeated else []
                 continue
         elif kernel.role is Role.FLOAT and "float" in str(kernel.output.dtype):
             # Beside a quantized tensor of that name, the float one has the longer.

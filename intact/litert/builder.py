@@ -1,7 +1,7 @@
 """Builds LiteRT files: the ops and tensors, one call at a time."""
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from intact.litert.dtypes import BITS
 from intact.litert.kernels import get_kernel
 from intact.litert.kernels.targets import runs
-from intact.litert.writing import Operator, Shape, Tensor, pack_file
+from intact.litert.writing import Operator, Shape, Subgraph, Tensor, pack_file
 
 
 class Builder:
@@ -186,20 +186,26 @@ class Builder:
                 tensor.name = f"{tensor.name}/call_{index}"
             names.add(tensor.name)
 
-    def finish(self, inputs: list[tuple[str, Tensor]], outputs: list[tuple[str, Tensor]]) -> bytes:
+    def finish(
+        self,
+        inputs: list[tuple[str, Tensor]],
+        outputs: list[tuple[str, Tensor]],
+        loops: Sequence[Subgraph] = (),
+    ) -> bytes:
         """Pack the file.
 
         Args:
             inputs: Name in the signature and tensor of each input.
             outputs: The same of each output.
+            loops: The graphs that loops repeat.
 
         Returns:
             The bytes of the file.
         """
         self._drop_unused([t for _, t in inputs + outputs])
-        return pack_file(
-            self.description, self.tensors, self.operators, self.buffers, inputs, outputs
-        )
+        ends = [t for _, t in inputs], [t for _, t in outputs]
+        main = Subgraph("main", self.tensors, self.operators, *ends)
+        return pack_file(self.description, [main, *loops], self.buffers, inputs, outputs)
 
 
 def _bytes(data: np.ndarray) -> np.ndarray:

@@ -102,20 +102,37 @@ def pack(model: schema.ModelT) -> bytes:
     return bytes(builder.Output())
 
 
+@dataclass(eq=False)
+class Subgraph:
+    """A graph of a file: the main one, or what a loop repeats.
+
+    Args:
+        name: Its name.
+        tensors: Its tensors, in order of their `index`.
+        operators: Its ops, in order of execution.
+        inputs: The tensors that it is given.
+        outputs: The tensors that it returns.
+    """
+
+    name: str
+    tensors: list[Tensor]
+    operators: list[Operator]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
 def pack_file(
     description: str,
-    tensors: list[Tensor],
-    operators: list[Operator],
+    graphs: list[Subgraph],
     buffers: list[np.ndarray | None],
     inputs: list[tuple[str, Tensor]],
     outputs: list[tuple[str, Tensor]],
 ) -> bytes:
-    """The bytes of a file of one graph with one signature.
+    """The bytes of a file with one signature.
 
     Args:
         description: What wrote the file.
-        tensors: Its tensors, in order of their `index`.
-        operators: Its ops, in order of execution.
+        graphs: Its graphs, the main one first.
         buffers: The data of constants; None for the first, which holds none.
         inputs: Name in the signature and tensor of each input.
         outputs: The same of each output.
@@ -123,23 +140,26 @@ def pack_file(
     Returns:
         The bytes.
     """
-    codes = sorted({(op.name, op.version) for op in operators})
-    graph = schema.SubGraphT(
-        name="main",
-        tensors=[_pack_tensor(t) for t in tensors],
-        inputs=[t.index for _, t in inputs],
-        outputs=[t.index for _, t in outputs],
-        operators=[_pack_operator(op, codes) for op in operators],
-    )
+    codes = sorted({(op.name, op.version) for graph in graphs for op in graph.operators})
     return pack(
         schema.ModelT(
             version=3,
             operatorCodes=[_pack_code(*code) for code in codes],
-            subgraphs=[graph],
+            subgraphs=[_pack_graph(graph, codes) for graph in graphs],
             description=description,
             buffers=[schema.BufferT(data) for data in buffers],
             signatureDefs=[_pack_signature(inputs, outputs)],
         )
+    )
+
+
+def _pack_graph(graph: Subgraph, codes: list[tuple[str, int]]) -> schema.SubGraphT:
+    return schema.SubGraphT(
+        name=graph.name,
+        tensors=[_pack_tensor(t) for t in graph.tensors],
+        inputs=[t.index for t in graph.inputs],
+        outputs=[t.index for t in graph.outputs],
+        operators=[_pack_operator(op, codes) for op in graph.operators],
     )
 
 

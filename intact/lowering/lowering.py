@@ -13,6 +13,7 @@ from intact.layers.fake_quantize import FakeQuantize, stored_params
 from intact.layers.kernel_graph import FUSED, Clamp, Kernel, Role, kernel_graph
 from intact.layers.ranges import check_calibrated
 from intact.litert.builder import Builder, Shape, Tensor
+from intact.litert.rolling import roll
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_whole, to_numpy
@@ -27,6 +28,7 @@ def lower(
     output_dtype: str = "float32",
     integer_only: bool = False,
     target: str | None = None,
+    loops: bool = False,
 ) -> bytes:
     """Write a built model as a LiteRT file.
 
@@ -36,6 +38,7 @@ def lower(
         output_dtype: The same for the outputs.
         integer_only: Refuse ops that stay in float.
         target: Where the file is to run; None for LiteRT on any processor.
+        loops: Write steps that repeat as loops.
 
     Returns:
         The bytes of the file.
@@ -45,7 +48,7 @@ def lower(
         NotIntegerError: `integer_only`, and ops stay in float.
         TargetError: The target cannot run an op.
     """
-    content = Lowering(model, input_dtype, output_dtype, target).run(integer_only)
+    content = Lowering(model, input_dtype, output_dtype, target, loops).run(integer_only)
     return content if target is None else keep_to(content, target)
 
 
@@ -58,12 +61,14 @@ class Lowering:
         input_dtype: str = "float32",
         output_dtype: str = "float32",
         target: str | None = None,
+        loops: bool = False,
     ) -> None:
         self.model = model
         self.kernels = kernel_graph(model)
         self.graph: Graph = self.kernels.graph
         self.dtypes = (input_dtype, output_dtype)
         self.target = target
+        self.loops = loops
         self.quantized = any(kernel.quantizer for kernel in self.kernels.kernels)
         self._begin()
 
@@ -100,7 +105,8 @@ class Lowering:
                 + "\nQuantize them (see the rules of the scheme), or export without "
                 "`integer_only=True`."
             )
-        return self.builder.finish(inputs, outputs)
+        loops = roll(self.builder, [tensor for _, tensor in outputs]) if self.loops else []
+        return self.builder.finish(inputs, outputs, loops)
 
     # Boundaries -----------------------------------------------------------------------
 

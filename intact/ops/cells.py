@@ -70,6 +70,15 @@ class Cell(Op):
             return cls.advance(layer, x, states, tracer)
 
     @classmethod
+    def state_sizes(cls, cell: Any) -> list[int]:
+        """The size of the last axis of each state.
+
+        Args:
+            cell: The cell.
+        """
+        return keras.tree.flatten(cell.state_size)
+
+    @classmethod
     def project(cls, cell: Any, x: Any, tracer: Any) -> Any:
         """What the inputs give to the sums of a step; for all steps at once.
 

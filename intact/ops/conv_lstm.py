@@ -68,6 +68,10 @@ class ConvLSTMCell(LSTMCell):
     cases = (Case(lambda: layers.ConvLSTM2D(2, 1, padding="same"), (2, 3, 3, 2), exact=False),)
 
     @classmethod
+    def state_sizes(cls, cell: Any) -> list[int]:
+        return [cell.filters] * 2
+
+    @classmethod
     def project(cls, cell: Any, x: Any, tracer: Any) -> Any:
         if cell.dropout:
             x = tracer.trace(layers.Dropout(cell.dropout, name="dropout"), (x,), {})

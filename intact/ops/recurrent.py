@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from intact.litert.rolling import LEAST
 from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Case, Op, find_op, register_op
 from intact.ops.cells import carried, dropped_inputs, zeros
@@ -14,7 +15,7 @@ from intact.ops.moves import reshape
 from intact.ops.sequence import streamed, why_not
 from intact.ops.shape import reshaped
 from intact.ops.slicing import sliced
-from intact.ops.states import nothing
+from intact.ops.states import Zeros, nothing
 
 KEEPS = "it keeps its state between calls (stateful=True), and there is no kernel for that"
 REMEDY = (
@@ -53,6 +54,9 @@ class Recurrent(Op):
             exact=False,
         ),
         Case(lambda: layers.GRU(4), (4, 3), exact=False),
+        # Steps that become a loop.
+        Case(lambda: layers.LSTM(3, return_sequences=True, go_backwards=True), (9, 2), exact=False),
+        Case(lambda: layers.GRU(3), (8, 2), exact=False),
         Case(lambda: layers.GRU(3, reset_after=False, return_sequences=True), (3, 2), exact=False),
         Case(lambda: layers.GRU(3, activation="relu", recurrent_activation="hard_sigmoid"), (3, 2)),
         Case(lambda: layers.GRU(3, use_bias=False, recurrent_activation="tanh"), (3, 2), False),
@@ -164,6 +168,11 @@ def run(
     with tracer.scope(cell):
         states = [row(t, tracer) for t in states if t is not None]
         x = op.project(cell, x, tracer)
+        if not states and len(order) >= LEAST:
+            # A first step like the others can be a part of a loop; of few steps, it leaves out
+            # what zeros make needless.
+            sizes = op.state_sizes(cell)
+            states = [tracer.emit(Zeros(n, True, name="start"), x) for n in sizes]
         for i, is_seen in zip(order, seen, strict=True):
             with tracer.step(cell):
                 now = part_of_time(x, i, tracer)
@@ -200,6 +209,11 @@ class CustomCell:
     """A cell that nobody registered, by what its `call` does."""
 
     @classmethod
+    def state_sizes(cls, cell: Any) -> list[int]:
+        """The size of the last axis of each state."""
+        return keras.tree.flatten(cell.state_size)
+
+    @classmethod
     def project(cls, cell: Any, x: Any, tracer: Any) -> Any:
         """Nothing can be said of all steps at once."""
         return x
@@ -208,7 +222,7 @@ class CustomCell:
     def advance(cls, cell: Any, x: Any, states: list, tracer: Any) -> tuple[Any, list]:
         """One step, of tensors without an axis for the time."""
         if not states:
-            states = [zeros(n, x, tracer) for n in keras.tree.flatten(cell.state_size)]
+            states = [zeros(n, x, tracer) for n in cls.state_sizes(cell)]
         flats = [flat(t, tracer) for t in states]
         output, new = tracer.trace(cell, (flat(x, tracer), flats), {})
         return row(output, tracer), [row(t, tracer) for t in keras.tree.flatten(new)]

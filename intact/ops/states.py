@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
-from intact.ops.base import Case, Fixed, Op, register_op
+from intact.ops.base import INTEGERS, Case, Op, register_op
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.shape import Moving
 
@@ -19,26 +19,29 @@ class Zeros(FunctionLayer):
 
     Args:
         units: The size of its last axis; the others are the input's.
+        first: Whether axis 1 of the input is the time, of which one step is taken.
     """
 
     units: int
+    first: bool = False
 
     def call(self, x: Tensor) -> Tensor:
         """The zeros."""
+        x = x[:, :1] if self.first else x
         return ops.zeros_like(x[..., :1]) * ops.zeros(self.units)
 
     def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
-        return (*shape[:-1], self.units)
+        between = (1, *shape[2:-1]) if self.first else shape[1:-1]
+        return (shape[0], *between, self.units)
 
 
 @register_op
 class ZeroState(Op):
-    """Zeros, in the units of a state between -1 and 1, for as many samples as there are."""
+    """Zeros for as many samples as there are, in the range of the state that follows them."""
 
     keras_layers = (Zeros,)
     litert = ("STRIDED_SLICE", "MUL")
-    dtypes = ("int8", "int16")
-    output = Fixed(1 / 128, 0)
+    dtypes = INTEGERS
     arithmetic = "real"
     cases = (Case(lambda: lambda x: layers.Dense(4)(x) + Zeros(4)(x), (2, 3)),)
 
@@ -48,20 +51,29 @@ class ZeroState(Op):
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
-        x, y = node.input, node.output
+        x, y, first = node.input, node.output, node.layer.first
         rank = len(x.shape)
-        one = builder.like(x, (*x.shape[:-1], 1))
-        bounds = [np.array(sizes, "int32") for sizes in ([0] * rank, [0] * (rank - 1) + [1])]
-        constants = [builder.constant(v) for v in (*bounds, np.ones(rank, "int32"))]
-        masks = (1 << (rank - 1)) - 1
-        builder.add("STRIDED_SLICE", [x, *constants], [one], {"beginMask": masks, "endMask": masks})
+        shape = (*y.shape[:-1], 1)
+
+        def one() -> Any:
+            """One place of each axis that is not the input's."""
+            part = builder.like(x, shape)
+            cut = {rank - 1, 1} if first else {rank - 1}
+            masks = sum(1 << axis for axis in range(rank) if axis not in cut)
+            end = [int(axis in cut) for axis in range(rank)]
+            bounds = [builder.constant(np.array(v, "int32")) for v in ([0] * rank, end, [1] * rank)]
+            options = {"beginMask": masks, "endMask": masks}
+            builder.add("STRIDED_SLICE", [x, *bounds], [part], options)
+            return part
+
         zeros = np.zeros((1,) * (rank - 1) + (node.layer.units,), "float32")
         if y.quantized:
             stored = zeros.astype(x.dtype)
             factor = builder.constant(stored, scale=np.float32(1), zero_point=0)
         else:
             factor = builder.constant(zeros)
-        builder.add("MUL", [one, factor], [y], {"fusedActivationFunction": "NONE"})
+        part = builder.once((x.index, "one place", first), one)
+        builder.add("MUL", [part, factor], [y], {"fusedActivationFunction": "NONE"})
 
 
 @keras.saving.register_keras_serializable("intact")

@@ -23,6 +23,7 @@ from intact.ops.base import (
     find_op,
     get_op,
 )
+from intact.ops.states import Zeros
 from intact.ops.whole import Cast
 from intact.plan.factors import Factors
 from intact.plan.kernel_types import (
@@ -146,6 +147,7 @@ class _Planner:
             )
         for source, target in states:
             self._feed_back(source, target)
+        self._begin_states()
         ranges = []
         for site in self.sites:
             site.range = self._root(site.range)
@@ -337,6 +339,26 @@ class _Planner:
             same = common.spec.activation_dtype == found.spec.activation_dtype
             rounding = "requantize" if same else "convert"
             self.exits[id(target)] = self._site(f"{source.name}_output", common, rounding)
+
+    def _begin_states(self) -> None:
+        """Let states of zeros have the ranges of what is in their place at the next step."""
+        for node in self.nodes:
+            if isinstance(node.layer, Zeros) and self.steps[id(node)].integer:
+                self._begin(node.outputs[0])
+
+    def _begin(self, zeros: keras.KerasTensor) -> None:
+        for reader in self.graph.consumers(zeros):
+            calls = [other for other in self.nodes if other.layer is reader.layer]
+            if len(calls) < 2 or calls[0] is not reader:
+                continue
+            places = [n for n, tensor in enumerate(reader.inputs) if tensor is zeros]
+            state = self.tensor_range.get(id(calls[1].inputs[places[0]]))
+            if state is not None:
+                own, state = self._root(self.tensor_range[id(zeros)]), self._root(state)
+                if own is not state and not self._merge(state, own) and len(own.sites) == 1:
+                    # Zeros are in any range, also a fixed one.
+                    self._join(state, own)
+                return
 
     def _widen_output(self, tensor: keras.KerasTensor, node: Node) -> None:
         """Give an output of the model the width of its rule, if its kernel has 8 bits alone."""

@@ -1,4 +1,4 @@
-"""Kernels that move, choose or convert values."""
+"""Kernels that move, choose, convert or repeat."""
 
 from intact.litert.kernels.row import Kernel, OptionField, activation, on, versions
 
@@ -264,5 +264,15 @@ MOVES = (
         converts=True,
         runs_on=on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
         edge_tpu=(),
+    ),
+    # Its graphs run on the same kernels, XNNPACK's too.
+    Kernel(
+        "WHILE",
+        versions(1),
+        data=(),
+        options={
+            "condSubgraphIndex": OptionField(0, "i"),
+            "bodySubgraphIndex": OptionField(1, "i"),
+        },
     ),
 )
