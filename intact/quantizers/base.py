@@ -237,8 +237,9 @@ class RangeQuantizer(Quantizer):
         else:
             n, scale = shared((quantize_weight, at.bits, at.layout, at.symmetric), quantized, w)
             n = with_shape(n, w.shape)
-            shape = (1 if a in at.reduced(w) else size for a, size in enumerate(w.shape))
-            scale = with_shape(scale, tuple(shape))
+            if at.layout.axes:
+                shape = (1 if a in at.reduced(w) else size for a, size in enumerate(w.shape))
+                scale = with_shape(scale, tuple(shape))
         if not at.power_of_two and at.noise is None:
             return n, scale
         scale = at.scale(scale)
