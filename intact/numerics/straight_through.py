@@ -16,19 +16,7 @@ def _upstream(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tensor:
 
 
 @ops.custom_gradient
-def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
-    """The value of `exact` with the gradient of `smooth`.
-
-    Args:
-        exact: What the integer kernel computes.
-        smooth: The same without rounding, differentiable.
-
-    Returns:
-        `exact`; a gradient that reaches it goes to `smooth` unchanged.
-
-    The straight-through estimator: Bengio et al., arXiv:1308.3432.
-    """
-
+def _straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
     def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
         g = _upstream(args, upstream)
         return ops.zeros_like(g), g
@@ -95,25 +83,30 @@ def tied(w: Tensor, firsts: Tensor) -> Tensor:
     return ops.reshape(straight_through(ops.take(flat, firsts), mean), w.shape)
 
 
-def through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
-    """`straight_through`; on the host just the value.
+def straight_through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
+    """The value of `exact` with the gradient of `smooth`; on the host just the value.
 
     Args:
-        exact: The value.
-        smooth: What has its gradient.
+        exact: What the integer kernel computes.
+        smooth: The same without rounding, differentiable.
         xp: `keras.ops`, or `numpy_ops`.
+
+    Returns:
+        `exact`; a gradient that reaches it goes to `smooth` unchanged.
+
+    The straight-through estimator: Bengio et al., arXiv:1308.3432.
     """
-    return exact if xp is numpy_ops else straight_through(exact, smooth)
+    return exact if xp is numpy_ops else _straight_through(exact, smooth)
 
 
 def round_through(x: Any, xp: Any = ops) -> Any:
     """Rounded half to even, with the gradient of `x`."""
-    return through(xp.round(x), x, xp)
+    return straight_through(xp.round(x), x, xp)
 
 
 def round_where(whole: Any, x: Any, xp: Any = ops) -> Any:
     """Rounded half to even where integers are expected, else as it is; with the gradient of `x`."""
-    return through(xp.where(whole, xp.round(x), x), x, xp)
+    return straight_through(xp.where(whole, xp.round(x), x), x, xp)
 
 
 def reparametrized(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
@@ -144,7 +137,7 @@ def reparametrized(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> A
     kept = xp.where(
         first > 0, xp.maximum(value, floor), xp.where(first < 0, xp.minimum(value, -floor), value)
     )
-    return through(kept, value, xp)
+    return straight_through(kept, value, xp)
 
 
 def unfused(x: Any, xp: Any = ops) -> Any:

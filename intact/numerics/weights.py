@@ -9,7 +9,7 @@ from intact.numerics.affine import integer_range
 from intact.numerics.backend_kernels import inverse
 from intact.numerics.exact import MIN_SCALE, inverse_of
 from intact.numerics.scale_layout import ScaleLayout
-from intact.numerics.straight_through import round_through, straight_through, through
+from intact.numerics.straight_through import round_through, straight_through
 from intact.numerics.tensors import Tensor
 
 
@@ -75,7 +75,7 @@ def quantize_weight(
 def half_precision(w: Any, xp: Any = ops) -> Any:
     """Values as float16 has them, with a straight-through gradient."""
     w = xp.cast(xp.convert_to_tensor(w), "float32")
-    return through(xp.cast(xp.cast(w, "float16"), "float32"), w, xp)
+    return straight_through(xp.cast(xp.cast(w, "float16"), "float32"), w, xp)
 
 
 def quantize_rows(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from intact.numerics.backend_kernels import round_clip, shared, with_shape
 from intact.numerics.exact import MIN_SCALE, exact_mean, inverse_of, power_of_two_above
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
-from intact.numerics.straight_through import round_through, scale_gradient, through
+from intact.numerics.straight_through import round_through, scale_gradient, straight_through
 from intact.numerics.tensors import Tensor
 from intact.numerics.weights import quantize_weight
 from intact.registry import Registry
@@ -59,19 +59,19 @@ class QuantizeContext:
 
     def scale(self, scale: Any) -> Any:
         """A scale as it is used: positive, and a power of two if it must be."""
-        scale = through(self.xp.maximum(scale, np.float32(MIN_SCALE)), scale, self.xp)
+        scale = straight_through(self.xp.maximum(scale, np.float32(MIN_SCALE)), scale, self.xp)
         return power_of_two_above(scale, self.xp) if self.power_of_two else scale
 
     def round(self, x: Any) -> Any:
         """Whole numbers with a straight-through gradient; stochastic if that is asked for."""
         if self.noise is not None:
-            return through(self.xp.round(x + self.noise(x)), x, self.xp)
+            return straight_through(self.xp.round(x + self.noise(x)), x, self.xp)
         return round_through(x, self.xp)
 
     def round_clip(self, x: Any, low: int, high: int) -> Any:
         """Whole numbers between bounds; the gradient passes inside of them."""
         if self.noise is not None:
-            x = through(x + self.noise(x), x, self.xp)
+            x = straight_through(x + self.noise(x), x, self.xp)
         if self.xp is numpy_ops:
             return np.clip(np.rint(x), low, high)
         return round_clip(x, low, high)

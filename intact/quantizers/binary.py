@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from intact.numerics.exact import inverse_of
-from intact.numerics.straight_through import reparametrized, through
+from intact.numerics.straight_through import reparametrized, straight_through
 from intact.numerics.tensors import Tensor
 from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _scaled, _sign
 
@@ -29,7 +29,7 @@ class Sign(Quantizer):
     def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         xp = at.xp
         ones = xp.zeros_like(xp.max(w, axis=at.reduced(w), keepdims=True)) + np.float32(1)
-        return through(_sign(w, xp), xp.clip(w, -1.0, 1.0), xp), xp.stop_gradient(ones)
+        return straight_through(_sign(w, xp), xp.clip(w, -1.0, 1.0), xp), xp.stop_gradient(ones)
 
     def fixed(self, bits: int) -> tuple[float, float] | None:
         return 1.0, 0.0
@@ -59,7 +59,7 @@ class XNOR(Quantizer):
         xp = at.xp
         scale = at.scale(at.mean(xp.abs(xp.stop_gradient(w))))
         smooth = w * (inverse_of(scale, xp) * np.float32(1 / at.shared(w)))
-        return through(_sign(w, xp), smooth + xp.clip(w, -1.0, 1.0), xp), scale
+        return straight_through(_sign(w, xp), smooth + xp.clip(w, -1.0, 1.0), xp), scale
 
     def grid(self, seen: ActivationStats, learned: dict[str, Tensor], at: QuantizeContext) -> Grid:
         first = ops.where(seen.size > 0, seen.size, 1.0)

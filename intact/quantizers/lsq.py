@@ -9,7 +9,7 @@ from keras import ops
 from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import numpy_ops
-from intact.numerics.straight_through import reparametrized, through
+from intact.numerics.straight_through import reparametrized, straight_through
 from intact.numerics.tensors import Tensor
 from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _scaled
 
@@ -95,5 +95,5 @@ class LSQPlus(Quantizer):
         start = reparametrized(minimum, learned["offset"], unit=first * float(steps))
         offset = _scaled(start, at.count, steps)
         smooth = low - offset / scale
-        zero_point = through(ops.clip(ops.round(smooth), low, high), smooth)
+        zero_point = straight_through(ops.clip(ops.round(smooth), low, high), smooth)
         return Grid(scale, ops.stop_gradient(zero_point), low - zero_point, high - zero_point)

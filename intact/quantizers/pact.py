@@ -8,7 +8,7 @@ from keras import ops
 
 from intact.numerics.affine import stored_range
 from intact.numerics.exact import MIN_SCALE, inverse_of
-from intact.numerics.straight_through import reparametrized, through
+from intact.numerics.straight_through import reparametrized, straight_through
 from intact.numerics.tensors import Tensor
 from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _sign
 
@@ -34,7 +34,7 @@ class PACT(Quantizer):
         clip = reparametrized(first, learned["clip"])
         scale = at.scale(ops.stop_gradient(clip) * np.float32(1 / (high - low)))
         zero = ops.zeros_like(scale)
-        top = through(zero + float(high - low), clip / scale)
+        top = straight_through(zero + float(high - low), clip / scale)
         return Grid(scale, zero + float(low), zero, top)
 
 
@@ -61,7 +61,7 @@ class DoReFa(Quantizer):
         xp = at.xp
         if at.bits == 1:
             scale = at.scale(at.mean(xp.abs(xp.stop_gradient(w))))
-            return through(_sign(w, xp), w * inverse_of(scale, xp), xp), scale
+            return straight_through(_sign(w, xp), w * inverse_of(scale, xp), xp), scale
         steps = 2.0**at.bits - 1
         bent = xp.tanh(w)
         top = xp.max(xp.abs(bent), axis=at.reduced(w), keepdims=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from intact.numerics.affine import stored_range
 from intact.numerics.exact import inverse_of
-from intact.numerics.straight_through import through
+from intact.numerics.straight_through import straight_through
 from intact.quantizers.base import QuantizeContext, Quantizer, _sign
 
 
@@ -52,7 +52,7 @@ class TWN(Quantizer):
         # Where all weights are 0, any scale does.
         share = xp.maximum(at.mean(large), np.float32(1e-9))
         scale = at.scale(at.mean(size * large) * inverse_of(share, xp))
-        return through(_sign(w, xp) * large, w * inverse_of(scale, xp), xp), scale
+        return straight_through(_sign(w, xp) * large, w * inverse_of(scale, xp), xp), scale
 
 
 @dataclass(frozen=True)
@@ -100,4 +100,4 @@ class TTQ(Quantizer):
         factor = up * positive + down * negative + (1.0 - up - down)
         smooth = w * xp.stop_gradient(factor) * steps
         n = up * n_up - down * n_down
-        return n + through(xp.zeros_like(smooth), smooth, xp), scale
+        return n + straight_through(xp.zeros_like(smooth), smooth, xp), scale
