@@ -327,7 +327,7 @@ class Quantized(QuantizedLayer):
         fixed = moves is False or not norm.trainable
         acc = accumulator(None, x.scale, scale, whole=x.whole)
         if fixed:
-            acc = self.units(acc)
+            acc = self.accumulator(acc)
             kernel = rescaled(kernel, scale, acc, self.layouts()["kernel"])
         with exact_convolution():
             values, high, low = exact_sums(lambda v: op.products(self.layer, v, kernel), x)
@@ -342,7 +342,7 @@ class Quantized(QuantizedLayer):
         acc = scale_channels(acc, sigma / self._norm_op.sigma(norm, variance))
         return self._shifted(acc, mean, variance)
 
-    def units(self, acc: Accumulator, xp: Any = ops) -> Accumulator:
+    def accumulator(self, acc: Accumulator, xp: Any = ops) -> Accumulator:
         """Sums with the layer's bias, and that of its batch norm.
 
         Args:
@@ -351,7 +351,7 @@ class Quantized(QuantizedLayer):
         """
         op: Any = get_op(self.layer)
         if self.norm is None:
-            return op.units(self.layer, acc, xp)
+            return op.accumulator(self.layer, acc, xp)
         mean, variance = (
             xp.convert_to_tensor(v) for v in (self.norm.moving_mean, self.norm.moving_variance)
         )

@@ -197,7 +197,7 @@ def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     acc = accumulator(
         None if op.weights else all_count, input_scale, kernel.scale, numpy_ops, whole
     )
-    node.sums = quantized.units(acc, numpy_ops)
+    node.sums = quantized.accumulator(acc, numpy_ops)
     if op.weights:
         kernel.values = rescaled(kernel.values, kernel.scale, node.sums, kernel.layout, numpy_ops)
         node.sums = node.sums._replace(values=all_count)

@@ -388,7 +388,7 @@ class Weighted(Op):
             layer.bias.assign(to_numpy(layer.bias) + amount)
 
     @classmethod
-    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
         """Sums with the layer's bias.
 
         Args:
@@ -453,10 +453,10 @@ class Weighted(Op):
         """
         before = acc.weight_scale
         layout = cls.weights["kernel"].layout
-        own: Any = cls.units
-        base: Any = Weighted.units
+        own: Any = cls.accumulator
+        base: Any = Weighted.accumulator
         if not shares or layer.bias is None or own.__func__ is not base.__func__:
-            acc = cls.units(layer, acc)
+            acc = cls.accumulator(layer, acc)
             return rescaled(kernel, before, acc, layout), acc
 
         def biased(kernel: Tensor, acc: Any, bias: Tensor) -> tuple[Tensor, ...]:

@@ -49,7 +49,7 @@ class ByChannel(Weighted):
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        return cls.units(layer, cls.unscaled(x))
+        return cls.accumulator(layer, cls.unscaled(x))
 
     @classmethod
     def unscaled(cls, x: QTensor) -> Accumulator:
@@ -225,7 +225,7 @@ class BatchNormalization(ByChannel):
         layer.moving_mean.assign(to_numpy(layer.moving_mean) - amount)
 
     @classmethod
-    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
         return cls.fold(layer, acc, False, xp)
 
     @classmethod
@@ -366,7 +366,7 @@ class Scale(ByChannel):
             layer.beta.assign(to_numpy(layer.beta) + gamma * amount)
 
     @classmethod
-    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
         return cls.fold(layer, acc, False, xp)
 
     @classmethod
@@ -400,7 +400,7 @@ class Rescaling(ByChannel):
         return ones * np.asarray(layer.scale, "float32"), ones * np.asarray(layer.offset, "float32")
 
     @classmethod
-    def units(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
         factor, offset = cls.factors(layer, acc.weight_scale.shape[0])
         return add_bias(scale_channels(acc, xp.convert_to_tensor(factor)), offset, xp)
 
