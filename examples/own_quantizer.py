@@ -8,7 +8,7 @@ from keras import Input, Sequential, layers
 import intact
 from intact import Quantizer, Rule, Scheme, TensorSpec
 from intact.numerics.exact import inverse_of, power_of_two_above
-from intact.numerics.straight_through import through
+from intact.numerics.straight_through import straight_through
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Logarithmic(Quantizer):
         n = w * inverse_of(scale, xp)
         size = power_of_two_above(xp.maximum(xp.abs(n) * np.float32(0.7), np.float32(1)), xp)
         size = xp.where(xp.abs(n) < 0.5, xp.zeros_like(size), xp.minimum(size, np.float32(64)))
-        return through(xp.where(n < 0, -size, size), n, xp), scale
+        return straight_through(xp.where(n < 0, -size, size), n, xp), scale
 
 
 def main():

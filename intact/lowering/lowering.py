@@ -338,8 +338,9 @@ class Lowering:
 
     def _fit(self, node: LoweringNode, output: Tensor) -> None:
         """Keep one step of an op's sums within as many of the output's as its kernel takes."""
-        step, quantizer = node.op.step(node), node.quantizer
-        limit = node.op.max_step * output.scale
+        step, quantizer = node.op.accumulator_scale(node), node.quantizer
+        most = node.op.max_accumulator_scale
+        limit = most * output.scale
         if step < limit:
             return
         assert quantizer is not None
@@ -353,10 +354,10 @@ class Lowering:
             raise ExportError(
                 f"{type(node.layer).__name__} {node.layer.name!r} cannot be written: the range of "
                 f"its output {output.name!r} is fixed, and one step of its inputs is {step:.3g}, "
-                f"more than {node.op.max_step:g} of its own, {output.scale:.3g}. Let a rule of the "
+                f"more than {most:g} of its own, {output.scale:.3g}. Let a rule of the "
                 "scheme give its output a range that is observed."
             )
-        quantizer.widen(step / node.op.fit_step)
+        quantizer.widen(step / node.op.fit_accumulator_scale)
         output.scale, output.zero_point = stored_params(quantizer)
         if quantizer.rule.signs:
             output.scale = self._rounded(output.shape, output.name, quantizer).scale

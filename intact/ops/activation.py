@@ -105,11 +105,11 @@ class RequantizeRounding(KernelRounding):
 class Requantizing(Op):
     """Base of the activations that work on the input's integers."""
 
-    max_step: ClassVar[float] = 2**22
-    fit_step: ClassVar[float] = 2**21
+    max_accumulator_scale: ClassVar[float] = 2**22
+    fit_accumulator_scale: ClassVar[float] = 2**21
 
     @classmethod
-    def step(cls, node: Any) -> float:
+    def accumulator_scale(cls, node: Any) -> float:
         return node.input.scale
 
     @classmethod
@@ -532,7 +532,7 @@ class HardSilu(Requantizing):
     litert = ("HARD_SWISH",)
     arithmetic = "hard_swish"
     pointwise = True
-    max_step = float("inf")
+    max_accumulator_scale = float("inf")
     notes = "A table instead, where the kernel would overflow: inputs beyond about 100,000."
     cases = (
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-5.0, high=5.0),

@@ -136,9 +136,9 @@ class Op:
     * `clamps_by_range`: whether it relies on its output's range to saturate.
     * `own_range`: whether nothing else may share its output's range, for a state is kept in it.
     * `pointwise`: whether it looks at each value alone, wherever it stands.
-    * `max_step`: how many steps of the output one step of its sums may be, before kernels
-      refuse it or overflow.
-    * `fit_step`: how many they are where the range of the output has to be widened for that.
+    * `max_accumulator_scale`: the largest ratio of the scale of its sums to that of the output,
+      before kernels refuse it or overflow.
+    * `fit_accumulator_scale`: the ratio that a range of the output is widened to for that.
     * `notes`: constraints in words.
     * `cases`: models that test it.
     * `float_cases`: models that test an op that computes in float only.
@@ -171,8 +171,8 @@ class Op:
     clamps_by_range: ClassVar[bool] = False
     own_range: ClassVar[bool] = False
     pointwise: ClassVar[bool] = False
-    max_step: ClassVar[float] = 256
-    fit_step: ClassVar[float] = 128
+    max_accumulator_scale: ClassVar[float] = 256
+    fit_accumulator_scale: ClassVar[float] = 128
     notes: ClassVar[str] = ""
     cases: ClassVar[tuple[Case, ...]] = ()
     float_cases: ClassVar[tuple[Case, ...]] = ()
@@ -323,7 +323,7 @@ class Op:
         return KernelRounding.registry.find(cls.arithmetic).symbolic(shape)
 
     @classmethod
-    def step(cls, node: "LoweringNode") -> float:
+    def accumulator_scale(cls, node: "LoweringNode") -> float:
         """The real size of one step of the op's sums; 0 if it may be any."""
         return 0.0
 
@@ -425,7 +425,7 @@ class Weighted(Op):
         return y if layer.bias is None else y + layer.bias
 
     @classmethod
-    def step(cls, node: "LoweringNode") -> float:
+    def accumulator_scale(cls, node: "LoweringNode") -> float:
         return float(np.max(np.abs(node.sums.input_scale * node.sums.weight_scale)))
 
     @classmethod

@@ -217,7 +217,7 @@ class Binary(Op):
     fuses = True
     pointwise = True
     # An output that is nothing beside the steps of its inputs is 0, and their rounding no noise.
-    max_step, fit_step = 2**13, 0.25
+    max_accumulator_scale, fit_accumulator_scale = 2**13, 0.25
     layer: ClassVar[type]
     wide_options: ClassVar[dict[str, Any]] = {}
 
@@ -297,7 +297,7 @@ class Binary(Op):
         return Operands(*(QTensor.symbolic(x[0].shape) for x in inputs))
 
     @classmethod
-    def step(cls, node: Any) -> float:
+    def accumulator_scale(cls, node: Any) -> float:
         return max(x.scale for x in node.inputs)
 
     @classmethod
@@ -377,7 +377,7 @@ class Multiply(Binary):
     keras_layers = (layers.Multiply,)
     operations = ("Multiply", "Square")
     litert = ("MUL",)
-    max_step, fit_step = 256, 128
+    max_accumulator_scale, fit_accumulator_scale = 256, 128
     arithmetic = MultiplyRounding.name
     cases = (
         *binary_cases(layers.Multiply),
@@ -401,7 +401,7 @@ class Multiply(Binary):
         return channel_scale(layer.name, channels, tracer, gamma=variable)
 
     @classmethod
-    def step(cls, node: Any) -> float:
+    def accumulator_scale(cls, node: Any) -> float:
         a, b = node.inputs
         return a.scale * b.scale
 

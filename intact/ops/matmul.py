@@ -138,7 +138,7 @@ class MatrixProduct(Op):
         return sums._replace(high=high, mixed=mixed, low=low)
 
     @classmethod
-    def step(cls, node: Any) -> float:
+    def accumulator_scale(cls, node: Any) -> float:
         a, b = node.inputs
         return a.scale * b.scale
 

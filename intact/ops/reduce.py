@@ -221,7 +221,7 @@ class Summing(Reducing):
         return MeanSums(total, count, share, x.scale, x.zero_point, high, low)
 
     @classmethod
-    def step(cls, node: Any) -> float:
+    def accumulator_scale(cls, node: Any) -> float:
         sizes = (node.input.shape[axis] or 1 for axis in node.layer.axes)
         return node.input.scale / (math.prod(sizes) if cls.layer is Mean else 1)
 

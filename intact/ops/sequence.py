@@ -145,7 +145,7 @@ class SequenceLSTM(Op):
     arithmetic = LSTMRounding.name
     own_range = True
     # The product of a gate and the tanh of a cell; the kernel would overflow.
-    max_step, fit_step = 1, 0.5
+    max_accumulator_scale, fit_accumulator_scale = 1, 0.5
     cases = (
         Case(lambda: layers.LSTM(4, stateful=True, return_sequences=True), (5, 3), batch=32),
         Case(lambda: layers.LSTM(3, stateful=True, use_bias=False), (2, 2), batch=32),
@@ -172,7 +172,7 @@ class SequenceLSTM(Op):
         return Sums(sums, acc.bias, x.scale, scale, recurrent, recurrent_scale)
 
     @classmethod
-    def step(cls, node: Any) -> float:
+    def accumulator_scale(cls, node: Any) -> float:
         return 2.0**-30
 
     @classmethod
