@@ -361,19 +361,19 @@ class Weighted(Op):
         raise NotImplementedError
 
     @classmethod
-    def windows(cls, layer: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray | None:
+    def patches(cls, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
         """What the kernel is multiplied with at some places of an input, on the host.
 
-        Sums of products are `einsum("nkg,kgm->ngm", windows, kernel.reshape(k, g, m))`.
+        Sums of products are `einsum("nkg,kgm->ngm", patches, kernel.reshape(k, g, m))`.
 
         Args:
             layer: The canonical layer.
             x: Inputs, real values.
-            places: Where to look: a row per window, of numbers from 0 to 1 for the sample and
+            positions: Where to look: a row per patch, of numbers from 0 to 1 for the sample and
                 the two axes of space.
 
         Returns:
-            `(windows, taps, groups)`; None if the op has no such form.
+            `(patches, taps, groups)`; None if the op has no such form.
         """
         return None
 

@@ -53,7 +53,7 @@ class Convolution(Weighted):
         return tracer.emit(layer, args[0])
 
     @classmethod
-    def windows(cls, layer: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def patches(cls, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         sizes, kernel = x.shape[1:3], layer.kernel_size
         geometry = (sizes, kernel, layer.strides, layer.dilation_rate)
         same = layer.padding == "same"
@@ -62,15 +62,15 @@ class Convolution(Weighted):
         taps = []
         for axis, (_, k, stride, rate) in enumerate(zip(*geometry, strict=True)):
             count = (x.shape[axis + 1] - (k - 1) * rate - 1) // stride + 1
-            start = (places[:, axis + 1] * count).astype(int) * stride
+            start = (positions[:, axis + 1] * count).astype(int) * stride
             taps.append(start[:, None] + np.arange(k) * rate)
-        sample = (places[:, 0] * len(x)).astype(int)
+        sample = (positions[:, 0] * len(x)).astype(int)
         found = x[sample[:, None, None], taps[0][:, :, None], taps[1][:, None, :]]
         return cls.grouped(layer, found)
 
     @classmethod
     def grouped(cls, layer: Any, found: np.ndarray) -> np.ndarray:
-        """Windows of `(windows, height, width, channels)` by groups of channels."""
+        """Patches of `(patches, height, width, channels)` by groups of channels."""
         raise NotImplementedError
 
 

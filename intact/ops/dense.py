@@ -36,9 +36,9 @@ class Dense(Weighted):
         return ops.matmul(x, kernel)
 
     @classmethod
-    def windows(cls, layer: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    def patches(cls, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])
-        return rows[(places[:, 0] * len(rows)).astype(int)][..., None]
+        return rows[(positions[:, 0] * len(rows)).astype(int)][..., None]
 
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:

@@ -22,7 +22,7 @@ from intact.recovery.rounding import (
 )
 
 WINDOWS = 8192
-"""How many windows a layer's covariance comes from, beside two for each of its taps."""
+"""How many patches a layer's covariance comes from, beside two for each of its taps."""
 
 MAX_TAPS = 4608
 """Layers with more taps are left alone: the covariance would fill the memory."""
@@ -71,7 +71,7 @@ def adjust(
         weight_scales: Search the range of each channel's weights.
         learned: Learn whether weights are rounded up or down.
         bias_correction: Take back what all this shifts in the mean.
-        seed: Of the choice of windows.
+        seed: Of the choice of patches.
         bar: Counts the calls made.
     """
     graph = view(model)
@@ -124,12 +124,12 @@ def _covariance(node: Node, walk: Walk, rng: np.random.Generator) -> Covariance 
     layer = node.layer.layer
     op: Any = get_op(layer)
     parts = walk.real(node.args[0])
-    one = op.windows(layer, to_numpy(parts[0]), np.zeros((1, 3)))
+    one = op.patches(layer, to_numpy(parts[0]), np.zeros((1, 3)))
     if one is None or one.shape[1] > MAX_TAPS:
         return None
     count = -(-(WINDOWS + 2 * one.shape[1]) // len(parts))
-    windows = [op.windows(layer, to_numpy(part), rng.random((count, 3))) for part in parts]
-    return Covariance.of(np.concatenate(windows))
+    patches = [op.patches(layer, to_numpy(part), rng.random((count, 3))) for part in parts]
+    return Covariance.of(np.concatenate(patches))
 
 
 def _adjust(

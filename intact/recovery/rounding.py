@@ -24,7 +24,7 @@ SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 @dataclass
 class Covariance:
-    """What a layer's weights are multiplied with: the covariance of its windows, in groups.
+    """What a layer's weights are multiplied with: the covariance of its patches, in groups.
 
     Args:
         square: Covariance of the taps in the quantized model, `(groups, taps, taps)`.
@@ -33,15 +33,15 @@ class Covariance:
     square: np.ndarray
 
     @classmethod
-    def of(cls, windows: np.ndarray, damping: float = 0.01) -> "Covariance":
-        """Covariance of windows.
+    def of(cls, patches: np.ndarray, damping: float = 0.01) -> "Covariance":
+        """Covariance of patches.
 
         Args:
-            windows: `(windows, taps, groups)`, as the quantized model has them.
-            damping: What is added to the variances, for windows that were not seen: a share
+            patches: `(patches, taps, groups)`, as the quantized model has them.
+            damping: What is added to the variances, for patches that were not seen: a share
                 of their mean.
         """
-        taps = np.ascontiguousarray(windows.transpose(2, 1, 0))
+        taps = np.ascontiguousarray(patches.transpose(2, 1, 0))
         taps -= taps.mean(axis=-1, keepdims=True)
         square = taps @ taps.swapaxes(1, 2) / taps.shape[-1]
         ridge = damping * np.einsum("gkk->g", square) / square.shape[1] + 1e-12
@@ -70,7 +70,7 @@ def descend(
     """Round weights, each given the others, until none changes.
 
     Args:
-        covariance: Of the layer's windows.
+        covariance: Of the layer's patches.
         kernel: Float weights, `(groups, taps, channels)`.
         rounded: Where to start.
         snap: `(values, tap) -> the nearest ones on the grid`; values are those of one tap.
@@ -167,7 +167,7 @@ def shrunk(covariance: Covariance, kernel: np.ndarray, spec: TensorSpec) -> Grid
     """The grid of the range, per channel, that leaves the smallest error.
 
     Args:
-        covariance: Of the layer's windows.
+        covariance: Of the layer's patches.
         kernel: Float weights, `(groups, taps, channels)`.
         spec: How they are quantized.
     """
