@@ -29,7 +29,7 @@ MODELS = {
 }
 # One case for each way of rounding. Keras' own softmax, of values that are not quantized yet,
 # divides by sums that it spreads.
-ROUNDINGS = {op.arithmetic: case for name, op, case in all_cases() if name.endswith("-0")}
+ROUNDINGS = {op.kernel_rounding: case for name, op, case in all_cases() if name.endswith("-0")}
 ROUNDINGS.pop("softmax")
 
 

@@ -202,13 +202,13 @@ class _Builder:
                 "name": self._name(found.name, "_quantizer"),
             }
             made: FakeQuantize
-            if site.arithmetic == LSTMRounding.name:
+            if site.kernel_rounding == LSTMRounding.name:
                 batch, _, units = LSTMRounding.output_shape(LSTMRounding.typed(pending))
                 made = StatefulQuantize(found.spec, state=(batch, units), **fields)
             else:
                 made = FakeQuantize(found.spec, **fields)
             self.quantizers[id(found)] = made
-        kwargs: dict[str, Any] = {"arithmetic": site.arithmetic}
+        kwargs: dict[str, Any] = {"kernel_rounding": site.kernel_rounding}
         if final and found.fixed:
             kwargs["final"] = True
         if site.slot:

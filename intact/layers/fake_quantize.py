@@ -1,4 +1,4 @@
-"""The layer that quantizes activations, and the arithmetics by which kernels round."""
+"""The layer that quantizes activations."""
 
 import math
 from typing import Any
@@ -252,7 +252,7 @@ class FakeQuantize(QuantizedLayer):
         self,
         pending: Any,
         partners: Any = (),
-        arithmetic: str = "real",
+        kernel_rounding: str = "real",
         slot: int = 0,
         lower: float | None = None,
         upper: float | None = None,
@@ -266,7 +266,7 @@ class FakeQuantize(QuantizedLayer):
             pending: What the op's `call` returned; a float tensor for `"real"`.
             partners: The `QTensor`s that the output is multiplied with, if it is a factor: its
                 range reaches as far as these products need (`intact.uses`).
-            arithmetic: Name of the kernel's way of rounding.
+            kernel_rounding: Name of the kernel's way of rounding.
             slot: Which of the tensors that share the range this is.
             lower: Smallest real value that a fused activation lets through.
             upper: Largest real value that a fused activation lets through.
@@ -280,7 +280,7 @@ class FakeQuantize(QuantizedLayer):
         Returns:
             The integers.
         """
-        rule, pending = _typed(arithmetic, pending)
+        rule, pending = _typed(kernel_rounding, pending)
         products = [*zip((QTensor(*x) for x in partners), shapes, strict=True)]
         result = self._quantized(rule, pending, training, products, slot, lower, upper, final)
         if slot in self.activity:
@@ -407,13 +407,13 @@ class FakeQuantize(QuantizedLayer):
         self,
         pending: Any,
         partners: Any = (),
-        arithmetic: str = "real",
+        kernel_rounding: str = "real",
         lower: float | None = None,
         upper: float | None = None,
         **_: Any,
     ) -> QTensor:
         """The same without rounding; the arguments are those of a call."""
-        rule, pending = _typed(arithmetic, pending)
+        rule, pending = _typed(kernel_rounding, pending)
         return unquantized(_bounded(rule.real(pending), lower, upper))
 
     def _count(self, rule: type[KernelRounding], pending: Any) -> Any:
@@ -536,7 +536,7 @@ class FakeQuantize(QuantizedLayer):
         self.zero_point.assign(zero_point)
 
     def compute_output_spec(self, pending: Any, *args: Any, **kwargs: Any) -> Any:
-        rule = KernelRounding.registry.find(kwargs.get("arithmetic", "real"))
+        rule = KernelRounding.registry.find(kwargs.get("kernel_rounding", "real"))
         return QTensor.symbolic(rule.output_shape(rule.typed(pending)))
 
     def get_config(self) -> dict[str, Any]:
@@ -563,9 +563,9 @@ class FakeQuantize(QuantizedLayer):
         return cls(spec, schedule=schedule, **config)
 
 
-def _typed(arithmetic: str, pending: Any) -> tuple[type[KernelRounding], Any]:
+def _typed(kernel_rounding: str, pending: Any) -> tuple[type[KernelRounding], Any]:
     """The class that rounds, and what is pending in the type that it takes."""
-    rule = KernelRounding.registry.find(arithmetic)
+    rule = KernelRounding.registry.find(kernel_rounding)
     if rule is RealRounding:
         # Images may come in whole numbers.
         return rule, ops.cast(pending, "float32")

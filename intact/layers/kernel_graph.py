@@ -103,7 +103,7 @@ class Kernel:
     @property
     def rounding(self) -> str:
         """The name of the way in which it rounds its output."""
-        return "real" if self.range_call is None else self.range_call.kwargs["arithmetic"]
+        return "real" if self.range_call is None else self.range_call.kwargs["kernel_rounding"]
 
     @property
     def name(self) -> str:

@@ -259,7 +259,7 @@ class Lowering:
         """Write an integer op, with the range that its sums are rounded to."""
         quantizer = kernel.quantizer
         assert quantizer is not None
-        node.quantizer, node.arithmetic = quantizer, kernel.rounding
+        node.quantizer, node.kernel_rounding = quantizer, kernel.rounding
         tensor = self._rounded(kernel.output.shape, kernel.name, quantizer)
         self._fit(node, tensor)
         if not node.op.clamps_by_range:
@@ -344,7 +344,8 @@ class Lowering:
         if step < limit:
             return
         assert quantizer is not None
-        if node.sums is not None and node.arithmetic == "accumulator" and quantizer.spec.bits <= 8:
+        by_sums = node.sums is not None and node.kernel_rounding == "accumulator"
+        if by_sums and quantizer.spec.bits <= 8:
             # All sums but 0 saturate, as they do where their step is just below the limit.
             most = np.float32(0.999 * limit) / node.sums.input_scale
             scale = np.clip(node.sums.weight_scale, -most, most)

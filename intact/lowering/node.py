@@ -80,7 +80,7 @@ class LoweringNode:
         real_bias: Bias of a float op.
         activation: The fused activation, by the schema's name.
         quantizer: What rounds the output, if it is known.
-        arithmetic: How it is rounded, likewise.
+        kernel_rounding: How it is rounded, likewise.
     """
 
     lowering: "Lowering"
@@ -95,7 +95,7 @@ class LoweringNode:
     real_bias: np.ndarray | None = None
     activation: str = "NONE"
     quantizer: FakeQuantize | None = None
-    arithmetic: str = "real"
+    kernel_rounding: str = "real"
     _output: Tensor | None = None
 
     @property

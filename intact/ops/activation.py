@@ -126,7 +126,7 @@ class ReLU(Requantizing):
     operations = ("Relu", "Relu6", "ReLU")
     activations = ("relu", "relu6")
     litert = ("QUANTIZE", "RELU")
-    arithmetic = "requantize"
+    kernel_rounding = "requantize"
     pointwise = True
     clamps_by_range = True
     notes = "With a slope and a limit, or a threshold: a table."
@@ -236,7 +236,7 @@ class LeakyReLU(Requantizing):
     operations = ("LeakyRelu",)
     activations = ("leaky_relu",)
     litert = ("LEAKY_RELU",)
-    arithmetic = "leaky_relu"
+    kernel_rounding = "leaky_relu"
     pointwise = True
     cases = (
         Case(lambda: layers.LeakyReLU(), (4, 5, 3)),
@@ -267,7 +267,7 @@ class LeakyReLU(Requantizing):
 class Curve(Op):
     """Base of the activations that are a function of the real value."""
 
-    arithmetic = "real"
+    kernel_rounding = "real"
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -306,7 +306,7 @@ class Sigmoid(OfIntegers):
     """The logistic function."""
 
     dtypes = INTEGERS
-    arithmetic = SigmoidRounding.name
+    kernel_rounding = SigmoidRounding.name
     operations = ("Sigmoid",)
     activations = ("sigmoid",)
     litert = ("LOGISTIC",)
@@ -324,7 +324,7 @@ class Tanh(OfIntegers):
     """The hyperbolic tangent."""
 
     dtypes = INTEGERS
-    arithmetic = TanhRounding.name
+    kernel_rounding = TanhRounding.name
     operations = ("Tanh",)
     activations = ("tanh",)
     litert = ("TANH",)
@@ -342,7 +342,7 @@ class Softmax(OfIntegers):
     """Shares that sum to 1 along the last axis."""
 
     dtypes = INTEGERS
-    arithmetic = SoftmaxRounding.name
+    kernel_rounding = SoftmaxRounding.name
     keras_layers = (layers.Softmax,)
     operations = ("Softmax",)
     activations = ("softmax",)
@@ -386,7 +386,7 @@ class LogSoftmax(OfIntegers):
 
     dtypes = BYTES
     wide = "REDUCE_MAX, SUB, SUM and two tables"
-    arithmetic = LogSoftmaxRounding.name
+    kernel_rounding = LogSoftmaxRounding.name
     operations = ("LogSoftmax",)
     activations = ("log_softmax",)
     litert = ("LOG_SOFTMAX",)
@@ -530,7 +530,7 @@ class HardSilu(Requantizing):
     operations = ("HardSilu",)
     activations = ("hard_silu", "hard_swish")
     litert = ("HARD_SWISH",)
-    arithmetic = "hard_swish"
+    kernel_rounding = "hard_swish"
     pointwise = True
     max_accumulator_scale = float("inf")
     notes = "A table instead, where the kernel would overflow: inputs beyond about 100,000."
@@ -606,7 +606,7 @@ class Clip(Requantizing):
     operations = ("Clip", "HardTanh")
     activations = ("hard_tanh",)
     litert = ("QUANTIZE", "MAXIMUM", "MINIMUM")
-    arithmetic = "clamp"
+    kernel_rounding = "clamp"
     pointwise = True
     clamps_by_range = True
     notes = (
@@ -678,7 +678,7 @@ class PReLU(Op):
     keras_layers = (layers.PReLU,)
     litert = ("QUANTIZE", "MUL", "ADD")
     dtypes = ("int8", "int16")
-    arithmetic = "multiply"
+    kernel_rounding = "multiply"
     # No kernel multiplies by 8-bit slopes that quantizes its input at run time.
     weights = {"alpha": Weight(axis=(), dynamic=())}
     cases = (

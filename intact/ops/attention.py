@@ -42,7 +42,7 @@ class AttentionSoftmax(OfIntegers):
     """A softmax whose kernel multiplies the scores by a factor."""
 
     dtypes = INTEGERS
-    arithmetic = SoftmaxRounding.name
+    kernel_rounding = SoftmaxRounding.name
     keras_layers = (ScaledSoftmax,)
     litert = ("SOFTMAX",)
     output = Fixed(1 / 256, -128)

@@ -130,7 +130,7 @@ class Op:
       all inputs are whole; other layers read whole numbers as real values.
     * `dtypes`: the types of integer activations for which there are kernels.
     * `wide`: how it computes with activations of 16 bits, if not by the kernels of `litert`.
-    * `arithmetic`: how the kernel rounds (`intact.rounding.kernel_rounding.KernelRounding`).
+    * `kernel_rounding`: how the kernel rounds (`intact.rounding.kernel_rounding.KernelRounding`).
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
     * `folds_batch_norm`: whether a batch norm can follow into the weights.
     * `clamps_by_range`: whether it relies on its output's range to saturate.
@@ -165,7 +165,7 @@ class Op:
     whole: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = INT8
     wide: ClassVar[str] = ""
-    arithmetic: ClassVar[str] = "accumulator"
+    kernel_rounding: ClassVar[str] = "accumulator"
     fuses: ClassVar[bool] = False
     folds_batch_norm: ClassVar[bool] = False
     clamps_by_range: ClassVar[bool] = False
@@ -288,7 +288,7 @@ class Op:
             layer: The canonical layer.
             dtype: The type of its weights; "int8" where it has none.
         """
-        return cls.arithmetic
+        return cls.kernel_rounding
 
     @classmethod
     def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
@@ -320,7 +320,7 @@ class Op:
             return keras.KerasTensor(shape, cls.output.dtype)
         if isinstance(cls.output, SameAsInput | AllSame):
             return QTensor.symbolic(shape)
-        return KernelRounding.registry.find(cls.arithmetic).symbolic(shape)
+        return KernelRounding.registry.find(cls.kernel_rounding).symbolic(shape)
 
     @classmethod
     def accumulator_scale(cls, node: "LoweringNode") -> float:

@@ -69,7 +69,7 @@ class ConstantTensor(Op):
 
     keras_layers = (Constant,)
     plain = (0,)
-    arithmetic = "real"
+    kernel_rounding = "real"
     dtypes = INTEGERS
     weights = {"value": Weight(kernels=(), dynamic=())}
     cases = (

@@ -132,7 +132,7 @@ class Conv2D(Convolution):
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:
         if dtype != "int4":
-            return cls.arithmetic
+            return cls.kernel_rounding
         return "fixed_point" if layer.groups > 1 else "fixed_point_vector"
 
     @classmethod
@@ -181,7 +181,7 @@ class DepthwiseConv2D(Convolution):
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:
         kernels = {"int4": "fixed_point_blocks", "uint8": "fixed_point"}
-        return kernels.get(dtype, cls.arithmetic)
+        return kernels.get(dtype, cls.kernel_rounding)
 
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ class Conv2DTranspose(Weighted):
     def rounding(cls, layer: Any, dtype: str) -> str:
         # XNNPACK refuses what leaves gaps between windows (CalculateTransposeConvPaddings).
         gaps = any(k < s for k, s in zip(layer.kernel_size, layer.strides, strict=True))
-        return "fixed_point_blocks" if gaps and layer.padding == "same" else cls.arithmetic
+        return "fixed_point_blocks" if gaps and layer.padding == "same" else cls.kernel_rounding
 
     @classmethod
     def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:

@@ -330,7 +330,7 @@ class Add(Binary):
     keras_layers = (layers.Add,)
     operations = ("Add",)
     litert = ("ADD",)
-    arithmetic = "add"
+    kernel_rounding = "add"
     wide_options = ANY_SCALE
     cases = (
         *binary_cases(layers.Add),
@@ -357,7 +357,7 @@ class Subtract(Binary):
     keras_layers = (layers.Subtract,)
     operations = ("Subtract",)
     litert = ("SUB",)
-    arithmetic = "subtract"
+    kernel_rounding = "subtract"
     wide_options = ANY_SCALE
     cases = (
         *binary_cases(layers.Subtract),
@@ -378,7 +378,7 @@ class Multiply(Binary):
     operations = ("Multiply", "Square")
     litert = ("MUL",)
     max_accumulator_scale, fit_accumulator_scale = 256, 128
-    arithmetic = MultiplyRounding.name
+    kernel_rounding = MultiplyRounding.name
     cases = (
         *binary_cases(layers.Multiply),
         Case(lambda: layers.Multiply(), [(4,), (4,), (4,)]),

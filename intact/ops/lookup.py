@@ -103,12 +103,12 @@ def all_values(x: Any) -> QTensor:
     return kind(values, scale, zero_point, ops.ones((), "bool"))
 
 
-def entries(pending: Any, arithmetic: type[KernelRounding], y: Any) -> np.ndarray:
+def entries(pending: Any, kernel_rounding: type[KernelRounding], y: Any) -> np.ndarray:
     """The table of a function.
 
     Args:
         pending: What the op's `call` makes of `all_values` of the input.
-        arithmetic: How it is rounded.
+        kernel_rounding: How it is rounded.
         y: The output, a tensor of a file.
 
     Returns:
@@ -117,7 +117,7 @@ def entries(pending: Any, arithmetic: type[KernelRounding], y: Any) -> np.ndarra
     scale, zero_point = (ops.convert_to_tensor(v, "float32") for v in (y.scale, y.zero_point))
     limits = np.iinfo(y.dtype)
     params = Affine(scale, zero_point)
-    rounded = arithmetic.quantize_wide if y.dtype == "int16" else arithmetic.quantize
+    rounded = kernel_rounding.quantize_wide if y.dtype == "int16" else kernel_rounding.quantize
     values = rounded(pending, params, limits.min - zero_point, limits.max - zero_point)
     return (to_numpy(values) + y.zero_point).astype(y.dtype)
 

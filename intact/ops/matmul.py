@@ -118,7 +118,7 @@ class MatrixProduct(Op):
     keras_layers = (BatchMatMul,)
     litert = ("BATCH_MATMUL",)
     dtypes = ("int8", "int16")
-    arithmetic = "matmul"
+    kernel_rounding = "matmul"
     cases = (
         Case(lambda: BatchMatMul(), [(4, 5), (5, 3)]),
         Case(lambda: BatchMatMul(transpose_b=True), [(2, 4, 5), (2, 3, 5)]),

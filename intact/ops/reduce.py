@@ -203,7 +203,7 @@ class Reducing(Op):
 class Summing(Reducing):
     """Base of mean and sum."""
 
-    arithmetic = "mean"
+    kernel_rounding = "mean"
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -270,7 +270,7 @@ class ReduceSum(Summing):
     whole = COUNTS
     operations = ("Sum",)
     litert = ("SUM",)
-    arithmetic = SumRounding.name
+    kernel_rounding = SumRounding.name
     cases = reduction_cases(ops.sum)
 
 

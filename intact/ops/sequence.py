@@ -142,7 +142,7 @@ class SequenceLSTM(Op):
         "input_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
         "recurrent_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
     }
-    arithmetic = LSTMRounding.name
+    kernel_rounding = LSTMRounding.name
     own_range = True
     # The product of a gate and the tanh of a cell; the kernel would overflow.
     max_accumulator_scale, fit_accumulator_scale = 1, 0.5

@@ -42,7 +42,7 @@ class ZeroState(Op):
     keras_layers = (Zeros,)
     litert = ("STRIDED_SLICE", "MUL")
     dtypes = INTEGERS
-    arithmetic = "real"
+    kernel_rounding = "real"
     cases = (Case(lambda: lambda x: layers.Dense(4)(x) + Zeros(4)(x), (2, 3)),)
 
     @classmethod

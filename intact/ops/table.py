@@ -348,7 +348,7 @@ class Table(Op):
     )
     activations = ("mish",)
     litert = ("CAST", "ADD", "GATHER", "ELU", "EXP", "GELU", "LOG")
-    arithmetic = "table"
+    kernel_rounding = "table"
     pointwise = True
     notes = (
         "Any function of one tensor and constants, if it is made of such operations. What is "

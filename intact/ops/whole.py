@@ -141,7 +141,7 @@ class Cast(Op):
     litert = ("CAST", "QUANTIZE")
     plain = (0,)
     dtypes = INTEGERS
-    arithmetic = WholeRounding.name
+    kernel_rounding = WholeRounding.name
     notes = "Not from real values to whole ones."
     cases = (
         Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),

@@ -34,7 +34,7 @@ class Site:
 
     range: RangePlan
     slot: int
-    arithmetic: str
+    kernel_rounding: str
     lower: float | None = None
     upper: float | None = None
     products: list[Product] = field(default_factory=list)

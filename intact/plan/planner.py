@@ -240,8 +240,8 @@ class _Planner:
         self.ranges.append(made)
         return made
 
-    def _site(self, name: str, found: RangePlan, arithmetic: str) -> Site:
-        site = Site(found, 0, arithmetic)
+    def _site(self, name: str, found: RangePlan, kernel_rounding: str) -> Site:
+        site = Site(found, 0, kernel_rounding)
         found.sites.append(name)
         self.sites.append(site)
         return site
