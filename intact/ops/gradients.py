@@ -5,13 +5,14 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
-from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op, register_op
+from intact.ops.base import Case, register_op
+from intact.ops.function_layer import FunctionLayer
+from intact.ops.shape import Moving
 
 
 @keras.saving.register_keras_serializable("intact")
-class WithoutGradient(keras.layers.Layer):
+class WithoutGradient(FunctionLayer):
     """Values that training takes for constants.
 
     Example:
@@ -24,19 +25,13 @@ class WithoutGradient(keras.layers.Layer):
         """The same values."""
         return ops.stop_gradient(x)
 
-    def compute_output_shape(self, shape: Any) -> Any:
-        return shape
-
 
 @register_op
-class StopGradient(Op):
+class StopGradient(Moving):
     """Nothing in inference and in the file; training has no gradient there."""
 
-    dtypes = INTEGERS
-    whole = ANY_WHOLE
     keras_layers = (WithoutGradient,)
     operations = ("StopGradient",)
-    output = SAME_AS_INPUT
     pointwise = True
     cases = (
         Case(lambda: lambda x: layers.Dense(3)(x) + ops.stop_gradient(layers.ReLU()(x)), (3,)),
@@ -46,11 +41,6 @@ class StopGradient(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = (*args, *kwargs.values())
         return tracer.emit(WithoutGradient(name=layer.name), x)
-
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        (x,) = inputs
-        return x._replace(values=layer(x.values))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
