@@ -234,7 +234,7 @@ def _described(tensor: Tensor | None) -> tuple[Any, ...]:
     if tensor is None:
         return ()
     if tensor.buffer:
-        return ("constant", id(tensor))
+        return ("constant", tensor.index)
     scale = tensor.scales.tobytes(), np.asarray(tensor.zero_point).tobytes()
     return tensor.dtype, tensor.shape, *scale, tensor.variable
 
