@@ -12,12 +12,10 @@ processor time from the float Keras model to the file.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -182,6 +180,8 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "bilstm_text": words(bilstm),
     "conv_lstm": conv_lstm,
 }
+LOOPS = ("simple_rnn", "lstm", "lstm_sequences", "gru", "bilstm_text", "conv_lstm")
+"""The models of which the peer makes loops."""
 
 
 def samples(model: keras.Model, count: int = 32) -> np.ndarray:
@@ -217,40 +217,22 @@ def peer_file(model: keras.Model, x: np.ndarray | None) -> bytes:
         return converter.convert()
 
 
-def convert(name: str, kind: str, path: str) -> None:
-    """Write a file and print the seconds of processor time that it took."""
-    keras.utils.set_random_seed(0)
-    model = MODELS[name]()
-    x = None if kind == "dynamic" else samples(model)
+def timed(convert: Callable[..., bytes], *args: Any) -> tuple[Any, str]:
+    """What a file holds, and the seconds of processor time that it took."""
     start = time.process_time()
-    content = our_file(model, x) if x is not None and kind == "ours" else peer_file(model, x)
-    Path(path).write_bytes(content)
-    print(f"seconds {time.process_time() - start:.1f}")
-
-
-def converted(name: str, kind: str) -> tuple[Any, str] | None:
-    """What a file holds and the seconds that it took; None if the converter fails.
-
-    In a process of its own, for the peer's ends with a fault of memory on loops.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "model.tflite")
-        command = [sys.executable, __file__, "--convert", name, kind, path]
-        process = subprocess.run(command, capture_output=True, text=True)
-        if process.returncode:
-            return None
-        return intact.inspect(path), process.stdout.split()[-1]
+    content = convert(*args)
+    return intact.inspect(content), f"{time.process_time() - start:.1f}"
 
 
 def measure(name: str) -> list[str]:
     """A line of the table."""
-    ours = converted(name, "ours")
-    assert ours, f"{name} cannot be converted"
-    peer = converted(name, "int8") or converted(name, "dynamic")
-    assert peer, f"{name} cannot be converted by the peer"
-    (mine, seconds), (theirs, its_seconds) = ours, peer
-    count, its_count = (sum(seen.op_counts.values()) for seen in (mine, theirs))
-    in_float = len(theirs.float_ops) + len(theirs.hybrid_ops)
+    keras.utils.set_random_seed(0)
+    model = MODELS[name]()
+    x = samples(model)
+    ours, seconds = timed(our_file, model, x)
+    peer, its_seconds = timed(peer_file, model, None if name in LOOPS else x)
+    count, its_count = (sum(seen.op_counts.values()) for seen in (ours, peer))
+    in_float = len(peer.float_ops) + len(peer.hybrid_ops)
     ratio = f"{count / its_count:.2f}"
     return [name, f"{count}", f"{its_count}", f"{in_float}", ratio, seconds, its_seconds]
 
@@ -267,7 +249,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--convert"]:
-        convert(*sys.argv[2:])
-    else:
-        main(sys.argv[1:])
+    main(sys.argv[1:])
