@@ -146,6 +146,15 @@ def _canonical(model: keras.Model, scheme: Scheme, chosen: LayerFilter) -> keras
             NotKeptWarning,
             stacklevel=3,
         )
+    if canonical.not_trained:
+        warnings.warn(
+            f"Model {model.name!r} computes values of weights alone: of "
+            f"{', '.join(canonical.not_trained)}. They are constants of the quantized model, so "
+            "that training it does not change them. Train the model before, in float; or give "
+            "the layer a weight for what it computes.",
+            NotKeptWarning,
+            stacklevel=3,
+        )
     return simplify(canonical, scheme)
 
 

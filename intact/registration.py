@@ -21,7 +21,7 @@ SAVED_CLASSES = {
         *("Min", "Pad", "PadLowest", "PadNumber", "Place", "Quantized", "QuantizedModel"),
         *("QuantizedWeights", "ScaledSoftmax", "Select", "Slice", "SpaceToDepth"),
         *("StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together", "TopPlaces"),
-        *("TopValues", "Truth", "WholeNumbers", "WithoutGradient", "Zeros"),
+        *("TopValues", "Truncated", "Truth", "WholeNumbers", "WithoutGradient", "Zeros"),
     ),
     "intact.tfmot": (
         *("AllValuesQuantizer", "FixedQuantizer", "LastValueQuantizer"),

@@ -8,6 +8,7 @@ is made of the two.
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,8 @@ class Merger:
         self._merged: dict[int, Any] = dict(self._sizes[0])
         self._kept: list[Any] = [runs]
         self._rows: dict[int, Any] = {}
+        # The weights that a function of weights alone reads: its values are constants.
+        self.read_by_functions: list[Any] = []
 
     def outputs(self, first: Any, second: Any) -> Any:
         """The outputs of the new graph; those that no input reaches are arrays or variables.
@@ -182,26 +185,38 @@ class Merger:
         results = [
             keras.tree.flatten(_fold(node.layer, values, run)) for run, node in enumerate(nodes)
         ]
-        pairs = [Pair(*both) for both in zip(*results, strict=True)]
-        return [self._weight(nodes[0].layer, _leaves(values), pair) for pair in pairs]
+        sources = list({id(v): v for p in _leaves(values) for v in _sources(p)}.values())
+        if sources:
+            weight = self._rearranged(nodes, values, sources)
+            if weight is not None:
+                return [weight]
+            self.read_by_functions += sources
+        return [Pair(*both) for both in zip(*results, strict=True)]
 
-    def _weight(self, layer: Any, operands: list[Any], pair: Pair) -> Pair:
-        """A weight that was only rearranged is a weight still."""
-        sources = {id(v): v for p in operands for v in _sources(p)}
-        if type(layer).__name__ not in ARRANGING or len(sources) != 1:
-            return pair
-        (source,) = sources.values()
-        values, rows = [to_numpy(v) for v in (pair.first, pair.second)], None
-        if values[0].shape != values[1].shape:
-            rows = _per_sample(*values)
+    @staticmethod
+    def _rearranged(nodes: tuple[Node, Node], values: Any, sources: list[Any]) -> Pair | None:
+        """What a call has made of a weight, as a weight: its values in other places, each once."""
+        if type(nodes[0].layer).__name__ not in ARRANGING or len(sources) != 1:
+            return None
+        (source,) = sources
+        index = np.arange(np.prod(source.shape, dtype="int64")).reshape(source.shape)
+        numbered = _mapped(values, lambda leaf: _number(leaf, index) if _sources(leaf) else leaf)
+        places, second = (
+            to_numpy(_fold(node.layer, numbered, run)) for run, node in enumerate(nodes)
+        )
+        repeated = places.shape != second.shape
+        if repeated:
+            rows = _per_sample(places, second)
             if rows is None or len(rows) != 1:
-                return pair
-        moved = values[0] if rows is None else rows
-        if not np.array_equal(np.sort(moved, axis=None), np.sort(to_numpy(source), axis=None)):
-            return pair
+                return None
+            places = rows
+        places = places.astype("int64")
+        if len(np.unique(places)) < places.size:
+            return None
+        moved = to_numpy(source).ravel()[places]
         weight = keras.Variable(moved, trainable=True, dtype=source.dtype, name=source.name)
         weight.regularizer = source.regularizer
-        return Pair(weight, weight) if rows is None else Pair(Rows(weight), Rows(weight))
+        return Pair(Rows(weight), Rows(weight)) if repeated else Pair(weight, weight)
 
     def _argument(self, a: Any, b: Any, broadcasts: bool) -> Any:
         """An argument of a call in the new graph."""
@@ -233,6 +248,21 @@ class Merger:
             one = x[(slice(None), *(slice(0, 1) for _ in x.shape[1:]))]
             self._rows[id(x)] = ops.argmax(ops.reshape(one, (-1, 1)), axis=-1)
         return ops.take(rows, self._rows[id(x)], axis=0)
+
+
+def _mapped(values: Any, function: Callable[[Any], Any]) -> Any:
+    """Nested arguments with a function applied to each part."""
+    if isinstance(values, Pair) or not isinstance(values, list | tuple | dict):
+        return function(values)
+    if isinstance(values, dict):
+        return {key: _mapped(part, function) for key, part in values.items()}
+    return type(values)(_mapped(part, function) for part in values)
+
+
+def _number(value: Pair, index: np.ndarray) -> Pair:
+    """Numbers in the place of a weight's values."""
+    numbers = Rows(index) if isinstance(value.first, Rows) else index
+    return Pair(numbers, numbers)
 
 
 def _leaves(values: Any) -> list[Any]:

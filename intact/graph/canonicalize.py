@@ -89,6 +89,7 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], Tracer]) -> keras.
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
         flat.named = {layer.name for layer in all_layers(model) if is_named(layer)}
+        flat.not_trained = sorted(set(tracer.not_trained))
         flat.not_kept = sorted({*tracer.not_kept, *_lost_regularizers(model, flat)})
         return flat
 

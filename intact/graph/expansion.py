@@ -53,7 +53,9 @@ def expand_call(
             outputs.append(_run(layer, *_replaced((args, kwargs), symbols)))
         symbols = _symbols(given, masks, lambda t: t.shape)
         inputs = [list(run.values()) for run in (runs[0], runs[-1], symbols)]
-        merged = Merger((inputs[0], inputs[1]), inputs[2]).outputs(outputs[0], outputs[-1])
+        merger = Merger((inputs[0], inputs[1]), inputs[2])
+        merged = merger.outputs(outputs[0], outputs[-1])
+        tracer.not_trained += [weight.path for weight in merger.read_by_functions]
     except IntactError:
         raise
     except BatchError as error:

@@ -45,7 +45,7 @@ class StandIn(keras.KerasTensor):
             raise AttributeError(name)
         return getattr(self.variable, name)
 
-    def __array__(self, dtype: Any = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return to_numpy(self.variable).astype(dtype or self.dtype)
 
     def __int__(self) -> int:

@@ -69,6 +69,8 @@ class Tracer:
         self.output_names: dict[int, list[str]] = {}
         # The layers of the user's whose losses are not in the new graph.
         self.not_kept: list[str] = []
+        # The weights of the user's whose functions are constants in the new graph.
+        self.not_trained: list[str] = []
         # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
         self.masks: Masks = {}
         # By the id of a tensor, how many of its rows belong to a sample.

@@ -12,7 +12,7 @@ from intact.numerics.backend_kernels import round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
 from intact.numerics.straight_through import straight_through
-from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
+from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import (
     INTEGERS,
     Case,
@@ -234,6 +234,9 @@ class Binary(Op):
         by_channel = values.size == (values.shape[-1] if values.shape else 1)
         if by_channel and values.size in (1, x.shape[-1]):
             turns = reverse and cls.layer not in (layers.Add, layers.Multiply)
+            if turns and is_trainable(constant):
+                # The weight stays one that trains.
+                return tracer.expand(layer, lambda x: ops.add(-x, constant), x)
             if isinstance(constant, keras.Variable) and not turns:
                 scaled = cls.variable_scale(layer, constant, x.shape[-1], tracer)
                 if scaled is not None:

@@ -4,10 +4,16 @@ from typing import Any
 
 from keras import ops
 
-from intact.ops import formula_axes, formula_moves, formula_signals, formula_values
+from intact.ops import (
+    formula_axes,
+    formula_images,
+    formula_moves,
+    formula_signals,
+    formula_values,
+)
 from intact.ops.base import Op, register_op
 
-TABLES = (formula_axes, formula_values, formula_moves, formula_signals)
+TABLES = (formula_axes, formula_values, formula_moves, formula_signals, formula_images)
 """The modules that have formulas, what limits them, and cases."""
 
 FORMULAS = {name: formula for table in TABLES for name, formula in table.FORMULAS.items()}
@@ -16,7 +22,7 @@ CASES = tuple(
     case
     for table in TABLES
     for names, case in table.CASES.items()
-    if all(hasattr(ops, name) for name in names.split())
+    if all(hasattr(ops, name) or hasattr(ops.image, name) for name in names.split())
 )
 
 

@@ -104,18 +104,20 @@ class GroupNormalization(Op):
 
     keras_layers = (layers.GroupNormalization,)
     litert = ("RESHAPE", "MEAN", "SUB", "MUL", "GATHER", "DEPTHWISE_CONV_2D")
-    notes = "The last axis only."
     cases = (
         Case(lambda: layers.GroupNormalization(2), (4, 5, 6)),
+        Case(lambda: layers.GroupNormalization(2, axis=1), (4, 5, 3)),
         Case(lambda: layers.GroupNormalization(-1), (4, 3)),
     )
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
+        rank = len(x.shape)
+        order = [*(a for a in range(1, rank) if a != layer.axis % rank), layer.axis % rank]
+        if order != sorted(order):
+            x = tracer.emit(layers.Permute(order, name=f"{layer.name}_channels_last"), x)
         sizes = x.shape[1:]
-        if layer.axis not in (-1, len(x.shape) - 1):
-            tracer.refuse(layer, f"its axis is {layer.axis}, and only the last axis is known")
         if None in sizes:
             tracer.refuse(layer, f"all sizes but the batch must be known, received {x.shape}")
 
@@ -125,7 +127,11 @@ class GroupNormalization(Op):
             return ops.reshape(standardized(groups, axes, layer.epsilon), (-1, *sizes))
 
         y = tracer.expand(layer, normalized, x)
-        return scaled(y, layer.gamma, layer.beta, layer, tracer)
+        y = scaled(y, layer.gamma, layer.beta, layer, tracer)
+        if order != sorted(order):
+            back = [order.index(axis) + 1 for axis in range(1, rank)]
+            y = tracer.emit(layers.Permute(back, name=f"{layer.name}_channels_back"), y)
+        return y
 
 
 @register_op

@@ -415,7 +415,7 @@ class Table(Op):
     def lower(cls, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         if not y.quantized:
-            _lower_steps(node.layer.steps, x, y, builder)
+            lower_steps(node.layer.steps, x, y, builder)
             return
         with np.errstate(over="ignore"):
             table = entries(cls.call(node.layer, [all_values(x)], {}, False), TableRounding, y)
@@ -434,8 +434,15 @@ def _options(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in PLAIN}
 
 
-def _lower_steps(steps: list[Step], x: Any, y: Any, builder: Any) -> None:
-    """Add the float kernels of a function."""
+def lower_steps(steps: list[Step], x: Any, y: Any, builder: Any) -> None:
+    """Add the float kernels of a function.
+
+    Args:
+        steps: The steps of the function, as for `Elementwise`.
+        x: The input, a tensor of a file.
+        y: The output, likewise.
+        builder: The file's builder.
+    """
     results = [x]
     for name, operands, config in steps:
         made = y
@@ -458,7 +465,7 @@ def _lower_steps(steps: list[Step], x: Any, y: Any, builder: Any) -> None:
             symbol = keras.Input(batch_shape=(None,))
             inner = make_steps(keras.Model(symbol, EXPANSIONS[name](symbol, **config)))
             assert inner
-            _lower_steps(inner, inputs[0], made, builder)
+            lower_steps(inner, inputs[0], made, builder)
 
 
 def _cast(x: Any, y: Any, builder: Any) -> Any:

@@ -19,6 +19,7 @@ from intact.ops.base import COUNTS, INTEGERS, Case, Op, known_class, register_op
 from intact.ops.elementwise import broadcast_shape, of_one_rank
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.table import Elementwise
+from intact.ops.truncation import Truncated
 from intact.rounding.kernel_rounding import KernelRounding
 
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -142,7 +143,7 @@ class Cast(Op):
     plain = (0,)
     dtypes = INTEGERS
     kernel_rounding = WholeRounding.name
-    notes = "Not from real values to whole ones."
+    notes = "From real values to whole ones: a table."
     cases = (
         Case(lambda: lambda x: x * ops.cast(x > 0.0, "float32"), (4, 5)),
         Case(lambda: lambda x: layers.Dense(3)(ops.cast(ops.argmax(x, 1), "float32")), (4, 5)),
@@ -155,9 +156,16 @@ class Cast(Op):
         (x,) = args
         if is_whole(x):
             return tracer.convert(x, layer.dtype, layer.name)
-        if "float" not in layer.dtype:
-            tracer.refuse(layer, f"there is no kernel from real values to {layer.dtype}")
-        return x
+        if "float" in layer.dtype:
+            return x
+        if layer.dtype == "bool":
+            return tracer.expand(layer, lambda x: ops.not_equal(x, 0.0), x)
+        before, steps = made_by(x), []
+        if isinstance(before.layer, Elementwise):
+            # One table: between two, whole numbers would be rounded.
+            (x,), steps = before.inputs, before.layer.steps
+        y = tracer.emit(Truncated(steps, name=layer.name), x)
+        return tracer.convert(y, layer.dtype)
 
     @classmethod
     def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
