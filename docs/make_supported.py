@@ -4,6 +4,7 @@ python docs/make_supported.py
 """
 
 import importlib
+import inspect
 from pathlib import Path
 
 import keras
@@ -11,6 +12,7 @@ import keras
 from intact.litert.kernels.targets import TARGETS, runs
 from intact.litert.rules import FAMILIES, RULES, Rule
 from intact.ops import REGISTRY, Op
+from intact.ops.refusals import REFUSED
 
 DOCS = Path(__file__).parent
 HEAD = """# What is supported
@@ -112,7 +114,63 @@ def supported_page() -> str:
         parts.append(f"## {title}\n\n")
         parts += ["| " + " | ".join(" ".join(c.split()) for c in row) + " |\n" for row in rows]
         parts.append("\n")
-    return "".join(parts).rstrip() + "\n"
+    return "".join([*parts, *refused_section()]).rstrip() + "\n"
+
+
+def refused_section() -> list[str]:
+    """What is refused, with the reason; and what leaves nothing in the file."""
+    operations = public_operations()
+    rows = []
+    for reason, names in REFUSED.items():
+        own = [f"`{operations[name]}`" for name in names if name in operations]
+        own += [name for name in names if hasattr(keras.layers, name)]
+        if own:
+            rows.append(f"| {', '.join(sorted(own))} | {reason} |\n")
+    known = {name for op in REGISTRY for name in op.operations}
+    known |= {name for names in REFUSED.values() for name in names}
+    rest = sorted(name for kind, name in operations.items() if kind not in known)
+    return [
+        "## What is refused\n\n| layers and functions | why |\n| --- | --- |\n",
+        *rows,
+        "\nConstants, shapes and types are computed when a model is traced, and leave nothing in "
+        f"the file: {', '.join(f'`{name}`' for name in rest)}.\n",
+    ]
+
+
+def public_operations() -> dict[str, str]:
+    """The functions of `keras.ops`, by the names of their operations' classes."""
+    functions = (
+        name
+        for space in (keras.ops, keras.ops.image)
+        for name in dir(space)
+        if not name.startswith("_") and inspect.isfunction(getattr(space, name))
+    )
+    return {CLASSES.get(name) or class_name(name): name for name in functions}
+
+
+def class_name(function: str) -> str:
+    """The class name of the operation of a function, as Keras spells it."""
+    module = inspect.getmodule(
+        getattr(keras.ops, function, getattr(keras.ops.image, function, None))
+    )
+    plain = function.replace("_", "").lower()
+    names = (name for name in vars(module) if name.lower() == plain)
+    return next((name for name in names if inspect.isclass(vars(module)[name])), function)
+
+
+CLASSES = {
+    "abs": "Absolute",
+    "batch_normalization": "BatchNorm",
+    "concatenate": "Concatenate",
+    "conj": "Conjugate",
+    "extract_patches_3d": "ExtractPatches",
+    "hard_swish": "HardSilu",
+    "layer_normalization": "LayerNorm",
+    "reshape": "Reshape",
+    "rms_normalization": "RMSNorm",
+    "swish": "Silu",
+}
+"""Functions whose operation's class has a name of its own."""
 
 
 def rule_section(rule: Rule) -> str:

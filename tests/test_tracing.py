@@ -70,6 +70,12 @@ CALLS = {
     "cast": (lambda x, w: ops.cast(w, "float32") * x, [(8,)]),
     "function of a weight": (lambda x, w: ops.exp(w) * x, [(8,)]),
     "activation": (lambda x, w: keras.activations.gelu(w * x), [(8,)]),
+    "a loop": (lambda x: ops.fori_loop(0, 3, lambda i, y: y * 0.5 + i, x), []),
+    "a loop with a condition": (
+        lambda x: ops.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 0.5), (0, x))[1],
+        [],
+    ),
+    "a switch": (lambda x: ops.switch(1, [lambda y: y, lambda y: y * 2], x), []),
     "rows of a weight": (lambda x, w: x + ops.take(w, np.arange(6), axis=0), [(9, 8)]),
     "repeated rows of a weight": (lambda x, w: x + ops.take(w, [0, 1, 0, 1, 2, 2], 0), [(9, 8)]),
     "tile": (lambda x, w: ops.concatenate([ops.tile(w, (batch(x), 1, 1)), x], 1), [(1, 1, 8)]),

@@ -15,6 +15,7 @@ from keras import ops
 from keras.src.layers import layer as layer_module
 from keras.src.ops.node import Node as KerasNode
 
+from intact.graph.control_flow import unrolled
 from intact.graph.view import is_graph
 from intact.layers.base import QuantizedLayer
 from intact.numerics.tensors import Variable, is_symbolic, to_numpy
@@ -161,7 +162,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
 
     cls.__call__, cls.symbolic_call, layer_module.Node = called, specified, _node
     try:
-        with _like_arrays():
+        with _like_arrays(), unrolled():
             yield
     finally:
         cls.__call__, cls.symbolic_call, layer_module.Node = call, spec, KerasNode

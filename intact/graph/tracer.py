@@ -35,6 +35,7 @@ from intact.ops.base import (
 from intact.ops.constant import Constant
 from intact.ops.logic import Select
 from intact.ops.moves import channels_last, emit_moved
+from intact.ops.refusals import reason_of
 from intact.ops.whole import Convert, WholeNumber, counts, fits
 from intact.plan.scheme import Rule
 
@@ -280,10 +281,10 @@ class Tracer:
             outputs = self.trace_model(layer, args, kwargs)
             self._path.pop()
             return outputs
-        if isinstance(layer, keras.layers.Layer):
+        if isinstance(layer, keras.layers.Layer) and reason_of(layer) is None:
             with self._asking(layer, known=False):
                 return self.trace_into(layer, args, kwargs, masks)
-        self.refuse(layer, "there is no integer form of this operation")
+        self.refuse(layer, reason_of(layer) or "there is no integer form of this operation")
 
     @contextlib.contextmanager
     def _asking(self, layer: Any, known: bool) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Formulas along axes: sums, orders, scans, products and parts of tensors."""
 
+import string
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -170,6 +171,26 @@ def _crossed(layer: Any, a: Tensor, b: Tensor) -> Tensor:
     return turned(a, back) * turned(b, forth) - turned(a, forth) * turned(b, back)
 
 
+def _summed(layer: Any, a: Any, b: Any) -> tuple[list[int], list[int]]:
+    """The axes of both operands that a product sums over."""
+    if isinstance(layer.axes, int):
+        count, rank = layer.axes, len(a.shape)
+        return list(range(rank - count, rank)), list(range(count))
+    first, second = (np.atleast_1d(axes).tolist() for axes in layer.axes)
+    return [n % len(a.shape) for n in first], [n % len(b.shape) for n in second]
+
+
+def _tensor_product(layer: Any, a: Tensor, b: Any) -> Tensor:
+    first, second = _summed(layer, a, b)
+    left = string.ascii_lowercase[: len(a.shape)]
+    right = list(string.ascii_lowercase[len(a.shape) :][: len(b.shape)])
+    for x, y in zip(first, second, strict=True):
+        right[y] = left[x]
+    out = [c for i, c in enumerate(left) if i not in first]
+    out += [c for i, c in enumerate(right) if i not in second]
+    return ops.einsum(f"{left},{''.join(right)}->{''.join(out)}", a, b)
+
+
 def _area(layer: Any, y: Tensor) -> Tensor:
     axis, size = layer.axis % len(y.shape), y.shape[layer.axis]
     width = layer.dx if layer.x is None else np.diff(to_numpy(layer.x))
@@ -251,6 +272,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "SearchSorted": lambda layer, bounds, x: _places(layer, x, bounds, layer.side == "left"),
     "SparseCategoricalCrossentropy": _sparse_cross_entropy,
     "Sparsemax": _sparsemax,
+    "Tensordot": _tensor_product,
     "Trapezoid": _area,
     "Argmin": lambda layer, x: ops.argmax(-x, layer.axis, layer.keepdims),
     "Cumprod": lambda layer, x: _scanned(layer.axis, lambda a, b: a * b, x),
@@ -340,7 +362,14 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
         lambda layer, x: layer.n == 1 and x.shape[layer.axis] is not None,
         "differences are taken once, along a known number of values",
     ),
-    "Dot": (lambda layer, a, b: len(a.shape) == len(b.shape) == 2, "it takes matrices"),
+    "Dot": (
+        lambda layer, a, b: len(b.shape) == 2 and len(a.shape) > 1,
+        "its second operand is a matrix, and its first one more than a vector",
+    ),
+    "Tensordot": (
+        lambda layer, a, b: not is_symbolic(b) and 0 not in _summed(layer, a, b)[0],
+        "its second operand is constant, and it does not sum over the batch",
+    ),
     "Logsumexp": (lambda layer, x: isinstance(layer.axis, int), "it runs along one axis"),
     "Norm": (
         lambda layer, x: layer.axis is not None and layer.ord in (None, 1, 2, "fro", np.inf, "inf"),
@@ -402,6 +431,10 @@ CASES: dict[str, Case] = {
         low=0,
         high=5,
         dtype="int32",
+    ),
+    "tensordot": Case(
+        lambda: lambda x: ops.tensordot(x, np.eye(15, 2).reshape(3, 5, 2), [[2, 1], [1, 0]]),
+        (3, 5),
     ),
     "digitize": Case(
         lambda: (

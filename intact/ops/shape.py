@@ -310,7 +310,8 @@ class Dropout(Op):
 AUGMENTATIONS = tuple(
     getattr(layers, name)
     for name in dir(layers)
-    if name.startswith("Random") and name != "RandomCrop"
+    if (name.startswith("Random") and name != "RandomCrop")
+    or name in ("AugMix", "CutMix", "MixUp", "RandAugment", "Solarization")
 )
 """Layers that change images while training, and leave their sizes."""
 
