@@ -68,9 +68,8 @@ class Tracer:
         self.integer_inputs: set[str] = set()
         # By the id of a model of the user's, the names that Keras has for its outputs.
         self.output_names: dict[int, list[str]] = {}
-        # The layers of the user's whose losses are not in the new graph.
+        # The layers whose losses, and the weights whose functions, are not in the new graph.
         self.not_kept: list[str] = []
-        # The weights of the user's whose functions are constants in the new graph.
         self.not_trained: list[str] = []
         # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
         self.masks: Masks = {}
