@@ -26,6 +26,32 @@ TRIMMED = 8192
 """How many equal entries at an end of a table are worth a kernel that ends the index there."""
 
 
+FINITE = {
+    "Celu",
+    "Cos",
+    "Elu",
+    "Erf",
+    "Gelu",
+    "HardSigmoid",
+    "HardSilu",
+    "HardTanh",
+    "LeakyRelu",
+    "LogSigmoid",
+    "Mish",
+    "Relu",
+    "Relu6",
+    "Selu",
+    "Sigmoid",
+    "Silu",
+    "Sin",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+    "TanhShrink",
+}
+"""Operations whose values and slopes are finite at every finite number."""
+
+
 class TableValues(NamedTuple):
     """A function's values; with 16 bits they are `real + rest`, as float32 cannot hold them."""
 
@@ -69,6 +95,16 @@ class TableRounding(RealRounding):
             exact = ops.cast(ops.round(divide(precise + rest, scale)), "float32")
         smooth = real * inverse(params.scale)
         return round_clip(straight_through(exact, smooth), low, high)
+
+
+class FiniteTableRounding(TableRounding):
+    """The same for functions that are finite everywhere, which saves passes over the data."""
+
+    name = "finite_table"
+
+    @staticmethod
+    def real(pending: TableValues) -> Tensor:
+        return pending.real
 
 
 def split(real: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,17 @@ from intact.numerics.exact import divide
 from intact.numerics.straight_through import finite_gradient, straight_through, unfused
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import INTEGERS, Case, Op, register_op
-from intact.ops.lookup import COST, TableRounding, TableValues, all_values, entries, look_up, split
+from intact.ops.lookup import (
+    COST,
+    FINITE,
+    FiniteTableRounding,
+    TableRounding,
+    TableValues,
+    all_values,
+    entries,
+    look_up,
+    split,
+)
 from intact.ops.precise import PRECISE, between
 
 KERNELS = {
@@ -397,8 +407,14 @@ class Table(Op):
         return tracer.emit(Elementwise([(name, [0], config)], name=layer.name), x)
 
     @classmethod
+    def rounding(cls, layer: Any, dtype: str) -> str:
+        return FiniteTableRounding.name if _is_finite(layer) else cls.arithmetic
+
+    @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
+        if _is_finite(layer) and not isinstance(x, WideTensor):
+            return TableValues(layer(unfused(x.values * x.scale)))
         y = layer(finite_gradient(unfused(x.values * x.scale)), extended=True)
         y = ops.where(ops.isnan(y), ops.zeros_like(y), y)
         if not isinstance(x, WideTensor):
@@ -423,6 +439,11 @@ class Table(Op):
         alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS[x.dtype]
         kernel = KERNELS[name] if alone and builder.has(KERNELS[name]) else None
         look_up(x, y, table, builder, kernel, _options(config))
+
+
+def _is_finite(layer: Elementwise) -> bool:
+    """Whether a function and its slope are finite at every finite number."""
+    return len(layer.steps) == 1 and layer.steps[0][0] in FINITE
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
