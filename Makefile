@@ -5,11 +5,11 @@ DEMO := .venv-demo
 TEST := .venv-test
 # Pinned, so that the tests do not change with a release of it.
 TORCH := torch==2.13.0
-# What backends that compile leave out: most of a run would be compiling. PyTorch runs all, and
-# alone what does not depend on the backend.
-COMPILED ?= --cases 1 --ignore tests/litert --ignore tests/fuzz $(addprefix --ignore tests/test_, \
-	$(addsuffix .py, accuracy bisection check choosing cli data_files float_files layering legacy masks page recovery \
-	registry report schemes sizes startup supported tfmot_conformance tfmot_guides timing))
+# What backends that compile run, with one case of each op: most of a run is compiling. PyTorch
+# runs all, and alone what does not depend on the backend.
+COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, calibration exact_graphs fixed_point \
+	keeping kernels losses lstm numerics observers ops quantized_model quantizers recurrent schedule \
+	setups states table tracing training uses whole wide widths))
 # The slowest tests end the log.
 SLOWEST := --durations=15 --durations-min=5
 # The oldest Keras and LiteRT that are supported.
@@ -28,7 +28,7 @@ help:
 	@echo '                      (ARGS="--dataset fashion_mnist" passes options on)'
 	@echo 'make test             run all tests on PyTorch, which compiles nothing; measure the coverage'
 	@echo 'make test-jax         run the tests that depend on the backend on JAX, with one case of each op'
-	@echo '                      (COMPILED= for all tests, which take long to compile)'
+	@echo '                      (COMPILED=tests for all tests, which take long to compile)'
 	@echo 'make test-tensorflow  the same on TensorFlow'
 	@echo 'make test-oldest      the ops and training on PyTorch, with the oldest Keras'
 	@echo 'make lint             check style and types'
@@ -42,10 +42,10 @@ test: $(TEST)/stamp
 	KERAS_BACKEND=torch $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) --cov --cov-report=term tests $(ARGS)
 
 test-jax: $(TEST)/stamp
-	KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) $(COMPILED) tests $(ARGS)
+	KERAS_BACKEND=jax $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) $(COMPILED) $(ARGS)
 
 test-tensorflow: $(TEST)/stamp
-	KERAS_BACKEND=tensorflow $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) $(COMPILED) tests $(ARGS)
+	KERAS_BACKEND=tensorflow $(TEST)/bin/python -m pytest -n 2 $(SLOWEST) $(COMPILED) $(ARGS)
 
 test-oldest: $(TEST)/stamp
 	$(TEST)/bin/python -m pip install --quiet --upgrade --target .keras-oldest --no-deps $(OLDEST)
