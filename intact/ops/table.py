@@ -408,7 +408,7 @@ class Table(Op):
 
     @classmethod
     def rounding(cls, layer: Any, dtype: str) -> str:
-        return FiniteTableRounding.name if _is_finite(layer) else cls.arithmetic
+        return FiniteTableRounding.name if _is_finite(layer) else cls.kernel_rounding
 
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
