@@ -54,6 +54,11 @@ RESNET = {
     "block_type": "basic_block",
     "image_shape": (64, 64, 3),
 }
+RESNET18 = RESNET | {
+    "stackwise_num_filters": [64, 16, 24, 32],
+    "stackwise_num_blocks": [1, 1, 1, 1],
+    "stackwise_num_strides": [1, 2, 2, 2],
+}
 RESNET_V2 = RESNET | {"block_type": "bottleneck_block", "use_pre_activation": True}
 MIT = {
     "layerwise_depths": [1, 1],
@@ -279,7 +284,11 @@ CLASSES = {"num_classes": 3}
 BACKBONES: dict[str, dict[str, Any]] = {
     "AlbertBackbone": SHORT | {"embedding_dim": 8},
     "BartBackbone": SHORT,
-    "BASNetBackbone": {"image_encoder": "ResNet18", "image_shape": (64, 64, 3), **CLASSES},
+    "BASNetBackbone": {
+        "image_encoder": "ResNet18 of any size",
+        "image_shape": (64, 64, 3),
+        **CLASSES,
+    },
     "BertBackbone": SHORT,
     "BloomBackbone": TEXT,
     "CLIPBackbone": {
@@ -433,15 +442,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "DINOV2Backbone",
         DINO | {"num_register_tokens": 0, "apply_layernorm": True},
     ),
-    "ResNet18": (
-        "ResNetBackbone",
-        RESNET
-        | {
-            "stackwise_num_filters": [64, 16, 24, 32],
-            "stackwise_num_blocks": [1, 1, 1, 1],
-            "stackwise_num_strides": [1, 2, 2, 2],
-        },
-    ),
+    "ResNet18": ("ResNetBackbone", RESNET18),
+    "ResNet18 of any size": ("ResNetBackbone", RESNET18 | {"image_shape": (None, None, 3)}),
     "ResNetBackbone v2": ("ResNetBackbone", RESNET_V2),
     "ViTEncoder": ("ViTBackbone", VIT | {"mlp_dim": 32, "use_class_token": False}),
     "GemmaBackbone 2": (

@@ -14,6 +14,7 @@ import keras
 from keras import layers
 
 from intact.numerics.tensors import is_symbolic
+from intact.ops.matmul import expand_ellipsis
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
@@ -26,9 +27,12 @@ NEW_AXIS = ("Stack", "ExpandDims")
 
 BY_VALUE = {
     *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Exp", "Relu", "Sigmoid"),
-    *("Tanh", "Gelu", "Silu", "Square", "Sqrt", "Cast", "ConvertToTensor", "Identity"),
+    *("Tanh", "Gelu", "Silu", "Square", "Sqrt", "Cast", "ConvertToTensor", "Identity", "Clip"),
 }
 """Operations on each value alone."""
+
+REDUCTIONS = ("Sum", "Mean", "Max", "Min")
+"""Operations along axes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,11 @@ def moves_batch(layer: Any, args: tuple, kwargs: dict) -> bool:
     flat = keras.tree.flatten((args, kwargs))
     if any(isinstance(value, Displaced) for value in flat):
         return True
-    if isinstance(layer, layers.Layer) or not flat or not is_symbolic(flat[0]):
+    if isinstance(layer, layers.Layer) or not flat:
+        return False
+    if type(layer).__name__ == "Einsum":
+        return _Einsum(layer, args).moves
+    if not is_symbolic(flat[0]):
         return False
     if type(layer).__name__ in TURNS:
         return _order(layer, len(flat[0].shape))[0] != 0
@@ -83,6 +91,8 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
         return _at(tracer.trace(_with(layer, axis=1), (first,), {}), 1)
     if kind in BY_VALUE:
         return _by_value(tracer, layer, args)
+    if kind == "Einsum":
+        return _Einsum(layer, args).trace(tracer)
     x = first if isinstance(first, Displaced) else Displaced(first, 0)
     if kind in TURNS:
         return _turned(tracer, layer, x)
@@ -90,6 +100,8 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
         return _expanded(tracer, layer, x)
     if kind == "Reshape":
         return _reshaped(tracer, layer, x)
+    if kind in REDUCTIONS:
+        return _reduced(tracer, layer, x)
     if kind == "GetItem":
         return _part(tracer, layer, x, args[1])
     if kind in ("Split", "Unstack") and layer.axis % len(x.tensor.shape) != x.axis:
@@ -173,22 +185,94 @@ def _part(tracer: "Tracer", layer: Any, x: Displaced, key: Any) -> Any:
     rank = len(x.tensor.shape)
     if Ellipsis in key:
         at = key.index(Ellipsis)
-        key[at : at + 1] = [slice(None)] * (rank - len(key) + 1)
-    key += [slice(None)] * (rank - len(key))
-    if not all(isinstance(part, int | slice) for part in key) or key[x.axis] != slice(None):
+        count = sum(part is not None for part in key) - 1
+        key[at : at + 1] = [slice(None)] * (rank - count)
+    key += [slice(None)] * (rank - sum(part is not None for part in key))
+    taken = [place for place, part in enumerate(key) if part is not None]
+    known = all(part is None or isinstance(part, int | slice) for part in key)
+    if not known or key[taken[x.axis]] != slice(None):
         return _refuse(tracer, layer)
-    indexed = sum(isinstance(part, int) for part in key[: x.axis])
-    others = (part for axis, part in enumerate(key) if axis != x.axis)
+    place = taken[x.axis]
+    indexed = sum(isinstance(part, int) for part in key[:place])
+    others = (part for at, part in enumerate(key) if at != place)
     y = tracer.trace(layer, (x.tensor, (slice(None), *others)), {})
-    return _at(y, x.axis - indexed)
+    return _at(y, place - indexed)
+
+
+def _reduced(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
+    """A sum, or the like, along axes that are not the batch's."""
+    rank = len(x.tensor.shape)
+    given = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    if None in given or x.axis in (axes := [axis % rank for axis in given]):
+        return _refuse(tracer, layer)
+    y = tracer.trace(_with(layer, axis=tuple(x.place(axis) for axis in axes)), (x.tensor,), {})
+    gone = 0 if layer.keepdims else sum(axis < x.axis for axis in axes)
+    return _at(y, x.axis - gone)
+
+
+class _Einsum:
+    """An einsum, of which each tensor may have its batch anywhere.
+
+    Args:
+        layer: The operation.
+        args: Its arguments.
+    """
+
+    def __init__(self, layer: Any, args: tuple) -> None:
+        operands = args[0] if args and isinstance(args[0], list | tuple) else args
+        self.layer = layer
+        self.operands = [x for x in operands if not isinstance(x, str)]
+        ranks = [len(getattr(x, "tensor", x).shape) for x in self.operands]
+        equation = expand_ellipsis(layer.subscripts, ranks)
+        self.ins, self.out = equation.split("->")[0].split(","), equation.partition("->")[2]
+        batches = {
+            labels[getattr(x, "axis", 0)]
+            for x, labels in zip(self.operands, self.ins, strict=True)
+            if labels and (is_symbolic(x) or isinstance(x, Displaced))
+        }
+        self.batch = batches.pop() if len(batches) == 1 else ""
+
+    @property
+    def moves(self) -> bool:
+        """Whether the output has the batch of its inputs behind another axis."""
+        return self.out.find(self.batch) > 0
+
+    def trace(self, tracer: "Tracer") -> Any:
+        """The output: of tensors with the batch first, and with the axis where it belongs."""
+        if not self.batch or self.batch not in self.out:
+            return _refuse(tracer, self.layer)
+        ins = [
+            self._first(labels) if isinstance(x, Displaced) else labels
+            for x, labels in zip(self.operands, self.ins, strict=True)
+        ]
+        equation = f"{','.join(ins)}->{self._first(self.out)}"
+        operands = tuple(x.tensor if isinstance(x, Displaced) else x for x in self.operands)
+        y = tracer.trace(_with(self.layer, subscripts=equation), operands, {})
+        return _at(y, self.out.index(self.batch))
+
+    def _first(self, labels: str) -> str:
+        """Labels with that of the batch first."""
+        return self.batch + labels.replace(self.batch, "")
 
 
 def _by_value(tracer: "Tracer", layer: Any, args: tuple) -> Any:
     """A function of each value alone, of tensors whose batch stands in the same place."""
-    tensors = [arg for arg in args if is_symbolic(arg) or isinstance(arg, Displaced)]
-    places = {(x.axis, len(x.tensor.shape)) for x in tensors if isinstance(x, Displaced)}
-    numbers = all(isinstance(arg, int | float) for arg in args if arg not in tensors)
-    if len(places) != 1 or any(map(is_symbolic, tensors)) or not numbers:
+    places = {(x.axis, len(x.tensor.shape)) for x in args if isinstance(x, Displaced)}
+    if len(places) != 1 or any(map(is_symbolic, args)):
         return _refuse(tracer, layer)
-    plain = tuple(arg.tensor if isinstance(arg, Displaced) else arg for arg in args)
-    return _at(tracer.trace(layer, plain, {}), tensors[0].axis)
+    ((axis, rank),) = places
+    plain = tuple(
+        arg.tensor if isinstance(arg, Displaced) else _first_of_one(tracer, layer, arg, axis, rank)
+        for arg in args
+    )
+    return _at(tracer.trace(layer, plain, {}), axis)
+
+
+def _first_of_one(tracer: "Tracer", layer: Any, value: Any, axis: int, rank: int) -> Any:
+    """A number as it is; an array or variable with the axis of the batch, of size 1, first."""
+    if not hasattr(value, "shape") or not value.shape:
+        return value
+    shape = [1] * (rank - len(value.shape)) + list(value.shape)
+    if shape.pop(axis) != 1:
+        return _refuse(tracer, layer)
+    return tracer.constant(value, f"{layer.name}_constant", shape=(1, *shape))

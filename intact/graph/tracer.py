@@ -114,6 +114,7 @@ class Tracer:
         rank: int = 0,
         dtype: str = "float32",
         broadcast: bool = False,
+        shape: tuple[int, ...] = (),
     ) -> keras.KerasTensor:
         """A variable or array of the user's as a tensor of the new graph.
 
@@ -123,6 +124,7 @@ class Tracer:
             rank: The number of axes that it must have; ones are put before its own.
             dtype: The type of the tensor.
             broadcast: Whether its first size, 1, goes with any number of samples.
+            shape: Another shape for it; its own by default.
 
         Returns:
             The tensor.
@@ -136,7 +138,7 @@ class Tracer:
                     f"{values.max()}."
                 )
             values = values.astype(dtype)
-            values = values.reshape((1,) * (rank - values.ndim) + values.shape)
+            values = values.reshape(shape or (1,) * (rank - values.ndim) + values.shape)
             trains = is_trainable(value)
             made = Constant(
                 values.shape, broadcast=broadcast, name=name, trainable=trains, dtype=dtype
@@ -145,9 +147,8 @@ class Tracer:
             made.value.assign(values)
             return made
 
-        return self.emit(
-            self.once((value, "constant", rank, dtype, int(broadcast)), make), self.anchor
-        )
+        key = (value, "constant", rank, dtype, int(broadcast), str(shape))
+        return self.emit(self.once(key, make), self.anchor)
 
     def convert(self, x: keras.KerasTensor, dtype: str, name: str = "") -> keras.KerasTensor:
         """A tensor of whole numbers or truth values in another type.

@@ -2,6 +2,7 @@
 
 import math
 import string
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -253,7 +254,7 @@ class _Shaper:
         return self.tracer.emit(layers.Reshape(sizes, name=f"{self.layer.name}_reshape"), x)
 
 
-def expand_ellipsis(equation: str, ranks: tuple[int, ...]) -> str:
+def expand_ellipsis(equation: str, ranks: Sequence[int]) -> str:
     """An einsum's equation with letters in the place of an ellipsis.
 
     Args:
