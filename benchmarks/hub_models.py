@@ -285,6 +285,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "AlbertBackbone": SHORT | {"embedding_dim": 8},
     "BartBackbone": SHORT,
     "BASNetBackbone": {
+        "projection_filters": 8,
         "image_encoder": "ResNet18 of any size",
         "image_shape": (64, 64, 3),
         **CLASSES,

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from small import cnn, enliven, mlp, op_names, op_versions, parse, ready
 
 import intact
@@ -285,3 +285,27 @@ def test_an_input_that_is_an_output_is_what_the_file_returns(read, rng):
         assert intact.compare(q, content, data).different == 0
     details = intact.load_litert(content).interpreter.get_output_details()
     assert {np.dtype(d["dtype"]).name for d in details} == {"int8"}
+
+
+class WithConstant(layers.Layer):
+    """Returns a weight's cosines beside its input."""
+
+    def build(self, shape):
+        self.weight = self.add_weight(shape=(1, 2), initializer="random_normal")
+
+    def call(self, x):
+        return x * 2.0, ops.cos(self.weight)
+
+    def compute_output_shape(self, shape):
+        return shape, (1, 2)
+
+
+def test_an_output_that_no_input_reaches(rng):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, WithConstant()(inputs))
+    x = rng.normal(size=(8, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    file = intact.load_litert(intact.export(q))
+    for samples in (1, 8):
+        _, constant = file.predict(x[:samples])
+        np.testing.assert_array_equal(constant, q.predict(x[:samples], verbose=0)[1])

@@ -54,7 +54,17 @@ def joined_heads(x, w):
     return ops.transpose(ops.reshape(y, (batch(x), 2, 6, 4)), (0, 2, 1, 3))
 
 
+def experts(x, first, bias, second):
+    """A mixture of experts, which stand before the batch, as in Mixtral and gpt-oss."""
+    tokens = ops.reshape(x, (-1, 8))
+    gates = ops.transpose(ops.softmax(tokens[:, :3]))[:, :, None]
+    hidden = ops.einsum("th,ehm->etm", tokens, first) + bias[:, None, :]
+    y = ops.einsum("etm,emh->eth", ops.silu(hidden[..., ::2]), second) * gates
+    return ops.reshape(ops.sum(y, axis=0), (batch(x), 6, 8))
+
+
 CALLS = {
+    "experts": (experts, [(3, 8, 8), (3, 8), (3, 4, 8)]),
     "heads that join the batch": (joined_heads, [(8, 24)]),
     "an axis before the batch": (
         lambda x: ops.transpose(ops.expand_dims(x, 0) * 0.5, (1, 2, 0, 3)),

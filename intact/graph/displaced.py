@@ -275,4 +275,4 @@ def _first_of_one(tracer: "Tracer", layer: Any, value: Any, axis: int, rank: int
     shape = [1] * (rank - len(value.shape)) + list(value.shape)
     if shape.pop(axis) != 1:
         return _refuse(tracer, layer)
-    return tracer.constant(value, f"{layer.name}_constant", shape=(1, *shape))
+    return tracer.constant(value, f"{layer.name}_constant", broadcast=True, shape=(1, *shape))

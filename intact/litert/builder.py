@@ -164,6 +164,18 @@ class Builder:
         types = {"inDataType": x.dtype, "outDataType": output.dtype}
         self.add("CAST", [x], [output], types)
 
+    def real(self, constant: Tensor) -> Tensor:
+        """The real values of a quantized constant, as another.
+
+        Args:
+            constant: The constant; one scale for all its values.
+        """
+        stored = self.buffers[constant.buffer]
+        assert stored is not None and constant.scale is not None
+        values = stored.view(constant.dtype).reshape(constant.shape).astype("float32")
+        values = (values - np.float32(constant.zero_point)) * np.float32(constant.scale)
+        return self.constant(values, f"{constant.name}_float")
+
     def copy(self, x: Tensor) -> Tensor:
         """The same values in a tensor of its own."""
         if x.shape.count(None) <= 1:

@@ -147,6 +147,9 @@ class Lowering:
             made = self._shifted(stored, dtype)
             if made is not stored:
                 self.builder.add("QUANTIZE", [stored], [made])
+        elif kernel.role is Role.DEQUANTIZE and self._tensor(kernel.call.inputs[0]).buffer:
+            # LiteRT computes a DEQUANTIZE of a constant once, and loses it when inputs are resized.
+            made = self.builder.real(self._tensor(kernel.call.inputs[0]))
         else:
             made = self._tensor(tensor)
             made = self._as_counts(made) if is_whole(tensor) else self._as_float(made)

@@ -151,7 +151,7 @@ class _Planner:
         ranges = []
         for site in self.sites:
             site.range = self._root(site.range)
-            if site.range not in ranges:
+            if not any(site.range is other for other in ranges):
                 ranges.append(site.range)
         for found in ranges:
             members = [site for site in self.sites if site.range is found]
