@@ -35,6 +35,34 @@ def attention(form, low, heads=2):
     return keras.Model([x, mask], layers.Dense(3, name="head")(y[:, 0]))
 
 
+@pytest.mark.parametrize("low", LOWS)
+def test_scores_that_a_number_replaces(low, rng):
+    """As in gpt-oss, whose sinks and maximum stand before the softmax, too."""
+    x, mask = keras.Input((6, 6), name="x"), keras.Input((6,), dtype="bool", name="mask")
+    scores = ops.where(np.tri(6, dtype=bool), layers.Dense(6, name="scores")(x), LOWS[low])
+    scores = ops.where(mask[:, None, :], scores, LOWS[low])
+    scores = ops.concatenate([scores, x[:, :, :1]], axis=-1)
+    scores = scores - ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
+    model = enliven(keras.Model([x, mask], ops.softmax(scores)), rng)
+    data = [rng.normal(size=(64, 6, 6)).astype("float32"), rng.uniform(size=(64, 6)) > 0.3]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    content = intact.export(q, integer_only=True)
+    assert not any(t.different for t in intact.compare(q, content, data).outputs)
+    assert loss(model, q, data) > 20
+
+
+def test_a_mask_in_a_bias_of_the_scores(rng):
+    """As in T5: the sum of both is a bias of all layers."""
+    scores, mask = keras.Input((6, 6), name="scores"), keras.Input((6,), name="mask")
+    bias = layers.Dense(6, name="bias")(scores) + ((1.0 - mask) * -1e9)[:, None, :]
+    shares = ops.softmax(ops.softmax(scores + bias) * 3.0 + bias)
+    model = enliven(keras.Model([scores, mask], shares), rng)
+    data = [rng.normal(size=(64, 6, 6)), rng.integers(0, 2, size=(64, 6)).astype("float32")]
+    data[1][:, 0] = 1
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    assert loss(model, q, data) > 20
+
+
 def padded(rng, samples=64):
     lengths = rng.integers(3, STEPS + 1, samples)
     mask = (np.arange(STEPS) < lengths[:, None]).astype("float32")

@@ -53,29 +53,56 @@ def bound_masks(model: keras.Model) -> keras.Model:
     return with_replaced(model, graph, bounds.values) if bounds.values else model
 
 
+class Readers:
+    """Tells of what a softmax alone reads, in the end.
+
+    Args:
+        graph: The graph.
+        between: The layers that may stand between a tensor and the softmax.
+    """
+
+    def __init__(self, graph: Graph, between: tuple[Any, ...]) -> None:
+        self.graph, self.between = graph, between
+        self._known: dict[int, bool] = {}
+
+    def only_softmax(self, tensor: keras.KerasTensor) -> bool:
+        """Whether nothing but softmaxes depends on a tensor."""
+        if id(tensor) not in self._known:
+            nodes = self.graph.consumers(tensor)
+            only = all(map(self._leads_to_softmax, nodes))
+            self._known[id(tensor)] = bool(nodes) and only and not self.graph.is_output(tensor)
+        return self._known[id(tensor)]
+
+    def _leads_to_softmax(self, node: Node) -> bool:
+        if isinstance(node.layer, layers.Softmax):
+            return True
+        return isinstance(node.layer, self.between) and self.only_softmax(node.outputs[0])
+
+
 class _Bounds:
     """Finds the masks of a graph; `values` has what stands for a tensor once it is bounded."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.values: dict[int, keras.KerasTensor] = {}
+        self.readers = Readers(graph, (layers.Add, *MOVES, Moved))
 
     def is_scores(self, node: Node) -> bool:
-        """Whether a node adds what nothing but softmaxes read."""
-        if not isinstance(node.layer, layers.Add):
-            return False
-        (output,) = node.outputs
-        readers = [reader.layer for reader in self.graph.consumers(output)]
-        only = all(isinstance(reader, layers.Softmax) for reader in readers)
-        return bool(readers) and only and not self.graph.is_output(output)
+        """Whether a node adds what nothing but softmaxes read, or sums that are scores, too."""
+        return isinstance(node.layer, layers.Add) and self.readers.only_softmax(node.outputs[0])
 
     def bound(self, tensor: keras.KerasTensor, scores: Node) -> None:
         """Bound a tensor that is added to scores, if it is a mask."""
         if not (self._is_constant(tensor) and self._reaches_far(tensor)):
             return
-        (softmax, *_) = self.graph.consumers(scores.outputs[0])
-        lower = -MASKED / getattr(softmax.layer, "beta", 1.0)
+        reader = scores
+        while not isinstance(reader.layer, layers.Softmax):
+            reader = self.graph.consumers(reader.outputs[0])[0]
+        lower = -MASKED / getattr(reader.layer, "beta", 1.0)
         source = self._source(tensor)
+        if self.is_scores(source):
+            # The mask is a part of this sum.
+            return
         parts = source.inputs[:2] if isinstance(source.layer, Select) else source.outputs
         for part in parts:
             self._end(part, lower)

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from intact.graph.chains import fuse_chains
+from intact.graph.hidden_scores import hide_scores
 from intact.graph.input_norms import fold_input_norms
 from intact.graph.masked_scores import bound_masks
 from intact.graph.scalings import fold_scalings
@@ -34,7 +35,7 @@ def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
     named: set[str] = getattr(model, "named", set())
     model = in_wide_kernels(fold_input_norms(model), scheme)
     if any(rule.integer for rule in scheme.rules):
-        model = bound_masks(model)
+        model = bound_masks(hide_scores(model))
     return fuse_chains(fold_scalings(model, named), lambda layer: _fusing(layer, scheme), named)
 
 

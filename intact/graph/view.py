@@ -264,16 +264,14 @@ def with_replaced(
     return replaced
 
 
-def with_calls(
-    model: keras.Model, graph: Graph, calls: dict[int, tuple[Any, keras.KerasTensor]]
-) -> keras.Model:
+def with_calls(model: keras.Model, graph: Graph, calls: dict[int, tuple[Any, Any]]) -> keras.Model:
     """A model that computes some of its tensors by other calls.
 
     Args:
         model: A graph model.
         graph: Its view.
-        calls: By the id of a tensor of the graph, a layer and the tensor of the graph that it
-            reads, to compute it from.
+        calls: By the id of a tensor of the graph, a layer and what it reads, to compute it from:
+            a tensor of the graph, or several.
 
     Returns:
         As `with_replaced` does.
@@ -284,7 +282,8 @@ def with_calls(
             continue
         if id(node.outputs[0]) in calls:
             layer, source = calls[id(node.outputs[0])]
-            values[id(node.outputs[0])] = layer(values[id(source)])
+            read = keras.tree.map_structure(lambda tensor: values[id(tensor)], source)
+            values[id(node.outputs[0])] = layer(read)
             continue
         results = keras.tree.flatten(call_again(node, values))
         values.update(zip(map(id, node.outputs), results, strict=True))

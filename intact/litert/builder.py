@@ -172,7 +172,8 @@ class Builder:
         """
         stored = self.buffers[constant.buffer]
         assert stored is not None and constant.scale is not None
-        values = stored.view(constant.dtype).reshape(constant.shape).astype("float32")
+        shape = tuple(size or 1 for size in constant.shape)
+        values = stored.view(constant.dtype).reshape(shape).astype("float32")
         values = (values - np.float32(constant.zero_point)) * np.float32(constant.scale)
         return self.constant(values, f"{constant.name}_float")
 

@@ -148,7 +148,7 @@ class _Planner:
         for source, target in states:
             self._feed_back(source, target)
         self._begin_states()
-        ranges = []
+        ranges: list[RangePlan] = []
         for site in self.sites:
             site.range = self._root(site.range)
             if not any(site.range is other for other in ranges):
