@@ -10,6 +10,8 @@ TORCH := torch==2.13.0
 COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, calibration exact_graphs fixed_point \
 	keeping kernels losses lstm numerics observers ops quantized_model quantizers recurrent schedule \
 	setups states table tracing training uses whole wide widths))
+# KerasHub without TensorFlow and its text ops, which its tokenizers alone need.
+HUB := keras-hub==0.32.0
 # The slowest tests end the log.
 SLOWEST := --durations=15 --durations-min=5
 # The oldest Keras and LiteRT that are supported.
@@ -67,5 +69,6 @@ $(DEMO)/stamp: pyproject.toml
 
 $(TEST)/stamp: pyproject.toml
 	$(PYTHON) -m venv $(TEST)
-	$(TEST)/bin/python -m pip install --quiet -e '.[dev,jax,tensorflow]' $(TORCH)
+	$(TEST)/bin/python -m pip install --quiet -e '.[dev,jax,tensorflow]' $(TORCH) regex tokenizers
+	$(TEST)/bin/python -m pip install --quiet --no-deps $(HUB)
 	touch $@

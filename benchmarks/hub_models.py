@@ -284,12 +284,6 @@ CLASSES = {"num_classes": 3}
 BACKBONES: dict[str, dict[str, Any]] = {
     "AlbertBackbone": SHORT | {"embedding_dim": 8},
     "BartBackbone": SHORT,
-    "BASNetBackbone": {
-        "projection_filters": 8,
-        "image_encoder": "ResNet18 of any size",
-        "image_shape": (64, 64, 3),
-        **CLASSES,
-    },
     "BertBackbone": SHORT,
     "BloomBackbone": TEXT,
     "CLIPBackbone": {
@@ -444,7 +438,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         DINO | {"num_register_tokens": 0, "apply_layernorm": True},
     ),
     "ResNet18": ("ResNetBackbone", RESNET18),
-    "ResNet18 of any size": ("ResNetBackbone", RESNET18 | {"image_shape": (None, None, 3)}),
     "ResNetBackbone v2": ("ResNetBackbone", RESNET_V2),
     "ViTEncoder": ("ViTBackbone", VIT | {"mlp_dim": 32, "use_class_token": False}),
     "GemmaBackbone 2": (
@@ -496,7 +489,6 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "MixtralCausalLM": ("MixtralBackbone", {}),
     "OPTCausalLM": ("OPTBackbone", {}),
     "PaliGemmaCausalLM": ("PaliGemmaBackbone", {}),
-    "PARSeqCausalLM": ("PARSeqBackbone", {}),
     "Phi3CausalLM": ("Phi3Backbone", {}),
     "Qwen2CausalLM": ("Qwen2Backbone", {}),
     "Qwen3CausalLM": ("Qwen3Backbone", {}),
@@ -511,7 +503,6 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "T5GemmaSeq2SeqLM": ("T5GemmaBackbone", {}),
     "T5Gemma2Seq2SeqLM": ("T5Gemma2Backbone", {}),
     "MoonshineAudioToText": ("MoonshineBackbone", {}),
-    "BASNetImageSegmenter": ("BASNetBackbone", {}),
     "CSPNetImageClassifier": ("CSPNetBackbone", CLASSES),
     "DeepLabV3ImageSegmenter": ("DeepLabV3Backbone", CLASSES),
     "DeiTImageClassifier": ("DeiTBackbone", CLASSES),

@@ -66,6 +66,9 @@ def moves_batch(layer: Any, args: tuple, kwargs: dict) -> bool:
         return False
     if type(layer).__name__ in TURNS:
         return _order(layer, len(flat[0].shape))[0] != 0
+    if type(layer).__name__ == "ExpandDims" and flat[0].shape[:1] != (None,):
+        # A constant, which has no batch.
+        return False
     return type(layer).__name__ in NEW_AXIS and _new_axes(layer, len(flat[0].shape))[0] == 0
 
 

@@ -41,7 +41,7 @@ def hide_scores(model: keras.Model) -> keras.Model:
 
     >>> scores, seen = keras.Input((4,)), keras.Input((4,), dtype="bool")
     >>> low = Constant((1, 1), name="low")
-    >>> low.value.assign([[-1e9]])
+    >>> _ = low.value.assign([[-1e9]])
     >>> hidden = Select()([scores, low(scores), seen])
     >>> model = hide_scores(keras.Model([scores, seen], keras.layers.Softmax()(hidden)))
     >>> [layer.name for layer in model.layers if isinstance(layer, keras.layers.Add)]
