@@ -300,6 +300,7 @@ class WithConstant(layers.Layer):
         return shape, (1, 2)
 
 
+@pytest.mark.filterwarnings("ignore::intact.NotKeptWarning")
 def test_an_output_that_no_input_reaches(rng):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, WithConstant()(inputs))

@@ -263,9 +263,8 @@ class Tracer:
             op = WholeNumber
         if op is not None:
             # Those of a ConvLSTM come behind the steps.
-            first = getattr(layer, "data_format", None) == "channels_first" and not isinstance(
-                layer, keras.layers.RNN
-            )
+            rnn = isinstance(layer, keras.layers.RNN)
+            first = getattr(layer, "data_format", None) == "channels_first" and not rnn
             args, kwargs = with_masks(self, layer, args, kwargs, masks, op.masks and not first)
             self.masks = masks
             with self._asking(layer, known=True):
