@@ -288,13 +288,13 @@ def test_an_input_that_is_an_output_is_what_the_file_returns(read, rng):
 
 
 class WithConstant(layers.Layer):
-    """Returns a weight's cosines beside its input."""
+    """Returns the sine of a weight beside its input."""
 
     def build(self, shape):
         self.weight = self.add_weight(shape=(1, 2), initializer="random_normal")
 
     def call(self, x):
-        return x * 2.0, ops.cos(self.weight)
+        return x * 2.0, ops.sin(self.weight)
 
     def compute_output_shape(self, shape):
         return shape, (1, 2)
