@@ -259,14 +259,6 @@ PALI_GEMMA = GEMMA | {
     "vit_hidden_dim": 16,
     "vit_intermediate_dim": 32,
 }
-VAE = {
-    "encoder_num_filters": [32, 32],
-    "encoder_num_blocks": [1, 1],
-    "decoder_num_filters": [32, 32],
-    "decoder_num_blocks": [1, 1],
-    "sampler_method": "mode",
-    "image_shape": (32, 32, 3),
-}
 VIDEO_PRISM = {
     "image_shape": (16, 16, 3),
     "num_frames": 4,
@@ -413,7 +405,6 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "T5Backbone": TEXT,
     "T5GemmaBackbone": T5_GEMMA,
     "T5Gemma2Backbone": T5_GEMMA,
-    "VAEBackbone": VAE,
     "VGGBackbone": {
         "stackwise_num_repeats": [1, 2],
         "stackwise_num_filters": [8, 16],
