@@ -214,5 +214,5 @@ class _Chains:
 
     def _origin(self, nodes: list[Node]) -> keras.KerasTensor:
         """The tensor that some layers compute all from."""
-        made = {id(node.outputs[0]) for node in nodes}
-        return next(t for node in nodes for t in node.inputs if id(t) not in made)
+        produced = {id(node.outputs[0]) for node in nodes}
+        return next(t for node in nodes for t in node.inputs if id(t) not in produced)

@@ -205,8 +205,8 @@ def _part(tracer: "Tracer", layer: Any, x: Displaced, key: Any) -> Any:
 def _reduced(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     """A sum, or the like, along axes that are not the batch's."""
     rank = len(x.tensor.shape)
-    given = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
-    if None in given or x.axis in (axes := [axis % rank for axis in given]):
+    listed_axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    if None in listed_axes or x.axis in (axes := [axis % rank for axis in listed_axes]):
         return _refuse(tracer, layer)
     y = tracer.trace(_with(layer, axis=tuple(x.place(axis) for axis in axes)), (x.tensor,), {})
     gone = 0 if layer.keepdims else sum(axis < x.axis for axis in axes)

@@ -87,24 +87,24 @@ def _with_scaling_behind(node: Node, scaling: Node) -> Any:
         return None
     if scalar(layer) is not None:
         scale, shift = scalar(layer) or (1.0, 0.0)
-        made: Any = layers.Rescaling(scale * factor, shift * factor + offset, name=other.name)
+        twin: Any = layers.Rescaling(scale * factor, shift * factor + offset, name=other.name)
     elif getattr(get_op(layer), "input_axis", None) is None or not _free(layer) or not factor:
         return None
     else:
         biased = layer.bias is not None or offset != 0
-        made = type(layer).from_config({**known_config(layer), "use_bias": biased})
-        share_code(layer, made, {})
-        made.build(node.inputs[0].shape)
-        made.kernel.assign(to_numpy(layer.kernel) * np.float32(factor))
+        twin = type(layer).from_config({**known_config(layer), "use_bias": biased})
+        share_code(layer, twin, {})
+        twin.build(node.inputs[0].shape)
+        twin.kernel.assign(to_numpy(layer.kernel) * np.float32(factor))
         if biased:
             bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
-            made.bias.assign(
-                bias * np.float32(factor) + np.float32(offset) * np.ones(made.bias.shape)
+            twin.bias.assign(
+                bias * np.float32(factor) + np.float32(offset) * np.ones(twin.bias.shape)
             )
     for name in ("one_range", "own_rule"):
         if hasattr(layer, name):
-            setattr(made, name, getattr(layer, name))
-    return made
+            setattr(twin, name, getattr(layer, name))
+    return twin
 
 
 def _free(layer: Any) -> bool:

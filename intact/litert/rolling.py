@@ -258,9 +258,9 @@ class _Matcher:
             return None
         slices: dict[int, tuple[int, int, int]] = {}
         for place in range(len(self.model.sources)):
-            found = self._slice([step.sources[place] for step in self.steps])
-            if found:
-                slices[place] = found
+            slice_op = self._slice([step.sources[place] for step in self.steps])
+            if slice_op:
+                slices[place] = slice_op
         ways = {(first, stride) for _, first, stride in slices.values()} or {(0, 1)}
         if len(ways) > 1 or not all(self._same(n, slices) for n in range(len(self.steps))):
             return None

@@ -144,21 +144,23 @@ class Lowering:
         dtype = self.dtypes[1]
         if kernel.role is Role.DEQUANTIZE and dtype != "float32":
             stored = self._tensor(kernel.call.inputs[0])
-            made = self._shifted(stored, dtype)
-            if made is not stored:
-                self.builder.add("QUANTIZE", [stored], [made])
+            real_input = self._shifted(stored, dtype)
+            if real_input is not stored:
+                self.builder.add("QUANTIZE", [stored], [real_input])
         elif kernel.role is Role.DEQUANTIZE and self._tensor(kernel.call.inputs[0]).buffer:
             # LiteRT computes a DEQUANTIZE of a constant once, and loses it when inputs are resized.
-            made = self.builder.real(self._tensor(kernel.call.inputs[0]))
+            real_input = self.builder.real(self._tensor(kernel.call.inputs[0]))
         else:
-            made = self._tensor(tensor)
-            made = self._as_counts(made) if is_whole(tensor) else self._as_float(made)
+            real_input = self._tensor(tensor)
+            real_input = (
+                self._as_counts(real_input) if is_whole(tensor) else self._as_float(real_input)
+            )
             if not is_whole(tensor):
-                self._refuse_integers("output", made.name, made.dtype, dtype)
-        if any(made is other for other in taken):
+                self._refuse_integers("output", real_input.name, real_input.dtype, dtype)
+        if any(real_input is other for other in taken):
             # An output needs a tensor of its own.
-            made = self.builder.copy(made)
-        return made
+            real_input = self.builder.copy(real_input)
+        return real_input
 
     def _refuse_integers(self, kind: str, name: str, dtype: str, wanted: str) -> None:
         """Refuse integers for a tensor that has no scale."""

@@ -154,8 +154,8 @@ def _sparsemax(layer: Any, x: Tensor) -> Tensor:
     count = count.reshape([size if a == axis % len(x.shape) else 1 for a in range(len(x.shape))])
     support = ordered - (sums - 1.0) * (1.0 / count) > 0.0
     total = ops.sum(ops.where(support, sums, 0.0), axis=axis, keepdims=True)
-    held = ops.sum(ops.where(support, 1.0, 0.0), axis=axis, keepdims=True)
-    return ops.relu(x - (total - 1.0) / held)
+    support_size = ops.sum(ops.where(support, 1.0, 0.0), axis=axis, keepdims=True)
+    return ops.relu(x - (total - 1.0) / support_size)
 
 
 def _distances(layer: Any, a: Tensor, b: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ def _same(layer: Any, x: Tensor) -> Tensor:
 
 
 def _among(layer: Any, x: Tensor, values: Any) -> Tensor:
-    found = ops.any(ops.equal(ops.expand_dims(x, -1), ops.reshape(values, (-1,))), axis=-1)
-    return ops.logical_not(found) if layer.invert else found
+    matches = ops.any(ops.equal(ops.expand_dims(x, -1), ops.reshape(values, (-1,))), axis=-1)
+    return ops.logical_not(matches) if layer.invert else matches
 
 
 def _normalized(
@@ -155,8 +155,8 @@ def _beyond(*limits: Callable[[Any], Any]) -> Callable[..., Any]:
 
     def check(layer: Any, x: Tensor) -> Tensor:
         real = ops.cast(x, "float32") if is_whole(x) else x
-        held = [limit(real) for limit in limits]
-        return held[0] if len(held) == 1 else ops.logical_or(*held)
+        limits_reached = [limit(real) for limit in limits]
+        return limits_reached[0] if len(limits_reached) == 1 else ops.logical_or(*limits_reached)
 
     return check
 

@@ -82,12 +82,14 @@ class Functional(Op):
             if kernels:
                 settings |= {"use_bias": False, "trainable": any(map(is_trainable, kernels))}
             suffix = "Transpose" if kind == "ConvTranspose" else ""
-            made = getattr(layers, f"{form.layer}{rank}D{suffix}")(**settings, name=layer.name)
-            made.build(shape)
-            for weight, kernel in zip(made.variables, kernels, strict=True):
+            keras_layer = getattr(layers, f"{form.layer}{rank}D{suffix}")(
+                **settings, name=layer.name
+            )
+            keras_layer.build(shape)
+            for weight, kernel in zip(keras_layer.variables, kernels, strict=True):
                 weight.regularizer = getattr(kernel, "regularizer", None)
                 weight.assign(to_numpy(kernel))
-            return made
+            return keras_layer
 
         key = (*kernels, kind, repr(sorted(attributes.items()))) if kernels else (layer, kind)
         return tracer.trace(tracer.once(key, make), (x,), {})

@@ -39,9 +39,11 @@ def whole_mask(parts: list[Any], layer: Any, tracer: Any, rank: int = 4) -> Any:
     Returns:
         Truth values that hold where all do; an array, a tensor, or None.
     """
-    given = [part for part in parts if part is not None]
-    tensors = [part for part in given if is_symbolic(part)]
-    arrays = [np.asarray(to_numpy(part)).astype(bool) for part in given if not is_symbolic(part)]
+    parts_present = [part for part in parts if part is not None]
+    tensors = [part for part in parts_present if is_symbolic(part)]
+    arrays = [
+        np.asarray(to_numpy(part)).astype(bool) for part in parts_present if not is_symbolic(part)
+    ]
     known = functools.reduce(np.logical_and, arrays) if arrays else None
     if not all(map(is_whole, tensors)):
         tracer.refuse(layer, "a mask that depends on the inputs must be whole numbers or truths")
