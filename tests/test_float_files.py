@@ -26,6 +26,8 @@ CASES = [
 ]
 
 
+# Keras' own call of torch.
+@pytest.mark.filterwarnings("ignore:(?s).*Using torch.cross without specifying the dim")
 @pytest.mark.parametrize(
     ("name", "case"), [pytest.param(name, case, id=name) for name, _, case in CASES]
 )

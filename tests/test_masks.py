@@ -15,6 +15,11 @@ def embedded(x):
     return layers.Embedding(7, 4, mask_zero=True, embeddings_initializer="glorot_normal")(x)
 
 
+def softmax(x):
+    scores = layers.Dense(5)(ops.cast(x, "float32"))
+    return layers.Softmax()(scores, mask=ops.cast(x > 0, "int32"))
+
+
 def attended(x):
     e = embedded(x)
     return layers.GlobalAveragePooling1D()(e + layers.MultiHeadAttention(2, 4)(e, e))
@@ -78,7 +83,10 @@ MODELS = {
     "custom block": lambda x: layers.GlobalAveragePooling1D()(Block()(embedded(x))),
     "argument": lambda x: layers.Flatten()(Hidden()(embedded(x))),
     "mean": lambda x: layers.GlobalAveragePooling1D()(embedded(x)),
-    **{f.__name__: f for f in (attended, nested, both_ways, sums, cells, of_sources, distributed)},
+    **{
+        f.__name__: f
+        for f in (softmax, attended, nested, both_ways, sums, cells, of_sources, distributed)
+    },
 }
 
 

@@ -183,6 +183,16 @@ def test_a_function_of_several_values_is_traced_by_its_parts():
     assert [step.op for step in intact.explain(model).plan.steps] == ["Rescaling", "Softmax"]
 
 
+@pytest.mark.filterwarnings("ignore::intact.AccuracyWarning")
+@pytest.mark.parametrize("scheme", ["int8", "int16x8"])
+def test_zeros_of_both_signs_are_one_integer(scheme):
+    inputs = keras.Input((5,))
+    q = intact.quantize_model(keras.Model(inputs, 1.0 / inputs), scheme)
+    x = np.array([[-1.0, -1e-6, 0.0, 1e-6, 1.0]], "float32")
+    intact.calibrate(q, x, verbose=0)
+    assert not intact.compare(q, intact.export(q), x).different
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

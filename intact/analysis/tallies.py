@@ -3,6 +3,7 @@
 import numpy as np
 
 from intact.analysis.comparison import BINS, Distribution, TensorComparison
+from intact.calibration.accuracy import Pair
 from intact.errors import InvalidDataError
 from intact.layers.alignment import Point
 from intact.layers.quantized import Quantized
@@ -70,13 +71,15 @@ class Tally:
             self.same += int((ours.argmax(1) == best).sum())
             self.float_same += 0 if real is None else int((real.argmax(1) == best).sum())
             self.rows += len(ours)
-        if real is not None:
-            self.sums = _added(self.sums, _squares(real, values))
+        pair = None if real is None else Pair.of(real, values)
+        if pair is not None:
+            self.sums = _added(self.sums, _squares(pair.real, pair.rounded))
         if noise is not None:
             self.own_sums = _added(self.own_sums, noise.sum(axis=0, dtype="float64"))
         if self.point is not None:
-            self.bars = self.bars or _Bars(real if real is not None else values, params, self.dtype)
-            self.bars.add(real if real is not None else values)
+            values = values if pair is None else pair.real
+            self.bars = self.bars or _Bars(values, params, self.dtype)
+            self.bars.add(values)
 
     def agreement(self) -> TensorComparison:
         """What was counted."""

@@ -411,7 +411,9 @@ CASES: dict[str, Case] = {
     ),
     "sparsemax": Case(lambda: lambda x: ops.sparsemax(x), (4, 5), low=-2.0, high=2.0),
     "cdist": Case(lambda: lambda a, b: ops.cdist(a, b), [(4, 3), (5, 3)]),
-    "cross trapezoid": Case(lambda: lambda a, b: ops.trapezoid(ops.cross(a, b)), [(4, 3), (4, 3)]),
+    "cross trapezoid": Case(
+        lambda: lambda a, b: ops.trapezoid(ops.cross(a, b, axis=-1)), [(4, 3), (4, 3)]
+    ),
     "ptp nansum": Case(lambda: lambda x: ops.ptp(x, axis=1) + ops.nansum(x, axis=1), (4, 5)),
     "binary_crossentropy": Case(
         lambda: lambda a, b: ops.binary_crossentropy(a, b), [(4, 5), (4, 5)], low=0.1, high=0.9

@@ -415,13 +415,15 @@ class Table(Op):
         (x,) = inputs
         if _is_finite(layer) and not isinstance(x, WideTensor):
             return TableValues(layer(unfused(x.values * x.scale)))
-        y = layer(finite_gradient(unfused(x.values * x.scale)), extended=True)
+        # Rounding leaves zeros of both signs, and `1 / -0.0` is not `1 / 0.0`.
+        whole = straight_through(ops.where(x.values == 0, 0.0, x.values), x.values)
+        y = layer(finite_gradient(unfused(whole * x.scale)), extended=True)
         y = ops.where(ops.isnan(y), ops.zeros_like(y), y)
         if not isinstance(x, WideTensor):
             return TableValues(y)
         with wide_types():
             values, scale = (
-                ops.cast(ops.stop_gradient(part), "float64") for part in (x.values, x.scale)
+                ops.cast(ops.stop_gradient(part), "float64") for part in (whole, x.scale)
             )
             precise = layer.precise(values * scale)
             nearest, rest = split(ops.where(ops.isnan(precise), ops.zeros_like(precise), precise))

@@ -144,8 +144,9 @@ class _Garden:
 
     def new_input(self) -> None:
         if self.chance(8):
-            cases = [c for _, c in CASES if c.dtype != "float32" and c.shape]
-            shape, dtype = self.pick(cases).shape, "int32"
+            whole = [c.shape for _, c in CASES if c.dtype != "float32" and c.shape]
+            shapes = [shape for shape in whole if isinstance(shape, tuple)]
+            shape, dtype = self.pick(shapes), "int32"
         else:
             shapes = [c.shape for _, c in CASES if not isinstance(c.shape, list) and c.shape]
             shape, dtype = self.pick([s for s in shapes if None not in s]), "float32"
