@@ -7,6 +7,7 @@ from keras import layers, ops
 from small import enliven, op_names
 
 import intact
+from intact.ops.blocks import DepthToSpace, SpaceToDepth
 
 pytestmark = pytest.mark.skipif(not hasattr(ops, "depth_to_space"), reason="a newer Keras has it")
 
@@ -29,3 +30,9 @@ def test_channels_first_are_refused():
     model = keras.Model(x, ops.depth_to_space(x, 2, data_format="channels_first"))
     with pytest.raises(intact.UnsupportedLayerError, match="backends of Keras disagree"):
         intact.quantize_model(model)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(DepthToSpace, (3, 4, 6)), (SpaceToDepth, (3, 4, 6))])
+def test_blocks_divide_the_image(kind, shape):
+    with pytest.raises(ValueError, match=r"do(es)? not divide into blocks of 2 x 2"):
+        kind(2)(keras.Input(shape))

@@ -127,7 +127,7 @@ def test_windows_are_what_the_kernel_sees(layer, rng):
     sums = []
     steps = np.arange(400) / 400
     for place in np.stack([steps, steps * 0, steps * 0], 1)[[0, 200]]:
-        seen = op.windows(layer, x, place[None])
+        seen = op.patches(layer, x, place[None])
         _, taps, groups = seen.shape
         sums.append(np.einsum("nkg,kgm->ngm", seen, host(layer.kernel).reshape(taps, groups, -1)))
     first = expected[:, 0]

@@ -154,8 +154,16 @@ REFUSED = {
         (4, 3),
         "initial state is a constant",
     ),
-    "mask": (lambda x: layers.LSTM(2)(x, mask=x[:, :, 0]), (4, 3), "called with a mask"),
-    "positional mask": (lambda x: layers.LSTM(2)(x, None, x[:, :, 0]), (4, 3), "with a mask"),
+    "mask": (
+        lambda x: layers.LSTM(2)(x, mask=x[:, :, 0]),
+        (4, 3),
+        "its mask must be whole numbers",
+    ),
+    "positional mask": (
+        lambda x: layers.LSTM(2)(x, None, x[:, :, 0]),
+        (4, 3),
+        "its mask must be whole",
+    ),
     "constant mask": (
         lambda x: layers.LSTM(2)(x, mask=np.ones((1, 4), bool)),
         (4, 3),

@@ -354,7 +354,7 @@ def test_batch_norm_with_correction_and_freeze(depthwise, frozen, rng):
     used, used_sigma = (mean, sigma) if frozen else (batch[0], np.sqrt(batch[1] + norm.epsilon))
     expected = product(np.rint(folded / step) * step) * 0.02 * (sigma / used_sigma)
     expected += beta + (bias - used) * gamma / used_sigma
-    found = layer((x, np.float32(0.02), np.float32(0)), training=True)
+    found = layer((x, np.float32(0.02), np.float32(0), np.bool_(True)), training=True)
     values, units, *scales = (host(part) for part in found)
     np.testing.assert_allclose(
         (values + units) * scales[0] * scales[1], expected, rtol=2e-3, atol=2e-2

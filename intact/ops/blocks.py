@@ -38,6 +38,8 @@ class DepthToSpace(FunctionLayer):
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         batch, height, width, channels = shape
         size = self.block_size
+        if channels is not None and channels % size**2:
+            raise ValueError(f"{channels} channels do not divide into blocks of {size} x {size}.")
         grown = (None if n is None else n * size for n in (height, width))
         return (batch, *grown, None if channels is None else channels // size**2)
 
@@ -61,6 +63,8 @@ class SpaceToDepth(DepthToSpace):
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         batch, height, width, channels = shape
         size = self.block_size
+        if any(n is not None and n % size for n in (height, width)):
+            raise ValueError(f"{height} x {width} does not divide into blocks of {size} x {size}.")
         shrunk = (None if n is None else n // size for n in (height, width))
         return (batch, *shrunk, None if channels is None else channels * size**2)
 
