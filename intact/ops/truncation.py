@@ -74,7 +74,12 @@ class Truncation(Op):
     @classmethod
     def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        return layer(unfused(x.values * x.scale))
+        values = x.values
+        if layer.function is None:
+            # What was 2 may have been rounded to 1.98; half a step is what rounding moves it by.
+            half = ops.where(x.whole, 0.5, 0.0)
+            values = values + half * ops.sign(values)
+        return layer(unfused(values * x.scale))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
