@@ -66,9 +66,9 @@ class _Explainer(Tracer):
                 # Then the layer around this one is what cannot be handled.
                 raise error from None
             tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-            made = Unknown(str(error).split(" Replace it")[0], outputs, name=layer.name)
-            made.name = self.unique(layer.name)
-            return made(*(tensors or [self.anchor]))
+            unknown = Unknown(str(error).split(" Replace it")[0], outputs, name=layer.name)
+            unknown.name = self.unique(layer.name)
+            return unknown(*(tensors or [self.anchor]))
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def load_data(
     else:
         found = _read_arrays(path, inputs, array)
     named = found if isinstance(found, dict) else {path.name: found}
-    made = {name: _prepare(name, value, mean, std, samples) for name, value in named.items()}
-    return made if isinstance(found, dict) else made[path.name]
+    prepared = {name: _prepare(name, value, mean, std, samples) for name, value in named.items()}
+    return prepared if isinstance(found, dict) else prepared[path.name]
 
 
 def count_samples(path: Path, inputs: dict[str, Shape], array: str | None = None) -> int:

@@ -157,11 +157,11 @@ def float_outputs(model: keras.Model, batch: list[np.ndarray]) -> list[np.ndarra
     inputs = keras.tree.pack_sequence_as(structure(model)[0], arrays)
     try:
         with no_gradients():
-            made = float_model(inputs, training=False)
+            outputs = float_model(inputs, training=False)
     except Exception:
         # Torch has no steps below 0, for one.
         return []
-    return [_to_numpy(output) for output in keras.tree.flatten(made)]
+    return [_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

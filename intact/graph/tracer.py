@@ -84,9 +84,9 @@ class Tracer:
                 f"Input {tensor.name!r} is of type {dtype}, which LiteRT does not take. Build the "
                 f"model with a `keras.Input` of real values, or of {', '.join(ANY_WHOLE)}."
             )
-        made = keras.Input(batch_shape=tensor.shape, dtype=dtype, name=self.unique(tensor.name))
-        self.anchor = made if self.anchor is None else self.anchor
-        return made
+        symbol = keras.Input(batch_shape=tensor.shape, dtype=dtype, name=self.unique(tensor.name))
+        self.anchor = symbol if self.anchor is None else self.anchor
+        return symbol
 
     def wants_integers(self, tensor: keras.KerasTensor) -> None:
         """Note that a tensor holds indices: an input of unknown type then becomes int32."""
@@ -496,5 +496,5 @@ class Tracer:
         if isinstance(function, keras.layers.Layer):
             return self.trace(function, (x,), {})
         name = getattr(function, "__name__", type(function).__name__)
-        made = keras.layers.Activation(function, name=f"{layer.name}_{name}")
-        return self.trace(made, (x,), {})
+        activation = keras.layers.Activation(function, name=f"{layer.name}_{name}")
+        return self.trace(activation, (x,), {})

@@ -237,8 +237,8 @@ def recompute(graph: Graph, values: dict[int, keras.KerasTensor]) -> dict[int, k
     for node in graph.nodes:
         if all(id(tensor) in values for tensor in node.outputs):
             continue
-        made = keras.tree.flatten(call_again(node, values))
-        for old, new in zip(node.outputs, made, strict=True):
+        outputs = keras.tree.flatten(call_again(node, values))
+        for old, new in zip(node.outputs, outputs, strict=True):
             values.setdefault(id(old), new)
     return values
 

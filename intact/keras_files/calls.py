@@ -140,8 +140,8 @@ class _Calls:
             return self.tensor(*value[:3])
         if isinstance(value, dict):
             return {k: self.ends(v) for k, v in value.items()}
-        made = [self.ends(v) for v in value]
-        return made[0] if len(made) == 1 else made
+        ends = [self.ends(v) for v in value]
+        return ends[0] if len(ends) == 1 else ends
 
 
 def _is_leaf(value: Any) -> bool:

@@ -102,7 +102,7 @@ class _Rebuilder:
         for base in cls.__mro__:
             if "__init__" in vars(base):
                 known |= set(inspect.signature(vars(base)["__init__"]).parameters)
-        made = {}
+        rebuilt = {}
         for key, value in config.items():
             if key not in known:
                 harmless = LEFTOVERS.get(key, (None, False))
@@ -112,18 +112,18 @@ class _Rebuilder:
                         "does not have. Build the model without it, and save it again."
                     )
                 continue
-            made[key] = self.value(key, value)
-        axis = made.get("axis")
+            rebuilt[key] = self.value(key, value)
+        axis = rebuilt.get("axis")
         if cls is keras.layers.BatchNormalization and isinstance(axis, list):
             if len(axis) != 1:
                 raise UnsupportedLayerError(
                     f"BatchNormalization {name!r} has the axes {axis}, and Keras 3 takes one."
                 )
-            made["axis"] = axis[0]
+            rebuilt["axis"] = axis[0]
         if cls is keras.layers.GRU and self.file.keras_2:
             # Keras before 2.1.3 had no other.
-            made.setdefault("reset_after", False)
-        return made
+            rebuilt.setdefault("reset_after", False)
+        return rebuilt
 
     def value(self, key: str, value: Any) -> Any:
         """One setting of a layer as Keras 3 has it."""
@@ -217,10 +217,10 @@ class _Rebuilder:
         for key in ("batch_input_shape", "batch_shape"):
             shape = first.get(key, shape) if isinstance(first, dict) else shape
         entries = self.inner(data)
-        made = [e.made for e in entries]
-        if shape and not isinstance(made[0], keras.layers.InputLayer):
-            made.insert(0, keras.Input(batch_shape=shape, dtype=_input_dtype(first)))
-        model = keras.Sequential(made, name=name.replace("/", "_"))
+        members = [e.made for e in entries]
+        if shape and not isinstance(members[0], keras.layers.InputLayer):
+            members.insert(0, keras.Input(batch_shape=shape, dtype=_input_dtype(first)))
+        model = keras.Sequential(members, name=name.replace("/", "_"))
         return self.done(model, config, entries)
 
     def functional(self, config: dict[str, Any], name: str) -> keras.Model:

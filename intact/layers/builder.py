@@ -261,12 +261,12 @@ class _Builder:
 def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
     """A layer that does the same as another with a batch norm behind it."""
     kernel = to_numpy(layer.kernel)
-    made = type(layer).from_config({**known_config(layer), "use_bias": True})
-    share_code(layer, made, {})
-    made.build(shape)
-    factor, offset = get_op(norm).factors(norm, made.bias.shape[0])
+    with_bias = type(layer).from_config({**known_config(layer), "use_bias": True})
+    share_code(layer, with_bias, {})
+    with_bias.build(shape)
+    factor, offset = get_op(norm).factors(norm, with_bias.bias.shape[0])
     layout = get_op(layer).weights["kernel"].layout
-    made.kernel.assign(kernel * layout.spread(factor, kernel.shape, numpy_ops))
+    with_bias.kernel.assign(kernel * layout.spread(factor, kernel.shape, numpy_ops))
     bias = 0.0 if layer.bias is None else to_numpy(layer.bias)
-    made.bias.assign(bias * factor + offset)
-    return made
+    with_bias.bias.assign(bias * factor + offset)
+    return with_bias

@@ -73,11 +73,11 @@ class Frozen(Quantized):
         layer = type(written.layer).from_config(known_config(written.layer))
         shapes = [np.shape(v) for v in values]
         wide = written.input.dtype == "int16"
-        made = cls(layer, kernel.dtype, shapes, input_shapes, wide, name=name)
-        variables = (made.kernel, made.kernel_scale, made.kernel_zero_point, made.bias)
+        frozen = cls(layer, kernel.dtype, shapes, input_shapes, wide, name=name)
+        variables = (frozen.kernel, frozen.kernel_scale, frozen.kernel_zero_point, frozen.bias)
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        return made
+        return frozen
 
     @property
     def layer(self) -> keras.layers.Layer:

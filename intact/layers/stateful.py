@@ -54,10 +54,10 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
             self.peak.assign(0.0)
 
     def settled(self) -> "StatefulQuantize":
-        made = StatefulQuantize(self.spec, 1, self.stored_pair(), state=self.state, name=self.name)
+        copy = StatefulQuantize(self.spec, 1, self.stored_pair(), state=self.state, name=self.name)
         for name in ("hidden", "cell", "peak"):
-            getattr(made, name).assign(to_numpy(getattr(self, name)))
-        return made
+            getattr(copy, name).assign(to_numpy(getattr(self, name)))
+        return copy
 
     def _quantized(
         self, rule: type[KernelRounding], pending: Any, training: bool | None, *rest: Any

@@ -71,9 +71,9 @@ class _Freezer:
             if not node.is_input:
                 self._node(node)
         new_outputs = keras.tree.map_structure(self._new, outputs)
-        made = like(self.source, new_inputs, new_outputs)
-        made.trainable = False
-        return made
+        frozen_model = like(self.source, new_inputs, new_outputs)
+        frozen_model.trainable = False
+        return frozen_model
 
     def _new(self, value: Any) -> Any:
         return self.tensors[id(value)] if isinstance(value, keras.KerasTensor) else value
@@ -104,12 +104,12 @@ class _Freezer:
     def _copy(self, layer: Any) -> keras.layers.Layer:
         if isinstance(layer, FakeQuantize):
             return layer.settled()
-        made = type(layer).from_config(layer.get_config())
-        if layer.built and not made.built:
-            made.build_from_config(layer.get_build_config())
-        made.set_weights(layer.get_weights())
+        copy = type(layer).from_config(layer.get_config())
+        if layer.built and not copy.built:
+            copy.build_from_config(layer.get_build_config())
+        copy.set_weights(layer.get_weights())
         self.names.add(layer.name)
-        return made
+        return copy
 
     def _name(self, name: str) -> str:
         found, n = name, 1

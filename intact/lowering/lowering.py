@@ -180,18 +180,18 @@ class Lowering:
                 f"{stored.name!r} is stored as {stored.dtype}, and {dtype} was asked for. "
                 f"Pass input_dtype and output_dtype 'float32' or {stored.dtype!r}."
             )
-        made = self.builder.like(stored, stored.shape)
-        made.dtype, made.name = dtype, f"{stored.name}_{dtype}"
-        made.zero_point += 128 if dtype == "uint8" else -128
-        return made
+        real = self.builder.like(stored, stored.shape)
+        real.dtype, real.name = dtype, f"{stored.name}_{dtype}"
+        real.zero_point += 128 if dtype == "uint8" else -128
+        return real
 
     def _as_counts(self, tensor: Tensor) -> Tensor:
         """Whole numbers without the scale of 1 that bytes have inside the file."""
         if not tensor.quantized:
             return tensor
-        made = self.builder.tensor(tensor.shape, tensor.dtype, f"{tensor.name}_counts")
-        self.builder.convert(tensor, made)
-        return made
+        counts = self.builder.tensor(tensor.shape, tensor.dtype, f"{tensor.name}_counts")
+        self.builder.convert(tensor, counts)
+        return counts
 
     def _as_float(self, tensor: Tensor) -> Tensor:
         if not tensor.quantized:
@@ -371,10 +371,10 @@ class Lowering:
 
     def _rounded(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
         """A tensor of the integers that a kernel rounds to."""
-        made = self._quantized(shape, name, quantizer)
+        output = self._quantized(shape, name, quantizer)
         if quantizer.rule.signs:
-            made.scale = np.float32(to_numpy(quantizer.first_grid(quantizer.grid()).scale))
-        return made
+            output.scale = np.float32(to_numpy(quantizer.first_grid(quantizer.grid()).scale))
+        return output
 
     def _quantized(self, shape: Shape, name: str, quantizer: FakeQuantize) -> Tensor:
         scale, zero_point = stored_params(quantizer)

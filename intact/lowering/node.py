@@ -151,11 +151,11 @@ class LoweringNode:
         fields = {}
         if stored.scale is not None:
             fields = {"scale": stored.scale, "zero_point": stored.zero_point, "axis": axis}
-        made = builder.constant(values, name, dtype=dtype, **fields)
+        tensor = builder.constant(values, name, dtype=dtype, **fields)
         if self.integer or stored.dynamic or dtype == "float32":
-            return made
-        real = builder.tensor(made.shape, "float32", f"{name}_float")
-        builder.add("DEQUANTIZE", [made], [real])
+            return tensor
+        real = builder.tensor(tensor.shape, "float32", f"{name}_float")
+        builder.add("DEQUANTIZE", [tensor], [real])
         return real
 
     def bias(self) -> Tensor | None:
@@ -214,13 +214,13 @@ def stored_weights(node: LoweringNode, quantized: Quantized) -> None:
             "int4 and int8. The model trains and predicts in Keras; to export it, give the layer "
             "weights of 8 bits or less."
         )
-    made = {} if spec.kind == "float" else quantized.quantized_weights(numpy_ops)
+    quantized_values = {} if spec.kind == "float" else quantized.quantized_weights(numpy_ops)
     for name, layout in quantized.layouts().items():
         value, channels = quantized.weight(name, numpy_ops), node.op.weights[name].layout
         if spec.kind == "float":
             node.weights[name] = Stored(value, spec.dtype, layout=channels)
             continue
-        values, scale = made[name]
+        values, scale = quantized_values[name]
         stored = Stored(values, spec.dtype, scale, layout=channels)
         if spec.quantizer == "range" and not spec.symmetric:
             _, zero_point = weight_params(value, spec.bits, layout, numpy_ops, False)

@@ -55,9 +55,9 @@ def lower_products(model: keras.Model, nodes: list[Node], kernels: list[np.ndarr
         layer, shape = node.layer.layer, node.outputs[0].shape
         x = builder.tensor(node.inputs[0].shape, "float32", f"x_{index}")
         y = builder.tensor(shape, "float32", f"y_{index}")
-        made = LoweringNode(lowering, layer, get_op(layer), [x], shape, y.name, _output=y)
-        made.weights["kernel"] = Stored(kernel)
-        made.op.lower(made, builder)
+        real_node = LoweringNode(lowering, layer, get_op(layer), [x], shape, y.name, _output=y)
+        real_node.weights["kernel"] = Stored(kernel)
+        real_node.op.lower(real_node, builder)
         inputs.append((str(index), x))
         outputs.append((str(index), y))
     return builder.finish(inputs, outputs)

@@ -364,8 +364,8 @@ class Softmax(OfIntegers):
             mask = whole_mask([kwargs.get("mask")], layer, tracer, rank)
             if mask is not None:
                 x = hide(x, mask, 1.0, tracer)
-        made = layers.Softmax(name=layer.name)
-        return _along_last(layer, x, tracer, lambda x: tracer.emit(made, x))
+        softmax = layers.Softmax(name=layer.name)
+        return _along_last(layer, x, tracer, lambda x: tracer.emit(softmax, x))
 
     @classmethod
     def lower(cls, node: Any, builder: Any) -> None:
@@ -391,8 +391,8 @@ class LogSoftmax(OfIntegers):
 
     @classmethod
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        made = layers.Activation("log_softmax", name=layer.name)
-        return _along_last(layer, args[0], tracer, lambda x: tracer.emit(made, x))
+        activation = layers.Activation("log_softmax", name=layer.name)
+        return _along_last(layer, args[0], tracer, lambda x: tracer.emit(activation, x))
 
 
 @register_op

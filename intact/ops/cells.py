@@ -36,7 +36,7 @@ def dense(
     kind = role.split("_")[0]
 
     def make() -> layers.Dense:
-        made = layers.Dense(
+        dense_layer = layers.Dense(
             kernel.shape[1],
             use_bias=bias is not None,
             kernel_regularizer=getattr(cell, f"{kind}_regularizer"),
@@ -46,9 +46,9 @@ def dense(
             trainable=cell.trainable,
             name=role,
         )
-        made.build((None, kernel.shape[0]))
-        made.set_weights([kernel] if bias is None else [kernel, bias])
-        return made
+        dense_layer.build((None, kernel.shape[0]))
+        dense_layer.set_weights([kernel] if bias is None else [kernel, bias])
+        return dense_layer
 
     return tracer.emit(tracer.once((cell, role), make), x)
 

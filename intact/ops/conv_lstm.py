@@ -34,7 +34,7 @@ def convolution(cell: Any, recurrent: bool, x: Any, tracer: Any) -> Any:
     def make() -> Any:
         kernel = to_numpy(cell.recurrent_kernel if recurrent else cell.kernel)
         weights = [kernel] if recurrent or cell.bias is None else [kernel, to_numpy(cell.bias)]
-        made = CONVOLUTIONS[cell.rank - 1](
+        convolution = CONVOLUTIONS[cell.rank - 1](
             kernel.shape[-1],
             cell.kernel_size,
             strides=1 if recurrent else cell.strides,
@@ -49,9 +49,9 @@ def convolution(cell: Any, recurrent: bool, x: Any, tracer: Any) -> Any:
             trainable=cell.trainable,
             name=role,
         )
-        made.build((None, *x.shape[2:]))
-        made.set_weights(weights)
-        return made
+        convolution.build((None, *x.shape[2:]))
+        convolution.set_weights(weights)
+        return convolution
 
     steps = x.shape[1]
     images = reshape(x, x.shape[2:], f"{role}_images", tracer)

@@ -255,14 +255,14 @@ class Binary(Op):
             return tracer.emit(cls.layer(name=layer.name), pair)
         scale, offset = cls.rescaling(channels, reverse)
         wide = max(np.size(scale), np.size(offset))
-        made = layers.Rescaling(
+        rescaling = layers.Rescaling(
             *(
                 np.broadcast_to(v, wide).tolist() if wide > 1 else float(np.ravel(v)[0])
                 for v in (scale, offset)
             ),
             name=layer.name,
         )
-        return tracer.emit(made, x)
+        return tracer.emit(rescaling, x)
 
     @classmethod
     def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:

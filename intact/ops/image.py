@@ -67,8 +67,8 @@ class CenterCrop(Op):
         starts = [(old - new) // 2 for old, new in zip(image, size, strict=True)]
         if min(starts) < 0:
             x = ratio_cropped(layer, x, size, tracer)
-            made = layers.Resizing(*size, data_format="channels_last", name=layer.name)
-            return tracer.trace(made, (x,), {})
+            resizing = layers.Resizing(*size, data_format="channels_last", name=layer.name)
+            return tracer.trace(resizing, (x,), {})
         key = [slice(start, start + new) for start, new in zip(starts, size, strict=True)]
         return sliced(tracer, layer, x, [slice(None), *key])
 

@@ -49,8 +49,8 @@ def scaled(x: Any, gamma: Any, beta: Any, layer: Any, tracer: Any) -> Any:
     channels = x.shape[-1]
     given = gamma if gamma is not None else beta
     if to_numpy(given).size == channels:
-        made = channel_scale(f"{layer.name}_scale", channels, tracer, gamma, beta)
-        return tracer.emit(made, x)
+        channel_layer = channel_scale(f"{layer.name}_scale", channels, tracer, gamma, beta)
+        return tracer.emit(channel_layer, x)
     with tracer.scope(layer):
         for value, merge, name in ((gamma, layers.Multiply, "gamma"), (beta, layers.Add, "beta")):
             if value is not None:

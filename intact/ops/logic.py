@@ -184,8 +184,8 @@ class ReduceTruth(Op):
         if layer.axis is None or any(axis % rank == 0 for axis in given):
             tracer.refuse(layer, "it runs over the batch")
         axes = [axis % rank for axis in given]
-        made = Truth(type(layer).__name__, axes, layer.keepdims, name=layer.name)
-        return tracer.emit(made, truths(x, layer.name, rank, tracer))
+        truth = Truth(type(layer).__name__, axes, layer.keepdims, name=layer.name)
+        return tracer.emit(truth, truths(x, layer.name, rank, tracer))
 
     @classmethod
     def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:

@@ -201,12 +201,16 @@ def contract(
 
         def make() -> layers.Dense:
             settings = {"kernel_regularizer": getattr(b, "regularizer", None), **dense}
-            made = layers.Dense(units, use_bias=bias is not None, name=layer.name, **settings)
-            made.build((None, math.prod(b.shape[lb.index(label)] for label in summed)))
-            made.kernel.assign(to_numpy(b).transpose(order).reshape(made.kernel.shape))
+            dense_layer = layers.Dense(
+                units, use_bias=bias is not None, name=layer.name, **settings
+            )
+            dense_layer.build((None, math.prod(b.shape[lb.index(label)] for label in summed)))
+            dense_layer.kernel.assign(
+                to_numpy(b).transpose(order).reshape(dense_layer.kernel.shape)
+            )
             if bias is not None:
-                made.bias.assign(bias)
-            return made
+                dense_layer.bias.assign(bias)
+            return dense_layer
 
         y = tracer.emit(tracer.once((b, equation), make), x)
         return shaper.restore(y, [*free_a, *free_b], out)

@@ -181,17 +181,17 @@ def _emit_before(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str,
 
 def _origin(tensor: Any, move: Node, tracer: "Tracer") -> Callable[[], Any] | None:
     """What gives the tensor before a move, where that takes no move the other way."""
-    made = made_by(tensor)
+    producer = made_by(tensor)
     if isinstance(move.layer, RESHAPES):
-        if not isinstance(made.layer, RESHAPES) or tensor.shape != move.outputs[0].shape:
+        if not isinstance(producer.layer, RESHAPES) or tensor.shape != move.outputs[0].shape:
             return None
-        (source,) = made.inputs
+        (source,) = producer.inputs
         return (lambda: source) if source.shape == move.inputs[0].shape else None
-    if isinstance(made.layer, layers.Permute) and made.layer.dims == move.layer.dims:
-        return lambda: made.inputs[0]
+    if isinstance(producer.layer, layers.Permute) and producer.layer.dims == move.layer.dims:
+        return lambda: producer.inputs[0]
     back = tuple(int(place) + 1 for place in np.argsort(move.layer.dims))
     if len(tensor.shape) == len(back) + 1 and _moves_ones(tensor.shape, back):
-        return lambda: permute(tensor, back, f"{made.layer.name}_turned", tracer)
+        return lambda: permute(tensor, back, f"{producer.layer.name}_turned", tracer)
     return None
 
 
@@ -254,10 +254,10 @@ def twin(
         config = {**known_config(layer), "data_format": "channels_last", **changes}
         if "activation" in config:
             config["activation"] = "linear"
-        made = kind.from_config(config)
-        share_code(layer, made, changes)
-        made.build(shape)
-        tracer.copy_weights(layer, made, convert)
-        return made
+        copy = kind.from_config(config)
+        share_code(layer, copy, changes)
+        copy.build(shape)
+        tracer.copy_weights(layer, copy, convert)
+        return copy
 
     return tracer.once((layer, kind.__name__, changes.get("name", "")), make)

@@ -327,12 +327,12 @@ def channel_scale(
     """
 
     def make() -> ChannelScale:
-        made = ChannelScale(channels, gamma is not None, beta is not None, name=name)
-        for variable, value in ((made.gamma, gamma), (made.beta, beta)):
+        channel_layer = ChannelScale(channels, gamma is not None, beta is not None, name=name)
+        for variable, value in ((channel_layer.gamma, gamma), (channel_layer.beta, beta)):
             if value is not None:
                 variable.assign(np.broadcast_to(to_numpy(value).reshape(-1), (channels,)))
-        made.trainable = any(is_trainable(v) for v in (gamma, beta))
-        return made
+        channel_layer.trainable = any(is_trainable(v) for v in (gamma, beta))
+        return channel_layer
 
     return tracer.once((gamma, beta, "scale"), make)
 
@@ -432,5 +432,5 @@ class Normalization(Op):
             scale, offset = sigma, mean
         else:
             scale, offset = 1 / sigma, -mean / sigma
-        made = layers.Rescaling(scale.tolist(), offset.tolist(), name=layer.name)
-        return tracer.emit(made, args[0])
+        rescaling = layers.Rescaling(scale.tolist(), offset.tolist(), name=layer.name)
+        return tracer.emit(rescaling, args[0])

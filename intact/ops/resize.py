@@ -223,7 +223,7 @@ class Resizing(Resampling):
         if of_layer and not (layer.crop_to_aspect_ratio or smooth):
             return tracer.emit(layer, args[0])
         height, width = (layer.height, layer.width) if of_layer else layer.size
-        made = layers.Resizing(
+        resizing = layers.Resizing(
             height,
             width,
             interpolation=layer.interpolation,
@@ -237,4 +237,4 @@ class Resizing(Resampling):
             x = ratio_cropped(layer, x, (height, width), tracer)
         if of_layer and smooth:
             return resampled(layer, x, (height, width), tracer)
-        return tracer.trace(made, (x,), {})
+        return tracer.trace(resizing, (x,), {})

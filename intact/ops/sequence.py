@@ -235,11 +235,11 @@ def _by_gates(node: Any, weight: str, builder: Any) -> list[Any]:
         if stored.scale is not None:
             fields["scale"] = np.broadcast_to(stored.scale, len(GATES))[place]
         values = stored.values[:, place].T
-        made = builder.constant(values, name, dtype=stored.dtype, **fields)
+        tensor = builder.constant(values, name, dtype=stored.dtype, **fields)
         if not (node.integer or stored.dtype == "float32"):
-            packed, made = made, builder.tensor(made.shape, "float32", f"{name}_float")
-            builder.add("DEQUANTIZE", [packed], [made])
-        found.append(made)
+            packed, tensor = tensor, builder.tensor(tensor.shape, "float32", f"{name}_float")
+            builder.add("DEQUANTIZE", [packed], [tensor])
+        found.append(tensor)
     return found
 
 
@@ -258,13 +258,13 @@ def streamed(layer: Any, x: Any, tracer: Any) -> Any:
 
     def make() -> StatefulLSTM:
         bias = cell.bias is not None
-        made = StatefulLSTM(cell.units, bias, name=layer.name, trainable=layer.trainable)
-        made.limits = {name: getattr(cell, name) for name in made.limits}
-        made.build(x.shape)
+        lstm = StatefulLSTM(cell.units, bias, name=layer.name, trainable=layer.trainable)
+        lstm.limits = {name: getattr(cell, name) for name in lstm.limits}
+        lstm.build(x.shape)
         given = [cell.kernel, cell.recurrent_kernel, *([cell.bias] if bias else [])]
-        for variable, value in zip(made.weights, given, strict=False):
+        for variable, value in zip(lstm.weights, given, strict=False):
             variable.assign(to_numpy(value).reshape(variable.shape))
-        return made
+        return lstm
 
     made = tracer.once((layer, "stateful"), make)
     if tracer.called(made):

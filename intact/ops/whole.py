@@ -303,8 +303,10 @@ class WholeNumber(Op):
             else tracer.constant(x, f"{layer.name}_constant", rank, work)
             for x in operands
         ]
-        made = WholeNumbers(kind, name=layer.name, dtype="bool" if kind in TRUTHFUL else work)
-        y = tracer.emit(made, inputs if len(inputs) > 1 else inputs[0])
+        whole_layer = WholeNumbers(
+            kind, name=layer.name, dtype="bool" if kind in TRUTHFUL else work
+        )
+        y = tracer.emit(whole_layer, inputs if len(inputs) > 1 else inputs[0])
         return y if kind in TRUTHFUL else tracer.convert(y, dtype)
 
     @classmethod

@@ -236,9 +236,9 @@ class _Planner:
             wide = spec.activation_dtype == "int16"
             pair = (2.0**-15, 0.0) if wide else (fixed.scale, float(fixed.zero_point))
             spec = TensorSpec(16 if wide else 8, kind=spec.kind)
-        made = RangePlan(name, spec, pair)
-        self.ranges.append(made)
-        return made
+        range_plan = RangePlan(name, spec, pair)
+        self.ranges.append(range_plan)
+        return range_plan
 
     def _site(self, name: str, found: RangePlan, kernel_rounding: str) -> Site:
         site = Site(found, 0, kernel_rounding)

@@ -157,13 +157,13 @@ def advise(
     scores = [metric(found) for found in outputs]
     times = latencies(files)
     bar.add(1)
-    made = tuple(
+    candidates = tuple(
         Candidate(name, len(file), spent, score)
         for name, file, spent, score in zip(names, files, times, scores, strict=True)
     )
-    recommended, reason = recommend(made, tolerance)
+    recommended, reason = recommend(candidates, tolerance)
     note = dense_scales_note(files[names.index(recommended)])
-    return Advice(made, measure, recommended, f"{reason} {note}".rstrip())
+    return Advice(candidates, measure, recommended, f"{reason} {note}".rstrip())
 
 
 def recommend(options: Sequence[Candidate], tolerance: float) -> tuple[str, str]:

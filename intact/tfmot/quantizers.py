@@ -129,8 +129,8 @@ class OwnAlgorithm(widths.Quantizer):
 
     def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:
         recorder = _Recorder(type(self.quantizer).__name__)
-        made = self.quantizer.build(w.shape, "weights", recorder) or {}
-        return {name: recorder.values[variable] for name, variable in made.items()}
+        weights = self.quantizer.build(w.shape, "weights", recorder) or {}
+        return {name: recorder.values[variable] for name, variable in weights.items()}
 
     def weights(self, w: Any, state: dict[str, Any], at: QuantizeContext) -> tuple[Any, Any]:
         tensors = {name: ops.convert_to_tensor(value) for name, value in state.items()}

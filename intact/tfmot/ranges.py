@@ -73,13 +73,13 @@ def fix_input_output_range(
         return type(layer).from_config(config)
 
     with deep_graphs(len(kernels.graph.nodes)):
-        made = keras.models.clone_model(model, clone_function=clone)
-    for new, old in zip(made.layers, model.layers, strict=True):
+        clone_model = keras.models.clone_model(model, clone_function=clone)
+    for new, old in zip(clone_model.layers, model.layers, strict=True):
         if new.name not in chosen:
             new.set_weights(old.get_weights())
         elif new.clock:
             new.clock.set_weights(old.clock.get_weights())
-    return made
+    return clone_model
 
 
 def _at_inputs(kernels: KernelGraph) -> list[FakeQuantize]:
