@@ -7,11 +7,9 @@ TEST := .venv-test
 TORCH := torch==2.13.0
 # What backends that compile run, with one case of each op: most of a run is compiling. PyTorch
 # runs all, and alone what does not depend on the backend.
-COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, calibration exact_graphs fixed_point \
-	keeping kernels losses lstm numerics observers ops quantized_model quantizers recurrent schedule \
-	setups states table tracing training uses whole wide widths))
-# KerasHub without TensorFlow and its text ops, which its tokenizers alone need.
-HUB := keras-hub==0.32.0
+COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, exact_graphs fixed_point keeping \
+	kernels lstm numerics observers ops quantized_model quantizers schedule states table tracing \
+	training uses whole wide widths))
 # The slowest tests end the log.
 SLOWEST := --durations=15 --durations-min=5
 # The oldest Keras and LiteRT that are supported.
