@@ -10,6 +10,8 @@ TORCH := torch==2.13.0
 COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, exact_graphs fixed_point keeping \
 	kernels lstm numerics observers ops quantized_model quantizers schedule states table tracing \
 	training uses whole wide widths))
+# KerasHub without TensorFlow and its text ops, which its tokenizers alone need.
+HUB := keras-hub==0.32.0
 # The slowest tests end the log.
 SLOWEST := --durations=15 --durations-min=5
 # The oldest Keras and LiteRT that are supported.
