@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 # runs all, and alone what does not depend on the backend.
 COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, exact_graphs fixed_point keeping \
 	kernels lstm numerics observers ops quantized_model quantizers schedule states table tracing \
-	training uses whole wide widths))
+	training uses wide))
 # KerasHub without TensorFlow and its text ops, which its tokenizers alone need.
 HUB := keras-hub==0.32.0
 # The slowest tests end the log.
