@@ -80,7 +80,10 @@ CALLS = {
     "cast": (lambda x, w: ops.cast(w, "float32") * x, [(8,)]),
     "function of a weight": (lambda x, w: ops.exp(w) * x, [(8,)]),
     "activation": (lambda x, w: keras.activations.gelu(w * x), [(8,)]),
-    "a loop": (lambda x: ops.fori_loop(0, 3, lambda i, y: y * 0.5 + i, x), []),
+    "a loop": (
+        lambda x: ops.fori_loop(0, 3, lambda i, y: y * 0.5 + ops.cast(i, "float32"), x),
+        [],
+    ),
     "a loop with a condition": (
         lambda x: ops.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 0.5), (0, x))[1],
         [],
