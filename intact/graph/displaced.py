@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import layers
 
+from intact.graph.view import listed_axes
 from intact.numerics.tensors import is_symbolic
 from intact.ops.matmul import expand_ellipsis
 
@@ -152,7 +153,7 @@ def _turned(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
 
 def _new_axes(layer: Any, rank: int) -> list[int]:
     """The axes that an operation adds, as its output has them."""
-    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    axes = listed_axes(layer)
     return sorted(axis % (rank + len(axes)) for axis in axes)
 
 
@@ -205,8 +206,8 @@ def _part(tracer: "Tracer", layer: Any, x: Displaced, key: Any) -> Any:
 def _reduced(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     """A sum, or the like, along axes that are not the batch's."""
     rank = len(x.tensor.shape)
-    listed_axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
-    if None in listed_axes or x.axis in (axes := [axis % rank for axis in listed_axes]):
+    named = listed_axes(layer)
+    if None in named or x.axis in (axes := [axis % rank for axis in named]):
         return _refuse(tracer, layer)
     y = tracer.trace(_with(layer, axis=tuple(x.place(axis) for axis in axes)), (x.tensor,), {})
     gone = 0 if layer.keepdims else sum(axis < x.axis for axis in axes)

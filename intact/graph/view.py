@@ -152,6 +152,23 @@ def is_named(layer: Any) -> bool:
     return re.fullmatch(rf"{automatic}(_\d+)?", layer.name) is None
 
 
+def listed_axes(layer: Any) -> list[Any]:
+    """The axes of a layer or an operation, whose `axis` is one number or several.
+
+    Args:
+        layer: What has an `axis`.
+
+    Returns:
+        The axes as they were passed; `[None]` where there is no axis.
+
+    Example:
+
+    >>> listed_axes(keras.layers.LayerNormalization(axis=-1))
+    [-1]
+    """
+    return list(layer.axis) if isinstance(layer.axis, list | tuple) else [layer.axis]
+
+
 def is_shared(layer: Any) -> bool:
     """Whether a layer has been called more than once."""
     return len(layer._inbound_nodes) > 1

@@ -144,25 +144,25 @@ class _Finder:
         """The ops that do behind the last anchors what those of a step do behind its own."""
         places, carried = model.places(), before.places()
         kinds = [_kind(op) for op in anchors]
-        found: list[Operator] = []
+        matches: list[Operator] = []
         for op in model.ops:
             inner = [places[id(t)] for t in op.inputs if id(t) in places]
             if not inner and _kind(op) in kinds:
-                found.append(anchors[kinds.index(_kind(op))])
+                matches.append(anchors[kinds.index(_kind(op))])
                 continue
             candidates = (
                 self.operators
                 if not inner
-                else self.readers.get(id(found[inner[0][0]].outputs[inner[0][1]]), [])
+                else self.readers.get(id(matches[inner[0][0]].outputs[inner[0][1]]), [])
             )
             same = (other for other in candidates if _kind(other) == _kind(op))
             match = next(
-                (o for o in same if self._alike(o, op, places, carried, found, model)), None
+                (o for o in same if self._alike(o, op, places, carried, matches, model)), None
             )
             if match is None:
                 return None
-            found.append(match)
-        return Step(found)
+            matches.append(match)
+        return Step(matches)
 
     def _alike(
         self,

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.graph.view import listed_axes
 from intact.numerics.tensors import Tensor, is_symbolic, to_numpy
 from intact.ops.base import Case
 
@@ -64,7 +65,7 @@ def _scanned(axis: int, function: Callable[..., Any], values: Any) -> Any:
 
 def _product(layer: Any, x: Tensor) -> Tensor:
     """The product along axes: half of the values times the other half, and again."""
-    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    axes = listed_axes(layer)
     for axis in axes:
         while (size := x.shape[axis]) > 1:
             half = size // 2

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras import layers, ops
 
+from intact.graph.view import listed_axes
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import Case, Op, register_op
 from intact.ops.norm import channel_scale
@@ -88,7 +89,7 @@ class LayerNormalization(Op):
         else:
             given = [*weights, *kwargs.values(), None, None]
             gamma, beta = given[:2]
-        axis = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+        axis = listed_axes(layer)
         axes = tuple(sorted(a % len(x.shape) for a in axis))
         last = tuple(range(len(x.shape)))[-len(axes) :]
         if centre and axes != last and (gamma is not None or beta is not None):
@@ -152,7 +153,7 @@ class UnitNormalization(Op):
         (x,) = args
         if getattr(layer, "order", 2) != 2:
             tracer.refuse(layer, f"order={layer.order} is not known; only the Euclidean norm is")
-        axis = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+        axis = listed_axes(layer)
         axes = tuple(a % len(x.shape) for a in axis)
 
         def normalized(t: Any) -> Any:

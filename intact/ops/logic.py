@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.graph.view import listed_axes
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import over
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
@@ -180,10 +181,10 @@ class ReduceTruth(Op):
     def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         rank = len(x.shape)
-        given = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
-        if layer.axis is None or any(axis % rank == 0 for axis in given):
+        named_axes = listed_axes(layer)
+        if layer.axis is None or any(axis % rank == 0 for axis in named_axes):
             tracer.refuse(layer, "it runs over the batch")
-        axes = [axis % rank for axis in given]
+        axes = [axis % rank for axis in named_axes]
         truth = Truth(type(layer).__name__, axes, layer.keepdims, name=layer.name)
         return tracer.emit(truth, truths(x, layer.name, rank, tracer))
 
