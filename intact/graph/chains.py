@@ -213,6 +213,6 @@ class _Chains:
         return table, source
 
     def _origin(self, nodes: list[Node]) -> keras.KerasTensor:
-        """The tensor that some layers compute all from."""
+        """The one tensor that all of these layers are computed from."""
         produced = {id(node.outputs[0]) for node in nodes}
         return next(t for node in nodes for t in node.inputs if id(t) not in produced)

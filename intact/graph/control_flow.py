@@ -25,7 +25,7 @@ def _repeated(loop: Any, value: Any) -> Any:
 
 
 def _scanned(loop: Any, f: Callable[..., Any], init: Any, xs: Any = None, *length: Any) -> Any:
-    """A function of a state and of the parts of tensors along their first axis, in turn."""
+    """A function applied in turn to each part of tensors along their first axis, with a state."""
     size = keras.tree.flatten(xs)[0].shape[0] if xs is not None else loop.length
     state, outputs = init, [None] * size
     for step in range(size)[:: -1 if loop.reverse else 1]:
@@ -39,7 +39,7 @@ def _switched(index: Any, branches: list[Callable[..., Any]], *operands: Any) ->
 
 
 def _while(loop: Any, values: Any) -> Any:
-    """Steps as long as a condition holds that no tensor decides."""
+    """The loop, step by step; its condition depends on no tensor."""
     turns = 0
     while loop.maximum_iterations is None or turns < loop.maximum_iterations:
         parts = values if isinstance(values, list | tuple) else (values,)
@@ -56,7 +56,7 @@ UNROLLED: dict[str, Callable[..., Any]] = {
     "Switch": lambda loop, *args: _switched(*args),
     "WhileLoop": _while,
 }
-"""By the class of an operation, what it does, of the operation and its operands."""
+"""What stands for each class of operations: a function of the operation and its operands."""
 
 
 @contextlib.contextmanager

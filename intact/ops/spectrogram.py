@@ -11,7 +11,7 @@ from intact.ops.base import Case, Op, register_op
 
 @register_op
 class MelSpectrogram(Op):
-    """Powers of frequencies, summed in bands that are as wide as an ear has them."""
+    """The power of each frequency, summed in the bands of the mel scale."""
 
     keras_layers = (layers.MelSpectrogram,)
     litert = ("CONV_2D", "FULLY_CONNECTED", "GATHER")
