@@ -13,7 +13,6 @@ FILE, FUNCTION = 500, 40
 
 # What is longer, and why. A name leaves this list with the change that makes it shorter.
 LONG_FILES = {
-    "layers/fake_quantize.py": "one layer: observing and rounding share its variables",
     "ops/activation.py": "one family",
     "ops/base.py": "the class data of Op, each with its description",
 }

@@ -1,0 +1,285 @@
+"""A layer's range: its variables, and how it follows the data."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from intact.layers.base import QuantizedLayer
+from intact.layers.schedule import Schedule, make_clock
+from intact.numerics.affine import QTensor, affine_params, integer_range
+from intact.numerics.backend_kernels import either
+from intact.numerics.exact import MIN_SCALE
+from intact.numerics.tensors import Tensor, to_numpy
+from intact.plan.scheme import TensorSpec
+from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer
+from intact.quantizers.observers import Range, following
+from intact.quantizers.uses import SAMPLE, look, reach
+
+
+class TrackedRange(QuantizedLayer):
+    """Base of the layers that quantize by a range which is observed, trained, or fixed.
+
+    Args:
+        spec: How the tensors are quantized.
+        slots: How many tensors share the range.
+        fixed: `(scale, zero_point)` of a fixed range, or None.
+        schedule: The steps of training at which quantization begins and observation ends.
+    """
+
+    def __init__(
+        self,
+        spec: TensorSpec | None = None,
+        slots: int = 1,
+        fixed: tuple[float, float] | None = None,
+        schedule: Schedule | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(autocast=False, **kwargs)
+        self.spec = spec or TensorSpec()
+        self.slots = slots
+        self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        self.rule: Quantizer = self.spec.rule
+        low, high = self.rule.ends(self.spec.bits, self.spec.symmetric)
+        self.low, self.high = float(low), float(high)
+        self.steps = int(self.high - self.low)
+        self.learns = bool(self.rule.trained) and fixed is None
+
+        def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
+            init = keras.initializers.Constant(value)
+            return self.add_weight(name=name, shape=shape, initializer=init, trainable=False)
+
+        scale, zero_point = self.fixed or (1.0, 0.0)
+        self.scale = variable("scale", (), scale)
+        self.zero_point = variable("zero_point", (), zero_point)
+        if self.fixed is None:
+            self.minimum = variable("minimum", (slots,), 0.0)
+            self.maximum = variable("maximum", (slots,), 0.0)
+            self.count = variable("count", (slots,), 0.0)
+        if self.learns:
+            self.size = variable("size", (slots,), 0.0)
+            self.learned = {
+                name: self.add_weight(name=f"learned_{name}", shape=(), initializer="zeros")
+                for name in self.rule.trained
+            }
+        self.schedule = schedule
+        self.clock = make_clock(schedule)
+        self.built = True
+
+    @property
+    def range_name(self) -> str:
+        """The name of its range: that of the first layer whose output has it."""
+        return self.name.removesuffix("_quantizer")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every slot has a range."""
+        return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
+
+    def grid(self, count: Any = 1, step: Any = None) -> Grid:
+        """Scale, zero point and bounds, as they are now.
+
+        Args:
+            count: How many values a sample has, for the scale of gradients.
+            step: The training step, if there is a schedule.
+        """
+        if not self.learns:
+            return self._grid_by(self.scale, self.zero_point)
+        spec = self.spec
+        seen = ActivationStats(*(self._value(name) for name in ("minimum", "maximum", "size")))
+        seen = ActivationStats(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
+        at = QuantizeContext(
+            spec.bits,
+            symmetric=spec.symmetric,
+            power_of_two=spec.power_of_two,
+            step=step,
+            count=count,
+        )
+        learned = {name: variable * 1.0 for name, variable in self.learned.items()}
+        return self.rule.grid(seen, learned, at)
+
+    def _grid_by(self, scale: Any, zero_point: Any) -> Grid:
+        """The grid of an observed range, as it is now."""
+        # Copies: torch and TensorFlow would give the variables, which later calls change.
+        scale, zero_point = scale * 1.0, zero_point * 1.0
+        return Grid(scale, zero_point, self.low - zero_point, self.high - zero_point)
+
+    def grid_of(self, minimum: np.ndarray, maximum: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The integers that ranges would give.
+
+        Args:
+            minimum: Smallest real values, float32 of any shape.
+            maximum: Largest real values.
+
+        Returns:
+            `(scale, first, last)`: the scales, and the smallest and largest whole number
+            `q - zero_point`, float32 of the same shape.
+        """
+        scale, zero_point = map(to_numpy, self._params(minimum, maximum))
+        return scale, self.low - zero_point, self.high - zero_point
+
+    def set_range(
+        self,
+        minimum: float | np.ndarray,
+        maximum: float | np.ndarray,
+        size: float | np.ndarray | None = None,
+    ) -> None:
+        """Set the range by hand; training continues from it at its own slow pace.
+
+        Args:
+            minimum: Smallest real value, of all tensors that share the range or of each.
+            maximum: Largest real value.
+            size: Mean size of the values, from which trained numbers start; None if not known.
+        """
+        ones = np.ones(self.slots, "float32")
+        self._assign(Range(ones * minimum, ones * maximum, self._settled()))
+        if self.learns:
+            if size is None:
+                # As if the values were spread evenly.
+                size = np.maximum(np.abs(minimum), np.abs(maximum)) / 2
+            self._start(ones * size)
+
+    def widen(self, scale: float) -> None:
+        """Make the scale at least as large as one that kernels take, and 0 the middle.
+
+        Args:
+            scale: The scale.
+        """
+        steps = 2.0 ** (max(self.spec.bits, 8) - 1)
+        # Trained scales start at a part of the range.
+        end = float(scale) * steps * (4 if self.learns else 1)
+        self.set_range(-end, end)
+
+    def stored_pair(self) -> tuple[float, float]:
+        """Scale and zero point, as they are now."""
+        scale, zero_point = (float(to_numpy(part)) for part in self.grid()[:2])
+        return scale, zero_point
+
+    def reset(self) -> None:
+        """Forget the range."""
+        zeros = np.zeros(self.slots, "float32")
+        self._assign(Range(zeros, zeros, zeros))
+        if self.learns:
+            self._start(zeros)
+
+    def _start(self, size: np.ndarray) -> None:
+        """Let the trained numbers start anew."""
+        self.size.assign(size)
+        for variable in self.learned.values():
+            variable.assign(0.0)
+
+    def _settled(self) -> np.ndarray:
+        """The count of a moving average in its long run; any, where ranges only grow."""
+        rest = 1 - self.spec.momentum
+        return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
+
+    def _params(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        if spec.limit is not None:
+            minimum, maximum = ops.maximum(minimum, -spec.limit), ops.minimum(maximum, spec.limit)
+        least = 1.0 if spec.whole else MIN_SCALE
+        scale, zero_point = affine_params(
+            minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two, least
+        )
+        # Fewer than 8 bits are the topmost integers.
+        return scale, zero_point + (self.high - integer_range(spec.bits)[1])
+
+    def _value(self, name: str) -> Tensor:
+        # A copy: torch and TensorFlow would give the variable, which later calls change.
+        return getattr(self, name) * 1.0
+
+    def _observe(
+        self,
+        slot: int,
+        real: Tensor,
+        products: list[tuple[QTensor, Any]],
+        lower: float | None,
+        upper: float | None,
+        now: Tensor | None,
+    ) -> None:
+        state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
+        kept = [*state, self.size[slot]] if self.learns else [*state]
+        # A range that has seen nothing, or nothing but 0, has nothing to keep.
+        only_zeros = ops.logical_and(state.minimum == 0, state.maximum == 0)
+        state = state._replace(count=ops.where(only_zeros, 0.0, state.count))
+
+        def followed() -> list[Tensor]:
+            observer = following(self.spec.momentum)
+            seen = observer.look(real)
+            # The ends of what is clamped are the ends, clamped.
+            minimum, maximum = (clamped(end, lower, upper) for end in seen[:2])
+            seen = Range(minimum, maximum, seen.count)
+            if products:
+                seen = self._needed(clamped(real, lower, upper), products, seen, state)
+            new = observer.update(state, seen)
+            if not self.learns:
+                return [*new]
+            mean = ops.mean(ops.abs(clamped(real, lower, upper)))
+            return [*new, kept[-1] + (mean - kept[-1]) / new.count]
+
+        observes = state.count == 0
+        if self.clock is not None:
+            over = self.clock.reached("freeze_ranges", now)
+            if self.learns:
+                # The optimizer moves what the first data gave, or those before it began.
+                over = ops.logical_or(over, self.clock.reached("quant_delay", now))
+            observes = ops.logical_or(observes, ops.logical_not(over))
+        always = self.clock is None and not self.learns
+        new = followed() if always else either(observes, followed, lambda: kept)
+        names = [*Range._fields, "size"][: len(new)]
+        here = np.arange(self.slots) == slot
+        new = [ops.where(here, n, self._value(k)) for n, k in zip(new, names, strict=True)]
+        self._assign(Range(*new[:3]))
+        if self.learns:
+            self.size.assign(new[3])
+
+    def _needed(
+        self, real: Tensor, products: list[tuple[QTensor, Any]], seen: Range, state: Range
+    ) -> Range:
+        """The part of a range that products need; what is known of it where nothing tells."""
+        reaches = []
+        for x, shape in products:
+            # Before a schedule's delay is over, partners are not rounded.
+            step = ops.where(x.whole, x.scale, 0.0)
+            use = look(real, ops.stop_gradient(x.values * x.scale), shape, most=SAMPLE)
+            low, high, known = reach(use, self.steps, least=step)
+            # A sample that needs all of its values needs those beside them, too.
+            low = ops.where(low <= ops.min(use.minimum), seen.minimum, low)
+            high = ops.where(high >= ops.max(use.maximum), seen.maximum, high)
+            reaches.append((low * known, high * known, known))
+        minimum, maximum, known = (ops.stack(part) for part in zip(*reaches, strict=True))
+        needed = Range(ops.min(minimum), ops.max(maximum), seen.count)
+        other = (ops.where(state.count > 0, a, b) for a, b in zip(state, seen, strict=True))
+        told = ops.max(known) > 0
+        return Range(*(ops.where(told, a, b) for a, b in zip(needed, other, strict=True)))
+
+    def _assign(self, new: Range) -> None:
+        self.minimum.assign(new.minimum)
+        self.maximum.assign(new.maximum)
+        self.count.assign(new.count)
+        # Slots without data hold 0, which is in every range anyway.
+        scale, zero_point = self._params(
+            ops.min(self._value("minimum")), ops.max(self._value("maximum"))
+        )
+        self.scale.assign(scale)
+        self.zero_point.assign(zero_point)
+
+
+def clamped(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
+    """Real values after a fused clamp.
+
+    Args:
+        real: Values of any shape.
+        lower: The smallest value that passes, or None.
+        upper: The largest value that passes, or None.
+    """
+    if (lower, upper) == (0.0, None):
+        # A maximum has half a gradient at 0, and takes torch several passes.
+        return ops.relu(real)
+    if lower is not None:
+        real = ops.maximum(real, lower)
+    if upper is not None:
+        real = ops.minimum(real, upper)
+    return real
