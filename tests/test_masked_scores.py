@@ -7,7 +7,7 @@ from keras import layers, ops
 from small import enliven
 
 import intact
-from intact.ops.activation import Clamp
+from intact.ops.relu import Clamp
 
 STEPS, SIZE = 8, 12
 FORMS = {

@@ -13,7 +13,7 @@ from intact import IntactError, InvalidDataError
 from intact.calibration.walk import as_filed, cut, in_float, run
 from intact.layers.kernel_graph import kernel_graph
 from intact.layers.quantized import Quantized
-from intact.ops.base import get_op
+from intact.ops.registry import get_op
 from intact.plan.scheme import TensorSpec
 from intact.recovery.equalization import equalize, pairs
 from intact.recovery.folds import FOLDS, chance, student_tail, surely_better

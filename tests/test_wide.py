@@ -15,7 +15,7 @@ from intact.litert.builder import Builder
 from intact.litert.runtime import LiteRTModel
 from intact.numerics.accumulator import digits
 from intact.numerics.affine import Affine, QTensor
-from intact.ops.wide import SigmoidRounding, SoftmaxRounding, TanhRounding
+from intact.rounding.curves import SigmoidRounding, SoftmaxRounding, TanhRounding
 from intact.rounding.kernel_rounding import KernelRounding
 from intact.testing import build_model, make_data
 

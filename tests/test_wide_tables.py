@@ -10,8 +10,8 @@ from small import enliven, gradient, host, op_names, parse, ready
 
 import intact
 from intact.numerics.backend_kernels import wide_types
-from intact.ops.activation import Clamp
 from intact.ops.blocks import DepthToSpace, SpaceToDepth
+from intact.ops.relu import Clamp
 from intact.ops.table import Elementwise
 
 FUNCTIONS = {

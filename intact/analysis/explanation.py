@@ -13,7 +13,8 @@ from intact.graph.tracer import Tracer
 from intact.layers.quantized_model import refuse_quantized
 from intact.names import SchemeName
 from intact.numerics.tensors import is_symbolic
-from intact.ops.base import Op, get_op, register_op
+from intact.ops.base import Op
+from intact.ops.registry import get_op, register_op
 from intact.plan.filters import Filters, LayerFilter
 from intact.plan.plan import BY_CHOICE, Plan, Step
 from intact.plan.planner import make_plan

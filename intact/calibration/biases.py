@@ -17,7 +17,8 @@ from intact.layers.quantized import Quantized
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision
-from intact.ops.base import Weighted, get_op
+from intact.ops.base import Weighted
+from intact.ops.registry import get_op
 from intact.quantizers.observers import Observer
 
 

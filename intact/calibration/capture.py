@@ -16,7 +16,7 @@ from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_products, lower_real
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import get_op
+from intact.ops.registry import get_op
 from intact.quantizers.observers import Observer
 
 Watch = tuple[keras.KerasTensor | tuple[keras.KerasTensor, ...], Observer]

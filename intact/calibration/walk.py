@@ -17,7 +17,7 @@ from intact.numerics.backend_kernels import no_gradients
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision
-from intact.ops.base import get_op
+from intact.ops.registry import get_op
 
 Call = Callable[[KernelGraph, Node, tuple[Any, ...]], Any]
 

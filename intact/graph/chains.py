@@ -13,8 +13,8 @@ import numpy as np
 from keras import layers
 
 from intact.graph.view import Graph, Node, view, with_calls
-from intact.ops.activation import Clamp
-from intact.ops.base import activation_name
+from intact.ops.registry import activation_name
+from intact.ops.relu import Clamp
 from intact.ops.table import TABLE_KERNELS, Elementwise, Step
 
 TABLE = 3

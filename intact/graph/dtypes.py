@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from intact.numerics.tensors import is_whole
-from intact.ops.base import get_op
+from intact.ops.registry import get_op
 from intact.ops.whole import NARROW, common_type
 
 if TYPE_CHECKING:

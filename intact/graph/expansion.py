@@ -14,7 +14,7 @@ from intact.graph.masks import Masks
 from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_whole
-from intact.ops.base import activation_name
+from intact.ops.registry import activation_name
 from intact.ops.table import Elementwise, make_steps
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from keras import layers
 from intact.graph.view import Graph, Node, view, with_replaced
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import get_op, known_config, share_code
+from intact.ops.registry import get_op, known_config, share_code
 
 MAX_SPREAD = 8.0
 """The largest ratio of a norm's factors. Weights that differ by more would lose bits."""

@@ -13,11 +13,11 @@ from keras import layers
 
 from intact.graph.view import Graph, Node, view, with_replaced
 from intact.numerics.tensors import to_numpy
-from intact.ops.activation import Clamp
 from intact.ops.constant import Constant
 from intact.ops.logic import Select
 from intact.ops.masking import MASKED
 from intact.ops.moves import MOVES, Moved
+from intact.ops.relu import Clamp
 
 FAR = 1000.0
 """How large a number is that stands for infinity: softmax sees nothing of e^-1000."""

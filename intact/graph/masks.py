@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from intact.numerics.tensors import is_symbolic, is_whole
-from intact.ops.base import find_op
+from intact.ops.registry import find_op
 from intact.ops.whole import truths
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from intact.graph.chains import Call, scalar
 from intact.graph.input_norms import takes_in, with_norm_before
 from intact.graph.view import Graph, Node, view, with_calls
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import get_op, known_config, share_code
+from intact.ops.registry import get_op, known_config, share_code
 
 
 def fold_scalings(model: keras.Model, named: set[str], kept: Collection[str] = ()) -> keras.Model:

@@ -19,7 +19,7 @@ from intact.graph.control_flow import unrolled
 from intact.graph.view import is_graph
 from intact.layers.base import QuantizedLayer
 from intact.numerics.tensors import Variable, is_symbolic, to_numpy
-from intact.ops.base import find_op
+from intact.ops.registry import find_op
 
 BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
 """Lists of variables that belong to Keras."""

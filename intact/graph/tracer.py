@@ -14,28 +14,15 @@ from intact.graph.displaced import moves_batch, trace_displaced
 from intact.graph.dtypes import in_one_type
 from intact.graph.expansion import expand_call, expand_function
 from intact.graph.masks import Masks, by_position, is_any, takes_masks, with_masks
-from intact.graph.view import (
-    Node,
-    is_graph,
-    made_by,
-    mask_of,
-    output_names,
-    structure,
-    view,
-)
+from intact.graph.view import Node, is_graph, made_by, mask_of, output_names, structure, view
 from intact.layers.base import QuantizedLayer, Together
 from intact.numerics.tensors import is_symbolic, is_trainable, is_whole, to_numpy
-from intact.ops.base import (
-    ANY_WHOLE,
-    find_op,
-    known_class,
-    known_config,
-    share_code,
-)
+from intact.ops.base import ANY_WHOLE
 from intact.ops.constant import Constant
 from intact.ops.logic import Select
 from intact.ops.moves import channels_last, emit_moved
 from intact.ops.refusals import reason_of
+from intact.ops.registry import find_op, known_class, known_config, share_code
 from intact.ops.whole import Convert, WholeNumber, counts, fits
 from intact.plan.scheme import Rule
 

@@ -7,8 +7,8 @@ from keras import layers
 
 from intact.graph.view import Node, view, with_replaced
 from intact.ops.activation import LogSoftmax
-from intact.ops.base import find_op
 from intact.ops.reduce import Max, Sum
+from intact.ops.registry import find_op
 from intact.ops.table import Elementwise
 from intact.plan.scheme import Rule, Scheme
 

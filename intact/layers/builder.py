@@ -23,7 +23,8 @@ from intact.layers.schedule import Schedule
 from intact.layers.stateful import StatefulQuantize
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import AllSame, NotQuantized, SameAsInput, get_op, known_config, share_code
+from intact.ops.base import AllSame, NotQuantized, SameAsInput
+from intact.ops.registry import get_op, known_config, share_code
 from intact.plan.plan import Plan, Site, Step
 from intact.rounding.lstm import LSTMRounding
 

@@ -7,12 +7,9 @@ import numpy as np
 from keras import ops
 
 from intact.layers.quantized import Quantized
-from intact.numerics.accumulator import (
-    Accumulator,
-    exact_sums,
-)
+from intact.numerics.accumulator import Accumulator, exact_sums
 from intact.numerics.backend_kernels import exact_convolution
-from intact.ops.base import get_op, known_config
+from intact.ops.registry import get_op, known_config
 
 
 @keras.saving.register_keras_serializable("intact")

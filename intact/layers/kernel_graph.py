@@ -19,8 +19,9 @@ from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, tensor_name
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
-from intact.ops.activation import relu_bounds
-from intact.ops.base import AllSame, NotQuantized, Op, SameAsInput, find_op, get_op
+from intact.ops.base import AllSame, NotQuantized, Op, SameAsInput
+from intact.ops.registry import find_op, get_op
+from intact.ops.relu import relu_bounds
 
 Clamp = tuple[float | None, float | None]
 """The lower and the upper bound of a fused activation."""

@@ -30,7 +30,8 @@ from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.straight_through import reparametrized, tied
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.numerics.weights import half_precision
-from intact.ops.base import AllSame, NotQuantized, SameAsInput, get_op
+from intact.ops.base import AllSame, NotQuantized, SameAsInput
+from intact.ops.registry import get_op
 from intact.plan.scheme import TensorSpec
 from intact.quantizers.base import QuantizeContext
 from intact.rounding.kernel_rounding import KernelRounding

@@ -10,7 +10,7 @@ from intact.layers.quantized import Quantized
 from intact.numerics.backend_kernels import exact_convolution, inverse
 from intact.numerics.tensors import Tensor
 from intact.numerics.weights import quantize_rows
-from intact.ops.base import get_op
+from intact.ops.registry import get_op
 from intact.plan.scheme import TensorSpec
 
 

@@ -17,8 +17,9 @@ from intact.litert.rolling import roll
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_whole, to_numpy
-from intact.ops.base import NotQuantized, computes_whole, get_op
+from intact.ops.base import NotQuantized, computes_whole
 from intact.ops.lookup import look_up
+from intact.ops.registry import get_op
 from intact.targets.fitting import keep_to
 
 

@@ -16,7 +16,8 @@ from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import weight_params
-from intact.ops.base import Op, Weighted, get_op
+from intact.ops.base import Op, Weighted
+from intact.ops.registry import get_op
 
 if TYPE_CHECKING:
     from intact.lowering.lowering import Lowering

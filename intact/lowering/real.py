@@ -11,7 +11,7 @@ from intact.litert.builder import Tensor
 from intact.lowering.lowering import Lowering, fused_activation
 from intact.lowering.node import LoweringNode, Stored
 from intact.numerics.numpy_ops import numpy_ops
-from intact.ops.base import get_op
+from intact.ops.registry import get_op
 
 
 def lower_real(

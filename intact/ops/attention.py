@@ -10,11 +10,12 @@ from keras import layers, ops
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.activation import OfIntegers
-from intact.ops.base import INTEGERS, Case, Fixed, Op, register_op
+from intact.ops.base import INTEGERS, Case, Fixed, Op
 from intact.ops.masking import Named, hide, whole_mask
 from intact.ops.matmul import contract
 from intact.ops.moves import permute, reshape
-from intact.ops.wide import SoftmaxRounding
+from intact.ops.registry import register_op
+from intact.rounding.curves import SoftmaxRounding
 
 
 @keras.saving.register_keras_serializable("intact")

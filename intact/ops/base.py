@@ -1,4 +1,4 @@
-"""What an op is, and the registry of all of them.
+"""What an op is.
 
 A new op is one subclass of `Op` in one file of this package: its constraints are
 class data, read by the plan, the documentation and the tests; its methods say how it
@@ -13,13 +13,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from intact.errors import IntactError, UnsupportedLayerError
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exact_sums, rescaled
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import exact_convolution, shared, with_shape
 from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
-from intact.registry import is_same
 from intact.rounding.kernel_rounding import KernelRounding
 
 if TYPE_CHECKING:
@@ -485,168 +483,3 @@ def computes_whole(
     """
     read = [tensor for index, tensor in enumerate(inputs) if index not in op.plain]
     return bool(op.whole or not read) and all(map(is_whole, (*read, *outputs)))
-
-
-REGISTRY: list[type[Op]] = []
-"""Every registered op, in order of registration."""
-
-_by_layer: dict[type, type[Op]] = {}
-_by_operation: dict[str, type[Op]] = {}
-_by_activation: dict[str, type[Op]] = {}
-
-
-def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
-    """Class decorator: make an op known.
-
-    Args:
-        op: The op class.
-        replace: Whether it may stand for what another op stands for already.
-
-    Returns:
-        The class itself; a decorator, if there is no class.
-
-    Raises:
-        IntactError: Another op stands for the same layer, operation or activation.
-
-    Example:
-
-    >>> @register_op
-    ... class Same(Op):
-    ...     keras_layers = ()
-    """
-    if op is None:
-        return lambda cls: register_op(cls, replace=replace)
-    new = ((_by_layer, op.keras_layers), (_by_operation, op.operations))
-    for known, keys in (*new, (_by_activation, op.activations)):
-        taken: list[Any] = [key for key in keys if key in known]
-        if taken and not replace and not is_same(op, known[taken[0]]):
-            name = getattr(taken[0], "__name__", taken[0])
-            raise IntactError(
-                f"{op.__name__} cannot be registered: {name!r} is that of "
-                f"{known[taken[0]].__name__} already. Pass `replace=True` to put it in its place: "
-                "`@register_op(replace=True)`."
-            )
-    REGISTRY.append(op)
-    _by_layer.update(dict.fromkeys(op.keras_layers, op))
-    _by_operation.update(dict.fromkeys(op.operations, op))
-    _by_activation.update(dict.fromkeys(op.activations, op))
-    return op
-
-
-def known_class(layer: Any) -> Any:
-    """The registered class that a layer is of, or that its class only gives another name.
-
-    A subclass that overrides a method which does something in a call (`call`, `build`, ...) is
-    no such class; it may have its own `__init__` and config.
-
-    Args:
-        layer: A Keras layer.
-
-    Returns:
-        The registered class; the layer's own where there is none.
-
-    Example:
-
-    >>> class Conv3x3(keras.layers.Conv2D):
-    ...     def __init__(self, filters):
-    ...         super().__init__(filters, 3)
-    >>> known_class(Conv3x3(4)).__name__
-    'Conv2D'
-    """
-    above: list[type] = []
-    for kind in type(layer).__mro__:
-        if kind in _by_layer or kind is keras.layers.Activation:
-            changed = {name for other in above for name in vars(other) if hasattr(kind, name)}
-            return kind if all(map(_is_idle, changed)) else type(layer)
-        above.append(kind)
-    return type(layer)
-
-
-def _is_idle(name: str) -> bool:
-    """Whether what has a name in a layer class does nothing in a call."""
-    special = name.startswith("__") and name != "__call__"
-    return special or name in ("get_config", "from_config")
-
-
-_CODE = ("activation", "_constraint", "_initializer", "_regularizer")
-"""How the names of those attributes end that may be code of the user's, without a config."""
-
-
-def known_config(layer: Any) -> dict[str, Any]:
-    """The config of a layer, for its `known_class`, without what may be code of the user's.
-
-    That is its activation, initializers, regularizers and constraints. `share_code` gives the
-    last two to a layer made of the config.
-
-    Args:
-        layer: A Keras layer.
-    """
-    kind = known_class(layer)
-    code = {
-        name: value
-        for name, value in vars(layer).items()
-        if name.endswith(_CODE) and value is not None and not isinstance(value, keras.Layer)
-    }
-    if kind is keras.layers.Activation:
-        code.pop("activation")
-    blank = {"activation": keras.activations.linear}
-    try:
-        for name in code:
-            setattr(layer, name, blank.get(name))
-        return {k: v for k, v in kind.get_config(layer).items() if not k.endswith("_initializer")}
-    finally:
-        for name, value in code.items():
-            setattr(layer, name, value)
-
-
-def share_code(layer: Any, made: Any, changes: dict[str, Any]) -> None:
-    """Give a layer the regularizers, constraints and initializers of another.
-
-    Args:
-        layer: The layer of the user's.
-        made: One made of its `known_config`, not built.
-        changes: What is not to be as in the user's layer.
-    """
-    for name, value in vars(layer).items():
-        shared = name.endswith(("_constraint", "_regularizer")) and name != "activity_regularizer"
-        # Weights have values already; an initializer without a config could not be saved.
-        ours = name.endswith("_initializer") and type(value).__module__.startswith("keras.")
-        if (shared or ours) and name not in changes and hasattr(made, name):
-            setattr(made, name, value)
-
-
-def activation_name(layer: keras.layers.Activation) -> str:
-    """The name of an Activation layer's function."""
-    return getattr(layer.activation, "__name__", type(layer.activation).__name__)
-
-
-def find_op(layer: Any) -> type[Op] | None:
-    """The op that stands for a layer or operation, or None.
-
-    Args:
-        layer: A Keras layer or operation.
-
-    Returns:
-        The registered class.
-    """
-    if isinstance(layer, keras.layers.Layer):
-        kind = known_class(layer)
-        if kind is keras.layers.Activation:
-            return _by_activation.get(activation_name(layer))
-        return _by_layer.get(kind)
-    return _by_operation.get(type(layer).__name__)
-
-
-def get_op(layer: Any) -> type[Op]:
-    """The op that stands for a canonical layer.
-
-    Raises:
-        UnsupportedLayerError: Nothing is registered for it.
-    """
-    op = find_op(layer)
-    if op is None:
-        raise UnsupportedLayerError(
-            f"{type(layer).__name__} {getattr(layer, 'name', '')!r} is unknown to intact. "
-            "Register an op for it with `intact.register_op`, or build it from Keras layers."
-        )
-    return op

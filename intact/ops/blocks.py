@@ -7,8 +7,9 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
-from intact.ops.base import INTEGERS, Case, register_op
+from intact.ops.base import INTEGERS, Case
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.ops.shape import Moving
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
+from intact.ops.registry import register_op
 from intact.ops.whole import whole_indices
 
 MAX_SPAN = 2**20

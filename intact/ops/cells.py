@@ -8,7 +8,8 @@ import numpy as np
 from keras import layers
 
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
+from intact.ops.registry import register_op
 from intact.ops.slicing import sliced
 from intact.ops.states import Carried, Zeros
 

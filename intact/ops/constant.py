@@ -7,17 +7,9 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import (
-    ANY_WHOLE,
-    COUNTS,
-    INTEGERS,
-    SAME_AS_INPUT,
-    Case,
-    Op,
-    Weight,
-    register_op,
-)
+from intact.ops.base import ANY_WHOLE, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op, Weight
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.ops.whole import whole_indices
 
 

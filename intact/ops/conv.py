@@ -7,7 +7,8 @@ from keras import layers, ops
 
 from intact.graph.view import is_shared, made_by
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import Case, Op, Weight, Weighted, register_op
+from intact.ops.base import Case, Op, Weight, Weighted
+from intact.ops.registry import register_op
 
 FIRST = "channels_first"
 WEIGHTS = ("int4", "int8", "uint8")

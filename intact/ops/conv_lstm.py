@@ -6,10 +6,11 @@ from typing import Any
 from keras import layers
 
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.cells import LSTMCell
 from intact.ops.moves import reshape
 from intact.ops.recurrent import Recurrent
+from intact.ops.registry import register_op
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 

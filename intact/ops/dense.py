@@ -6,7 +6,8 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
-from intact.ops.base import Case, Weight, Weighted, register_op
+from intact.ops.base import Case, Weight, Weighted
+from intact.ops.registry import register_op
 
 
 @register_op

@@ -8,9 +8,10 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
-from intact.ops.base import Case, Op, known_class, register_op
+from intact.ops.base import Case, Op
 from intact.ops.conv import same_padding
 from intact.ops.moves import reshape, twin
+from intact.ops.registry import known_class, register_op
 
 
 def _pair(value: Any, first: Any) -> tuple:

@@ -7,10 +7,11 @@ from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, is_trainable, to_numpy
 from intact.ops.attention import attend, attention, of_sources, repeated, step_mask
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.masking import Named, whole_mask
 from intact.ops.matmul import contract
 from intact.ops.moves import reshape
+from intact.ops.registry import register_op
 
 
 def _row_or_zeros(seen: Tensor, y: Tensor) -> Tensor:

@@ -13,13 +13,9 @@ from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
-from intact.ops.base import (
-    INTEGERS,
-    Case,
-    Op,
-    register_op,
-)
+from intact.ops.base import INTEGERS, Case, Op
 from intact.ops.norm import channel_scale
+from intact.ops.registry import register_op
 from intact.ops.shape import reshaped
 from intact.ops.table import Table
 from intact.rounding.kernel_rounding import AccumulatorRounding, KernelRounding

@@ -7,8 +7,9 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
-from intact.ops.base import COUNTS, Case, Op, Weight, register_op
+from intact.ops.base import COUNTS, Case, Op, Weight
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 
 
 class FloatOnly(Op):

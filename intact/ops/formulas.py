@@ -4,14 +4,9 @@ from typing import Any
 
 from keras import ops
 
-from intact.ops import (
-    formula_axes,
-    formula_images,
-    formula_moves,
-    formula_signals,
-    formula_values,
-)
-from intact.ops.base import Op, register_op
+from intact.ops import formula_axes, formula_images, formula_moves, formula_signals, formula_values
+from intact.ops.base import Op
+from intact.ops.registry import register_op
 
 TABLES = (formula_axes, formula_values, formula_moves, formula_signals, formula_images)
 """The modules that have formulas, what limits them, and cases."""

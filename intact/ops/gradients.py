@@ -6,8 +6,9 @@ import keras
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
-from intact.ops.base import Case, register_op
+from intact.ops.base import Case
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.ops.shape import Moving
 
 

@@ -6,10 +6,11 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.blocks import SpaceToDepth
 from intact.ops.conv import same_padding
 from intact.ops.padding import Pad
+from intact.ops.registry import register_op
 from intact.ops.resize import known_size, ratio_cropped
 from intact.ops.shape import reshaped
 from intact.ops.slicing import Take, sliced

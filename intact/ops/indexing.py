@@ -8,8 +8,9 @@ from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, is_whole, to_numpy
 from intact.ops import constant
-from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op, register_op
+from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.ops.shape import reshaped
 from intact.ops.slicing import Take, taken
 from intact.ops.whole import whole_indices

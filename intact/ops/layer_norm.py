@@ -7,8 +7,9 @@ from keras import layers, ops
 
 from intact.graph.view import listed_axes
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.norm import channel_scale
+from intact.ops.registry import register_op
 
 
 def inverse_root(epsilon: float) -> Callable:

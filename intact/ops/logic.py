@@ -10,9 +10,10 @@ from intact.graph.view import listed_axes
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import over
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
-from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, NotQuantized, Op, register_op
+from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, NotQuantized, Op
 from intact.ops.constant import Gather
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.ops.table import Elementwise, Step
 from intact.ops.whole import WholeNumber, common_type, truths, whole_indices
 

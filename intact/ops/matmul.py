@@ -16,8 +16,9 @@ from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, symbols, to_numpy
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.rounding.kernel_rounding import KernelRounding
 
 Labels = str

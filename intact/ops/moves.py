@@ -16,8 +16,8 @@ from keras import layers, ops
 
 from intact.graph.view import Node, made_by
 from intact.numerics.tensors import Tensor
-from intact.ops.base import find_op, known_class, known_config, share_code
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import find_op, known_class, known_config, share_code
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer

@@ -12,8 +12,9 @@ from intact.numerics.backend_kernels import batch_norm, moments, shared, sqrt, w
 from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_trainable, to_numpy
-from intact.ops.base import Case, Op, Weighted, register_op
+from intact.ops.base import Case, Op, Weighted
 from intact.ops.moves import channel_last
+from intact.ops.registry import register_op
 
 UNIT = 127.0
 """A factor of 1 as a weight: as fine as 8 bits make it, so that biases are fine too."""

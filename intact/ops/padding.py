@@ -8,8 +8,9 @@ from keras import layers, ops
 
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.tensors import Tensor, is_whole
-from intact.ops.base import ALL_SAME, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op, register_op
+from intact.ops.base import ALL_SAME, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.ops.shape import Moving
 from intact.ops.slicing import taken
 

@@ -9,14 +9,9 @@ from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import inverse
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor
-from intact.ops.base import (
-    INTEGERS,
-    SAME_AS_INPUT,
-    Case,
-    Op,
-    register_op,
-)
+from intact.ops.base import INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.conv import same_padding
+from intact.ops.registry import register_op
 
 POOL_CASES = (
     lambda layer: Case(lambda: layer(2), (8, 8, 3)),

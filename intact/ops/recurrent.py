@@ -8,10 +8,11 @@ from keras import layers, ops
 
 from intact.litert.rolling import LEAST
 from intact.numerics.tensors import is_symbolic
-from intact.ops.base import Case, Op, find_op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.cells import carried, dropped_inputs, zeros
 from intact.ops.logic import Select
 from intact.ops.moves import reshape
+from intact.ops.registry import find_op, register_op
 from intact.ops.sequence import streamed, why_not
 from intact.ops.shape import reshaped
 from intact.ops.slicing import sliced

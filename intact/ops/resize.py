@@ -9,13 +9,8 @@ from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import wide_types
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import (
-    INTEGERS,
-    SAME_AS_INPUT,
-    Case,
-    Op,
-    register_op,
-)
+from intact.ops.base import INTEGERS, SAME_AS_INPUT, Case, Op
+from intact.ops.registry import register_op
 from intact.ops.slicing import sliced
 
 ONE = 2048

@@ -14,7 +14,8 @@ from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import round_where
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import Case, Op, Weight, register_op
+from intact.ops.base import Case, Op, Weight
+from intact.ops.registry import register_op
 from intact.ops.slicing import sliced
 from intact.rounding.int16_tables import GATE_BITS
 from intact.rounding.lstm import GATES, LSTMRounding, State, StateKeeper, Steps, Sums, in_float

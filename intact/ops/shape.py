@@ -10,16 +10,9 @@ from keras import layers, ops
 
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
-from intact.ops.base import (
-    ALL_SAME,
-    ANY_WHOLE,
-    INTEGERS,
-    SAME_AS_INPUT,
-    Case,
-    Op,
-    register_op,
-)
+from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.moves import RESHAPES, reshape
+from intact.ops.registry import register_op
 
 
 class Moving(Op):

@@ -9,8 +9,9 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.moves import Moved
+from intact.ops.registry import register_op
 from intact.ops.shape import Moving, reshaped
 
 MAX_RUNS = 4

@@ -8,8 +8,9 @@ from keras import layers, ops
 
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
-from intact.ops.base import COUNTS, INTEGERS, Case, NotQuantized, Op, register_op
+from intact.ops.base import COUNTS, INTEGERS, Case, NotQuantized, Op
 from intact.ops.moves import Moved
+from intact.ops.registry import register_op
 from intact.ops.shape import Moving
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
+from intact.ops.registry import register_op
 
 
 @register_op

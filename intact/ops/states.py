@@ -8,8 +8,9 @@ from keras import layers, ops
 
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
-from intact.ops.base import INTEGERS, Case, Op, register_op
+from intact.ops.base import INTEGERS, Case, Op
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.registry import register_op
 from intact.ops.shape import Moving
 
 

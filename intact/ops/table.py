@@ -15,7 +15,7 @@ from intact.numerics.backend_kernels import inverse, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.straight_through import finite_gradient, straight_through, unfused
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import INTEGERS, Case, Op, register_op
+from intact.ops.base import INTEGERS, Case, Op
 from intact.ops.lookup import (
     COST,
     FINITE,
@@ -28,6 +28,7 @@ from intact.ops.lookup import (
     split,
 )
 from intact.ops.precise import PRECISE, between
+from intact.ops.registry import register_op
 
 KERNELS = {
     "Absolute": "ABS",

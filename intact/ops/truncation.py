@@ -9,8 +9,9 @@ from keras import layers, ops
 from intact.numerics.affine import QTensor
 from intact.numerics.straight_through import unfused
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import INTEGERS, Case, NotQuantized, Op, register_op
+from intact.ops.base import INTEGERS, Case, NotQuantized, Op
 from intact.ops.lookup import all_values, look_up
+from intact.ops.registry import register_op
 from intact.ops.table import Elementwise, Step, lower_steps
 
 LARGEST = 2.0**30

@@ -6,9 +6,10 @@ from typing import Any
 import keras
 from keras import layers
 
-from intact.ops.base import Case, Op, find_op, register_op
+from intact.ops.base import Case, Op
 from intact.ops.moves import reshape
 from intact.ops.recurrent import Recurrent, arguments, flat, joined, unrolled
+from intact.ops.registry import find_op, register_op
 
 
 @register_op

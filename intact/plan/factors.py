@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import keras
 
 from intact.graph.view import Graph, Node
-from intact.ops.base import get_op
 from intact.ops.elementwise import Multiply
 from intact.ops.moves import RESHAPES
 from intact.ops.norm import ByChannel
+from intact.ops.registry import get_op
 from intact.ops.table import Table
 
 Shape = tuple[int | None, ...]

@@ -6,11 +6,7 @@ import keras
 import numpy as np
 
 from intact.errors import IntactError
-from intact.ops.base import (
-    NotQuantized,
-    Op,
-    Weighted,
-)
+from intact.ops.base import NotQuantized, Op, Weighted
 from intact.plan.plan import Step
 from intact.plan.scheme import NARROW, Rule, TensorSpec
 

@@ -11,18 +11,9 @@ import keras
 
 from intact.errors import IntactError
 from intact.graph.view import Graph, Node, output_names, signature_names, view
-from intact.ops.activation import Clamp, relu_bounds
-from intact.ops.base import (
-    AllSame,
-    Fixed,
-    NotQuantized,
-    Observed,
-    Op,
-    SameAsInput,
-    computes_whole,
-    find_op,
-    get_op,
-)
+from intact.ops.base import AllSame, Fixed, NotQuantized, Observed, Op, SameAsInput, computes_whole
+from intact.ops.registry import find_op, get_op
+from intact.ops.relu import Clamp, relu_bounds
 from intact.ops.states import Zeros
 from intact.ops.whole import Cast
 from intact.plan.factors import Factors

@@ -22,9 +22,9 @@ from intact.calibration.walk import Walk, in_float
 from intact.graph.view import view
 from intact.layers.kernel_graph import Kernel, KernelGraph, Role
 from intact.numerics.tensors import to_numpy
-from intact.ops.activation import relu_bounds
-from intact.ops.base import get_op
 from intact.ops.conv import DepthwiseConv2D
+from intact.ops.registry import get_op
+from intact.ops.relu import relu_bounds
 from intact.recovery.layerwise import adjustable
 
 HOMOGENEOUS = (

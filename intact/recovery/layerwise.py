@@ -11,15 +11,9 @@ from intact.graph.view import Node, view
 from intact.layers.quantized import Quantized
 from intact.numerics.backend_kernels import no_gradients
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import Weighted, get_op
-from intact.recovery.rounding import (
-    Covariance,
-    Grid,
-    descend,
-    half_grid,
-    integer_grid,
-    shrunk,
-)
+from intact.ops.base import Weighted
+from intact.ops.registry import get_op
+from intact.recovery.rounding import Covariance, Grid, descend, half_grid, integer_grid, shrunk
 
 WINDOWS = 8192
 """How many patches a layer's covariance comes from, beside two for each of its taps."""

@@ -21,7 +21,7 @@ from intact.names import SchemeName
 from intact.numerics.affine import QTensor, unquantized
 from intact.numerics.backend_kernels import round_clip
 from intact.numerics.tensors import to_numpy
-from intact.ops.base import get_op
+from intact.ops.registry import get_op
 from intact.plan.scheme import Scheme
 from intact.tables import table
 

@@ -10,7 +10,8 @@ from intact.graph.canonicalize import canonicalize
 from intact.graph.view import is_graph, view
 from intact.layers.builder import build
 from intact.layers.quantized_model import refuse_quantized
-from intact.ops.base import Case, Op, register_op
+from intact.ops.base import Case, Op
+from intact.ops.registry import register_op
 from intact.plan.planner import make_plan
 from intact.plan.scheme import FLOAT_RULE, Scheme
 from intact.schemes import get_scheme

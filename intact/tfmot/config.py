@@ -3,7 +3,7 @@
 from typing import Any
 
 from intact.errors import IntactError
-from intact.ops.base import find_op
+from intact.ops.registry import find_op
 from intact.plan.scheme import FLOAT_RULE, Rule, TensorSpec
 from intact.tfmot.quantizers import Quantizer
 
