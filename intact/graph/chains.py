@@ -15,7 +15,8 @@ from keras import layers
 from intact.graph.view import Graph, Node, view, with_calls
 from intact.ops.registry import activation_name
 from intact.ops.relu import Clamp
-from intact.ops.table import TABLE_KERNELS, Elementwise, Step
+from intact.ops.steps import Step
+from intact.ops.table import TABLE_KERNELS, Elementwise
 
 TABLE = 3
 """The kernels that a table is: CAST, ADD and GATHER."""

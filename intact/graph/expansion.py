@@ -15,7 +15,8 @@ from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_whole
 from intact.ops.registry import activation_name
-from intact.ops.table import Elementwise, make_steps
+from intact.ops.steps import make_steps
+from intact.ops.table import Elementwise
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer

@@ -14,7 +14,8 @@ from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, NotQuantized, O
 from intact.ops.constant import Gather
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
-from intact.ops.table import Elementwise, Step
+from intact.ops.steps import Step
+from intact.ops.table import Elementwise
 from intact.ops.whole import WholeNumber, common_type, truths, whole_indices
 
 KINDS = {

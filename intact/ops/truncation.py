@@ -12,7 +12,8 @@ from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import INTEGERS, Case, NotQuantized, Op
 from intact.ops.lookup import all_values, look_up
 from intact.ops.registry import register_op
-from intact.ops.table import Elementwise, Step, lower_steps
+from intact.ops.steps import Step, lower_steps
+from intact.ops.table import Elementwise
 
 LARGEST = 2.0**30
 """Where whole numbers end that real values become."""
