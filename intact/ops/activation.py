@@ -1,4 +1,4 @@
-"""Activations that are a function of the real value: sigmoid, tanh, softmax and others."""
+"""Activation functions of the real value."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar

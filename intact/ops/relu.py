@@ -1,4 +1,4 @@
-"""ReLU and its relatives, which change the scale of integers and clamp them."""
+"""ReLU and other clamps."""
 
 from typing import Any, ClassVar, NamedTuple
 
