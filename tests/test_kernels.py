@@ -100,14 +100,14 @@ def graph_of(model):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow stores ops")
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_quantized_graph_has_at_most_twice_the_ops(bias):
+def test_a_quantized_graph_has_at_most_half_as_many_ops_again(bias):
     def size(model):
         return len(graph_of(model).get_operations())
 
     small, large = residual(1, bias), residual(4, bias)
     float_ops = size(large) - size(small)
     ops_ = [size(ready(intact.quantize_model(model))) for model in (small, large)]
-    assert ops_[1] - ops_[0] <= 2 * float_ops
+    assert ops_[1] - ops_[0] <= 1.5 * float_ops
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow stores ops")

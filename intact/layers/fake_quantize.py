@@ -192,30 +192,33 @@ class FakeQuantize(TrackedRange):
         if self.learns:
             now = None if self.clock is None else self.clock.now()
             spots = self.grid(self._count(rule, pending), now)
-        ready = None if self.fixed is not None else self.count[slot] > 0
+        count = None if self.fixed is not None else self.count
 
         def settled(
-            pending: Any, scale: Any, zero_point: Any, low: Any, high: Any, ready: Any
+            pending: Any, scale: Any, zero_point: Any, low: Any, high: Any, count: Any, slot: int
         ) -> tuple[Tensor, ...]:
             grid = Grid(scale, zero_point, low, high)
             if low is None:
                 grid = self._grid_by(scale, zero_point)
             values = self._rounded(rule, pending, None, grid, lower, upper)
             y = (values, grid.scale, grid.zero_point)
-            if ready is None:
-                return y
+            if count is None:
+                # Not a constant: TensorFlow copies a shared graph at each call that gets one.
+                return *y, ops.cast(scale > 0, "float32")
             # A model that has seen no data computes in float rather than in zeros.
+            ready = count[slot] > 0
             plain = unquantized(clamped(rule.real(pending), lower, upper))
-            return tuple(ops.where(ready, a, b) for a, b in zip(y, plain[:3], strict=True))
+            chosen = (ops.where(ready, a, b) for a, b in zip(y, plain[:3], strict=True))
+            return *chosen, ops.cast(ready, "float32")
 
         if not rule.any_size or self.spec.bits > 8:
-            values, scale, zero_point = settled(pending, *spots, ready)
+            values, scale, zero_point, whole = settled(pending, *spots, count, slot)
         else:
             key = (rule, self.spec, lower, upper)
-            values, scale, zero_point = shared(key, settled, pending, *spots, ready)
+            values, *scalars = shared(key, settled, pending, *spots, count, slot)
+            scale, zero_point, whole = scalars
             values = with_shape(values, rule.output_shape(pending))
-        # Not a constant: TensorFlow copies a shared graph at each call that gets one.
-        return QTensor(values, scale, zero_point, self.scale > 0 if ready is None else ready)
+        return QTensor(values, scale, zero_point, ops.cast(whole, "bool"))
 
     def _rounded(
         self,
