@@ -447,7 +447,7 @@ def test_unknown_layer_inside_is_named_with_its_path():
 
 
 def test_registered_layer_is_used(rng):
-    from intact.ops import Op, base
+    from intact.ops import Op, registry
 
     @keras.saving.register_keras_serializable("tests")
     class Twice(layers.Layer):
@@ -466,8 +466,8 @@ def test_registered_layer_is_used(rng):
         flat = same(keras.Sequential([keras.Input((4,)), Twice(name="twice")]), (4,), rng)
         assert names(flat) == ["twice"]
     finally:
-        base.REGISTRY.remove(TwiceOp)
-        del base._by_layer[Twice]
+        registry.REGISTRY.remove(TwiceOp)
+        del registry._by_layer[Twice]
 
 
 def test_a_deep_model_is_no_trouble():

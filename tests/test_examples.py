@@ -8,7 +8,7 @@ import pytest
 from small import host, lossy, quantizers
 
 import intact
-from intact.ops import base
+from intact.ops import registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -16,12 +16,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture
 def example(request):
     """An example as a module; ops that it registers are forgotten afterwards."""
-    kept = list(base.REGISTRY), dict(base._by_layer)
+    kept = list(registry.REGISTRY), dict(registry._by_layer)
     spec = importlib.util.spec_from_file_location(request.param, EXAMPLES / f"{request.param}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    base.REGISTRY[:], base._by_layer = kept[0], kept[1]
+    registry.REGISTRY[:], registry._by_layer = kept[0], kept[1]
 
 
 @pytest.mark.parametrize("example", ["register_your_own"], indirect=True)
