@@ -52,12 +52,12 @@ holds for some runtimes, or that precision is lost.
 """
 
 
-def family(op: type[Op]) -> str:
+def family(op: Op) -> str:
     """The title of the file that an op stands in."""
     return (importlib.import_module(op.__module__).__doc__ or "").split("\n")[0].rstrip(".")
 
 
-def stands_for(op: type[Op]) -> str:
+def stands_for(op: Op) -> str:
     """The user's layers, functions and operations that an op stands for."""
     own = [layer.__name__ for layer in op.keras_layers if layer.__module__.startswith("keras")]
     functions = [f'"{name}"' for name in op.activations]
@@ -82,7 +82,7 @@ def snake(name: str) -> str:
     return found
 
 
-def targets(op: type[Op]) -> str:
+def targets(op: Op) -> str:
     """The targets that run all kernels of an op."""
     if not op.litert or op.float_cases:
         return ""
@@ -94,21 +94,21 @@ def targets(op: type[Op]) -> str:
     return ", ".join(common) or "none of them"
 
 
-def wide(op: type[Op]) -> str:
+def wide(op: Op) -> str:
     """How an op computes with activations of 16 bits, if not by its kernels."""
     return op.wide or ("float" if op.float_cases else "")
 
 
 def supported_page() -> str:
     """The page of layers, functions and operations."""
-    families: dict[str, list[type[Op]]] = {}
+    families: dict[str, list[Op]] = {}
     for op in REGISTRY:
         if stands_for(op) and op.__module__.startswith("intact.ops"):
             families.setdefault(family(op), []).append(op)
     parts = [HEAD]
     for title, members in sorted(families.items()):
         rows = [["layers and functions", "kernels", "also on", "16 bits", "notes"], ["---"] * 5]
-        for op in sorted(members, key=lambda op: op.__name__):
+        for op in sorted(members, key=lambda op: op.name):
             kernels = ", ".join(op.litert) or "-"
             rows.append([stands_for(op), kernels, targets(op), wide(op), op.notes])
         parts.append(f"## {title}\n\n")

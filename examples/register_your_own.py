@@ -31,13 +31,11 @@ class DepthToSpace(intact.Op):
     output = SAME_AS_INPUT
     cases = (Case(PixelShuffle, (3, 4, 8)),)
 
-    @classmethod
-    def call(cls, layer, inputs, weights, training):
+    def call(self, layer, inputs, weights, training):
         (x,) = inputs
         return x._replace(values=layer(x.values))
 
-    @classmethod
-    def lower(cls, node, builder):
+    def lower(self, node, builder):
         builder.add("DEPTH_TO_SPACE", [node.input], [node.output], {"blockSize": 2})
 
 

@@ -18,4 +18,4 @@ LOSSY = {"Compare-4", "Concatenate-4", "GlobalPooling3D-1", "Formula-9"}
 
 def all_cases():
     """`(id, op, case)` of every registered op."""
-    return [(f"{op.__name__}-{i}", op, case) for op in REGISTRY for i, case in enumerate(op.cases)]
+    return [(f"{op.name}-{i}", op, case) for op in REGISTRY for i, case in enumerate(op.cases)]

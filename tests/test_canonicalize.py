@@ -457,8 +457,7 @@ def test_registered_layer_is_used(rng):
     class TwiceOp(Op):
         keras_layers = (Twice,)
 
-        @classmethod
-        def trace(cls, layer, args, kwargs, tracer):
+        def trace(self, layer, args, kwargs, tracer):
             return tracer.emit(layers.Rescaling(2.0, name=layer.name), args[0])
 
     try:

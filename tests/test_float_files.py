@@ -22,7 +22,7 @@ SCHEMES = {"float32": 1e-5, **EQUAL}
 SAMPLES = 4
 CASES = [
     *all_cases(),
-    *((f"{op.__name__}-float-{i}", op, c) for op in REGISTRY for i, c in enumerate(op.float_cases)),
+    *((f"{op.name}-float-{i}", op, c) for op in REGISTRY for i, c in enumerate(op.float_cases)),
 ]
 
 

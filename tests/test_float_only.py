@@ -10,7 +10,7 @@ from intact.ops import REGISTRY
 from intact.testing import build_model, make_data
 
 CASES = [
-    pytest.param(case, id=f"{op.__name__}-{i}")
+    pytest.param(case, id=f"{op.name}-{i}")
     for op in REGISTRY
     for i, case in enumerate(op.float_cases)
 ]

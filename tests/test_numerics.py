@@ -178,7 +178,7 @@ def test_batch_norm_folds_to_the_same_bits_on_the_host(start, rng):
     input_scale = np.float32(0.013)
     weight_scale = np.abs(rng.normal(size=40) * 0.01).astype("float32") + np.float32(1e-6)
     found, expected = (
-        BatchNormalization.fold(layer, sums(xp, input_scale, weight_scale), False, xp)
+        BatchNormalization().fold(layer, sums(xp, input_scale, weight_scale), False, xp)
         for xp in (ops, numpy_ops)
     )
     equal(found, expected)

@@ -58,7 +58,7 @@ def test_battery(name, trial, check):
 def test_every_op_has_cases():
     own = [op for op in REGISTRY if op.__module__.startswith("intact.ops")]
     bare = [op for op in own if op.keras_layers and not (op.cases or op.float_cases)]
-    assert not [op.__name__ for op in bare]
+    assert not [op.name for op in bare]
 
 
 def test_a_failure_names_the_case_and_the_check(monkeypatch):

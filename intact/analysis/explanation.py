@@ -48,8 +48,7 @@ class UnknownOp(Op):
 
     keras_layers = (Unknown,)
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         """What the tracer said."""
         return layer.reason
 
@@ -196,7 +195,7 @@ def explain(
     for step in plan.steps:
         layer = canonical.get_layer(step.name)
         op = get_op(layer)
-        known, integer = op is not UnknownOp, step.integer or bool(step.whole)
+        known, integer = not isinstance(op, UnknownOp), step.integer or bool(step.whole)
         kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert
         place, why = step.output_range, step.why_float
         wide = _wide(step, op, getattr(layer, "own_rule", None) or scheme.rule_for(layer))
@@ -206,7 +205,7 @@ def explain(
     return Explanation(tuple(entries), plan)
 
 
-def _wide(step: Step, op: type[Op], rule: Rule) -> str:
+def _wide(step: Step, op: Op, rule: Rule) -> str:
     """How an op computes where a rule asks for 16 bits, if not by kernels that take them."""
     spec = rule.activations
     if not step.integer or spec is None or spec.activation_dtype != "int16":

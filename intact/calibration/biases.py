@@ -128,7 +128,7 @@ def _has_kernel(kernel: Kernel) -> bool:
     quantized, op = kernel.quantized, kernel.op
     if quantized is None or quantized.spec is None or quantized.norm is not None:
         return False
-    return op is not None and issubclass(op, Weighted) and "kernel" in op.weights
+    return op is not None and isinstance(op, Weighted) and "kernel" in op.weights
 
 
 def _rounding(kernel: Kernel) -> np.ndarray:

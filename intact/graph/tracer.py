@@ -247,7 +247,7 @@ class Tracer:
             return self._itself(layer)(*args, **kwargs)
         op = find_op(layer)
         if counts(layer, keras.tree.flatten((args, kwargs))):
-            op = WholeNumber
+            op = WholeNumber()
         if op is not None:
             # Those of a ConvLSTM come behind the steps.
             rnn = isinstance(layer, keras.layers.RNN)

@@ -48,7 +48,7 @@ def _rule(layer: Any, scheme: Scheme) -> Rule:
 
 
 def _is_wide_log_softmax(node: Node, scheme: Scheme) -> bool:
-    if node.is_input or find_op(node.layer) is not LogSoftmax:
+    if node.is_input or not isinstance(find_op(node.layer), LogSoftmax):
         return False
     rule = _rule(node.layer, scheme)
     activations = rule.activations

@@ -58,7 +58,7 @@ class Kernel:
     role: Role
     call: Node
     layer: Any
-    op: type[Op] | None = None
+    op: Op | None = None
     quantized: Quantized | None = None
     norms: list[Node] = field(default_factory=list)
     activation: Node | None = None

@@ -86,7 +86,7 @@ class LoweringNode:
 
     lowering: "Lowering"
     layer: Any
-    op: type[Op]
+    op: Op
     inputs: list[Tensor]
     shape: Shape
     name: str
@@ -175,7 +175,7 @@ class LoweringNode:
 def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     """The weights of an integer op, as it computes them in Keras."""
     op = node.op
-    if not issubclass(op, Weighted):
+    if not isinstance(op, Weighted):
         if quantized.spec is not None:
             stored_weights(node, quantized)
         return
@@ -256,7 +256,7 @@ def float_weights(node: LoweringNode, held: Any) -> None:
         stored_weights(node, held)
         for stored in node.weights.values():
             stored.dynamic = held.dynamic
-    if not issubclass(op, Weighted):
+    if not isinstance(op, Weighted):
         return
     if not op.weights:
         factor, node.real_bias = op.factors(layer, node.input.shape[-1] or 0)

@@ -27,14 +27,12 @@ class Curve(Op):
 
     kernel_rounding = "real"
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         return layer(x.values * x.scale)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        builder.add(cls.litert[0], [node.input], [node.output])
+    def lower(self, node: Any, builder: Any) -> None:
+        builder.add(self.litert[0], [node.input], [node.output])
 
 
 class OfIntegers(Requantizing, Curve):
@@ -72,8 +70,7 @@ class Sigmoid(OfIntegers):
     pointwise = True
     cases = (Case(lambda: layers.Activation("sigmoid"), (50, 4), low=-8.0, high=8.0),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return _as_activation(layer, args[0], tracer, "sigmoid")
 
 
@@ -90,8 +87,7 @@ class Tanh(OfIntegers):
     pointwise = True
     cases = (Case(lambda: layers.Activation("tanh"), (50, 4), low=-4.0, high=4.0),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return _as_activation(layer, args[0], tracer, "tanh")
 
 
@@ -115,8 +111,7 @@ class Softmax(OfIntegers):
         Case(lambda: layers.Dense(5, activation="softmax"), (6,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, rank = args[0], len(args[0].shape)
         with tracer.scope(layer):
             mask = whole_mask([kwargs.get("mask")], layer, tracer, rank)
@@ -125,8 +120,7 @@ class Softmax(OfIntegers):
         softmax = layers.Softmax(name=layer.name)
         return _along_last(layer, x, tracer, lambda x: tracer.emit(softmax, x))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         builder.add("SOFTMAX", [node.input], [node.output], {"beta": 1.0})
 
 
@@ -147,8 +141,7 @@ class LogSoftmax(OfIntegers):
         Case(lambda: ops.log_softmax, (3, 5), low=-7.0, high=7.0),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         activation = layers.Activation("log_softmax", name=layer.name)
         return _along_last(layer, args[0], tracer, lambda x: tracer.emit(activation, x))
 
@@ -162,8 +155,7 @@ class Silu(Op):
     litert = ("LOGISTIC", "MUL")
     cases = (Case(lambda: layers.Activation("silu"), (50, 4), low=-6.0, high=6.0),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         gate = layers.Activation("sigmoid", name=f"{layer.name}_gate")
         gated = tracer.emit(gate, args[0])
         return tracer.emit(layers.Multiply(name=layer.name), [args[0], gated])
@@ -188,10 +180,9 @@ class HardSigmoid(Op):
         "sparse_sigmoid": 0.5,
     }
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         function = getattr(layer, "activation", None)
-        slope = cls.slopes.get(getattr(function, "__name__", type(layer).__name__), 1 / 6)
+        slope = self.slopes.get(getattr(function, "__name__", type(layer).__name__), 1 / 6)
         line = layers.Rescaling(slope, 0.5, name=f"{layer.name}_line")
         return tracer.emit(layers.ReLU(1.0, name=layer.name), tracer.emit(line, args[0]))
 
@@ -214,12 +205,10 @@ class HardSilu(Requantizing):
         Case(lambda: layers.Activation("hard_silu"), (50, 4), low=-1.0, high=0.5),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return _as_activation(layer, args[0], tracer, "hard_silu")
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         if not y.quantized:
             builder.add("HARD_SWISH", [x], [y])

@@ -49,13 +49,11 @@ class AttentionSoftmax(OfIntegers):
     output = Fixed(1 / 256, -128)
     cases = (Case(lambda: ScaledSoftmax(0.5), (3, 5), low=-4.0, high=4.0),)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         return x._replace(scale=x.scale * np.float32(layer.beta))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         builder.add("SOFTMAX", [node.input], [node.output], {"beta": node.layer.beta})
 
 
@@ -223,12 +221,11 @@ class MultiHeadAttention(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         given = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
         query, value = given["query"], given["value"]
         given["key"] = value if given.get("key") is None else given["key"]
-        mask = cls.mask(layer, given, tracer)
+        mask = self.mask(layer, given, tracer)
         with tracer.scope(layer):
             q = tracer.trace(layer._query_dense, (query,), {})
             k = tracer.trace(layer._key_dense, (given["key"],), {})
@@ -252,8 +249,7 @@ class MultiHeadAttention(Op):
             y = tracer.trace(layer._output_dense, (y,), {})
         return (y, shares) if given.get("return_attention_scores") else y
 
-    @classmethod
-    def mask(cls, layer: Any, given: dict[str, Any], tracer: Any) -> Any:
+    def mask(self, layer: Any, given: dict[str, Any], tracer: Any) -> Any:
         """Which sources each target sees, by all that a call says about it; None for all."""
         query, key = given["query"], given["key"]
         attention_mask, causal = given.get("attention_mask"), bool(given.get("use_causal_mask"))

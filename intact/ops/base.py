@@ -147,8 +147,7 @@ class Op:
     >>> class DenseRelu(Op):
     ...     "A composite: it is only traced, into ops that there are."
     ...
-    ...     @classmethod
-    ...     def trace(cls, layer, args, kwargs, tracer):
+    ...     def trace(self, layer, args, kwargs, tracer):
     ...         return tracer.emit(layers.ReLU(), tracer.emit(layer.dense, args[0]))
     """
 
@@ -175,8 +174,12 @@ class Op:
     cases: ClassVar[tuple[Case, ...]] = ()
     float_cases: ClassVar[tuple[Case, ...]] = ()
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: "Tracer") -> Any:
+    @property
+    def name(self) -> str:
+        """What plans and reports call the op."""
+        return type(self).__name__
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: "Tracer") -> Any:
         """Rewrite a call into known layers.
 
         Args:
@@ -190,8 +193,7 @@ class Op:
         """
         return tracer.emit(layer, args[0])
 
-    @classmethod
-    def before_move(cls, layer: Any, move: Any) -> Any:
+    def before_move(self, layer: Any, move: Any) -> Any:
         """What does the same before a reshape or permutation as a layer does behind it.
 
         Args:
@@ -201,10 +203,9 @@ class Op:
         Returns:
             A layer, mostly the same one; None if there is none.
         """
-        return layer if cls.pointwise else None
+        return layer if self.pointwise else None
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list[tuple[int | None, ...]]) -> str | None:
+    def refuse(self, layer: Any, shapes: list[tuple[int | None, ...]]) -> str | None:
         """Why this layer has no integer form, or None if it has one.
 
         Args:
@@ -216,8 +217,7 @@ class Op:
         """
         return None
 
-    @classmethod
-    def folds_into_weights(cls, layer: Any, shape: tuple[int | None, ...]) -> bool:
+    def folds_into_weights(self, layer: Any, shape: tuple[int | None, ...]) -> bool:
         """Whether the layer only scales and shifts the channels of the op before it.
 
         Such an op has a method `fold`, that applies it to the op's sums.
@@ -228,8 +228,7 @@ class Op:
         """
         return False
 
-    @classmethod
-    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+    def fold(self, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
         """Apply an op that folds into weights to the sums of the op before it.
 
         Args:
@@ -244,8 +243,7 @@ class Op:
         """
         raise NotImplementedError
 
-    @classmethod
-    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+    def shift(self, layer: Any, amount: np.ndarray) -> None:
         """Let the layer add an amount to the sums, if it has a weight for it.
 
         Args:
@@ -254,14 +252,12 @@ class Op:
         """
         raise NotImplementedError
 
-    @classmethod
-    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """The real factor and offset of each channel, of an op that scales and shifts them."""
         raise NotImplementedError
 
-    @classmethod
     def call(
-        cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
+        self, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
     ) -> Any:
         """Compute on integer values.
 
@@ -278,18 +274,16 @@ class Op:
         (x,) = inputs
         return x._replace(values=layer(x.values))
 
-    @classmethod
-    def rounding(cls, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str) -> str:
         """The `KernelRounding` of the kernel that takes weights of a type.
 
         Args:
             layer: The canonical layer.
             dtype: The type of its weights; "int8" where it has none.
         """
-        return cls.kernel_rounding
+        return self.kernel_rounding
 
-    @classmethod
-    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+    def real(self, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
         """Compute in float, with given values of the weights.
 
         Args:
@@ -302,8 +296,7 @@ class Op:
         """
         raise NotImplementedError
 
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+    def pending_spec(self, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
         """The symbolic form of what `call` returns.
 
         Args:
@@ -314,19 +307,17 @@ class Op:
         Returns:
             `KerasTensor`s, nested like the result of `call`.
         """
-        if isinstance(cls.output, NotQuantized):
-            return keras.KerasTensor(shape, cls.output.dtype)
-        if isinstance(cls.output, SameAsInput | AllSame):
+        if isinstance(self.output, NotQuantized):
+            return keras.KerasTensor(shape, self.output.dtype)
+        if isinstance(self.output, SameAsInput | AllSame):
             return QTensor.symbolic(shape)
-        return KernelRounding.registry.find(cls.kernel_rounding).symbolic(shape)
+        return KernelRounding.registry.find(self.kernel_rounding).symbolic(shape)
 
-    @classmethod
-    def accumulator_scale(cls, node: "LoweringNode") -> float:
+    def accumulator_scale(self, node: "LoweringNode") -> float:
         """The real size of one step of the op's sums; 0 if it may be any."""
         return 0.0
 
-    @classmethod
-    def lower(cls, node: "LoweringNode", builder: Any) -> None:
+    def lower(self, node: "LoweringNode", builder: Any) -> None:
         """Add the LiteRT ops that compute `node.output` from `node.inputs`.
 
         The same for float and integer: the tensors know their types.
@@ -347,8 +338,7 @@ class Weighted(Op):
     fuses = True
     folds_batch_norm = True
 
-    @classmethod
-    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+    def products(self, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         """The sums of products, without bias.
 
         Args:
@@ -358,8 +348,7 @@ class Weighted(Op):
         """
         raise NotImplementedError
 
-    @classmethod
-    def patches(cls, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
+    def patches(self, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
         """What the kernel is multiplied with at some places of an input, on the host.
 
         Sums of products are `einsum("nkg,kgm->ngm", patches, kernel.reshape(k, g, m))`.
@@ -375,18 +364,15 @@ class Weighted(Op):
         """
         return None
 
-    @classmethod
-    def unit(cls, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    def unit(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """The kernel of an op without `weights`: whole numbers and their scales."""
         raise NotImplementedError
 
-    @classmethod
-    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+    def shift(self, layer: Any, amount: np.ndarray) -> None:
         if layer.bias is not None:
             layer.bias.assign(to_numpy(layer.bias) + amount)
 
-    @classmethod
-    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+    def accumulator(self, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
         """Sums with the layer's bias.
 
         Args:
@@ -396,8 +382,7 @@ class Weighted(Op):
         """
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 
-    @classmethod
-    def stores(cls, layer: Any, dtype: str, per_axis: bool) -> bool:
+    def stores(self, layer: Any, dtype: str, per_axis: bool) -> bool:
         """Whether the kernel takes weights of one of its types for a layer.
 
         Args:
@@ -407,8 +392,7 @@ class Weighted(Op):
         """
         return True
 
-    @classmethod
-    def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
+    def rows(self, layer: Any, rank: int) -> tuple[int, ...]:
         """The axes over which kernels look for the range of an input at run time.
 
         Args:
@@ -417,29 +401,25 @@ class Weighted(Op):
         """
         return tuple(range(1, rank))
 
-    @classmethod
-    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
-        y = cls.products(layer, inputs[0], weights["kernel"])
+    def real(self, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+        y = self.products(layer, inputs[0], weights["kernel"])
         return y if layer.bias is None else y + layer.bias
 
-    @classmethod
-    def accumulator_scale(cls, node: "LoweringNode") -> float:
+    def accumulator_scale(self, node: "LoweringNode") -> float:
         return float(np.max(np.abs(node.sums.input_scale * node.sums.weight_scale)))
 
-    @classmethod
     def call(
-        cls, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
+        self, layer: Any, inputs: list[QTensor], weights: dict[str, Any], training: bool
     ) -> Any:
         (x,), (kernel, scale) = inputs, weights["kernel"]
         acc = accumulator(None, x.scale, scale, whole=x.whole)
-        kernel, acc = cls.with_bias(layer, kernel, acc, shares=training is False)
+        kernel, acc = self.with_bias(layer, kernel, acc, shares=training is False)
         with exact_convolution():
-            values, high, low = exact_sums(lambda v: cls.products(layer, v, kernel), x)
+            values, high, low = exact_sums(lambda v: self.products(layer, v, kernel), x)
         return acc._replace(values=values, high=high, low=low)
 
-    @classmethod
     def with_bias(
-        cls, layer: Any, kernel: Tensor, acc: Accumulator, shares: bool
+        self, layer: Any, kernel: Tensor, acc: Accumulator, shares: bool
     ) -> tuple[Tensor, Accumulator]:
         """Sums with the layer's bias, and the kernel of their scales.
 
@@ -450,11 +430,10 @@ class Weighted(Op):
             shares: Whether all layers may share one graph.
         """
         before = acc.weight_scale
-        layout = cls.weights["kernel"].layout
-        own: Any = cls.accumulator
-        base: Any = Weighted.accumulator
-        if not shares or layer.bias is None or own.__func__ is not base.__func__:
-            acc = cls.accumulator(layer, acc)
+        layout = self.weights["kernel"].layout
+        own = type(self).accumulator is not Weighted.accumulator
+        if own or not shares or layer.bias is None:
+            acc = self.accumulator(layer, acc)
             return rescaled(kernel, before, acc, layout), acc
 
         def biased(kernel: Tensor, acc: Any, bias: Tensor) -> tuple[Tensor, ...]:
@@ -472,7 +451,7 @@ class Weighted(Op):
 
 
 def computes_whole(
-    op: type[Op], inputs: Sequence[keras.KerasTensor], outputs: Sequence[keras.KerasTensor]
+    op: Op, inputs: Sequence[keras.KerasTensor], outputs: Sequence[keras.KerasTensor]
 ) -> bool:
     """Whether a call makes whole numbers of whole numbers, so that nothing in it is quantized.
 

@@ -77,9 +77,8 @@ class Blocks(Moving):
     wide = "RESHAPE, TRANSPOSE"
     notes = "Channels last, for the backends of Keras disagree about channels first."
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        kind = cls.keras_layers[0]
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        kind = self.keras_layers[0]
         if isinstance(layer, kind):
             return tracer.emit(layer, args[0])
         if layer.data_format != "channels_last":
@@ -90,27 +89,24 @@ class Blocks(Moving):
             )
         return tracer.emit(kind(layer.block_size, name=layer.name), args[0])
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         if None in shapes[0][1:]:
             return f"all sizes but the batch must be known, received shape {shapes[0]}"
         return None
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y, size = node.input, node.output, node.layer.block_size
         if x.dtype != "int16":
-            builder.add(cls.litert[0], [x], [y], {"blockSize": size})
+            builder.add(self.litert[0], [x], [y], {"blockSize": size})
             return
         # There is no kernel of 16 bits; two axes change places.
-        first, second, size = cls.as_axes(x.shape, size)
+        first, second, size = self.as_axes(x.shape, size)
         moved = builder.like(y, (None, second, first, size))
         order = builder.constant(np.array([0, 2, 1, 3], "int32"))
         builder.add("TRANSPOSE", [builder.reshape(x, (None, first, second, size)), order], [moved])
         builder.reshape(moved, y.shape, y)
 
-    @classmethod
-    def as_axes(cls, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
+    def as_axes(self, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
         """The sizes of the two axes that change places, and of what moves as one.
 
         Args:
@@ -132,8 +128,7 @@ class DepthToSpaceOp(Blocks):
         Case(lambda: lambda x: DepthToSpace(3)(layers.Conv2D(18, 1)(x)), (3, 4, 2)),
     )
 
-    @classmethod
-    def as_axes(cls, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
+    def as_axes(self, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
         return shape[2], size, shape[3] // size
 
 
@@ -149,6 +144,5 @@ class SpaceToDepthOp(Blocks):
         Case(lambda: lambda x: layers.Conv2D(4, 1)(SpaceToDepth(3)(x)), (6, 3, 2)),
     )
 
-    @classmethod
-    def as_axes(cls, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
+    def as_axes(self, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
         return size, shape[2] // size, shape[3] * size

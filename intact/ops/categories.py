@@ -67,8 +67,7 @@ class CategoryEncoding(Op):
         Case(lambda: layers.CategoryEncoding(6, "count"), (3,), high=5, dtype="int32", low=0),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, *weights = (*args, *kwargs.values())
         x = whole_indices(x, layer, tracer)
         return encoded(layer, x, layer.num_tokens, tracer, weights[0] if weights else None)
@@ -101,8 +100,7 @@ class Discretization(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         bounds = np.asarray(layer.bin_boundaries, "float32").tolist()
 
@@ -133,8 +131,7 @@ class IntegerLookup(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if layer.num_oov_indices > 1:
             tracer.refuse(layer, "it hashes what is not in its vocabulary; use num_oov_indices=1")

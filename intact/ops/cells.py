@@ -62,16 +62,14 @@ class Cell(Op):
 
     litert = ("FULLY_CONNECTED", "ADD", "MUL", "LOGISTIC", "TANH")
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         given = dict(zip(("inputs", "states"), args, strict=False)) | kwargs
         states = keras.tree.flatten(given["states"])
         with tracer.scope(layer):
-            x = cls.project(layer, given["inputs"], tracer)
-            return cls.advance(layer, x, states, tracer)
+            x = self.project(layer, given["inputs"], tracer)
+            return self.advance(layer, x, states, tracer)
 
-    @classmethod
-    def state_sizes(cls, cell: Any) -> list[int]:
+    def state_sizes(self, cell: Any) -> list[int]:
         """The size of the last axis of each state.
 
         Args:
@@ -79,8 +77,7 @@ class Cell(Op):
         """
         return keras.tree.flatten(cell.state_size)
 
-    @classmethod
-    def project(cls, cell: Any, x: Any, tracer: Any) -> Any:
+    def project(self, cell: Any, x: Any, tracer: Any) -> Any:
         """What the inputs give to the sums of a step; for all steps at once.
 
         Args:
@@ -89,15 +86,13 @@ class Cell(Op):
             tracer: The tracer.
         """
         x = dropped_inputs(cell, x, tracer)
-        return dense(cell, "kernel", *cls.input_weights(cell), x, tracer)
+        return dense(cell, "kernel", *self.input_weights(cell), x, tracer)
 
-    @classmethod
-    def input_weights(cls, cell: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def input_weights(self, cell: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Kernel and bias of the inputs' product."""
         return to_numpy(cell.kernel), None if cell.bias is None else to_numpy(cell.bias)
 
-    @classmethod
-    def advance(cls, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
+    def advance(self, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
         """One step.
 
         Args:
@@ -178,8 +173,7 @@ class SimpleRNNCell(Cell):
         Case(lambda: lambda x, h: layers.SimpleRNNCell(3)(x, [h])[0], [(4,), (3,)], exact=False),
     )
 
-    @classmethod
-    def advance(cls, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
+    def advance(self, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
         if states:
             h = dropped(cell, states[0], tracer)
             h = dense(cell, "recurrent", to_numpy(cell.recurrent_kernel), None, h, tracer)
@@ -214,11 +208,10 @@ class LSTMCell(Cell):
         ),
     )
 
-    @classmethod
-    def advance(cls, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
+    def advance(self, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
         if states:
             h, c = states
-            h = cls.recur(cell, dropped(cell, h, tracer), tracer)
+            h = self.recur(cell, dropped(cell, h, tracer), tracer)
             x = add("sum", x, h, tracer)
         units = x.shape[-1] // 4
         i, f, g, o = (
@@ -237,8 +230,7 @@ class LSTMCell(Cell):
         h = multiply("h", o, activated("c", cell.activation, new, tracer), tracer)
         return h, [h, new]
 
-    @classmethod
-    def recur(cls, cell: Any, h: Any, tracer: Any) -> Any:
+    def recur(self, cell: Any, h: Any, tracer: Any) -> Any:
         """What the output of the step before gives to the sums of a step."""
         return dense(cell, "recurrent", to_numpy(cell.recurrent_kernel), None, h, tracer)
 
@@ -260,25 +252,22 @@ class GRUCell(Cell):
         ),
     )
 
-    @classmethod
-    def signs(cls, cell: Any) -> np.ndarray:
+    def signs(self, cell: Any) -> np.ndarray:
         """-1 for the sums of z, as `1 - sigmoid(x)` is `sigmoid(-x)`; 1 where it is not so."""
         limits = (cell.kernel_constraint, cell.recurrent_constraint, cell.bias_constraint)
         turned = cell.recurrent_activation in SYMMETRIC and not any(limits)
         return np.repeat(np.array([-1 if turned else 1, 1, 1], "float32"), cell.units)
 
-    @classmethod
-    def input_weights(cls, cell: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def input_weights(self, cell: Any) -> tuple[np.ndarray, np.ndarray | None]:
         kernel, bias = super().input_weights(cell)
         if bias is not None and cell.reset_after:
             # That of the recurrent product joins the same sums, but for the new value's.
             bias = bias[0] + bias[1] * np.repeat(np.array([1, 1, 0], "float32"), cell.units)
-        signs = cls.signs(cell)
+        signs = self.signs(cell)
         return kernel * signs, None if bias is None else bias * signs
 
-    @classmethod
-    def advance(cls, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
-        signs, split = cls.signs(cell), 2 * cell.units
+    def advance(self, cell: Any, x: Any, states: list | None, tracer: Any) -> tuple[Any, list]:
+        signs, split = self.signs(cell), 2 * cell.units
         kernel = to_numpy(cell.recurrent_kernel) * signs
         (h,) = states or (None,)
         inputs = h if h is None else dropped(cell, h, tracer)

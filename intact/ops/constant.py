@@ -69,21 +69,17 @@ class ConstantTensor(Op):
         Case(lambda: lambda x: ops.convert_to_tensor([[0.5], [-1.0]]) * x, (2, 3)),
     )
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         bad = int((~np.isfinite(to_numpy(layer.value))).sum())
         return f"{bad} of its values are infinite, and a range is finite" if bad else None
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
         return layer(inputs[0])
 
-    @classmethod
-    def real(cls, layer: Any, inputs: list[Any], weights: dict) -> Tensor:
+    def real(self, layer: Any, inputs: list[Any], weights: dict) -> Tensor:
         return weights["value"]
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         values, y = to_numpy(node.layer.value), node.output
         if y.quantized:
             node.alias(builder.quantized_constant(values, y, y.name))
@@ -131,8 +127,7 @@ class Embedding(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         indices = whole_indices(args[0], layer, tracer)
         table = tracer.constant(layer.embeddings, f"{layer.name}_table")
         return tracer.emit(Gather(name=layer.name), [table, indices])
@@ -150,13 +145,11 @@ class Lookup(Op):
     output = SAME_AS_INPUT
     cases = (Case(lambda: layers.Embedding(4, 2), (), low=0, high=3, dtype="int32"),)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
         table, indices = inputs
         return table._replace(values=layer([table.values, indices]))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         add_gather(node, builder, {"axis": 0})
 
 

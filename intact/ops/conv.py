@@ -41,8 +41,7 @@ def same_padding(sizes: Any, kernel: Any, strides: Any, dilation: Any) -> list[t
 class Convolution(Weighted):
     """Base of the convolutions, which take over a zero padding that is SAME's."""
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         before = made_by(args[0])
         if isinstance(before.layer, layers.ZeroPadding2D) and not is_shared(layer):
             (x,) = before.inputs
@@ -53,8 +52,7 @@ class Convolution(Weighted):
                     return tracer.emit(layer, x, padding="same")
         return tracer.emit(layer, args[0])
 
-    @classmethod
-    def patches(cls, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def patches(self, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         sizes, kernel = x.shape[1:3], layer.kernel_size
         geometry = (sizes, kernel, layer.strides, layer.dilation_rate)
         same = layer.padding == "same"
@@ -67,10 +65,9 @@ class Convolution(Weighted):
             taps.append(start[:, None] + np.arange(k) * rate)
         sample = (positions[:, 0] * len(x)).astype(int)
         found = x[sample[:, None, None], taps[0][:, :, None], taps[1][:, None, :]]
-        return cls.grouped(layer, found)
+        return self.grouped(layer, found)
 
-    @classmethod
-    def grouped(cls, layer: Any, found: np.ndarray) -> np.ndarray:
+    def grouped(self, layer: Any, found: np.ndarray) -> np.ndarray:
         """Patches of `(patches, height, width, channels)` by groups of channels."""
         raise NotImplementedError
 
@@ -124,26 +121,22 @@ class Conv2D(Convolution):
         ),
     )
 
-    @classmethod
-    def grouped(cls, layer: Any, found: np.ndarray) -> np.ndarray:
+    def grouped(self, layer: Any, found: np.ndarray) -> np.ndarray:
         n, h, w, _ = found.shape
         parts = found.reshape(n, h * w, layer.groups, -1)
         return parts.swapaxes(2, 3).reshape(n, -1, layer.groups)
 
-    @classmethod
-    def rounding(cls, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str) -> str:
         if dtype != "int4":
-            return cls.kernel_rounding
+            return self.kernel_rounding
         return "fixed_point" if layer.groups > 1 else "fixed_point_vector"
 
-    @classmethod
-    def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
+    def rows(self, layer: Any, rank: int) -> tuple[int, ...]:
         # XNNPACK takes such a convolution for a product of matrices.
         one = (*layer.kernel_size, *layer.strides, layer.groups) == (1, 1, 1, 1, 1)
         return (rank - 1,) if one else super().rows(layer, rank)
 
-    @classmethod
-    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+    def products(self, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         return ops.conv(
             x,
             kernel,
@@ -153,8 +146,7 @@ class Conv2D(Convolution):
             data_format="channels_last",
         )
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         layer = node.layer
         kernel = node.constant("kernel", (3, 0, 1, 2), axis=0)
         options = _options(layer, node.activation)
@@ -175,17 +167,14 @@ class DepthwiseConv2D(Convolution):
         Case(lambda: layers.DepthwiseConv2D(3, dilation_rate=2, padding="same"), (8, 8, 4)),
     )
 
-    @classmethod
-    def grouped(cls, layer: Any, found: np.ndarray) -> np.ndarray:
+    def grouped(self, layer: Any, found: np.ndarray) -> np.ndarray:
         return found.reshape(len(found), -1, found.shape[-1])
 
-    @classmethod
-    def rounding(cls, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str) -> str:
         kernels = {"int4": "fixed_point_blocks", "uint8": "fixed_point"}
-        return kernels.get(dtype, cls.kernel_rounding)
+        return kernels.get(dtype, self.kernel_rounding)
 
-    @classmethod
-    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+    def products(self, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         return ops.depthwise_conv(
             x,
             kernel,
@@ -195,8 +184,7 @@ class DepthwiseConv2D(Convolution):
             data_format="channels_last",
         )
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         layer = node.layer
         h, w = layer.kernel_size
         kernel = node.constant("kernel", shape=(1, h, w, -1), axis=3)
@@ -226,8 +214,7 @@ class SeparableConv2D(Op):
         Case(lambda: layers.SeparableConv2D(5, 3, depth_multiplier=2), (8, 8, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         depthwise = layers.DepthwiseConv2D(
             layer.kernel_size,
             strides=layer.strides,
@@ -294,8 +281,7 @@ class Conv2DTranspose(Weighted):
         ),
     )
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         if tuple(layer.dilation_rate) != (1, 1):
             return f"dilation_rate={layer.dilation_rate} has no kernel"
         if layer.output_padding is not None:
@@ -304,14 +290,12 @@ class Conv2DTranspose(Weighted):
             return f"the input's spatial size must be known, received shape {shapes[0]}"
         return None
 
-    @classmethod
-    def rounding(cls, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str) -> str:
         # XNNPACK refuses what leaves gaps between windows (CalculateTransposeConvPaddings).
         gaps = any(k < s for k, s in zip(layer.kernel_size, layer.strides, strict=True))
-        return "fixed_point_blocks" if gaps and layer.padding == "same" else cls.kernel_rounding
+        return "fixed_point_blocks" if gaps and layer.padding == "same" else self.kernel_rounding
 
-    @classmethod
-    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+    def products(self, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         return ops.conv_transpose(
             x,
             kernel,
@@ -320,8 +304,7 @@ class Conv2DTranspose(Weighted):
             data_format="channels_last",
         )
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         layer = node.layer
         kernel = node.constant("kernel", (2, 0, 1, 3), axis=0)
         size = builder.constant(np.array([1, *node.output.shape[1:]], "int32"))

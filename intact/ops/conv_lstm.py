@@ -68,18 +68,15 @@ class ConvLSTMCell(LSTMCell):
     litert = ("CONV_2D", "ADD", "MUL", "LOGISTIC", "TANH")
     cases = (Case(lambda: layers.ConvLSTM2D(2, 1, padding="same"), (2, 3, 3, 2), exact=False),)
 
-    @classmethod
-    def state_sizes(cls, cell: Any) -> list[int]:
+    def state_sizes(self, cell: Any) -> list[int]:
         return [cell.filters] * 2
 
-    @classmethod
-    def project(cls, cell: Any, x: Any, tracer: Any) -> Any:
+    def project(self, cell: Any, x: Any, tracer: Any) -> Any:
         if cell.dropout:
             x = tracer.trace(layers.Dropout(cell.dropout, name="dropout"), (x,), {})
         return convolution(cell, False, x, tracer)
 
-    @classmethod
-    def recur(cls, cell: Any, h: Any, tracer: Any) -> Any:
+    def recur(self, cell: Any, h: Any, tracer: Any) -> Any:
         return convolution(cell, True, h, tracer)
 
 
@@ -95,10 +92,9 @@ class ConvLSTM(Op):
         Case(lambda: layers.ConvLSTM1D(3, 3, return_sequences=True), (3, 6, 2), exact=False),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if layer.stateful or kwargs.get("mask") is not None:
             tracer.refuse(layer, "a mask, or a state between calls, is not known for convolutions")
         if layer.data_format == "channels_first":
             tracer.refuse(layer, "its channels come first; it takes them last")
-        return Recurrent.trace(layer, args, kwargs, tracer)
+        return Recurrent().trace(layer, args, kwargs, tracer)

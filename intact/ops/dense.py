@@ -32,32 +32,26 @@ class Dense(Weighted):
         ),
     )
 
-    @classmethod
-    def products(cls, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+    def products(self, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         return ops.matmul(x, kernel)
 
-    @classmethod
-    def patches(cls, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def patches(self, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])
         return rows[(positions[:, 0] * len(rows)).astype(int)][..., None]
 
-    @classmethod
-    def rounding(cls, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str) -> str:
         # XNNPACK takes 4-bit weights two at a time.
         odd = dtype == "int4" and layer.kernel.shape[0] % 2
         return "fixed_point_vector" if odd else "double"
 
-    @classmethod
-    def stores(cls, layer: Any, dtype: str, per_axis: bool) -> bool:
+    def stores(self, layer: Any, dtype: str, per_axis: bool) -> bool:
         # XNNPACK takes 2-bit weights four at a time, and the other kernels round otherwise.
         return dtype != "int2" or (per_axis and layer.kernel.shape[0] % 4 == 0)
 
-    @classmethod
-    def rows(cls, layer: Any, rank: int) -> tuple[int, ...]:
+    def rows(self, layer: Any, rank: int) -> tuple[int, ...]:
         return (rank - 1,)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         kernel = node.constant("kernel", (1, 0), axis=0)
         options = {
             "fusedActivationFunction": node.activation,

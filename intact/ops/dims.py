@@ -78,8 +78,7 @@ class OneDimensional(Op):
         Case(lambda: lambda x: layers.Conv1D(2, 1)(layers.SpatialDropout1D(0.1)(x)), (4, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if kwargs.get("mask") is not None:
             return tracer.expand(layer, _masked_mean(layer), args[0], kwargs["mask"])
         x = reshape(args[0], (1, *args[0].shape[1:]), f"{layer.name}_2d", tracer)
@@ -97,7 +96,7 @@ class OneDimensional(Op):
             )
             x = tracer.emit(pad, x)
             changes["padding"] = "valid"
-        flat = twin(layer, cls.kinds[known_class(layer)], x.shape, tracer, **changes)
+        flat = twin(layer, self.kinds[known_class(layer)], x.shape, tracer, **changes)
         y = tracer.trace(flat, (x,), {})
         if len(y.shape) == 4:
             y = reshape(y, y.shape[2:], f"{layer.name}_1d", tracer)
@@ -151,8 +150,7 @@ class Conv3D(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         depth, height, width, channels = _known(layer, args[0], tracer)
         (size, *kernel), (stride, *strides) = layer.kernel_size, layer.strides
         rate, *dilation = layer.dilation_rate
@@ -232,10 +230,9 @@ class ThreeDimensional(Op):
         Case(lambda: layers.UpSampling3D((2, 1, 3)), (3, 4, 5, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         depth, *image, channels = _known(layer, args[0], tracer)
-        kind, idle = cls.parts[known_class(layer)]
+        kind, idle = self.parts[known_class(layer)]
         in_slice = {key: tuple(getattr(layer, key)[1:]) for key in idle}
         in_depth = {key: (getattr(layer, key)[0], value) for key, value in idle.items()}
 
@@ -268,10 +265,9 @@ class GlobalPooling3D(Op):
         Case(lambda: layers.GlobalMaxPooling3D(keepdims=True), (4, 5, 6, 3)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         depth, height, width, channels = _known(layer, args[0], tracer)
         x = reshape(args[0], (depth, height * width, channels), f"{layer.name}_rows", tracer)
-        y = tracer.trace(twin(layer, cls.kinds[known_class(layer)], x.shape, tracer), (x,), {})
+        y = tracer.trace(twin(layer, self.kinds[known_class(layer)], x.shape, tracer), (x,), {})
         shape = (1, 1, 1, channels)
         return reshape(y, shape, f"{layer.name}_3d", tracer) if layer.keepdims else y

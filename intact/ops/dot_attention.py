@@ -43,8 +43,7 @@ class DotProductAttention(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         names = ("query", "key", "value", "bias", "mask", "scale")
         given = dict(zip(names, args, strict=False)) | kwargs
         query, key, value = (given[name] for name in names[:3])
@@ -97,8 +96,7 @@ class Attention(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         query, value, *rest = args[0]
         key = rest[0] if rest else value
         causal = step_mask(query, key, layer, tracer, bool(kwargs.get("use_causal_mask")))
@@ -114,7 +112,7 @@ class Attention(Op):
             scale = 1.0 if layer.scale is None else float(to_numpy(layer.scale))
             y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
         else:
-            scores = cls.additive_scores(layer, query, key, tracer)
+            scores = self.additive_scores(layer, query, key, tracer)
             y, shares = attend(scores, v, 1.0, layer, tracer, mask, dropout)
         with tracer.scope(layer):
             y = tracer.emit(layers.Reshape((-1, y.shape[-1]), name="output"), y)
@@ -125,8 +123,7 @@ class Attention(Op):
                 return y, tracer.emit(layers.Reshape(sizes, name="shares"), shares)
         return y
 
-    @classmethod
-    def additive_scores(cls, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
+    def additive_scores(self, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
         """Weighted sums of the tanh of queries plus keys (Bahdanau et al., arXiv:1409.0473)."""
         inner, weights = 1.0, layer.scale
         if not isinstance(layer, layers.AdditiveAttention):

@@ -217,24 +217,23 @@ class Binary(Op):
     layer: ClassVar[type]
     wide_options: ClassVar[dict[str, Any]] = {}
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, layers.Layer):
-            return cls._by_pairs(layer, of_one_rank(args[0], layer, tracer), tracer)
+            return self._by_pairs(layer, of_one_rank(args[0], layer, tracer), tracer)
         a, b = (*args, *kwargs.values())
         if is_symbolic(a) and is_symbolic(b):
-            return tracer.emit(cls.layer(name=layer.name), [a, b])
+            return tracer.emit(self.layer(name=layer.name), [a, b])
         x, constant, reverse = (a, b, False) if is_symbolic(a) else (b, a, True)
         values = np.asarray(to_numpy(constant), "float32")
         channels = values.reshape(-1)
         by_channel = values.size == (values.shape[-1] if values.shape else 1)
         if by_channel and values.size in (1, x.shape[-1]):
-            turns = reverse and cls.layer not in (layers.Add, layers.Multiply)
+            turns = reverse and self.layer not in (layers.Add, layers.Multiply)
             if turns and is_trainable(constant):
                 # The weight stays one that trains.
                 return tracer.expand(layer, lambda x: ops.add(-x, constant), x)
             if isinstance(constant, keras.Variable) and not turns:
-                scaled = cls.variable_scale(layer, constant, x.shape[-1], tracer)
+                scaled = self.variable_scale(layer, constant, x.shape[-1], tracer)
                 if scaled is not None:
                     return tracer.emit(scaled, x)
         else:
@@ -248,8 +247,8 @@ class Binary(Op):
             free = x.shape[0] is None
             other = tracer.constant(constant, f"{layer.name}_constant", rank, broadcast=free)
             pair = [other, x] if reverse else [x, other]
-            return tracer.emit(cls.layer(name=layer.name), pair)
-        scale, offset = cls.rescaling(channels, reverse)
+            return tracer.emit(self.layer(name=layer.name), pair)
+        scale, offset = self.rescaling(channels, reverse)
         wide = max(np.size(scale), np.size(offset))
         rescaling = layers.Rescaling(
             *(
@@ -260,20 +259,18 @@ class Binary(Op):
         )
         return tracer.emit(rescaling, x)
 
-    @classmethod
-    def _by_pairs(cls, layer: Any, tensors: list[Any], tracer: Any) -> Any:
+    def _by_pairs(self, layer: Any, tensors: list[Any], tracer: Any) -> Any:
         """A layer of many tensors as layers of two."""
         if len(tensors) <= 2:
             return tracer.emit(layer, tensors)
         x, last = tensors[0], len(tensors) - 1
         for i, y in enumerate(tensors[1:], 1):
             x = tracer.emit(
-                cls.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
+                self.layer(name=layer.name if i == last else f"{layer.name}_{i}"), [x, y]
             )
         return x
 
-    @classmethod
-    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+    def rescaling(self, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         """Factor and offset that do the same as the op with a constant.
 
         Args:
@@ -282,29 +279,24 @@ class Binary(Op):
         """
         raise NotImplementedError
 
-    @classmethod
-    def variable_scale(cls, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
+    def variable_scale(self, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
         """A `ChannelScale` that does the same as the op with a variable, if there is one."""
         return None
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         return Operands(*inputs)
 
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+    def pending_spec(self, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
         return Operands(*(QTensor.symbolic(x[0].shape) for x in inputs))
 
-    @classmethod
-    def accumulator_scale(cls, node: Any) -> float:
+    def accumulator_scale(self, node: Any) -> float:
         return max(x.scale for x in node.inputs)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         options = {"fusedActivationFunction": node.activation}
         if node.output.dtype == "int16":
-            options |= cls.wide_options
-        builder.add(cls.litert[0], node.inputs, [node.output], options)
+            options |= self.wide_options
+        builder.add(self.litert[0], node.inputs, [node.output], options)
 
 
 def binary_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
@@ -339,12 +331,10 @@ class Add(Binary):
         Case(lambda: lambda a, b: a + b * 1e-3, [(50,), (50,)]),
     )
 
-    @classmethod
-    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+    def rescaling(self, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return 1.0, constant
 
-    @classmethod
-    def variable_scale(cls, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
+    def variable_scale(self, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
         return channel_scale(layer.name, channels, tracer, beta=variable)
 
 
@@ -363,8 +353,7 @@ class Subtract(Binary):
         Case(lambda: lambda a, b: 2.0 - (a - b), [(4,), (4,)]),
     )
 
-    @classmethod
-    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+    def rescaling(self, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return (-1.0, constant) if reverse else (1.0, -constant)
 
 
@@ -385,22 +374,18 @@ class Multiply(Binary):
         Case(lambda: ops.square, (50, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if type(layer).__name__ == "Square":
             args, kwargs = (args[0], args[0]), {}
         return super().trace(layer, args, kwargs, tracer)
 
-    @classmethod
-    def rescaling(cls, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
+    def rescaling(self, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return constant, 0.0
 
-    @classmethod
-    def variable_scale(cls, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
+    def variable_scale(self, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
         return channel_scale(layer.name, channels, tracer, gamma=variable)
 
-    @classmethod
-    def accumulator_scale(cls, node: Any) -> float:
+    def accumulator_scale(self, node: Any) -> float:
         a, b = node.inputs
         return a.scale * b.scale
 
@@ -415,15 +400,14 @@ class Divide(Op):
         Case(lambda: lambda a, b: a / b, [(4, 6), (4, 6)], low=0.5),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = (*args, *kwargs.values())
         if not is_symbolic(a):
-            return Table.trace(layer, args, kwargs, tracer)
+            return Table().trace(layer, args, kwargs, tracer)
         if is_symbolic(b):
             return tracer.expand(layer, lambda a, b: a * (1.0 / b), a, b)
         inverse = 1.0 / np.asarray(to_numpy(b), "float32")
-        return Multiply.trace(layer, (a, inverse), {}, tracer)
+        return Multiply().trace(layer, (a, inverse), {}, tracer)
 
 
 @register_op
@@ -433,9 +417,8 @@ class Negative(Op):
     operations = ("Negative",)
     cases = (Case(lambda: lambda x: -x, (6,)),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        return Multiply.trace(layer, (args[0], -1.0), {}, tracer)
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        return Multiply().trace(layer, (args[0], -1.0), {}, tracer)
 
 
 @register_op
@@ -447,8 +430,7 @@ class Glu(Op):
     litert = ("STRIDED_SLICE", "LOGISTIC", "MUL")
     cases = (Case(lambda: layers.Activation("glu"), (3, 8)),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         axis = getattr(layer, "axis", -1)
 
         def gated(x: Any) -> Any:

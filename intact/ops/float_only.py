@@ -15,9 +15,8 @@ from intact.ops.registry import register_op
 class FloatOnly(Op):
     """Base of the ops whose kernels know no integers."""
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
-        return f"{cls.litert[0]} has no integer kernel"
+    def refuse(self, layer: Any, shapes: list) -> str | None:
+        return f"{self.litert[0]} has no integer kernel"
 
 
 MAX_SUMS = 512
@@ -61,8 +60,7 @@ class CumSum(FloatOnly):
         Case(lambda: lambda x: ops.cumsum(x, axis=1), (MAX_SUMS + 1, 1), low=-1 / 64, high=1 / 64),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if layer.axis is None or layer.axis % len(args[0].shape) == 0:
             tracer.refuse(layer, "it runs over the batch")
         size = args[0].shape[layer.axis]
@@ -70,8 +68,7 @@ class CumSum(FloatOnly):
             return tracer.expand(layer, lambda x: _sums(x, layer.axis, size), args[0])
         return tracer.emit(CumulativeSum(layer.axis, name=layer.name), args[0])
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         axis = builder.constant(np.array(node.layer.axis, "int32"))
         builder.add("CUMSUM", [node.input, axis], [node.output])
 
@@ -93,14 +90,12 @@ class Conv3DTranspose(FloatOnly):
         Case(lambda: layers.Conv3DTranspose(3, (1, 2, 3), use_bias=False), (3, 4, 5, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if any(rate != 1 for rate in np.ravel(layer.dilation_rate)):
             tracer.refuse(layer, f"its kernel has no dilation_rate {layer.dilation_rate}")
         return tracer.emit(layer, args[0])
 
-    @classmethod
-    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+    def real(self, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
         y = ops.conv_transpose(
             inputs[0],
             weights["kernel"],
@@ -110,8 +105,7 @@ class Conv3DTranspose(FloatOnly):
         )
         return y if layer.bias is None else y + layer.bias
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         layer = node.layer
         size = builder.constant(np.array([1, *node.output.shape[1:]], "int32"))
         if node.weights:

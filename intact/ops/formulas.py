@@ -29,8 +29,7 @@ class Formula(Op):
     notes = " ".join(f"`{name}`: {reason}." for name, (_, reason) in LIMITS.items())
     cases = CASES
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         name = type(layer).__name__
         holds, reason = LIMITS.get(name, (lambda *args, **kwargs: True, ""))
         if not holds(layer, *args, **kwargs):

@@ -68,8 +68,7 @@ class Functional(Op):
         Case(lambda: lambda x: ops.max_pool(x, 2, 2) + ops.average_pool(x, 2, 2, "same"), (6, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, *kernels = (*args, *kwargs.values())
         if any(map(is_symbolic, kernels)) or not is_symbolic(x):
             tracer.refuse(layer, "its kernel is no weight and no constant; no kernel takes that")

@@ -38,11 +38,9 @@ class StopGradient(Moving):
         Case(lambda: lambda x: layers.Dense(3)(x) + ops.stop_gradient(layers.ReLU()(x)), (3,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = (*args, *kwargs.values())
         return tracer.emit(WithoutGradient(name=layer.name), x)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         node.alias(node.input)

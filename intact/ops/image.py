@@ -31,8 +31,7 @@ class Grayscale(Op):
         Case(lambda: lambda x: ops.image.rgb_to_grayscale(layers.Conv2D(1, 1)(x)), (4, 5, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         axis = len(x.shape) - (1 if layer.data_format == "channels_last" else 3)
         if axis == 0:
@@ -60,8 +59,7 @@ class CenterCrop(Op):
         Case(lambda: lambda x: layers.Conv2D(2, 3)(layers.CenterCrop(5, 5)(x)), (6, 5, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         *image, _ = known_size(layer, x, tracer)
         size = (layer.height, layer.width)
@@ -96,20 +94,18 @@ class ExtractPatches(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         # Older versions of Keras know images alone.
         if getattr(layer, "is_3d", False):
             tracer.refuse(layer, "patches of volumes have no kernel")
         if layer.data_format == "channels_last":
-            return cls.patches(layer, x, tracer)
+            return self.patches(layer, x, tracer)
         x = tracer.emit(layers.Permute((2, 3, 1), name=f"{layer.name}_channels_last"), x)
-        y = cls.patches(layer, x, tracer)
+        y = self.patches(layer, x, tracer)
         return tracer.emit(layers.Permute((3, 1, 2), name=f"{layer.name}_channels_back"), y)
 
-    @classmethod
-    def patches(cls, layer: Any, x: Any, tracer: Any) -> Any:
+    def patches(self, layer: Any, x: Any, tracer: Any) -> Any:
         """The patches of images with their channels last."""
         *image, channels = known_size(layer, x, tracer)
         size, strides, rates = map(

@@ -43,11 +43,10 @@ class Taking(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, indices = (*args, *kwargs.values())
         if not is_symbolic(x) and is_symbolic(indices):
-            return cls.rows(layer, x, indices, tracer)
+            return self.rows(layer, x, indices, tracer)
         values = keras.tree.flatten([x, indices])
         if any(isinstance(v, keras.KerasTensor) for v in values[1:]):
             tracer.refuse(layer, "its indices are a tensor, not constants")
@@ -62,8 +61,7 @@ class Taking(Op):
             return y
         return reshaped(tracer, layer, y, [*x.shape[1:axis], *indices.shape, *x.shape[axis + 1 :]])
 
-    @classmethod
-    def rows(cls, layer: Any, table: Any, indices: Any, tracer: Any) -> Any:
+    def rows(self, layer: Any, table: Any, indices: Any, tracer: Any) -> Any:
         """The rows of a constant or weight, by a tensor."""
         if layer.axis is None and not is_trainable(table):
             table = to_numpy(table).reshape(-1)
@@ -144,8 +142,7 @@ class TakeAlongAxis(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, indices = (*args, *kwargs.values())
         rank = len(x.shape)
         if layer.axis is None or layer.axis % rank == 0:
@@ -154,7 +151,7 @@ class TakeAlongAxis(Op):
         if not (is_symbolic(x) and None not in x.shape[1:]):
             tracer.refuse(layer, f"it takes from a tensor of known size, received shape {x.shape}")
         if not is_symbolic(indices):
-            return cls.from_constant(layer, x, np.asarray(to_numpy(indices)), axis, tracer)
+            return self.from_constant(layer, x, np.asarray(to_numpy(indices)), axis, tracer)
         indices = whole_indices(indices, layer, tracer)
         for a in range(1, rank):
             if a != axis and x.shape[a] == 1 != indices.shape[a]:
@@ -174,8 +171,7 @@ class TakeAlongAxis(Op):
         back = tuple(int(a) + 1 for a in np.argsort(dims))
         return tracer.emit(layers.Permute(back, name=f"{layer.name}_back"), y)
 
-    @classmethod
-    def from_constant(cls, layer: Any, x: Any, indices: np.ndarray, axis: int, tracer: Any) -> Any:
+    def from_constant(self, layer: Any, x: Any, indices: np.ndarray, axis: int, tracer: Any) -> Any:
         """Values by constant indices: places of all values in a row."""
         if indices.shape[0] != 1:
             tracer.refuse(layer, f"its indices of shape {indices.shape} are not those of any batch")
@@ -193,11 +189,9 @@ class TakeAlongAxis(Op):
         y = tracer.emit(Take(picked.ravel().tolist(), 1, name=layer.name), x)
         return reshaped(tracer, layer, y, picked.shape)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
         x, indices = inputs
         return x._replace(values=layer([x.values, indices]))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         constant.add_gather(node, builder, {"axis": node.layer.axis, "batchDims": node.layer.axis})

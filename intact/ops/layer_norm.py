@@ -77,8 +77,7 @@ class LayerNormalization(Op):
         Case(lambda: lambda x: ops.layer_normalization(x), (4, 6)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if getattr(layer, "rms_scaling", False):
             tracer.refuse(layer, "rms_scaling=True; use `RMSNormalization`")
         x, *weights = args
@@ -112,8 +111,7 @@ class GroupNormalization(Op):
         Case(lambda: layers.GroupNormalization(-1), (4, 3)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         rank = len(x.shape)
         order = [*(a for a in range(1, rank) if a != layer.axis % rank), layer.axis % rank]
@@ -149,8 +147,7 @@ class UnitNormalization(Op):
         Case(lambda: lambda x: ops.normalize(x, axis=1), (4, 6)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if getattr(layer, "order", 2) != 2:
             tracer.refuse(layer, f"order={layer.order} is not known; only the Euclidean norm is")

@@ -83,8 +83,7 @@ class Compare(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = (*args, *kwargs.values())
         kind = type(layer).__name__
         if is_symbolic(a) and is_symbolic(b):
@@ -96,7 +95,7 @@ class Compare(Op):
             if kind in EQUALITIES and (limits != np.floor(limits)).any():
                 tracer.refuse(layer, "whole numbers are compared with a number that is not whole")
             whole = WHOLE_LIMITS.get(kind, np.floor)(limits).astype("int64")
-            return WholeNumber.emit(kind, layer, [a, whole], tracer)
+            return WholeNumber().emit(kind, layer, [a, whole], tracer)
         if limits.size != 1:
             others = tracer.constant(b, f"{layer.name}_limit", len(a.shape))
             a = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, others])
@@ -110,8 +109,7 @@ class Compare(Op):
             kind, limits = EQUALITIES[kind], np.zeros(1)
         return tracer.emit(Comparison(kind, float(limits.flat[0]), name=layer.name), a)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         compare, whole, extra, kernel = KINDS[layer.kind]
         limit = over(layer.limit, x.scale)
@@ -119,8 +117,7 @@ class Compare(Op):
         exact = x.values >= place if kernel == "GREATER_EQUAL" else x.values < place
         return ops.where(x.whole, exact, compare(x.values, limit))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         _, whole, extra, kernel = KINDS[node.layer.kind]
         if not x.quantized:
@@ -179,8 +176,7 @@ class ReduceTruth(Op):
         Case(lambda: lambda x: ops.where(ops.all(x > -0.5, axis=1), x[:, 0], 0.0), (3, 5)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         rank = len(x.shape)
         named_axes = listed_axes(layer)
@@ -190,12 +186,10 @@ class ReduceTruth(Op):
         truth = Truth(type(layer).__name__, axes, layer.keepdims, name=layer.name)
         return tracer.emit(truth, truths(x, layer.name, rank, tracer))
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
         return layer(inputs[0])
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         kind, options = TRUTHS[node.layer.kind][1], {"keepDims": node.layer.keepdims}
         axes = builder.constant(np.array(node.layer.axis, "int32"))
         builder.add(kind, [node.input, axes], [node.output], options)
@@ -231,8 +225,7 @@ class Where(Op):
         Case(lambda: lambda x: ops.where(np.eye(4, dtype=bool), x, 0.25), (4, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         condition, a, b = (*args, *kwargs.values())
         rank = max(len(t.shape) for t in (condition, a, b) if is_symbolic(t))
         dtype = common_type([a, b]) if is_whole(a) and is_whole(b) else "float32"
@@ -243,14 +236,12 @@ class Where(Op):
         condition = truths(condition, layer.name, rank, tracer)
         return tracer.emit(Select(name=layer.name), [a, b, condition])
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
         a, b, condition = inputs
         # In inference the scales are one and the same, and the ratio is 1.
         return b._replace(values=ops.where(condition, a.values * (a.scale / b.scale), b.values))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         a, b, condition = node.inputs
         builder.add("SELECT_V2", [condition, a, b], [node.output])
 
@@ -293,8 +284,7 @@ class ArgMax(Op):
         Case(lambda: lambda x: ops.one_hot(ops.argmax(x, axis=1, keepdims=True), 4) * 2.0, (4, 3)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if layer.axis is None or layer.axis % len(x.shape) == 0:
             tracer.refuse(layer, "it runs over the batch")
@@ -306,12 +296,10 @@ class ArgMax(Op):
             y = tracer.emit(layers.Reshape(target, name=f"{layer.name}_kept"), y)
         return y
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         return layer(inputs[0].values)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, axis = node.input, builder.constant(np.array(node.layer.axis, "int32"))
         if x.dtype == "int16":
             # There is no kernel; the order is that of the integers.
@@ -329,8 +317,7 @@ class OneHot(Op):
     notes = "Along the last axis."
     cases = (Case(lambda: lambda x: ops.one_hot(x, 5) * 0.5, (4,), low=0, high=4, dtype="int32"),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if layer.axis not in (-1, len(x.shape)):
             tracer.refuse(layer, f"its axis is {layer.axis}; only the last one is known")

@@ -126,8 +126,7 @@ class MatrixProduct(Op):
         Case(lambda: BatchMatMul(transpose_b=True), [(2, 4, 5), (2, 3, 5)]),
     )
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         a, b = inputs
         values = layer([a.values, b.values])
         sums = MatMulSums(values, a.scale, b.scale, b.zero_point)
@@ -139,13 +138,11 @@ class MatrixProduct(Op):
         high, mixed, low = map(ops.stop_gradient, parts)
         return sums._replace(high=high, mixed=mixed, low=low)
 
-    @classmethod
-    def accumulator_scale(cls, node: Any) -> float:
+    def accumulator_scale(self, node: Any) -> float:
         a, b = node.inputs
         return a.scale * b.scale
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         options = {"adjX": False, "adjY": node.layer.transpose_b}
         builder.add("BATCH_MATMUL", node.inputs, [node.output], options)
 
@@ -301,8 +298,7 @@ class EinsumDense(Op):
         Case(lambda: layers.EinsumDense("abc,bd->adc", (3, None), bias_axes="d"), (4, 5)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         ranks = (len(x.shape), len(layer.kernel.shape))
         equation = expand_ellipsis(layer.equation, ranks)
@@ -363,8 +359,7 @@ class Einsum(Op):
         Case(lambda: lambda a: ops.einsum("btc,cd->btd", a, np.eye(3, 2, dtype="float32")), (4, 3)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         operands = args[0] if isinstance(args[0], list | tuple) else args
         operands = [x for x in operands if not isinstance(x, str)]
         if len(operands) != 2:
@@ -392,8 +387,7 @@ class MatMul(Op):
         Case(lambda: lambda a: ops.matmul(np.eye(4, dtype="float32"), a), (4, 5)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = (*args, *kwargs.values())
         ranks = len(a.shape), len(b.shape)
         if min(ranks) < 2:
@@ -423,8 +417,7 @@ class Dot(Op):
         Case(lambda: layers.Dot(axes=(2, 1), normalize=True), [(3, 5), (5, 4)]),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         a, b = args[0]
         ranks = len(a.shape), len(b.shape)
         axes = layer.axes if isinstance(layer.axes, list | tuple) else (layer.axes, layer.axes)

@@ -28,38 +28,32 @@ class ByChannel(Weighted):
     weights = {}
     folds_batch_norm = False
 
-    @classmethod
-    def before_move(cls, layer: Any, move: Any) -> Any:
+    def before_move(self, layer: Any, move: Any) -> Any:
         channels = {t.shape[-1] for t in (*move.inputs, *move.outputs)}
         kept = len(channels) == 1 and not isinstance(move.layer, layers.Permute)
         return layer if kept and None not in channels else None
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         if None in shapes[0][1:] and len(shapes[0]) != 4:
             return f"all sizes but the batch must be known, received shape {shapes[0]}"
         if shapes[0][-1] is None:
             return f"the number of channels must be known, received shape {shapes[0]}"
         return None
 
-    @classmethod
-    def unit(cls, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    def unit(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         ones = np.ones(channels, "float32")
         return ones * np.float32(UNIT), ones * np.float32(1 / UNIT)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        return cls.accumulator(layer, cls.unscaled(x))
+        return self.accumulator(layer, self.unscaled(x))
 
-    @classmethod
-    def unscaled(cls, x: QTensor) -> Accumulator:
+    def unscaled(self, x: QTensor) -> Accumulator:
         """The input as sums, before they are scaled and shifted."""
-        scale = ops.convert_to_tensor(cls.unit(x.values.shape[-1])[1])
+        scale = ops.convert_to_tensor(self.unit(x.values.shape[-1])[1])
         return accumulator(x.values * UNIT, x.scale, scale, whole=x.whole)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         channels = x.shape[-1]
         flat = len(x.shape) != 4
@@ -100,25 +94,21 @@ class BatchNormalization(ByChannel):
         Case(lambda: layers.BatchNormalization(axis=1), (3, 5, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
         x, back = channel_last(args[0], axis % len(args[0].shape), layer.name, tracer)
         return back(tracer.emit(layer, x, axis=-1))
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         if layer.renorm if hasattr(layer, "renorm") else False:
             return "batch renormalization is not known"
         return super().refuse(layer, shapes)
 
-    @classmethod
-    def folds_into_weights(cls, layer: Any, shape: tuple) -> bool:
+    def folds_into_weights(self, layer: Any, shape: tuple) -> bool:
         return True
 
-    @classmethod
     def statistics(
-        cls, layer: Any, acc: Accumulator, training: Any, xp: Any = ops
+        self, layer: Any, acc: Accumulator, training: Any, xp: Any = ops
     ) -> tuple[Any, Any]:
         """Mean and variance to normalize by; while training, the moving ones follow the batch's.
 
@@ -139,35 +129,32 @@ class BatchNormalization(ByChannel):
                 # A schedule says in the graph whether the statistics still move.
                 mean = ops.where(training, mean, kept[0])
                 variance = ops.where(training, variance, kept[1])
-            cls.follow(layer, mean, variance, training)
+            self.follow(layer, mean, variance, training)
         return mean, variance
 
-    @classmethod
-    def follow(cls, layer: Any, mean: Any, variance: Any, moves: Any = True) -> None:
+    def follow(self, layer: Any, mean: Any, variance: Any, moves: Any = True) -> None:
         """Let the moving statistics follow a batch's, if they still move."""
         rest = 1.0 - layer.momentum
         rest = rest if moves is True else ops.where(moves, rest, 0.0)
         for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
             moving.assign(moving * (1.0 - rest) + ops.stop_gradient(batch) * rest)
 
-    @classmethod
-    def of_batch(cls, layer: Any, acc: Accumulator, moves: Any) -> Accumulator:
+    def of_batch(self, layer: Any, acc: Accumulator, moves: Any) -> Accumulator:
         """What `fold` comes to by a batch's own statistics, while these move: real values."""
 
         def kept() -> tuple[Any, Any, Any]:
-            real = cls.fold(layer, acc, False).real()
+            real = self.fold(layer, acc, False).real()
             return real, layer.moving_mean * 1.0, layer.moving_variance * 1.0
 
         if moves is True:
-            y, mean, variance = cls.by_batch(layer, acc)
+            y, mean, variance = self.by_batch(layer, acc)
         else:
             # A schedule says in the graph whether the statistics still move.
-            y, mean, variance = ops.cond(moves, lambda: cls.by_batch(layer, acc), kept)
-        cls.follow(layer, mean, variance, moves)
+            y, mean, variance = ops.cond(moves, lambda: self.by_batch(layer, acc), kept)
+        self.follow(layer, mean, variance, moves)
         return Accumulator(y, None, None, None, None)
 
-    @classmethod
-    def by_batch(cls, layer: Any, acc: Accumulator) -> tuple[Any, Any, Any]:
+    def by_batch(self, layer: Any, acc: Accumulator) -> tuple[Any, Any, Any]:
         """Sums normalized by their own mean and variance, and these."""
         ones = ops.ones((acc.values.shape[-1],))
         unit = ops.stop_gradient(acc.input_scale * acc.weight_scale) * ones
@@ -182,21 +169,18 @@ class BatchNormalization(ByChannel):
         y, mean, variance = batch_norm(acc.values, centre, gamma, beta, epsilon)
         return y, (mean + acc.bias) * unit, variance * unit * unit
 
-    @classmethod
-    def sigma(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
+    def sigma(self, layer: Any, variance: Any, xp: Any = ops) -> Any:
         """The standard deviation that goes with a variance."""
         return _sigma(layer.epsilon, variance, xp)
 
-    @classmethod
-    def factor(cls, layer: Any, variance: Any, xp: Any = ops) -> Any:
+    def factor(self, layer: Any, variance: Any, xp: Any = ops) -> Any:
         """What each channel is multiplied by, for a variance."""
         return _factor(_weight(layer, "gamma", xp), layer.epsilon, variance, xp)
 
-    @classmethod
-    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+    def fold(self, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
         if training is not False and layer.trainable and not layer.synchronized:
-            return cls.of_batch(layer, acc, training)
-        mean, variance = cls.statistics(layer, acc, training, xp)
+            return self.of_batch(layer, acc, training)
+        mean, variance = self.statistics(layer, acc, training, xp)
         epsilon = layer.epsilon
 
         def folded(sums: Any, mean: Any, variance: Any, gamma: Any, beta: Any) -> tuple[Any, ...]:
@@ -221,20 +205,16 @@ class BatchNormalization(ByChannel):
                 with_shape(part, channels if by_channel else before[name].shape)
         return acc._replace(**changed)
 
-    @classmethod
-    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+    def shift(self, layer: Any, amount: np.ndarray) -> None:
         layer.moving_mean.assign(to_numpy(layer.moving_mean) - amount)
 
-    @classmethod
-    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
-        return cls.fold(layer, acc, False, xp)
+    def accumulator(self, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        return self.fold(layer, acc, False, xp)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
-        return cls.fold(layer, cls.unscaled(inputs[0]), training)
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        return self.fold(layer, self.unscaled(inputs[0]), training)
 
-    @classmethod
-    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
         sigma = np.sqrt(numpy_ops.convert_to_tensor(layer.moving_variance) + layer.epsilon)
         factor = (numpy_ops.convert_to_tensor(layer.gamma) if layer.scale else 1.0) / sigma
         beta = numpy_ops.convert_to_tensor(layer.beta) if layer.center else 0.0
@@ -349,29 +329,24 @@ class Scale(ByChannel):
         Case(lambda: ChannelScale(3, scale=False), (3,)),
     )
 
-    @classmethod
-    def folds_into_weights(cls, layer: Any, shape: tuple) -> bool:
+    def folds_into_weights(self, layer: Any, shape: tuple) -> bool:
         return True
 
-    @classmethod
-    def fold(cls, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
+    def fold(self, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
         if layer.scale:
             acc = scale_channels(acc, xp.convert_to_tensor(layer.gamma))
         # Also without an offset: a factor of 0 must leave a scale that is not 0.
         return add_bias(acc, layer.beta if layer.center else 0.0, xp)
 
-    @classmethod
-    def shift(cls, layer: Any, amount: np.ndarray) -> None:
+    def shift(self, layer: Any, amount: np.ndarray) -> None:
         if layer.center:
             gamma = to_numpy(layer.gamma) if layer.scale else 1.0
             layer.beta.assign(to_numpy(layer.beta) + gamma * amount)
 
-    @classmethod
-    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
-        return cls.fold(layer, acc, False, xp)
+    def accumulator(self, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        return self.fold(layer, acc, False, xp)
 
-    @classmethod
-    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
         ones = np.ones(channels, "float32")
         factor = numpy_ops.convert_to_tensor(layer.gamma) if layer.scale else ones
         return factor, numpy_ops.convert_to_tensor(layer.beta) if layer.center else 0 * ones
@@ -390,19 +365,16 @@ class Rescaling(ByChannel):
         Case(lambda: lambda x: 1.0 - x / 4.0, (6,)),
     )
 
-    @classmethod
-    def before_move(cls, layer: Any, move: Any) -> Any:
+    def before_move(self, layer: Any, move: Any) -> Any:
         one = np.size(layer.scale) == np.size(layer.offset) == 1
         return layer if one else super().before_move(layer, move)
 
-    @classmethod
-    def factors(cls, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
         ones = np.ones(channels, "float32")
         return ones * np.asarray(layer.scale, "float32"), ones * np.asarray(layer.offset, "float32")
 
-    @classmethod
-    def accumulator(cls, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
-        factor, offset = cls.factors(layer, acc.weight_scale.shape[0])
+    def accumulator(self, layer: Any, acc: Accumulator, xp: Any = ops) -> Accumulator:
+        factor, offset = self.factors(layer, acc.weight_scale.shape[0])
         return add_bias(scale_channels(acc, xp.convert_to_tensor(factor)), offset, xp)
 
 
@@ -421,8 +393,7 @@ class Normalization(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if not layer.built:
             tracer.refuse(layer, "it has not been adapted to data")
         mean, variance = (to_numpy(t) for t in (layer.mean, layer.variance))

@@ -54,8 +54,7 @@ class Padding(Moving):
         Case(lambda: lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0)), mode="symmetric"), (5, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, Pad):
             return tracer.emit(layer, args[0])
         x, *value = (*args, *kwargs.values())
@@ -66,7 +65,7 @@ class Padding(Moving):
         if layer.mode == "constant":
             number = float(value[0]) if value else 0.0
             if number:
-                return cls.with_number(layer, x, pads[1:], number, tracer)
+                return self.with_number(layer, x, pads[1:], number, tracer)
             if rank == 4 and pads[3] == (0, 0):
                 # As a layer that a convolution can take over.
                 return tracer.emit(layers.ZeroPadding2D(tuple(pads[1:3]), name=layer.name), x)
@@ -81,8 +80,7 @@ class Padding(Moving):
                 x = taken(tracer, layer, x, axis, index)
         return x
 
-    @classmethod
-    def with_number(cls, layer: Any, x: Any, pads: list, number: float, tracer: Any) -> Any:
+    def with_number(self, layer: Any, x: Any, pads: list, number: float, tracer: Any) -> Any:
         """A tensor with a number around it that is not 0."""
         if number == -np.inf and not is_whole(x):
             return tracer.emit(PadLowest(pads, name=layer.name), x)
@@ -92,8 +90,7 @@ class Padding(Moving):
         value = tracer.constant(np.array(number), f"{layer.name}_value", len(x.shape), dtype)
         return tracer.emit(PadNumber(pads, name=layer.name), [x, value])
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         pads = np.array([(0, 0), *node.layer.padding], "int32")
         builder.add("PAD", [node.input, builder.constant(pads)], [node.output])
 
@@ -137,15 +134,13 @@ class NumberPadding(Op):
         ),
     )
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         x, number = inputs
         # In inference the scales are one and the same, and the ratio is 1.
         values = layer([x.values, number.values * (number.scale / x.scale)])
         return x._replace(values=values)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, number = node.inputs
         pads = builder.constant(np.array([(0, 0), *node.layer.padding], "int32"))
         builder.add("PADV2", [x, pads, number], [node.output])
@@ -187,8 +182,7 @@ class LowestPadding(Op):
         ),
     )
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         bits = 16 if isinstance(x, WideTensor) else 8
         integer = -float(2 ** (bits - 1)) - x.zero_point
@@ -197,8 +191,7 @@ class LowestPadding(Op):
         number = ops.reshape(lowest, (1,) * len(x.values.shape))
         return x._replace(values=PadNumber(layer.padding)([x.values, number]))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x = node.input
         pads = builder.constant(np.array([(0, 0), *node.layer.padding], "int32"))
         number = np.array(-np.inf, "float32")

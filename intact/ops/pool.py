@@ -41,8 +41,7 @@ class MaxPooling2D(Op):
     output = SAME_AS_INPUT
     cases = tuple(case(layers.MaxPooling2D) for case in POOL_CASES)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         builder.add("MAX_POOL_2D", [node.input], [node.output], _options(node.layer))
 
 
@@ -56,14 +55,12 @@ class AveragePooling2D(Op):
     output = SAME_AS_INPUT
     cases = tuple(case(layers.AveragePooling2D) for case in POOL_CASES)
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         if layer.padding == "same" and None in shapes[0][1:3]:
             return f"with SAME padding its spatial size must be known, received {shapes[0]}"
         return None
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         size = float(layer.pool_size[0] * layer.pool_size[1])
         pads = [(0, 0)] * 4
@@ -91,6 +88,5 @@ class AveragePooling2D(Op):
         exact = ops.where(x.whole, quotient - x.zero_point, mean)
         return x._replace(values=straight_through(exact, mean))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         builder.add("AVERAGE_POOL_2D", [node.input], [node.output], _options(node.layer))

@@ -79,8 +79,7 @@ class Recurrent(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if layer.stateful:
             return stateful(layer, args, kwargs, tracer)
         steps, states = unrolled(layer, *arguments(layer, args, kwargs, tracer), tracer)
@@ -164,7 +163,7 @@ def run(
     cell: Any, x: Any, order: list[int], states: list, seen: list, tracer: Any
 ) -> tuple[list, list]:
     """The outputs of all steps of one cell, and its last states."""
-    op: Any = find_op(cell) or CustomCell
+    op: Any = find_op(cell) or CustomCell()
     outputs = []
     with tracer.scope(cell):
         states = [row(t, tracer) for t in states if t is not None]
@@ -209,21 +208,18 @@ def select(name: str, condition: Any, a: Any, b: Any, tracer: Any) -> Any:
 class CustomCell:
     """A cell that nobody registered, by what its `call` does."""
 
-    @classmethod
-    def state_sizes(cls, cell: Any) -> list[int]:
+    def state_sizes(self, cell: Any) -> list[int]:
         """The size of the last axis of each state."""
         return keras.tree.flatten(cell.state_size)
 
-    @classmethod
-    def project(cls, cell: Any, x: Any, tracer: Any) -> Any:
+    def project(self, cell: Any, x: Any, tracer: Any) -> Any:
         """Nothing can be said of all steps at once."""
         return x
 
-    @classmethod
-    def advance(cls, cell: Any, x: Any, states: list, tracer: Any) -> tuple[Any, list]:
+    def advance(self, cell: Any, x: Any, states: list, tracer: Any) -> tuple[Any, list]:
         """One step, of tensors without an axis for the time."""
         if not states:
-            states = [zeros(n, x, tracer) for n in cls.state_sizes(cell)]
+            states = [zeros(n, x, tracer) for n in self.state_sizes(cell)]
         flats = [flat(t, tracer) for t in states]
         output, new = tracer.trace(cell, (flat(x, tracer), flats), {})
         return row(output, tracer), [row(t, tracer) for t in keras.tree.flatten(new)]

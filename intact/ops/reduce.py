@@ -162,19 +162,17 @@ class Reducing(Op):
     dtypes = INTEGERS
     layer: ClassVar[type[Reduction]]
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x = args[0]
         if isinstance(layer, Reduction):
             return tracer.emit(layer, x)
         if getattr(layer, "initial", None) is not None or len(args) > 1 or kwargs:
             tracer.refuse(layer, "an initial value, and weights, have no kernel")
-        axes = cls.axes(layer, x, tracer)
+        axes = self.axes(layer, x, tracer)
         keepdims = getattr(layer, "keepdims", False)
-        return tracer.emit(cls.layer(axes, keepdims, name=layer.name), x)
+        return tracer.emit(self.layer(axes, keepdims, name=layer.name), x)
 
-    @classmethod
-    def axes(cls, layer: Any, x: Any, tracer: Any) -> list[int]:
+    def axes(self, layer: Any, x: Any, tracer: Any) -> list[int]:
         """The axes that a layer or operation reduces."""
         rank = len(x.shape)
         if isinstance(layer, layers.Layer):
@@ -186,11 +184,10 @@ class Reducing(Op):
             tracer.refuse(layer, "the batch axis cannot be reduced; give it other axes")
         return axes
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         axes = builder.constant(np.array(node.layer.axes, "int32"))
         options = {"keepDims": node.layer.keepdims}
-        builder.add(cls.litert[0], [node.input, axes], [node.output], options)
+        builder.add(self.litert[0], [node.input, axes], [node.output], options)
 
 
 class Summing(Reducing):
@@ -198,8 +195,7 @@ class Summing(Reducing):
 
     kernel_rounding = "mean"
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
 
         def summed(values: Tensor) -> Tensor:
@@ -213,10 +209,9 @@ class Summing(Reducing):
         share = inverse(count) if isinstance(layer, Mean) else ops.ones((), "float32")
         return MeanSums(total, count, share, x.scale, x.zero_point, high, low)
 
-    @classmethod
-    def accumulator_scale(cls, node: Any) -> float:
+    def accumulator_scale(self, node: Any) -> float:
         sizes = (node.input.shape[axis] or 1 for axis in node.layer.axes)
-        return node.input.scale / (math.prod(sizes) if cls.layer is Mean else 1)
+        return node.input.scale / (math.prod(sizes) if self.layer is Mean else 1)
 
 
 class Extreme(Reducing):
@@ -306,10 +301,9 @@ class Variance(Reducing):
         Case(lambda: lambda x: ops.std(x, axis=-1), (4, 6)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x = args[0]
-        axes = cls.axes(layer, x, tracer)
+        axes = self.axes(layer, x, tracer)
         mean = tracer.emit(Mean(axes, True, name=f"{layer.name}_mean"), x)
         offset = tracer.emit(layers.Subtract(name=f"{layer.name}_offset"), [x, mean])
         square = tracer.emit(layers.Multiply(name=f"{layer.name}_square"), [offset, offset])
@@ -328,8 +322,7 @@ class Extremum(Op):
     layer: ClassVar[type]
     function: ClassVar[Callable]
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, layers.Layer):
             tensors = of_one_rank(args[0], layer, tracer)
         else:
@@ -340,25 +333,23 @@ class Extremum(Op):
             limit = to_numpy(constants[0])
             if limit.size > 1:
                 other = tracer.constant(constants[0], f"{layer.name}_constant", len(x.shape))
-                return tracer.emit(cls.layer(name=layer.name), [x, other])
-            if cls.layer is layers.Maximum and not limit.any():
+                return tracer.emit(self.layer(name=layer.name), [x, other])
+            if self.layer is layers.Maximum and not limit.any():
                 return tracer.emit(layers.ReLU(name=layer.name), x)
-            return Table.trace(layer, args, kwargs, tracer)
+            return Table().trace(layer, args, kwargs, tracer)
         x, *others = tensors
         for y in others:
-            x = tracer.emit(cls.layer(name=layer.name), [x, y])
+            x = tracer.emit(self.layer(name=layer.name), [x, y])
         return x
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         a, b = inputs
         # In inference the scales are one and the same, and the ratio is 1.
-        values = cls.function(a.values * (a.scale / b.scale), b.values)
+        values = self.function(a.values * (a.scale / b.scale), b.values)
         return b._replace(values=values)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
-        builder.add(cls.litert[0], node.inputs, [node.output])
+    def lower(self, node: Any, builder: Any) -> None:
+        builder.add(self.litert[0], node.inputs, [node.output])
 
 
 def extremum_cases(layer: type, function: Callable) -> tuple[Case, ...]:
@@ -417,8 +408,7 @@ class Average(Op):
         Case(lambda: layers.Average(), [(5,), (5,), (5,)]),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         tensors = args[0]
         total = tracer.trace(layers.Add(name=f"{layer.name}_sum"), (tensors,), {})
         return tracer.emit(layers.Rescaling(1 / len(tensors), name=layer.name), total)

@@ -8,12 +8,12 @@ from intact.errors import IntactError, UnsupportedLayerError
 from intact.ops.base import Op
 from intact.registry import is_same
 
-REGISTRY: list[type[Op]] = []
+REGISTRY: list[Op] = []
 """Every registered op, in order of registration."""
 
-_by_layer: dict[type, type[Op]] = {}
-_by_operation: dict[str, type[Op]] = {}
-_by_activation: dict[str, type[Op]] = {}
+_by_layer: dict[type, Op] = {}
+_by_operation: dict[str, Op] = {}
+_by_activation: dict[str, Op] = {}
 
 
 def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
@@ -37,20 +37,23 @@ def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
     """
     if op is None:
         return lambda cls: register_op(cls, replace=replace)
-    new = ((_by_layer, op.keras_layers), (_by_operation, op.operations))
-    for known, keys in (*new, (_by_activation, op.activations)):
+    tables: tuple[tuple[dict[Any, Op], tuple], ...] = (
+        (_by_layer, op.keras_layers),
+        (_by_operation, op.operations),
+        (_by_activation, op.activations),
+    )
+    for known, keys in tables:
         taken: list[Any] = [key for key in keys if key in known]
-        if taken and not replace and not is_same(op, known[taken[0]]):
+        if taken and not replace and not is_same(op, type(known[taken[0]])):
             name = getattr(taken[0], "__name__", taken[0])
             raise IntactError(
                 f"{op.__name__} cannot be registered: {name!r} is that of "
-                f"{known[taken[0]].__name__} already. Pass `replace=True` to put it in its place: "
+                f"{known[taken[0]].name} already. Pass `replace=True` to put it in its place: "
                 "`@register_op(replace=True)`."
             )
-    REGISTRY.append(op)
-    _by_layer.update(dict.fromkeys(op.keras_layers, op))
-    _by_operation.update(dict.fromkeys(op.operations, op))
-    _by_activation.update(dict.fromkeys(op.activations, op))
+    REGISTRY.append(op())
+    for known, keys in tables:
+        known.update(dict.fromkeys(keys, REGISTRY[-1]))
     return op
 
 
@@ -141,14 +144,14 @@ def activation_name(layer: keras.layers.Activation) -> str:
     return getattr(layer.activation, "__name__", type(layer.activation).__name__)
 
 
-def find_op(layer: Any) -> type[Op] | None:
+def find_op(layer: Any) -> Op | None:
     """The op that stands for a layer or operation, or None.
 
     Args:
         layer: A Keras layer or operation.
 
     Returns:
-        The registered class.
+        The registered op.
     """
     if isinstance(layer, keras.layers.Layer):
         kind = known_class(layer)
@@ -158,7 +161,7 @@ def find_op(layer: Any) -> type[Op] | None:
     return _by_operation.get(type(layer).__name__)
 
 
-def get_op(layer: Any) -> type[Op]:
+def get_op(layer: Any) -> Op:
     """The op that stands for a canonical layer.
 
     Raises:

@@ -89,12 +89,10 @@ class Requantizing(Op):
     max_accumulator_scale: ClassVar[float] = 2**22
     fit_accumulator_scale: ClassVar[float] = 2**21
 
-    @classmethod
-    def accumulator_scale(cls, node: Any) -> float:
+    def accumulator_scale(self, node: Any) -> float:
         return node.input.scale
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         return inputs[0]
 
 
@@ -121,8 +119,7 @@ class ReLU(Requantizing):
         Case(lambda: layers.ReLU(threshold=0.1, max_value=0.75, negative_slope=0.1), (7,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if type(layer).__name__ == "ReLU":
             slope, limit, threshold = layer.negative_slope, layer.max_value, layer.threshold
             if not slope and not threshold:
@@ -135,8 +132,7 @@ class ReLU(Requantizing):
         six = type(layer).__name__ == "Relu6" or name is keras.activations.relu6
         return tracer.emit(layers.ReLU(6.0 if six else None, name=layer.name), args[0])
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         if node.output.quantized:
             # The upper limit is where the integers end; where 0 is not where they begin, a
             # maximum follows. The kernel RELU rounds otherwise, and no better.
@@ -225,22 +221,19 @@ class LeakyReLU(Requantizing):
         Case(lambda: layers.LeakyReLU(0.003), (50, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, layers.LeakyReLU):
             return tracer.emit(layer, args[0])
         # Keras' function has its slope as a default argument.
         slope = float(getattr(layer, "negative_slope", 0.2))
         return tracer.emit(layers.LeakyReLU(slope, name=layer.name), args[0])
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         slope = ops.convert_to_tensor(float(layer.negative_slope), "float32")
         return Sloped(x.values, x.scale, slope)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         options = {"alpha": float(node.layer.negative_slope)}
         builder.add("LEAKY_RELU", [node.input], [node.output], options)
 
@@ -314,17 +307,16 @@ class Clip(Requantizing):
         Case(lambda: lambda x: layers.Dense(4, "hard_tanh")(layers.Dense(8)(x)), (5,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, Clamp):
             return tracer.emit(layer, args[0])
         if type(layer).__name__ != "Clip":
-            return cls.emit(-1.0, 1.0, layer, args[0], tracer)
+            return self.emit(-1.0, 1.0, layer, args[0], tracer)
         limits = (layer.x_min, layer.x_max)
         if any(np.size(limit) != 1 for limit in limits):
             tracer.refuse(layer, "its limits are not one number each")
         lower, upper = (None if limit is None else float(limit) for limit in limits)
-        return cls.emit(lower, upper, layer, args[0], tracer)
+        return self.emit(lower, upper, layer, args[0], tracer)
 
     @staticmethod
     def emit(lower: float | None, upper: float | None, layer: Any, x: Any, tracer: Any) -> Any:
@@ -335,8 +327,7 @@ class Clip(Requantizing):
             return tracer.emit(Clamp(lower, upper, name=layer.name), x)
         return Table.emit("Clip", {"x_min": lower, "x_max": upper}, layer, x, tracer)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         limits = zip((layer.lower, layer.upper), (-3e38, 3e38), strict=True)
         lower, upper = (
             ops.convert_to_tensor(far if limit is None else limit, "float32")
@@ -345,8 +336,7 @@ class Clip(Requantizing):
         (x,) = inputs
         return Clamped(x.values, x.scale, lower, upper)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         if node.output.quantized:
             builder.add("QUANTIZE", [node.input], [node.output])
             return
@@ -378,29 +368,24 @@ class PReLU(Op):
         Case(lambda: lambda x: layers.PReLU()(layers.Dense(6)(x)), (5,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         below = tracer.emit(Clamp(None, 0.0, name=f"{layer.name}_below"), x)
         above = tracer.emit(layers.ReLU(name=f"{layer.name}_above"), x)
         product = tracer.emit(layer, below)
         return tracer.emit(layers.Add(name=f"{layer.name}_sum"), [above, product])
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (alpha, scale) = inputs, weights["alpha"]
         return Operands(x, QTensor(alpha, scale, ops.zeros_like(scale), x.whole))
 
-    @classmethod
-    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+    def real(self, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
         return inputs[0] * weights["alpha"]
 
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+    def pending_spec(self, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
         return Operands(*map(QTensor.symbolic, (shape, tuple(layer.alpha.shape))))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         alpha, name = to_numpy(node.layer.alpha), f"{node.layer.name}/alpha"
         if node.output.quantized:
             values, scale = quantize_weight(alpha, 8, PER_TENSOR, numpy_ops)

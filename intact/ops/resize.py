@@ -122,16 +122,14 @@ class Resampling(Op):
     litert = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
     output = SAME_AS_INPUT
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         if layer.interpolation not in ("nearest", "bilinear"):
             return f"interpolation {layer.interpolation!r} has no kernel"
         if None in shapes[0][1:]:
             return f"the input's spatial size must be known, received shape {shapes[0]}"
         return None
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         _, height, width, _ = layer.compute_output_shape(x.values.shape)
         if layer.interpolation == "nearest":
@@ -152,8 +150,7 @@ class Resampling(Op):
         exact = ops.where(x.whole, ops.cast(whole, "float32"), smooth)
         return x._replace(values=straight_through(exact, smooth))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         new = node.output.shape[1:3]
         size = builder.constant(np.array(new, "int32"))
         if node.layer.interpolation == "bilinear":
@@ -207,8 +204,7 @@ class Resizing(Resampling):
         Case(lambda: lambda x: layers.Resizing(8, 8)(layers.Conv2D(3, 3)(x)), (5, 5, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if len(args[0].shape) != 4:
             tracer.refuse(layer, f"it takes a batch of images, received shape {args[0].shape}")
         if layer.pad_to_aspect_ratio:

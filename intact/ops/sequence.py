@@ -161,31 +161,27 @@ class SequenceLSTM(Op):
         ),
     )
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (kernel, scale) = inputs, weights["input_kernel"]
         recurrent, recurrent_scale = weights["recurrent_kernel"]
         acc = with_bias(layer, accumulator(None, x.scale, scale, whole=x.whole))
-        kernel = rescaled(kernel, scale, acc, cls.weights["input_kernel"].layout)
+        kernel = rescaled(kernel, scale, acc, self.weights["input_kernel"].layout)
         with exact_convolution():
             sums = products(x.values, kernel)
         scale, recurrent_scale = (_by_gate(s) for s in (acc.weight_scale, recurrent_scale))
         return Sums(sums, acc.bias, x.scale, scale, recurrent, recurrent_scale)
 
-    @classmethod
-    def accumulator_scale(cls, node: Any) -> float:
+    def accumulator_scale(self, node: Any) -> float:
         return 2.0**-30
 
-    @classmethod
-    def real(cls, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
+    def real(self, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
         return layer.with_weights(inputs[0], weights["input_kernel"], weights["recurrent_kernel"])
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y, layer = node.input, node.output, node.layer
         units, inside, cell = (y.shape[0], layer.units), [], {"dtype": y.dtype}
         biases = _biases(node, builder)
-        inputs, recurrent = (_by_gates(node, name, builder) for name in cls.weights)
+        inputs, recurrent = (_by_gates(node, name, builder) for name in self.weights)
         if node.integer:
             cell = {"dtype": "int16", "scale": np.float32(to_numpy(node.quantizer.cell_scale()))}
             # The kernel takes the scale of the products of the last one, and none of the others'.
@@ -198,7 +194,7 @@ class SequenceLSTM(Op):
         none = [None]
         operands = [x, *inputs, *recurrent, *3 * none, *biases, *2 * none, *states, *4 * none]
         options = {"fusedActivationFunction": "TANH"}
-        builder.add(cls.litert[0], operands, [y], options, inside)
+        builder.add(self.litert[0], operands, [y], options, inside)
 
 
 def _by_gate(scale: Any) -> Any:

@@ -65,8 +65,7 @@ class Reshape(Moving):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x = args[0]
         if isinstance(layer, layers.Layer):
             return tracer.emit(layer, x)
@@ -83,15 +82,13 @@ class Reshape(Moving):
         # The batch takes other axes in, or gives them back.
         return reshape(x, tuple(sizes), layer.name, tracer)
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         after = layer.compute_output_shape(shapes[0])
         if None in after[1:] and not (_is_row(shapes[0], after) or _is_row(after, shapes[0])):
             return f"all sizes but the batch must be known, received shape {shapes[0]}"
         return None
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         if None not in y.shape[1:]:
             builder.reshape(x, y.shape, y)
@@ -131,8 +128,7 @@ class Permute(Moving):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x = args[0]
         if isinstance(layer, layers.Permute):
             return tracer.emit(layer, x)
@@ -142,8 +138,7 @@ class Permute(Moving):
             tracer.refuse(layer, f"the batch axis must stay the first, received order {order}")
         return tracer.emit(layers.Permute(order[1:], name=layer.name), x)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         order = builder.constant(np.array([0, *node.layer.dims], "int32"))
         builder.add("TRANSPOSE", [node.input, order], [node.output])
 
@@ -167,8 +162,7 @@ class ZeroPadding2D(Moving):
         ),
     )
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         pads = np.array([(0, 0), *node.layer.padding, (0, 0)], "int32")
         builder.add("PAD", [node.input, builder.constant(pads)], [node.output])
 
@@ -207,8 +201,7 @@ class Concatenate(Op):
         Case(lambda: lambda a: ops.concatenate([layers.Concatenate()([a * 2.0])]), (5,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         tensors = args[0]
         if len(tensors) == 1:
             return tensors[0]
@@ -216,27 +209,23 @@ class Concatenate(Op):
             return tracer.emit(layer, tensors)
         return tracer.emit(layers.Concatenate(axis=layer.axis, name=layer.name), tensors)
 
-    @classmethod
-    def before_move(cls, layer: Any, move: Any) -> Any:
+    def before_move(self, layer: Any, move: Any) -> Any:
         if not isinstance(move.layer, layers.Permute):
             return None
         axis = layer.axis % len(move.outputs[0].shape)
         return layers.Concatenate(axis=move.layer.dims[axis - 1], name=layer.name)
 
-    @classmethod
-    def refuse(cls, layer: Any, shapes: list) -> str | None:
+    def refuse(self, layer: Any, shapes: list) -> str | None:
         return "the batch axis cannot be concatenated" if layer.axis == 0 else None
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         # In inference all scales are one and the same, and the ratios are 1.
         # While ranges move, the inputs of a step may differ a little.
         last = inputs[-1]
         values = [x.values * (x.scale / last.scale) for x in inputs]
         return last._replace(values=ops.concatenate(values, axis=layer.axis))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         rank = len(node.output.shape)
         options = {"axis": node.layer.axis % rank, "fusedActivationFunction": "NONE"}
         builder.add("CONCATENATION", node.inputs, [node.output], options)
@@ -254,8 +243,7 @@ class Stack(Op):
         Case(lambda: lambda a: ops.stack([a], axis=1), (3, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         tensors = args[0]
         axis = layer.axis % (len(tensors[0].shape) + 1)
         if axis == 0:
@@ -284,19 +272,16 @@ class Dropout(Op):
     output = SAME_AS_INPUT
     cases = (Case(lambda: layers.Dropout(0.5), (6,)),)
 
-    @classmethod
-    def before_move(cls, layer: Any, move: Any) -> Any:
+    def before_move(self, layer: Any, move: Any) -> Any:
         # Whole channels share their fate where there is a noise shape, or "Spatial" in the name.
         shared = type(layer).__name__.startswith("Spatial") or getattr(layer, "noise_shape", None)
         return None if shared else layer
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         return x._replace(values=layer(x.values, training=training))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         node.alias(node.input)
 
 
@@ -318,15 +303,13 @@ class Augmentation(Op):
     output = SAME_AS_INPUT
     cases = (Case(lambda: layers.RandomFlip(), (4, 4, 3)),)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         if not training:
             return x
         return x._replace(values=layer(x.values * x.scale, training=True) / x.scale)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         node.alias(node.input)
 
 
@@ -339,8 +322,7 @@ class Identity(Op):
     activations = ("linear",)
     cases = (Case(lambda: lambda x: layers.Identity()(layers.Dense(3, "linear")(x)), (6,)),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return keras.tree.flatten(args)[0]
 
 
@@ -355,8 +337,7 @@ class Masking(Op):
         Case(lambda: lambda x: layers.Masking(-1.0)(ops.maximum(x, -1.0)) * 2.0, (3, 1), low=-2.0),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if layer.mask_value == 0:
             return x

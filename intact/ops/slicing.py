@@ -58,8 +58,7 @@ class Slicing(Moving):
         Case(lambda: Slice([0, -2], [-1, None]), (6, 5)),
     )
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         begin, end = (0, *node.layer.begin), (0, *(e or 0 for e in node.layer.end))
         constants = [
             builder.constant(np.array(values, "int32")) for values in (begin, end, [1] * len(end))
@@ -100,8 +99,7 @@ class Gather(Moving):
         Case(lambda: Take([4, 2, 0], 3), (3, 2, 5)),
     )
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         indices = builder.constant(np.array(node.layer.indices, "int32"))
         builder.add("GATHER", [node.input, indices], [node.output], {"axis": node.layer.axis})
 
@@ -208,8 +206,7 @@ class GetItem(Op):
         Case(lambda: lambda x: x[:, 1:-1, :, 1:, :2], (4, 2, 3, 3)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, key = (*args, *kwargs.values())
         return sliced(tracer, layer, x, key if isinstance(key, list | tuple) else [key])
 
@@ -221,8 +218,7 @@ class StaticSlice(Op):
     operations = ("Slice",)
     litert = ("STRIDED_SLICE",)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, start = (*args, *kwargs.values())
         if any(isinstance(s, keras.KerasTensor) for s in keras.tree.flatten(start)):
             tracer.refuse(layer, "its start is a tensor, not a constant")
@@ -248,8 +244,7 @@ class Cropping(Op):
         Case(lambda: layers.Cropping3D(((1, 0), (1, 1), (0, 2))), (3, 4, 5, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         pairs = layer.cropping
         if isinstance(layer, layers.Cropping1D):
             pairs = [pairs]
@@ -271,8 +266,7 @@ class Split(Op):
         Case(lambda: lambda x: layers.Add()(ops.unstack(x, axis=2)), (3, 4, 2)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x = args[0]
         axis = layer.axis % len(x.shape)
         if x.shape[axis] is None:
@@ -292,8 +286,7 @@ class Rearranging(Op):
 
     litert = ("STRIDED_SLICE", "CONCATENATION", "GATHER")
 
-    @classmethod
-    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+    def moves(self, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
         """What becomes of the indices of each axis.
 
         Args:
@@ -305,10 +298,9 @@ class Rearranging(Op):
         """
         raise NotImplementedError
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x = args[0]
-        for axis, move in cls.moves(layer, x).items():
+        for axis, move in self.moves(layer, x).items():
             axis %= len(x.shape)
             if axis == 0:
                 tracer.refuse(layer, "it changes the batch axis; give it other axes")
@@ -336,8 +328,7 @@ class Flip(Rearranging):
         Case(lambda: lambda x: layers.Dense(2)(ops.flip(x, axis=-1)), (3,)),
     )
 
-    @classmethod
-    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+    def moves(self, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
         return dict.fromkeys(axes_of(layer.axis, len(x.shape)), np.flip)
 
 
@@ -351,8 +342,7 @@ class Roll(Rearranging):
         Case(lambda: lambda x: ops.roll(x, (-1, 3), axis=(1, 2)), (4, 4, 2)),
     )
 
-    @classmethod
-    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+    def moves(self, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
         axes = axes_of(layer.axis, len(x.shape))
         shifts = np.broadcast_to(layer.shift, len(axes)).tolist()
         return {a: partial(np.roll, shift=s) for a, s in zip(axes, shifts, strict=True)}
@@ -371,15 +361,13 @@ class Repeat(Rearranging):
         Case(lambda: lambda x: ops.repeat(x, np.array([1, 0, 4]), axis=1), (3, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, layers.RepeatVector):
             x = reshaped(tracer, layer, args[0], [1, args[0].shape[1]])
             return taken(tracer, layer, x, 1, np.zeros(layer.n, int))
         return super().trace(layer, args, kwargs, tracer)
 
-    @classmethod
-    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+    def moves(self, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
         repeats = to_numpy(layer.repeats)
         return {layer.axis or 0: partial(np.repeat, repeats=repeats)}
 
@@ -395,14 +383,12 @@ class Tile(Rearranging):
         Case(lambda: lambda x: ops.tile(x, (1, 7, 1)), (1, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if np.size(layer.repeats) > len(args[0].shape):
             tracer.refuse(layer, "new axes would come before the batch")
         return super().trace(layer, args, kwargs, tracer)
 
-    @classmethod
-    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+    def moves(self, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
         repeats = np.ravel(layer.repeats).tolist()[::-1]
         return {-1 - a: partial(np.tile, reps=n) for a, n in enumerate(repeats) if n != 1}
 
@@ -413,8 +399,7 @@ class BroadcastTo(Rearranging):
 
     operations = ("BroadcastTo",)
 
-    @classmethod
-    def moves(cls, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+    def moves(self, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
         new = tuple(layer.shape)
         if len(new) > len(x.shape):
             # The batch would be another axis.

@@ -67,8 +67,7 @@ class LargestValues(Moving):
     litert = ("TOPK_V2",)
     cases = (Case(lambda: TopValues(3), (4, 7)),)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         places = builder.tensor(node.output.shape, "int32", f"{node.output.name}/places")
         k = builder.constant(np.array(node.layer.k, "int32"))
         builder.add("TOPK_V2", [node.input, k], [node.output, places])
@@ -85,12 +84,10 @@ class LargestPlaces(Op):
     output = NotQuantized("int32")
     cases = (Case(lambda: lambda x: ops.one_hot(TopPlaces(3)(x), 7) * 2.0, (4, 7)),)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         return layer(inputs[0].values)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         values = builder.like(node.input, node.output.shape)
         k = builder.constant(np.array(node.layer.k, "int32"))
         builder.add("TOPK_V2", [node.input, k], [values, node.output])
@@ -108,8 +105,7 @@ class TopK(Op):
         Case(lambda: lambda x: layers.Embedding(10, 3)(ops.top_k(x, 2)[1]), (10,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if len(x.shape) == 1:
             tracer.refuse(layer, "it runs over the batch")
@@ -133,8 +129,7 @@ class Sort(Op):
         Case(lambda: lambda x: ops.one_hot(ops.argsort(x), 6) * 2.0, (6,)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if layer.axis is None or layer.axis % len(x.shape) == 0:
             tracer.refuse(layer, "it runs over the batch")

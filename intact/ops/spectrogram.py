@@ -26,8 +26,7 @@ class MelSpectrogram(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         bands = to_numpy(
             layer.linear_to_mel_weight_matrix(
@@ -45,12 +44,11 @@ class MelSpectrogram(Op):
             )
             power = ops.square(real) + ops.square(imaginary)
             y = ops.matmul(power if layer.mag_exp == 2 else power ** (layer.mag_exp / 2), bands)
-            return ops.swapaxes(cls.decibels(layer, y) if layer.power_to_db else y, -1, -2)
+            return ops.swapaxes(self.decibels(layer, y) if layer.power_to_db else y, -1, -2)
 
         return tracer.expand(layer, spectrogram, x)
 
-    @classmethod
-    def decibels(cls, layer: Any, power: Tensor) -> Tensor:
+    def decibels(self, layer: Any, power: Tensor) -> Tensor:
         """Powers in decibels, above the quietest that counts."""
         reference = 10.0 * log10(max(abs(float(layer.ref_power)), layer.min_power))
         level = ops.log10(ops.maximum(power, layer.min_power)) * 10.0 - reference

@@ -46,12 +46,10 @@ class ZeroState(Op):
     kernel_rounding = "real"
     cases = (Case(lambda: lambda x: layers.Dense(4)(x) + Zeros(4)(x), (2, 3)),)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         return layer(inputs[0].values)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y, first = node.input, node.output, node.layer.first
         rank = len(x.shape)
         shape = (*y.shape[:-1], 1)
@@ -100,8 +98,7 @@ class Carry(Moving):
     keras_layers = (Carried,)
     cases = (Case(lambda: lambda x: layers.Dense(3)(Carried()(x)), (2, 4)),)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         node.alias(node.input)
 
 

@@ -216,14 +216,13 @@ class Table(Op):
         Case(lambda: layers.Lambda(lambda x: ops.where(x > 0, ops.log1p(x), 0.1 * x)), (50, 4)),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if isinstance(layer, Elementwise):
             return tracer.emit(layer, args[0])
         if isinstance(layer, layers.ELU):
-            return cls.emit("Elu", {"alpha": float(layer.alpha)}, layer, args[0], tracer)
+            return self.emit("Elu", {"alpha": float(layer.alpha)}, layer, args[0], tracer)
         if isinstance(layer, layers.Activation):
-            return cls.emit("Mish", {}, layer, args[0], tracer)
+            return self.emit("Mish", {}, layer, args[0], tracer)
         operands = [*args, *kwargs.values()]
         x = next(value for value in operands if isinstance(value, keras.KerasTensor))
         step = make_step(layer, operands, {id(x): 0})
@@ -238,12 +237,10 @@ class Table(Op):
         """Put the table of one operation where a layer stands."""
         return tracer.emit(Elementwise([(name, [0], config)], name=layer.name), x)
 
-    @classmethod
-    def rounding(cls, layer: Any, dtype: str) -> str:
-        return FiniteTableRounding.name if _is_finite(layer) else cls.kernel_rounding
+    def rounding(self, layer: Any, dtype: str) -> str:
+        return FiniteTableRounding.name if _is_finite(layer) else self.kernel_rounding
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         if _is_finite(layer) and not isinstance(x, WideTensor):
             return TableValues(layer(unfused(x.values * x.scale)))
@@ -261,14 +258,13 @@ class Table(Op):
             nearest, rest = split(ops.where(ops.isnan(precise), ops.zeros_like(precise), precise))
         return TableValues(straight_through(nearest, y), rest)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         if not y.quantized:
             lower_steps(node.layer.steps, x, y, builder)
             return
         with np.errstate(over="ignore"):
-            table = entries(cls.call(node.layer, [all_values(x)], {}, False), TableRounding, y)
+            table = entries(self.call(node.layer, [all_values(x)], {}, False), TableRounding, y)
         name, _, config = node.layer.steps[0]
         alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS[x.dtype]
         kernel = KERNELS[name] if alone and builder.has(KERNELS[name]) else None

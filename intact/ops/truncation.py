@@ -73,8 +73,7 @@ class Truncation(Op):
         ),
     )
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         values = x.values
         if layer.function is None:
@@ -83,8 +82,7 @@ class Truncation(Op):
             values = values + half * ops.sign(values)
         return layer(unfused(values * x.scale))
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         if not x.quantized:
             if node.layer.function is not None:
@@ -92,5 +90,5 @@ class Truncation(Op):
                 lower_steps(node.layer.function.steps, node.input, x, builder)
             builder.convert(x, y)
             return
-        table = to_numpy(cls.call(node.layer, [all_values(x)], {}, False)).astype("int32")
+        table = to_numpy(self.call(node.layer, [all_values(x)], {}, False)).astype("int32")
         look_up(x, y, table, builder)

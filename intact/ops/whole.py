@@ -152,8 +152,7 @@ class Cast(Op):
         Case(lambda: layers.Rescaling(1 / 255), (4, 4, 3), low=0, high=255, dtype="uint8"),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if is_whole(x):
             return tracer.convert(x, layer.dtype, layer.name)
@@ -168,16 +167,13 @@ class Cast(Op):
         y = tracer.emit(Truncated(steps, name=layer.name), x)
         return tracer.convert(y, layer.dtype)
 
-    @classmethod
-    def call(cls, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
+    def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
         return inputs[0]
 
-    @classmethod
-    def pending_spec(cls, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
+    def pending_spec(self, layer: Any, inputs: Any, shape: tuple[int | None, ...]) -> Any:
         return keras.KerasTensor(shape, inputs.dtype)
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         x, y = node.input, node.output
         stays_whole = node.layer.compute_dtype != "float32"
         if stays_whole or not y.quantized:
@@ -258,8 +254,7 @@ class WholeNumber(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         operands = keras.tree.flatten([args, list(kwargs.values())])
         kind = kind_of(layer)
         if kind in EXPANSIONS:
@@ -268,13 +263,12 @@ class WholeNumber(Op):
             operands = of_one_rank(operands, layer, tracer)
         y, *others = operands
         if not others:
-            return cls.emit(kind, layer, [y], tracer)
+            return self.emit(kind, layer, [y], tracer)
         for other in others:
-            y = cls.emit(kind, layer, [y, other], tracer)
+            y = self.emit(kind, layer, [y, other], tracer)
         return y
 
-    @classmethod
-    def emit(cls, kind: str, layer: Any, operands: list[Any], tracer: Any) -> Any:
+    def emit(self, kind: str, layer: Any, operands: list[Any], tracer: Any) -> Any:
         """Put an operation on whole numbers where a layer or operation stands.
 
         Args:
@@ -297,7 +291,7 @@ class WholeNumber(Op):
             )
         for x in operands:
             if not is_symbolic(x):
-                cls.check_constant(layer, to_numpy(x), rank, dtype, tracer)
+                self.check_constant(layer, to_numpy(x), rank, dtype, tracer)
         inputs = [
             tracer.convert(x, work)
             if is_symbolic(x)
@@ -310,9 +304,8 @@ class WholeNumber(Op):
         y = tracer.emit(whole_layer, inputs if len(inputs) > 1 else inputs[0])
         return y if kind in TRUTHFUL else tracer.convert(y, dtype)
 
-    @classmethod
     def check_constant(
-        cls, layer: Any, values: np.ndarray, rank: int, dtype: str, tracer: Any
+        self, layer: Any, values: np.ndarray, rank: int, dtype: str, tracer: Any
     ) -> None:
         """Refuse a constant that does not go with tensors of a rank and a type."""
         if not fits(values, dtype):
@@ -323,8 +316,7 @@ class WholeNumber(Op):
                 f"its constant has shape {values.shape}, which does not leave the batch alone",
             )
 
-    @classmethod
-    def lower(cls, node: Any, builder: Any) -> None:
+    def lower(self, node: Any, builder: Any) -> None:
         kernel = KINDS[node.layer.kind][0]
         options = {"fusedActivationFunction": "NONE"} if kernel in FUSABLE else {}
         builder.add(kernel, node.inputs, [node.output], options)

@@ -37,12 +37,11 @@ class Bidirectional(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, initial, mask = arguments(layer, args, kwargs, tracer)
         pair = (layer.forward_layer, layer.backward_layer)
         for inner in pair:
-            if find_op(inner) is not Recurrent:
+            if not isinstance(find_op(inner), Recurrent):
                 tracer.refuse(layer, f"its layer is a {type(inner).__name__}")
         half = 0 if initial is None else len(initial) // 2
         halves = (None, None) if initial is None else (initial[:half], initial[half:])
@@ -98,8 +97,7 @@ class TimeDistributed(Op):
         ),
     )
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, inner = args[0], layer.layer
         if "mask" in kwargs and "mask" in inspect.signature(inner.call).parameters:
             tracer.refuse(layer, f"its layer {inner.name!r} is given a mask at every step")
@@ -120,6 +118,5 @@ class SpectralNormalization(Op):
     notes = "The weights are no longer normalized in training."
     cases = (Case(lambda: layers.SpectralNormalization(layers.Dense(4, "relu")), (8,)),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return tracer.trace(layer.layer, args, {})

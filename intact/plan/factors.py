@@ -72,9 +72,9 @@ class Factors:
         if node.is_input:
             return False
         op = get_op(node.layer)
-        if issubclass(op, Multiply):
+        if isinstance(op, Multiply):
             return all(map(self._is_factor, node.inputs))
-        return issubclass(op, Table) or (_is_simple(node) and self._is_factor(node.inputs[0]))
+        return isinstance(op, Table) or (_is_simple(node) and self._is_factor(node.inputs[0]))
 
     def _read(
         self, tensor: keras.KerasTensor, shape: Shape
@@ -101,7 +101,7 @@ class Factors:
             return self._read(out, out.shape) if tensor.shape == shape else None
         if _is_simple(node):
             return self._read(out, shape)
-        if not issubclass(get_op(node.layer), Multiply):
+        if not isinstance(get_op(node.layer), Multiply):
             return None
         # A product of factors is needed where it is multiplied in turn.
         beyond = self._read(out, shape) if self._is_factor(out) else None
@@ -130,5 +130,5 @@ def _is_simple(node: Node) -> bool:
     """Whether a node computes each value from one value alone, wherever it stands."""
     op = get_op(node.layer)
     return len(node.inputs) == 1 and (
-        op.pointwise or issubclass(op, ByChannel) or isinstance(node.layer, RESHAPES)
+        op.pointwise or isinstance(op, ByChannel) or isinstance(node.layer, RESHAPES)
     )

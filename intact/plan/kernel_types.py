@@ -11,13 +11,13 @@ from intact.plan.plan import Step
 from intact.plan.scheme import NARROW, Rule, TensorSpec
 
 
-def _as_kernels_have_it(layer: keras.layers.Layer, op: type[Op], rule: Rule) -> TensorSpec:
+def _as_kernels_have_it(layer: keras.layers.Layer, op: Op, rule: Rule) -> TensorSpec:
     """A rule's spec of weights; stored in more bits where there is no kernel for so few."""
     spec, activations = rule.weights, rule.activations
     assert spec is not None
     if activations is None or spec.kind != "int":
         return spec
-    if not issubclass(op, Weighted):
+    if not isinstance(op, Weighted):
         # Slopes of a PReLU: part of an activation.
         return TensorSpec(symmetric=True, per_axis=True)
     if spec.dtype not in NARROW:
@@ -61,7 +61,7 @@ def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tup
     return 1 / std, zero_point - (0 if wide else 128)
 
 
-def _without_type(op: type[Op], step: Step) -> str | None:
+def _without_type(op: Op, step: Step) -> str | None:
     """Why there is no kernel for an op's activations, if there is none."""
     assert step.activations is not None
     dtype = step.activations.activation_dtype
@@ -69,7 +69,7 @@ def _without_type(op: type[Op], step: Step) -> str | None:
     return None if known else f"it has no {dtype} kernel, but of {', '.join(op.dtypes)}"
 
 
-def _without_kernel(op: type[Op], step: Step) -> str | None:
+def _without_kernel(op: Op, step: Step) -> str | None:
     """Why there is no kernel for an op's weights, if there is none."""
     weights, activations = step.weights, step.activations
     if weights is None:
@@ -92,7 +92,7 @@ def _without_kernel(op: type[Op], step: Step) -> str | None:
     return None
 
 
-def _as_op_has_it(rule: Rule, op: type[Op] | None) -> Rule:
+def _as_op_has_it(rule: Rule, op: Op | None) -> Rule:
     """A rule for 16-bit activations, with 8 bits if an op has such kernels and none of 16 bits."""
     spec = rule.activations
     if op is None or not rule.integer or spec is None or op.output == NotQuantized("bool"):

@@ -164,8 +164,8 @@ class _Planner:
         op = get_op(layer)
         rule = self._rule(layer)
         if computes_whole(op, node.inputs, node.outputs):
-            return Step(layer.name, op.__name__, False, whole=node.outputs[0].dtype)
-        step = Step(layer.name, op.__name__, rule.integer, activations=rule.activations)
+            return Step(layer.name, op.name, False, whole=node.outputs[0].dtype)
+        step = Step(layer.name, op.name, rule.integer, activations=rule.activations)
         if rule.weights is None:
             given = getattr(layer, "own_rule", None) is not None
             step.integer, step.why_float = False, BY_CHOICE[given]
@@ -360,7 +360,7 @@ class _Planner:
         wide = self._new_range(f"{node.layer.name}_output", asked.activations)
         self.exits[id(tensor)] = self._site(wide.name, wide, "convert")
 
-    def _chain(self, node: Node, op: type[Op]) -> list[Node]:
+    def _chain(self, node: Node, op: Op) -> list[Node]:
         """A node, and the batch norm and activation behind it that become part of its kernel."""
         chain = [node]
         if not isinstance(op.output, Observed):
@@ -396,7 +396,7 @@ class _Planner:
         first = min(chain, key=lambda node: self._place_in_scheme(node.layer))
         spec = self._spec(first)
         spec = spec if spec.activation_dtype == dtype else self._spec(chain[0])
-        if get_op(chain[0].layer) is Cast:
+        if isinstance(get_op(chain[0].layer), Cast):
             spec = self.scheme.inputs or _taken_in(spec)
             return replace(spec, whole=spec.rule.name == "range")
         limit = getattr(chain[0].layer, "range_limit", None)
@@ -411,7 +411,7 @@ class _Planner:
         rule = self.scheme.rule_for(layer)
         return next(i for i, known in enumerate((*self.scheme.rules, rule)) if known is rule)
 
-    def _close_chain(self, chain: list[Node], op: type[Op], found: RangePlan) -> None:
+    def _close_chain(self, chain: list[Node], op: Op, found: RangePlan) -> None:
         """Batch norm and activation are part of the op; quantize what comes out."""
         node, last = chain[0], chain[-1]
         step = self.steps[id(node)]

@@ -154,7 +154,7 @@ def _factors(peaks: np.ndarray, upper: float | None, reader: Any) -> np.ndarray:
     if not live.any():
         return np.ones(len(peaks), "float32")
     even = np.where(live, peaks, peak) / peak
-    if get_op(reader) is not DepthwiseConv2D:
+    if not isinstance(get_op(reader), DepthwiseConv2D):
         # Per channel of output, for each has a scale of its own.
         share = (kernel / np.maximum(kernel.max(axis=0), 1e-30)).max(axis=1)
         even = np.sqrt(even / np.where(live, share, 1.0))
@@ -173,7 +173,8 @@ def _scale(pair: Pair) -> None:
         divided = [norm.gamma, *([norm.beta] if norm.center else [])]
     else:
         kernel = first.kernel
-        shape = [*kernel.shape[:-2], -1] if get_op(first) is DepthwiseConv2D else kernel.shape
+        depthwise = isinstance(get_op(first), DepthwiseConv2D)
+        shape = [*kernel.shape[:-2], -1] if depthwise else kernel.shape
         value = to_numpy(kernel).reshape(shape) / factors
         kernel.assign(value.reshape(kernel.shape))
         divided = [] if first.bias is None else [first.bias]

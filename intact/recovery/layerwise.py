@@ -93,7 +93,7 @@ def adjustable(layer: Any) -> bool:
     if spec is None or spec.rule.name != "range" or spec.power_of_two:
         return False
     op = get_op(layer.layer)
-    return issubclass(op, Weighted) and "kernel" in op.weights
+    return isinstance(op, Weighted) and "kernel" in op.weights
 
 
 def _is_once(node: Node, walk: Walk) -> bool:

@@ -217,4 +217,4 @@ def _damage(
     shares = [float((a.argmax(1) == b.argmax(1)).mean()) for a, b in pairs if a.ndim == 2]
     snr = -10 * math.log10(max(error, 1e-12))
     op = get_op(kernel.layer)
-    return LayerSensitivity(kernel.layer.name, op.__name__, snr, min(shares, default=None))
+    return LayerSensitivity(kernel.layer.name, op.name, snr, min(shares, default=None))

@@ -88,8 +88,7 @@ class Annotated(Op):
     masks = True
     cases = (Case(lambda: QuantizeAnnotate(keras.layers.Dense(3, activation="relu")), (6,)),)
 
-    @classmethod
-    def trace(cls, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         """The layer inside."""
         config, masks = layer.quantize_config, tracer.masks
         with tracer.ruled(None if config is None else rule_of_config(config, layer.layer)):
