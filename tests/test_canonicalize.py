@@ -465,7 +465,7 @@ def test_registered_layer_is_used(rng):
         flat = same(keras.Sequential([keras.Input((4,)), Twice(name="twice")]), (4,), rng)
         assert names(flat) == ["twice"]
     finally:
-        registry.REGISTRY.remove(TwiceOp)
+        registry.REGISTRY.pop()
         del registry._by_layer[Twice]
 
 
