@@ -37,6 +37,7 @@ RANKS = {
     "calibration.sources": 5,
     "rounding": 6,
     "layers.base": 5,
+    "layers.direct_calls": 6,
     "layers.tracked_range": 6,
     "layers.quantized_model": 7,
     "layers.fake_quantize": 7,

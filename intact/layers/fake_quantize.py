@@ -13,12 +13,13 @@ from intact.layers.tracked_range import TrackedRange, clamped
 from intact.numerics.affine import Affine, QTensor, integer_range, unquantized
 from intact.numerics.backend_kernels import (
     either,
-    inverse,
+    number_ops,
     over,
     round_clip,
     shared,
     with_shape,
 )
+from intact.numerics.exact import inverse_of
 from intact.numerics.straight_through import round_through, straight_through
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
@@ -164,11 +165,14 @@ class FakeQuantize(TrackedRange):
             self._observe(slot, ops.stop_gradient(real), products, lower, upper, now)
         if final:
             return unquantized(clamped(real, lower, upper))
-        grid = self.grid(self._count(rule, pending), now)
+        by_numbers = not (self.learns or self.rule.signs or rule.in_training)
+        xp = number_ops(real) if by_numbers else ops
+        grid = self.grid(self._count(rule, pending), now, xp)
 
         def quantized() -> QTensor:
-            values = self._rounded(rule, pending, real, grid, lower, upper)
-            return QTensor(values, grid.scale, grid.zero_point, ops.ones((), "bool"))
+            values = self._rounded(rule, pending, real, grid, lower, upper, xp)
+            scale, zero_point = map(ops.convert_to_tensor, grid[:2])
+            return QTensor(values, scale, zero_point, ops.ones((), "bool"))
 
         def unrounded() -> QTensor:
             values = clamped(real, lower, upper)
@@ -228,23 +232,24 @@ class FakeQuantize(TrackedRange):
         grid: Grid,
         lower: float | None,
         upper: float | None,
+        xp: Any = ops,
     ) -> Tensor:
         """Whole numbers; while training, `real` are the values without rounding, else None."""
         first = self.first_grid(grid)
         params = Affine(first.scale, first.zero_point)
-        low, high = self.bounds(first, lower, upper)
+        low, high = self.bounds(first, lower, upper, xp)
         training = real is not None
         if training and (self.learns or self.spec.stochastic) and not self.rule.signs:
             moves = self.learns and (self.rule.trains_bounds or upper is not None)
-            return self._trained(real * inverse(grid.scale), low, high, moves)
+            return self._trained(real * inverse_of(grid.scale, xp), low, high, moves)
         if training and not rule.in_training:
             # Rounded once; few values differ from those of the kernels, by 1. What is rounded to
             # an end of the range is not clipped: constants, which are one, have gradients. Other
             # formulas say themselves where theirs ends.
             margin = 0.5 if self.rule.name == RangeQuantizer.name else 0.0
             beyond = first._replace(low=first.low - margin, high=first.high + margin)
-            passes = self.bounds(beyond, lower, upper)
-            values = round_clip(real, low, high, inverse(first.scale), passes)
+            passes = self.bounds(beyond, lower, upper, xp)
+            values = round_clip(real, low, high, inverse_of(first.scale, xp), passes)
         elif self.spec.bits > 8:
             values = rule.quantize_wide(pending, params, low, high)
         else:
@@ -278,25 +283,28 @@ class FakeQuantize(TrackedRange):
             return ops.prod(ops.shape(rule.real(pending))[1:])
         return math.prod(size or 1 for size in shape)
 
-    def bounds(self, grid: Grid, lower: float | None, upper: float | None) -> tuple[Any, Any]:
+    def bounds(
+        self, grid: Grid, lower: float | None, upper: float | None, xp: Any = ops
+    ) -> tuple[Any, Any]:
         """The smallest and largest whole number of a call.
 
         Args:
             grid: What `grid` returned.
             lower: As for `call`.
             upper: As for `call`.
+            xp: As for `grid`.
         """
         # Where the scale is trained, the bounds have a gradient.
-        whole = round_through if self.learns else ops.round
+        whole = round_through if self.learns else xp.round
         low, high = grid.low, grid.high
         # A clamp is where its range ends. A ReLU is clamped by the kernel, at 0 and 6.
         free = 0.0 if lower == 0 else 1.0
         if lower is not None:
-            bound = whole(over(lower, grid.scale))
-            low = ops.where(bound > low + free, bound, low)
+            bound = whole(over(lower, grid.scale, xp))
+            low = xp.where(bound > low + free, bound, low)
         if upper is not None:
-            bound = whole(over(upper, grid.scale))
-            high = ops.where(bound < high - free, bound, high)
+            bound = whole(over(upper, grid.scale, xp))
+            high = xp.where(bound < high - free, bound, high)
         return low, high
 
     def _trained(self, steps: Tensor, low: Tensor, high: Tensor, moves: bool) -> Tensor:

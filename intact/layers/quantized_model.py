@@ -12,6 +12,7 @@ import keras
 from intact.errors import ExportError, IntactError, NotKeptWarning
 from intact.graph.view import Functional, all_layers, is_graph
 from intact.layers.base import QuantizedLayer
+from intact.layers.direct_calls import can_call_directly, directly
 
 TRAINING = (
     "compile",
@@ -69,6 +70,13 @@ class QuantizedModel(Functional):
             self.trainable = kwargs["trainable"]
         if len(self._origin.names) == len(self.outputs):
             self.output_names = list(self._origin.names)
+
+    def _run_through_graph(
+        self, inputs: Any, operation_fn: Any = lambda layer: layer, **kwargs: Any
+    ) -> Any:
+        if not kwargs and can_call_directly(inputs):
+            operation_fn = directly(operation_fn)
+        return super()._run_through_graph(inputs, operation_fn, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse Keras' own quantization, which would round the rounded weights again."""

@@ -9,13 +9,14 @@ from keras import ops
 from intact.layers.base import QuantizedLayer
 from intact.layers.schedule import Schedule, make_clock
 from intact.numerics.affine import QTensor, affine_params, integer_range
-from intact.numerics.backend_kernels import either
+from intact.numerics.backend_kernels import either, number_ops
 from intact.numerics.exact import MIN_SCALE
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
 from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer
 from intact.quantizers.observers import Range, following
-from intact.quantizers.uses import SAMPLE, look, reach
+from intact.quantizers.uses import SAMPLE, Use, look, reach
 
 
 class TrackedRange(QuantizedLayer):
@@ -78,15 +79,16 @@ class TrackedRange(QuantizedLayer):
         """Whether every slot has a range."""
         return self.fixed is not None or bool(to_numpy(self.count).min() > 0)
 
-    def grid(self, count: Any = 1, step: Any = None) -> Grid:
+    def grid(self, count: Any = 1, step: Any = None, xp: Any = ops) -> Grid:
         """Scale, zero point and bounds, as they are now.
 
         Args:
             count: How many values a sample has, for the scale of gradients.
             step: The training step, if there is a schedule.
+            xp: `keras.ops`; or, of a range that is not trained, `numpy_ops`.
         """
         if not self.learns:
-            return self._grid_by(self.scale, self.zero_point)
+            return self._grid_by(self.scale, self.zero_point, xp)
         spec = self.spec
         seen = ActivationStats(*(self._value(name) for name in ("minimum", "maximum", "size")))
         seen = ActivationStats(ops.min(seen.minimum), ops.max(seen.maximum), ops.max(seen.size))
@@ -100,10 +102,9 @@ class TrackedRange(QuantizedLayer):
         learned = {name: variable * 1.0 for name, variable in self.learned.items()}
         return self.rule.grid(seen, learned, at)
 
-    def _grid_by(self, scale: Any, zero_point: Any) -> Grid:
+    def _grid_by(self, scale: Any, zero_point: Any, xp: Any = ops) -> Grid:
         """The grid of an observed range, as it is now."""
-        # Copies: torch and TensorFlow would give the variables, which later calls change.
-        scale, zero_point = scale * 1.0, zero_point * 1.0
+        scale, zero_point = _copied(scale, xp), _copied(zero_point, xp)
         return Grid(scale, zero_point, self.low - zero_point, self.high - zero_point)
 
     def grid_of(self, minimum: np.ndarray, maximum: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -117,7 +118,7 @@ class TrackedRange(QuantizedLayer):
             `(scale, first, last)`: the scales, and the smallest and largest whole number
             `q - zero_point`, float32 of the same shape.
         """
-        scale, zero_point = map(to_numpy, self._params(minimum, maximum))
+        scale, zero_point = self._params(minimum, maximum, numpy_ops)
         return scale, self.low - zero_point, self.high - zero_point
 
     def set_range(
@@ -134,7 +135,7 @@ class TrackedRange(QuantizedLayer):
             size: Mean size of the values, from which trained numbers start; None if not known.
         """
         ones = np.ones(self.slots, "float32")
-        self._assign(Range(ones * minimum, ones * maximum, self._settled()))
+        self._assign(Range(ones * minimum, ones * maximum, self._settled()), numpy_ops)
         if self.learns:
             if size is None:
                 # As if the values were spread evenly.
@@ -160,7 +161,7 @@ class TrackedRange(QuantizedLayer):
     def reset(self) -> None:
         """Forget the range."""
         zeros = np.zeros(self.slots, "float32")
-        self._assign(Range(zeros, zeros, zeros))
+        self._assign(Range(zeros, zeros, zeros), numpy_ops)
         if self.learns:
             self._start(zeros)
 
@@ -175,20 +176,20 @@ class TrackedRange(QuantizedLayer):
         rest = 1 - self.spec.momentum
         return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
 
-    def _params(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+    def _params(self, minimum: Any, maximum: Any, xp: Any) -> tuple[Any, Any]:
         spec = self.spec
         if spec.limit is not None:
-            minimum, maximum = ops.maximum(minimum, -spec.limit), ops.minimum(maximum, spec.limit)
+            limit = np.float32(spec.limit)
+            minimum, maximum = xp.maximum(minimum, -limit), xp.minimum(maximum, limit)
         least = 1.0 if spec.whole else MIN_SCALE
         scale, zero_point = affine_params(
-            minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two, least
+            minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two, least, xp
         )
         # Fewer than 8 bits are the topmost integers.
         return scale, zero_point + (self.high - integer_range(spec.bits)[1])
 
-    def _value(self, name: str) -> Tensor:
-        # A copy: torch and TensorFlow would give the variable, which later calls change.
-        return getattr(self, name) * 1.0
+    def _value(self, name: str, xp: Any = ops) -> Any:
+        return _copied(getattr(self, name), xp)
 
     def _observe(
         self,
@@ -199,24 +200,27 @@ class TrackedRange(QuantizedLayer):
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        state = Range(self.minimum[slot], self.maximum[slot], self.count[slot])
-        kept = [*state, self.size[slot]] if self.learns else [*state]
+        xp = number_ops(real)
+        names = [*Range._fields, *(["size"] if self.learns else [])]
+        before = [self._value(name, xp) for name in names]
+        kept = [value[slot] for value in before]
+        state = Range(*kept[:3])
         # A range that has seen nothing, or nothing but 0, has nothing to keep.
-        only_zeros = ops.logical_and(state.minimum == 0, state.maximum == 0)
-        state = state._replace(count=ops.where(only_zeros, 0.0, state.count))
+        only_zeros = xp.logical_and(state.minimum == 0, state.maximum == 0)
+        state = state._replace(count=xp.where(only_zeros, np.float32(0), state.count))
 
-        def followed() -> list[Tensor]:
+        def followed() -> list[Any]:
             observer = following(self.spec.momentum)
-            seen = observer.look(real)
+            seen = Range(*map(xp.convert_to_tensor, observer.look(real)))
             # The ends of what is clamped are the ends, clamped.
-            minimum, maximum = (clamped(end, lower, upper) for end in seen[:2])
+            minimum, maximum = (clamped(end, lower, upper, xp) for end in seen[:2])
             seen = Range(minimum, maximum, seen.count)
             if products:
-                seen = self._needed(clamped(real, lower, upper), products, seen, state)
-            new = observer.update(state, seen)
+                seen = self._needed(clamped(real, lower, upper), products, seen, state, xp)
+            new = observer.update(state, seen, xp)
             if not self.learns:
                 return [*new]
-            mean = ops.mean(ops.abs(clamped(real, lower, upper)))
+            mean = xp.convert_to_tensor(ops.mean(ops.abs(clamped(real, lower, upper))))
             return [*new, kept[-1] + (mean - kept[-1]) / new.count]
 
         observes = state.count == 0
@@ -228,58 +232,60 @@ class TrackedRange(QuantizedLayer):
             observes = ops.logical_or(observes, ops.logical_not(over))
         always = self.clock is None and not self.learns
         new = followed() if always else either(observes, followed, lambda: kept)
-        names = [*Range._fields, "size"][: len(new)]
         here = np.arange(self.slots) == slot
-        new = [ops.where(here, n, self._value(k)) for n, k in zip(new, names, strict=True)]
-        self._assign(Range(*new[:3]))
+        new = [xp.where(here, n, value) for n, value in zip(new, before, strict=True)]
+        self._assign(Range(*new[:3]), xp)
         if self.learns:
             self.size.assign(new[3])
 
     def _needed(
-        self, real: Tensor, products: list[tuple[QTensor, Any]], seen: Range, state: Range
+        self, real: Tensor, products: list[tuple[QTensor, Any]], seen: Range, state: Range, xp: Any
     ) -> Range:
         """The part of a range that products need; what is known of it where nothing tells."""
         reaches = []
         for x, shape in products:
             # Before a schedule's delay is over, partners are not rounded.
-            step = ops.where(x.whole, x.scale, 0.0)
+            step = xp.convert_to_tensor(ops.where(x.whole, x.scale, 0.0))
             use = look(real, ops.stop_gradient(x.values * x.scale), shape, most=SAMPLE)
-            low, high, known = reach(use, self.steps, least=step)
+            use = Use(*map(xp.convert_to_tensor, use))
+            low, high, known = reach(use, self.steps, xp, step)
             # A sample that needs all of its values needs those beside them, too.
-            low = ops.where(low <= ops.min(use.minimum), seen.minimum, low)
-            high = ops.where(high >= ops.max(use.maximum), seen.maximum, high)
+            low = xp.where(low <= xp.min(use.minimum), seen.minimum, low)
+            high = xp.where(high >= xp.max(use.maximum), seen.maximum, high)
             reaches.append((low * known, high * known, known))
-        minimum, maximum, known = (ops.stack(part) for part in zip(*reaches, strict=True))
-        needed = Range(ops.min(minimum), ops.max(maximum), seen.count)
-        other = (ops.where(state.count > 0, a, b) for a, b in zip(state, seen, strict=True))
-        told = ops.max(known) > 0
-        return Range(*(ops.where(told, a, b) for a, b in zip(needed, other, strict=True)))
+        minimum, maximum, known = (xp.stack(part) for part in zip(*reaches, strict=True))
+        needed = Range(xp.min(minimum), xp.max(maximum), seen.count)
+        other = (xp.where(state.count > 0, a, b) for a, b in zip(state, seen, strict=True))
+        told = xp.max(known) > 0
+        return Range(*(xp.where(told, a, b) for a, b in zip(needed, other, strict=True)))
 
-    def _assign(self, new: Range) -> None:
-        self.minimum.assign(new.minimum)
-        self.maximum.assign(new.maximum)
-        self.count.assign(new.count)
+    def _assign(self, new: Range, xp: Any) -> None:
         # Slots without data hold 0, which is in every range anyway.
-        scale, zero_point = self._params(
-            ops.min(self._value("minimum")), ops.max(self._value("maximum"))
-        )
-        self.scale.assign(scale)
-        self.zero_point.assign(zero_point)
+        pair = self._params(xp.min(new.minimum), xp.max(new.maximum), xp)
+        variables = self.minimum, self.maximum, self.count, self.scale, self.zero_point
+        for variable, value in zip(variables, (*new, *pair), strict=True):
+            variable.assign(value)
 
 
-def clamped(real: Tensor, lower: float | None, upper: float | None) -> Tensor:
+def _copied(value: Any, xp: Any) -> Any:
+    # Torch and TensorFlow would give the variable itself, which later calls change.
+    return xp.convert_to_tensor(value) * np.float32(1)
+
+
+def clamped(real: Any, lower: float | None, upper: float | None, xp: Any = ops) -> Any:
     """Real values after a fused clamp.
 
     Args:
         real: Values of any shape.
         lower: The smallest value that passes, or None.
         upper: The largest value that passes, or None.
+        xp: `keras.ops`, or `numpy_ops`.
     """
-    if (lower, upper) == (0.0, None):
+    if (lower, upper) == (0.0, None) and xp is ops:
         # A maximum has half a gradient at 0, and takes torch several passes.
         return ops.relu(real)
     if lower is not None:
-        real = ops.maximum(real, lower)
+        real = xp.maximum(real, np.float32(lower))
     if upper is not None:
-        real = ops.minimum(real, upper)
+        real = xp.minimum(real, np.float32(upper))
     return real

@@ -115,6 +115,7 @@ def affine_params(
     symmetric: bool = False,
     power_of_two: bool = False,
     least: float = MIN_SCALE,
+    xp: Any = ops,
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover a range of real values.
 
@@ -129,6 +130,7 @@ def affine_params(
         symmetric: Force the zero point to 0.
         power_of_two: Make the scale a power of two.
         least: The smallest scale.
+        xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
 
     Returns:
         `(scale, zero_point)`, float32 tensors of the range's shape.
@@ -140,21 +142,22 @@ def affine_params(
     (0.01, -28)
     """
     low, high = integer_range(bits, narrow=symmetric)
-    minimum = ops.minimum(ops.cast(minimum, "float32"), 0.0)
-    maximum = ops.maximum(ops.cast(maximum, "float32"), 0.0)
+    zero = np.float32(0)
+    minimum = xp.minimum(xp.cast(minimum, "float32"), zero)
+    maximum = xp.maximum(xp.cast(maximum, "float32"), zero)
     if symmetric:
-        span = ops.maximum(-minimum, maximum)
+        span = xp.maximum(-minimum, maximum)
         steps = high
     else:
         span = maximum - minimum
         steps = high - low
-    scale = ops.maximum(span * np.float32(1 / steps), least)
+    scale = xp.maximum(span * np.float32(1 / steps), np.float32(least))
     if power_of_two:
-        scale = power_of_two_above(scale)
+        scale = power_of_two_above(scale, xp)
     if symmetric:
-        return scale, ops.zeros_like(scale)
-    zero_point = ops.clip(ops.round(low - minimum / scale), low, high)
-    return scale, ops.where(span > 0, zero_point, 0.0)
+        return scale, xp.zeros_like(scale)
+    zero_point = xp.clip(xp.round(low - minimum / scale), low, high)
+    return scale, xp.where(span > 0, zero_point, zero)
 
 
 def quantize(x: np.ndarray, scale: Any, zero_point: Any, dtype: str = "int8") -> np.ndarray:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+from intact.numerics.numpy_ops import numpy_ops
 
 TORCH = keras.backend.backend() == "torch"
 TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -133,7 +136,7 @@ def inverse(x: Any) -> Any:
     return over(1.0, x)
 
 
-def over(numerator: float, x: Any) -> Any:
+def over(numerator: float, x: Any, xp: Any = ops) -> Any:
     """`numerator / x`, rounded as IEEE 754 says.
 
     TensorFlow turns a division of 1 into an approximate reciprocal, off by one unit in the
@@ -142,10 +145,13 @@ def over(numerator: float, x: Any) -> Any:
     Args:
         numerator: A constant.
         x: Values.
+        xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
         The quotient.
     """
+    if xp is numpy_ops:
+        return np.float32(numerator) / x
     if TENSORFLOW:
         return ops.minimum(ops.abs(x) + abs(numerator), numerator) / x
     return numerator / x
@@ -199,6 +205,32 @@ def native(name: str) -> Callable:
     return getattr(home, name, None) or getattr(ops, name)
 
 
+def number_ops(x: Any) -> Any:
+    """Where to compute the few numbers that go with a tensor, such as its range and its scale.
+
+    Torch takes longer to call an operation than numpy takes to compute it.
+
+    Args:
+        x: The tensor.
+
+    Returns:
+        `numpy_ops` where torch computes op by op on this machine's processor, else `keras.ops`.
+    """
+    return numpy_ops if TORCH and torch_kernels.on_host(x) else ops
+
+
+def extremes(x: Any, xp: Any = ops) -> tuple[Any, Any]:
+    """The smallest and the largest value of a tensor, without a gradient.
+
+    Args:
+        x: Values.
+        xp: `keras.ops`, or `numpy_ops`.
+    """
+    if TORCH and xp is ops:
+        return torch_kernels.extremes(ops.convert_to_tensor(x))
+    return xp.min(x), xp.max(x)
+
+
 @ops.custom_gradient
 def _round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) -> Any:
     y = x * factor
@@ -227,6 +259,8 @@ def round_clip(
         Whole numbers between `low` and `high`.
     """
     scalars = (factor, low, high, *(passes or (low, high)))
+    if TORCH and not any(map(ops.is_tensor, scalars)):
+        return torch_kernels.round_clip(ops.convert_to_tensor(x, "float32"), *map(float, scalars))
     given = [ops.convert_to_tensor(v, "float32") for v in (x, *scalars)]
     if TORCH:
         return torch_kernels.round_clip(*given)

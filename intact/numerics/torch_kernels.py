@@ -5,6 +5,16 @@ from typing import Any
 import torch
 
 
+def on_host(x: Any) -> bool:
+    """Whether a tensor is computed op by op by this machine's processor."""
+    return bool(x.device.type == "cpu") and not torch.compiler.is_compiling()
+
+
+def extremes(x: Any) -> tuple[Any, Any]:
+    """The smallest and the largest value, in one pass."""
+    return torch.aminmax(x.detach())
+
+
 class RoundClip(torch.autograd.Function):
     """Scales, rounds half to even and saturates; the gradient passes inside the bounds."""
 
@@ -22,10 +32,10 @@ class RoundClip(torch.autograd.Function):
             last: Where it ends to, scalar.
         """
         # Scalars as numbers halve the time; on other devices that would wait for them.
-        ctx.numbers = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        ctx.numbers = on_host(x) or not torch.is_tensor(factor)
         if ctx.numbers:
-            factor, low, high = factor.item(), low.item(), high.item()
-            ctx.scalars = factor, first.item(), last.item()
+            factor, low, high, first, last = map(float, (factor, low, high, first, last))
+            ctx.scalars = factor, first, last
             ctx.save_for_backward(x)
         else:
             ctx.save_for_backward(x, factor, first, last)

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from intact.errors import IntactError
+from intact.numerics.backend_kernels import extremes
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.registry import Registry
@@ -104,7 +105,7 @@ class Observer:
         Returns:
             A state: by default, a `Range`.
         """
-        return Range(xp.min(x), xp.max(x), xp.ones((), "float32"))
+        return Range(*extremes(x, xp), xp.ones((), "float32"))
 
     def join(self, a: Any, b: Any, xp: Any = ops) -> Any:
         """What two parts of one batch are like together.
