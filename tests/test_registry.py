@@ -1,8 +1,11 @@
 """A user's own things stand beside intact's, and replace none by accident."""
 
+from typing import ClassVar
+
 import pytest
 
 import intact
+from intact.ops import REGISTRY
 from intact.quantizers.base import get_quantizer
 from intact.quantizers.observers import get_observer
 from intact.rounding.kernel_rounding import KernelRounding
@@ -60,3 +63,40 @@ def test_a_scheme_of_a_known_name_is_refused():
     mine = intact.Scheme("int8", (intact.Rule(weights=None, activations=None),))
     with pytest.raises(intact.IntactError, match="scheme 'int8'"):
         SCHEMES.add("int8", mine)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("arithmetic", "table", "nothing would read it"),
+        ("kernel_roundings", "table", r"Did you mean `kernel_rounding`\?"),
+        ("folds_batchnorm", True, r"Did you mean `folds_batch_norm`\?"),
+        ("accumulator_scales", lambda self, node: 1.0, r"Did you mean `accumulator_scale`\?"),
+    ],
+)
+def test_a_name_that_no_op_has_is_refused(name, value, hint):
+    registered = len(REGISTRY)
+    with pytest.raises(
+        intact.IntactError, match=rf"`Mine.{name}` is not a name of `intact.Op`.*{hint}"
+    ):
+        intact.register_op(type("Mine", (intact.Op,), {name: value}))
+    assert len(REGISTRY) == registered
+
+
+def test_an_op_may_have_data_and_methods_of_its_own():
+    class Mine(intact.Op):
+        slopes: ClassVar[dict[str, float]] = {"HardSigmoid": 1 / 6}
+        _limit = 3.0
+
+        @classmethod
+        def trace(cls, layer, args, kwargs, tracer):
+            return cls.line(layer, args[0], tracer)
+
+        @staticmethod
+        def line(layer, x, tracer):
+            return tracer.emit(layer, x)
+
+    try:
+        assert intact.register_op(Mine) is Mine
+    finally:
+        REGISTRY.pop()

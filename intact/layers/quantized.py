@@ -178,7 +178,7 @@ class Quantized(QuantizedLayer):
         if self.norm is None:
             return w
         variance = xp.convert_to_tensor(self.norm.moving_variance)
-        factor = self._norm_op.factor(self.norm, variance, xp)
+        factor = self._norm_op.gain(self.norm, variance, xp)
         return w * get_op(self.layer).weights[name].layout.spread(factor, w.shape, xp)
 
     def _kept(self, name: str, xp: Any = ops) -> Tensor:
@@ -362,7 +362,7 @@ class Quantized(QuantizedLayer):
         """Sums with the bias that the batch norm leaves."""
         norm: Any = self.norm
         bias = 0.0 if self.layer.bias is None else xp.convert_to_tensor(self.layer.bias)
-        acc = add_bias(acc, (bias - mean) * self._norm_op.factor(norm, variance, xp), xp)
+        acc = add_bias(acc, (bias - mean) * self._norm_op.gain(norm, variance, xp), xp)
         return add_bias(acc, norm.beta, xp) if norm.center else acc
 
     @property

@@ -173,7 +173,7 @@ class BatchNormalization(ByChannel):
         """The standard deviation that goes with a variance."""
         return _sigma(layer.epsilon, variance, xp)
 
-    def factor(self, layer: Any, variance: Any, xp: Any = ops) -> Any:
+    def gain(self, layer: Any, variance: Any, xp: Any = ops) -> Any:
         """What each channel is multiplied by, for a variance."""
         return _factor(_weight(layer, "gamma", xp), layer.epsilon, variance, xp)
 

@@ -1,5 +1,7 @@
 """Which op stands for a layer, an operation or an activation."""
 
+import difflib
+import inspect
 from typing import Any
 
 import keras
@@ -27,7 +29,8 @@ def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
         The class itself; a decorator, if there is no class.
 
     Raises:
-        IntactError: Another op stands for the same layer, operation or activation.
+        IntactError: Another op stands for the same layer, operation or activation; or the class
+            has a name that looks like one of `Op`'s and is none.
 
     Example:
 
@@ -37,6 +40,7 @@ def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
     """
     if op is None:
         return lambda cls: register_op(cls, replace=replace)
+    _check_names(op)
     tables: tuple[tuple[dict[Any, Op], tuple], ...] = (
         (_by_layer, op.keras_layers),
         (_by_operation, op.operations),
@@ -55,6 +59,26 @@ def register_op(op: type[Op] | None = None, *, replace: bool = False) -> Any:
     for known, keys in tables:
         known.update(dict.fromkeys(keys, REGISTRY[-1]))
     return op
+
+
+def _check_names(op: type[Op]) -> None:
+    """Refuse data that no one reads, and methods whose names are nearly those of `Op`'s."""
+    for kind in op.__mro__[: op.__mro__.index(Op)]:
+        inherited = {name for base in kind.__mro__[1:] for name in vars(base)}
+        declared = {*inherited, *inspect.get_annotations(kind)}
+        for name, value in vars(kind).items():
+            if name.startswith("_") or name in declared:
+                continue
+            is_method = callable(value) or isinstance(value, staticmethod | classmethod | property)
+            alike = difflib.get_close_matches(name, inherited, 1, 0.9 if is_method else 0.6)
+            if is_method and not alike:
+                continue
+            hint = f"Did you mean `{alike[0]}`? " if alike else ""
+            raise IntactError(
+                f"{op.__name__} cannot be registered: `{kind.__name__}.{name}` is not a name of "
+                f"`intact.Op`, and nothing would read it. {hint}The docstring of `intact.Op` lists "
+                f"its names. For one of your own, write `_{name}`, or annotate it as a ClassVar."
+            )
 
 
 def known_class(layer: Any) -> Any:
