@@ -141,9 +141,9 @@ def bisect(
     bar = keras.utils.Progbar(runs, verbose=verbose)
 
     def tried(chosen: list[Point]) -> float:
-        found = score(outputs({p: real[id(p)] for p in chosen}))
+        value = score(outputs({p: real[id(p)] for p in chosen}))
         bar.add(1)
-        return found
+        return value
 
     whole, allowed = score(expected), score(expected) - drop
     low, high = -1, len(points) - 1
@@ -182,7 +182,7 @@ def _score(
 ) -> tuple[str, Callable[[Any], float]]:
     """What is scored, and the function from outputs to the score."""
     if metric is not None:
-        return getattr(metric, "__name__", "score"), lambda found: float(metric(found))
+        return getattr(metric, "__name__", "score"), lambda outputs: float(metric(outputs))
     first = expected[0] if isinstance(expected, list) else expected
     classifies = first is expected and first.ndim == 2 and first.shape[1] > 1
     if y is not None:
@@ -193,13 +193,13 @@ def _score(
                 f"{getattr(expected, 'shape', None)}. Pass one class for each sample of a model "
                 "that classifies, or a `metric`."
             )
-        return "accuracy", lambda found: float((found.argmax(1) == classes).mean())
+        return "accuracy", lambda outputs: float((outputs.argmax(1) == classes).mean())
     if classifies:
         best = first.argmax(1)
-        return "same top-1", lambda found: float((found.argmax(1) == best).mean())
+        return "same top-1", lambda outputs: float((outputs.argmax(1) == best).mean())
 
-    def closeness(found: Any) -> float:
-        pairs = zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True)
+    def closeness(outputs: Any) -> float:
+        pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True)
         sums = np.sum([[np.sum((a - b) ** 2.0), np.sum(b**2.0)] for a, b in pairs], axis=0)
         return 1.0 - float(np.sqrt(sums[0] / max(sums[1], 1e-30)))
 

@@ -154,14 +154,14 @@ def _worst(entries: list["TensorComparison"]) -> Iterable[str]:
     ]
     if judged:
         key: Callable = lambda a: a.local_snr if a.local_snr is not None else a.snr  # noqa: E731
-        found = sorted(judged, key=key)[:WORST]
+        worst = sorted(judged, key=key)[:WORST]
         yield (
             "<p>By what each layer alone adds to the float model's tensors: its signal-to-noise "
             "ratio. 6 dB are one bit.</p>"
         )
     else:
-        found = sorted((a for a in entries if a.different), key=lambda a: -a.max_lsb)[:WORST]
-        if not found:
+        worst = sorted((a for a in entries if a.different), key=lambda a: -a.max_lsb)[:WORST]
+        if not worst:
             yield (
                 "<p>The file computes in every layer just what Keras does. To see what each layer "
                 "loses against the float model, call <code>intact.compare(..., "
@@ -169,7 +169,7 @@ def _worst(entries: list["TensorComparison"]) -> Iterable[str]:
             )
         else:
             yield "<p>By the largest difference between Keras and the file.</p>"
-    for a in found:
+    for a in worst:
         yield '<div class="card">'
         yield f"<h3>{escape(a.name)} <small>{escape(_what(a))}</small>{_score(a)}</h3>"
         yield "<ul>" + "".join(f"<li>{text}</li>" for text in remedies(a)) + "</ul>"
@@ -246,8 +246,8 @@ def remedies(a: "TensorComparison") -> list[str]:
     Returns:
         At least one line.
     """
-    found = [text(a) for applies, text in REMEDIES if applies(a)]
-    return found or ["Nothing stands out here: its rounding is what its bits cost."]
+    texts = [text(a) for applies, text in REMEDIES if applies(a)]
+    return texts or ["Nothing stands out here: its rounding is what its bits cost."]
 
 
 def _own(a: "TensorComparison") -> float:

@@ -239,13 +239,13 @@ def _step(model: keras.Model, output: keras.KerasTensor) -> float:
 
 def _nodes(graph: Any) -> tuple[FileNode, ...]:
     """The inputs and ops of a graph, without those that only unpack constants."""
-    made: list[FileNode] = [FileNode("INPUT", t.name, t.dtype) for t in graph.inputs]
+    nodes: list[FileNode] = [FileNode("INPUT", t.name, t.dtype) for t in graph.inputs]
     places = {t.index: i for i, t in enumerate(graph.inputs)}
     for op in graph.ops:
         reads = tuple(places[t.index] for t in op.inputs if t is not None and t.index in places)
         if not reads:
             continue
         first = op.outputs[0]
-        places.update((t.index, len(made)) for t in op.outputs)
-        made.append(FileNode(op.name, first.name, first.dtype, reads, is_float(op)))
-    return tuple(made)
+        places.update((t.index, len(nodes)) for t in op.outputs)
+        nodes.append(FileNode(op.name, first.name, first.dtype, reads, is_float(op)))
+    return tuple(nodes)

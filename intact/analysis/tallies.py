@@ -84,7 +84,7 @@ class Tally:
     def agreement(self) -> TensorComparison:
         """What was counted."""
         point = self.point
-        held = None if point is None else point.held
+        quantized = None if point is None else point.held
         clips = self.sums is not None
         return TensorComparison(
             name=self.name,
@@ -101,7 +101,7 @@ class Tally:
             local_snr=_ratio(self.own_sums),
             float_top1=self.float_same / self.rows if self.rows and clips else None,
             activations=None if self.bars is None else self.bars.distribution(clips),
-            weights=None if held is None else _weights(held),
+            weights=None if quantized is None else _weights(quantized),
         )
 
 
@@ -156,15 +156,15 @@ class _Bars:
         return Distribution(self.low, self.high, tuple(self.counts.tolist()), self.range, clipped)
 
 
-def _weights(held: Quantized) -> Distribution:
+def _weights(quantized: Quantized) -> Distribution:
     """How the weights of a layer are spread, and what rounding takes from them."""
-    name = next(iter(held.layouts()))
-    real = to_numpy(getattr(held.layer, name)).astype("float32")
-    rounded = to_numpy(held.real_weights()[name]).reshape(real.shape)
+    name = next(iter(quantized.layouts()))
+    real = to_numpy(getattr(quantized.layer, name)).astype("float32")
+    rounded = to_numpy(quantized.real_weights()[name]).reshape(real.shape)
     bars = _Bars(real, None, "float32")
     bars.add(real)
     scales = None
-    if name in (whole := held.quantized_weights()):
+    if name in (whole := quantized.quantized_weights()):
         scale = np.abs(to_numpy(whole[name][1]))
         scales = (float(scale.min()), float(scale.max()))
     return Distribution(

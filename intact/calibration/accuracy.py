@@ -403,5 +403,5 @@ class _Check:
 def _run(content: bytes, batch: list[np.ndarray]) -> dict[str, np.ndarray]:
     """What a file computes: real values by the outputs' names."""
     file = LiteRTModel(content, os.cpu_count() or 1)
-    found = file.predict(batch)
-    return found if isinstance(found, dict) else {file.output_names[0]: found}
+    outputs = file.predict(batch)
+    return outputs if isinstance(outputs, dict) else {file.output_names[0]: outputs}

@@ -64,9 +64,9 @@ class Capture:
             except (IntactError, RuntimeError, ValueError, ArithmeticError):
                 self.file = None
         looks, runner = self._runner
-        found = runner.predict_on_batch(batch if len(batch) > 1 else batch[0])
+        outputs = runner.predict_on_batch(batch if len(batch) > 1 else batch[0])
         # Keras unpacks a list of one.
-        return keras.tree.pack_sequence_as(looks, keras.tree.flatten(found))
+        return keras.tree.pack_sequence_as(looks, keras.tree.flatten(outputs))
 
     def _look(self, watch: Watch, names: Any) -> Any:
         assert self.file is not None
@@ -117,12 +117,12 @@ def products(
         return [file.view(name).copy() for name in names]
     except Exception:
         calls = zip(nodes, kernels, inputs, strict=True)
-        found = []
+        outputs = []
         for node, kernel, x in calls:
             op: Any = get_op(node.layer.layer)
             x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
-            found.append(to_numpy(op.products(node.layer.layer, x, kernel)))
-        return found
+            outputs.append(to_numpy(op.products(node.layer.layer, x, kernel)))
+        return outputs
 
 
 class _Look(keras.layers.Layer):

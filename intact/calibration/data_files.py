@@ -49,12 +49,12 @@ def load_data(
     """
     check_data_path(path)
     if path.is_dir():
-        found: Any = _read_images(path, inputs, samples)
+        data: Any = _read_images(path, inputs, samples)
     else:
-        found = _read_arrays(path, inputs, array)
-    named = found if isinstance(found, dict) else {path.name: found}
+        data = _read_arrays(path, inputs, array)
+    named = data if isinstance(data, dict) else {path.name: data}
     prepared = {name: _prepare(name, value, mean, std, samples) for name, value in named.items()}
-    return prepared if isinstance(found, dict) else prepared[path.name]
+    return prepared if isinstance(data, dict) else prepared[path.name]
 
 
 def count_samples(path: Path, inputs: dict[str, Shape], array: str | None = None) -> int:
@@ -71,8 +71,8 @@ def count_samples(path: Path, inputs: dict[str, Shape], array: str | None = None
     check_data_path(path)
     if path.is_dir():
         return len(_images(path))
-    found = _read_arrays(path, inputs, array)
-    first = next(iter(found.values())) if isinstance(found, dict) else found
+    data = _read_arrays(path, inputs, array)
+    first = next(iter(data.values())) if isinstance(data, dict) else data
     return len(first) if first.ndim else 0
 
 
@@ -143,10 +143,10 @@ def _read_arrays(path: Path, inputs: dict[str, Shape], array: str | None) -> Any
                 raise InvalidDataError(
                     f"{str(path)!r} has no array {wanted[0]!r}, but {', '.join(names)}."
                 )
-            found = {name: content[name] for name in wanted}
+            arrays = {name: content[name] for name in wanted}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InvalidDataError(f"{str(path)!r} is not a .npy or .npz file of numbers.") from error
-    return found if len(found) > 1 else next(iter(found.values()))
+    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
 def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> np.ndarray:

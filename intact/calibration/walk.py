@@ -76,8 +76,8 @@ class Walk:
                 lambda a, v=values: v[id(a)] if isinstance(a, keras.KerasTensor) else a, node.args
             )
             with no_gradients():
-                found = keras.tree.flatten(call(self.kernels, node, args))
-            values.update(zip(map(id, node.outputs), found, strict=True))
+                outputs = keras.tree.flatten(call(self.kernels, node, args))
+            values.update(zip(map(id, node.outputs), outputs, strict=True))
         for tensor in node.inputs:
             self._readers[id(tensor)] -= 1
             if not self._readers[id(tensor)] and id(tensor) not in self._kept:
@@ -120,29 +120,29 @@ def run(model: keras.Model, batches: list[list[Any]], call: Call, wanted: list[A
     Returns:
         Per batch, a list of arrays: the real values of what is wanted.
     """
-    graph, found = view(model), []
+    graph, results = view(model), []
     for batch in batches:
         walk = Walk(graph, [batch], [t for part in wanted for t in keras.tree.flatten(part)])
         for node in graph.nodes:
             if not node.is_input:
                 walk.step(node, call)
-        found.append([to_numpy(walk.real(part)[0]) for part in wanted])
-    return found
+        results.append([to_numpy(walk.real(part)[0]) for part in wanted])
+    return results
 
 
-def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
+def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
     """The mean squared error, in units of the variance over samples.
 
     Args:
         expected: Values, samples first.
-        found: What stands for them.
+        actual: What stands for them.
 
     Example:
 
     >>> relative_error(np.array([[0.0], [2.0]]), np.array([[0.0], [1.0]]))
     0.5
     """
-    return float(np.mean((expected - found) ** 2) / variance(expected))
+    return float(np.mean((expected - actual) ** 2) / variance(expected))
 
 
 def variance(values: np.ndarray) -> float:

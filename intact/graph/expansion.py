@@ -43,16 +43,16 @@ def expand_call(
         The outputs in the new graph.
     """
     masks = {i: masks[i] for i in map(id, keras.tree.flatten((args, kwargs))) if i in masks}
-    given = _tensors((args, kwargs, list(masks.values())))
-    free = any(t.shape and t.shape[0] is None for t in given)
+    tensors = _tensors((args, kwargs, list(masks.values())))
+    free = any(t.shape and t.shape[0] is None for t in tensors)
     runs, outputs = [], []
     layer.add_loss = lambda loss: tracer.not_kept.append(layer.name)
     try:
         for size in SIZES if free else SIZES[:1]:
-            symbols = _symbols(given, masks, partial(_shape, tracer, size))
+            symbols = _symbols(tensors, masks, partial(_shape, tracer, size))
             runs.append(symbols)
             outputs.append(_run(layer, *_replaced((args, kwargs), symbols)))
-        symbols = _symbols(given, masks, lambda t: t.shape)
+        symbols = _symbols(tensors, masks, lambda t: t.shape)
         inputs = [list(run.values()) for run in (runs[0], runs[-1], symbols)]
         merger = Merger((inputs[0], inputs[1]), inputs[2])
         merged = merger.outputs(outputs[0], outputs[-1])
@@ -69,7 +69,7 @@ def expand_call(
         _refuse(tracer, layer, error)
     finally:
         del layer.add_loss
-    return _inline(tracer, layer, given, symbols, merged)
+    return _inline(tracer, layer, tensors, symbols, merged)
 
 
 def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
@@ -79,9 +79,9 @@ def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
         return layer.call(*args, **kwargs)
 
 
-def _symbols(given: list[keras.KerasTensor], masks: Masks, shape_of: ShapeOf) -> Symbols:
+def _symbols(tensors: list[keras.KerasTensor], masks: Masks, shape_of: ShapeOf) -> Symbols:
     """Symbolic inputs like tensors of the new graph, with the masks beside them."""
-    symbols = {id(t): keras.Input(batch_shape=shape_of(t), dtype=t.dtype) for t in given}
+    symbols = {id(t): keras.Input(batch_shape=shape_of(t), dtype=t.dtype) for t in tensors}
     for i, mask in masks.items():
         set_mask(symbols[i], symbols[id(mask)])
     return symbols
@@ -141,8 +141,8 @@ def expand_function(
     Returns:
         The outputs in the new graph.
     """
-    given = _tensors((args, kwargs))
-    symbols = _symbols(given, {}, lambda t: t.shape)
+    tensors = _tensors((args, kwargs))
+    symbols = _symbols(tensors, {}, lambda t: t.shape)
     inner_args, inner_kwargs = _replaced((args, kwargs), symbols)
     try:
         outputs = function(*inner_args, **inner_kwargs)
@@ -150,25 +150,25 @@ def expand_function(
         raise
     except Exception as error:
         _refuse(tracer, layer, error)
-    return _inline(tracer, layer, given, symbols, outputs)
+    return _inline(tracer, layer, tensors, symbols, outputs)
 
 
 def _inline(
-    tracer: "Tracer", layer: Any, given: list[keras.KerasTensor], symbols: Symbols, outputs: Any
+    tracer: "Tracer", layer: Any, tensors: list[keras.KerasTensor], symbols: Symbols, outputs: Any
 ) -> Any:
     """Rewrite a graph of symbolic tensors as a part of the new graph.
 
     Args:
         tracer: Makes the new graph.
         layer: The layer whose graph it is.
-        given: Tensors of the new graph.
+        tensors: Tensors of the new graph.
         symbols: What stands for them, in the same order.
         outputs: The symbolic outputs; what no input reaches is an array or a variable.
 
     Returns:
         The outputs in the new graph.
     """
-    unchanged = next((t for t in given if symbols[id(t)] is outputs), None)
+    unchanged = next((t for t in tensors if symbols[id(t)] is outputs), None)
     if unchanged is not None:
         return unchanged
     flat = keras.tree.flatten(outputs)
@@ -178,17 +178,17 @@ def _inline(
         return keras.tree.map_structure(partial(_constant, tracer, layer), outputs)
     inner = keras.Model(list(symbols.values()), outputs if whole else computed)
     tracer.output_names[id(layer)] = output_names(inner)
-    steps = None if any(map(is_whole, given)) else make_steps(inner)
+    steps = None if any(map(is_whole, tensors)) else make_steps(inner)
     if whole and steps and len(steps) > 1:
         # One table is quicker than many ops, and rounds once.
-        return tracer.emit(Elementwise(steps, name=layer.name), given[0])
+        return tracer.emit(Elementwise(steps, name=layer.name), tensors[0])
     tracer.kept.append(inner)
     for node in view(inner).nodes:
         if not isinstance(node.layer, keras.layers.Layer):
             # A name that does not depend on what else was made before.
             node.layer.name = f"{layer.name}_{type(node.layer).__name__.lower()}"
     with tracer.scope(layer):
-        traced = tracer.trace_model(inner, tuple(given), {})
+        traced = tracer.trace_model(inner, tuple(tensors), {})
     if whole:
         return traced
     rest = iter(traced)

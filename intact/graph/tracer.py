@@ -127,12 +127,12 @@ class Tracer:
             values = values.astype(dtype)
             values = values.reshape(shape or (1,) * (rank - values.ndim) + values.shape)
             trains = is_trainable(value)
-            made = Constant(
+            constant = Constant(
                 values.shape, broadcast=broadcast, name=name, trainable=trains, dtype=dtype
             )
-            made.value.regularizer = getattr(value, "regularizer", None)
-            made.value.assign(values)
-            return made
+            constant.value.regularizer = getattr(value, "regularizer", None)
+            constant.value.assign(values)
+            return constant
 
         key = (value, "constant", rank, dtype, int(broadcast), str(shape))
         return self.emit(self.once(key, make), self.anchor)
@@ -414,12 +414,12 @@ class Tracer:
     def _itself(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         """What stands for a layer of intact's own: itself if it is quantized, else a copy."""
         if id(layer) not in self._copies:
-            made = layer
+            twin = layer
             if layer.name in self._names or not isinstance(layer, QuantizedLayer):
-                made = type(layer).from_config(layer.get_config())
-                made.set_weights(layer.get_weights())
-            made.name = self.unique(layer.name)
-            self._copies[id(layer)] = made
+                twin = type(layer).from_config(layer.get_config())
+                twin.set_weights(layer.get_weights())
+            twin.name = self.unique(layer.name)
+            self._copies[id(layer)] = twin
             self.kept.append(layer)
         return self._copies[id(layer)]
 
@@ -433,19 +433,19 @@ class Tracer:
     def copy_weights(
         self,
         layer: keras.layers.Layer,
-        made: keras.layers.Layer,
+        target: keras.layers.Layer,
         convert: Callable[[np.ndarray], np.ndarray] = lambda value: value,
     ) -> None:
         """Give the weights of a layer of the user's to one that stands for it.
 
         Args:
             layer: The user's layer.
-            made: The other one, built.
+            target: The other one, built.
             convert: Reorders the values of a weight; they are reshaped in any case.
         """
-        if len(made.variables) != len(layer.variables):
-            self.refuse(layer, f"it has weights that a {type(made).__name__} has not")
-        for new, old in zip(made.variables, layer.variables, strict=True):
+        if len(target.variables) != len(layer.variables):
+            self.refuse(layer, f"it has weights that a {type(target).__name__} has not")
+        for new, old in zip(target.variables, layer.variables, strict=True):
             # By value: backends may give away the memory of a model that trains.
             new.assign(convert(to_numpy(old)).reshape(new.shape))
 

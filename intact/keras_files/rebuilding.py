@@ -330,10 +330,10 @@ def _attribute(group: h5py.Group, name: str) -> list[Any]:
 
 
 def _assign(name: str, variables: list[Any], values: list[Any]) -> None:
-    expected, found = [tuple(v.shape) for v in variables], [tuple(v.shape) for v in values]
-    if expected != found:
+    expected, stored = [tuple(v.shape) for v in variables], [tuple(v.shape) for v in values]
+    if expected != stored:
         raise InvalidModelError(
-            f"layer {name!r} has weights of shapes {expected}, the file has {found} for it."
+            f"layer {name!r} has weights of shapes {expected}, the file has {stored} for it."
         )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value[()])

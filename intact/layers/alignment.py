@@ -233,11 +233,11 @@ class Reference:
         ours = dict(zip(map(id, self.graph.inputs), self.graph.inputs, strict=True))
         floats = dict(zip(map(id, self.float_graph.inputs), self.graph.inputs, strict=True))
         for point in points:
-            made = self.of(point)
+            result = self.of(point)
             if point.quantizer is not None:
-                made = point.quantizer(made, slot=point.node.kwargs.get("slot", 0))
-            ours.update(zip(map(id, point.node.outputs), keras.tree.flatten(made), strict=True))
-            floats.setdefault(id(self._twin(point)), as_real(made))
+                result = point.quantizer(result, slot=point.node.kwargs.get("slot", 0))
+            ours.update(zip(map(id, point.node.outputs), keras.tree.flatten(result), strict=True))
+            floats.setdefault(id(self._twin(point)), as_real(result))
         ours, floats = recompute(self.graph, ours), recompute(self.float_graph, floats)
         return [
             (self._expected(point, floats), as_real(call_again(point.node, ours)))
@@ -268,9 +268,9 @@ class Reference:
         return [values[id(tensor)] for tensor in self.float_graph.outputs]
 
 
-def as_real(made: Any) -> keras.KerasTensor:
+def as_real(result: Any) -> keras.KerasTensor:
     """Real values of what a point's call makes, a `QTensor` or a float tensor."""
-    return Dequantize()(made) if isinstance(made, list | tuple) else made
+    return Dequantize()(result) if isinstance(result, list | tuple) else result
 
 
 class Noise(keras.layers.Layer):

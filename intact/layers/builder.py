@@ -172,45 +172,45 @@ class _Builder:
                 norm = self.model.get_layer(step.takes_in)
                 layer = node.layer if step.keeps_norm else _with_norm(node.layer, norm, shapes[0])
                 kept = norm if step.keeps_norm else None
-                made = Quantized(layer, step.weights, shapes, norm=kept, **fields)
+                quantized = Quantized(layer, step.weights, shapes, norm=kept, **fields)
             elif step.integer:
-                made = Quantized(node.layer, step.weights, shapes, **fields)
+                quantized = Quantized(node.layer, step.weights, shapes, **fields)
             else:
                 assert step.weights is not None
                 dynamic = step.activations is not None
-                made = QuantizedWeights(
+                quantized = QuantizedWeights(
                     node.layer, step.weights, dynamic, input_shapes=shapes, **fields
                 )
-            self.layers[id(node.layer)] = made
-            self._regularize(made, node, step)
+            self.layers[id(node.layer)] = quantized
+            self._regularize(quantized, node, step)
         return self.layers[id(node.layer)]
 
-    def _regularize(self, made: Any, node: Any, step: Step) -> None:
+    def _regularize(self, quantized: Any, node: Any, step: Step) -> None:
         """Let a layer regularize its output, if the user's does and no quantizer will."""
         activity = getattr(node.layer, "activity", None)
         if activity is not None and not step.integer:
-            made.activity_regularizer = activity
+            quantized.activity_regularizer = activity
         elif step.site is None:
-            made.activity = activity
+            quantized.activity = activity
 
     def _quantize(self, pending: Any, site: Site, final: bool = False) -> Any:
-        found = site.range
-        if id(found) not in self.quantizers:
+        range_plan = site.range
+        if id(range_plan) not in self.quantizers:
             fields: dict[str, Any] = {
-                "slots": len(found.sites),
-                "fixed": found.fixed,
+                "slots": len(range_plan.sites),
+                "fixed": range_plan.fixed,
                 "schedule": self.schedule,
-                "name": self._name(found.name, "_quantizer"),
+                "name": self._name(range_plan.name, "_quantizer"),
             }
-            made: FakeQuantize
+            quantizer: FakeQuantize
             if site.kernel_rounding == LSTMRounding.name:
                 batch, _, units = LSTMRounding.output_shape(LSTMRounding.typed(pending))
-                made = StatefulQuantize(found.spec, state=(batch, units), **fields)
+                quantizer = StatefulQuantize(range_plan.spec, state=(batch, units), **fields)
             else:
-                made = FakeQuantize(found.spec, **fields)
-            self.quantizers[id(found)] = made
+                quantizer = FakeQuantize(range_plan.spec, **fields)
+            self.quantizers[id(range_plan)] = quantizer
         kwargs: dict[str, Any] = {"kernel_rounding": site.kernel_rounding}
-        if final and found.fixed:
+        if final and range_plan.fixed:
             kwargs["final"] = True
         if site.slot:
             kwargs["slot"] = site.slot
@@ -219,10 +219,10 @@ class _Builder:
         if site.upper is not None:
             kwargs["upper"] = site.upper
         if not site.products:
-            return self.quantizers[id(found)](pending, **kwargs)
+            return self.quantizers[id(range_plan)](pending, **kwargs)
         kwargs["shapes"] = [product.shape for product in site.products]
         partners = [self._as_quantized(product.partner) for product in site.products]
-        return self.quantizers[id(found)](pending, partners, **kwargs)
+        return self.quantizers[id(range_plan)](pending, partners, **kwargs)
 
     def _as_quantized(self, tensor: keras.KerasTensor) -> Any:
         if id(tensor) not in self.quantized:

@@ -204,7 +204,7 @@ class Quantized(QuantizedLayer):
         """
         if self.spec is None:
             return {}
-        found = {}
+        weights = {}
         # Times 1, for TensorFlow takes no variable where a gradient is written down.
         one = np.float32(1)
         if now is None and self.clock is not None:
@@ -223,8 +223,8 @@ class Quantized(QuantizedLayer):
             if self.clock is not None and training:
                 on = self.clock.reached("quant_delay", now)
                 n = ops.where(on, n, w * inverse(scale))
-            found[name] = n, layout.flat(scale, xp)
-        return found
+            weights[name] = n, layout.flat(scale, xp)
+        return weights
 
     def unrounded(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("folds"):
@@ -398,8 +398,8 @@ class Quantized(QuantizedLayer):
         except NotImplementedError:
             # A layer of the user's that leaves it to its `call`.
             symbols = [keras.KerasTensor(shape, "float32") for shape in shapes]
-            given = symbols[0] if len(symbols) == 1 else symbols
-            shape = self.layer.compute_output_spec(given).shape
+            operand = symbols[0] if len(symbols) == 1 else symbols
+            shape = self.layer.compute_output_spec(operand).shape
         return op.pending_spec(self.layer, inputs, shape)
 
     def get_config(self) -> dict[str, Any]:

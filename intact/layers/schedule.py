@@ -136,13 +136,17 @@ def clocks(model: keras.Model) -> list[Clock]:
     Raises:
         IntactError: It was quantized without one.
     """
-    found = [layer.clock for layer in model.layers if getattr(layer, "clock", None) is not None]
-    if not found:
+    model_clocks = _clocks(model)
+    if not model_clocks:
         raise IntactError(
             f"Model {model.name!r} has no schedule. Make it with one: "
             "`intact.quantize_model(model, schedule=intact.Schedule())`."
         )
-    return found
+    return model_clocks
+
+
+def _clocks(model: keras.Model) -> list[Clock]:
+    return [layer.clock for layer in model.layers if getattr(layer, "clock", None) is not None]
 
 
 def set_schedule(model: keras.Model, schedule: Schedule) -> None:
@@ -215,6 +219,5 @@ def delay_left(model: keras.Model) -> float:
     Args:
         model: A quantized model.
     """
-    held = [layer.clock for layer in model.layers if getattr(layer, "clock", None) is not None]
-    left = (to_numpy(c.starts["quant_delay"]) - to_numpy(c.step) for c in held)
+    left = (to_numpy(c.starts["quant_delay"]) - to_numpy(c.step) for c in _clocks(model))
     return max((float(n) for n in left), default=0.0)

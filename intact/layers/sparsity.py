@@ -58,10 +58,10 @@ def keep_clusters(model: keras.Model) -> None:
 
 
 def _weighted(model: keras.Model) -> list[Quantized]:
-    found = [layer for layer in model.layers if isinstance(layer, Quantized) and layer.spec]
-    if not found:
+    layers = [layer for layer in model.layers if isinstance(layer, Quantized) and layer.spec]
+    if not layers:
         raise IntactError(
             f"Model {model.name!r} has no quantized weights. "
             "Make a quantized model first: `q = intact.quantize_model(model)`."
         )
-    return found
+    return layers

@@ -71,20 +71,20 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
             seen = ops.max(ops.abs(ops.stop_gradient(run.real.cell)))
             self.peak.assign(ops.maximum(self._value("peak"), seen))
             run.cell_scale = self.cell_scale()
-        made = super()._quantized(rule, run, training, *rest)
-        self.keep(self._after(run, made))
-        return made
+        output = super()._quantized(rule, run, training, *rest)
+        self.keep(self._after(run, output))
+        return output
 
-    def _after(self, run: Run, made: QTensor) -> State:
+    def _after(self, run: Run, output: QTensor) -> State:
         """The state after a call that made real values or integers."""
         if self.observing:
             return run.real.last
-        hidden, cell = run.whole(Affine(made.scale, made.zero_point)).last
-        whole = State(hidden * made.scale, cell * run.cell_scale)
+        hidden, cell = run.whole(Affine(output.scale, output.zero_point)).last
+        whole = State(hidden * output.scale, cell * run.cell_scale)
         if self.fixed is not None:
             return whole
         pairs = zip(whole, run.real.last, strict=True)
-        return State(*(ops.where(made.whole, a, b) for a, b in pairs))
+        return State(*(ops.where(output.whole, a, b) for a, b in pairs))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "state": list(self.state)}
@@ -92,8 +92,8 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
 
 def stateful_layers(model: keras.Model) -> list[StateKeeper]:
     """The layers of a quantized or canonical model that keep a state between calls."""
-    held = [one for layer in model.layers for one in (layer, getattr(layer, "layer", None))]
-    return [layer for layer in held if isinstance(layer, StateKeeper)]
+    layers = [one for layer in model.layers for one in (layer, getattr(layer, "layer", None))]
+    return [layer for layer in layers if isinstance(layer, StateKeeper)]
 
 
 def check_stream(model: keras.Model, samples: int) -> None:

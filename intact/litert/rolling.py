@@ -38,7 +38,7 @@ def roll(builder: Builder, ends: Sequence[Tensor]) -> list[Subgraph]:
     graphs: list[Subgraph] = []
     while True:
         finder = _Finder(builder.operators, builder.buffers, ends)
-        loop = next((found for found in map(finder.loop, finder.anchors()) if found), None)
+        loop = next(filter(None, map(finder.loop, finder.anchors())), None)
         if loop is None:
             return graphs
         graphs += write_loop(builder, loop, len(graphs) + 1)
@@ -170,16 +170,16 @@ class _Finder:
         op: Operator,
         places: dict[int, Place],
         carried: dict[int, Place],
-        found: list[Operator],
+        matched: list[Operator],
         model: Step,
     ) -> bool:
         """Whether an op reads in the last step what another one does in the step before."""
-        if any(other is taken for taken in found):
+        if any(other is taken for taken in matched):
             return False
         for mine, its in zip(other.inputs, op.inputs, strict=True):
             if id(its) in places:
                 place, number = places[id(its)]
-                if mine is not found[place].outputs[number]:
+                if mine is not matched[place].outputs[number]:
                     return False
             elif id(its) in carried:
                 place, number = carried[id(its)]
@@ -272,7 +272,7 @@ class _Matcher:
         """The ops that only the second step reads, less those that depend on its anchors."""
         inside = {id(op): op for op in self.model.ops}
         waiting = list(self.model.ops)
-        found: list[Operator] = []
+        sources: list[Operator] = []
         while waiting:
             for tensor in waiting.pop().inputs:
                 op = self.finder.maker.get(id(tensor))
@@ -281,10 +281,10 @@ class _Matcher:
                 ends = any(id(t) in self.finder.ends for t in op.outputs)
                 if not ends and all(id(reader) in inside for reader in self.finder.read_by(op)):
                     inside[id(op)] = op
-                    found.append(op)
+                    sources.append(op)
                     # What was looked at too early may have all its readers now.
                     waiting = list(inside.values())
-        return sorted(found, key=lambda op: self.finder.number[id(op)])
+        return sorted(sources, key=lambda op: self.finder.number[id(op)])
 
     def _find_sources(self, step: Step) -> bool:
         """Find a step's sources: the ops that it reads where the second one reads its own."""

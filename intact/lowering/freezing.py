@@ -82,14 +82,14 @@ class _Freezer:
         args, kwargs = keras.tree.map_structure(self._new, (node.args, dict(node.kwargs)))
         if kwargs.pop("folds", False):
             # The layer before has it in its weights.
-            found = args[0]
+            outputs = args[0]
         else:
             kwargs.pop("again", None)
             if isinstance(node.layer, FakeQuantize):
                 # Ranges that are fixed look at no products.
                 args, _ = args[:1], kwargs.pop("shapes", None)
-            found = self._layer(node)(*args, **kwargs)
-        for old, new in zip(node.outputs, keras.tree.flatten(found), strict=True):
+            outputs = self._layer(node)(*args, **kwargs)
+        for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
             self.tensors[id(old)] = new
 
     def _layer(self, node: Any) -> keras.layers.Layer:
@@ -112,9 +112,9 @@ class _Freezer:
         return copy
 
     def _name(self, name: str) -> str:
-        found, n = name, 1
-        while found in self.names:
+        unique, n = name, 1
+        while unique in self.names:
             n += 1
-            found = f"{name}_call_{n}"
-        self.names.add(found)
-        return found
+            unique = f"{name}_call_{n}"
+        self.names.add(unique)
+        return unique

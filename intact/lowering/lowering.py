@@ -120,21 +120,21 @@ class Lowering:
             # Whatever its integers mean, nothing reads them.
             return name, self.builder.tensor(tensor.shape, dtype, name, scale=1.0, zero_point=0)
         if quantizer is None:
-            made = self._unquantized(tensor, name)
+            entry = self._unquantized(tensor, name)
             if not is_whole(tensor):
-                self._refuse_integers("input", name, made.dtype, dtype)
-            self.tensors[id(tensor)] = made
-            return name, made
+                self._refuse_integers("input", name, entry.dtype, dtype)
+            self.tensors[id(tensor)] = entry
+            return name, entry
         if dtype == "float32":
-            made = self.builder.tensor(tensor.shape, "float32", f"{name}_float")
-            self.tensors[id(tensor)] = made
-            return name, made
+            entry = self.builder.tensor(tensor.shape, "float32", f"{name}_float")
+            self.tensors[id(tensor)] = entry
+            return name, entry
         stored = self._quantized(tensor.shape, name, quantizer)
-        made = self._shifted(stored, dtype)
-        if made is not stored:
-            self.builder.add("QUANTIZE", [made], [stored])
+        entry = self._shifted(stored, dtype)
+        if entry is not stored:
+            self.builder.add("QUANTIZE", [entry], [stored])
         self.tensors[id(tensor)] = stored
-        return name, made
+        return name, entry
 
     def _quantizer(self, tensor: keras.KerasTensor) -> FakeQuantize | None:
         readers = (self.kernels.of(node) for node in self.graph.consumers(tensor))
@@ -197,9 +197,9 @@ class Lowering:
     def _as_float(self, tensor: Tensor) -> Tensor:
         if not tensor.quantized:
             return tensor
-        made = self.builder.tensor(tensor.shape, "float32", f"{tensor.name}_float")
-        self.builder.add("DEQUANTIZE", [tensor], [made])
-        return made
+        real = self.builder.tensor(tensor.shape, "float32", f"{tensor.name}_float")
+        self.builder.add("DEQUANTIZE", [tensor], [real])
+        return real
 
     # Kernels --------------------------------------------------------------------------
 
@@ -249,8 +249,8 @@ class Lowering:
         else:
             self._put_weights(node, kernel)
             for norm in kernel.norms:
-                held = norm.layer.layer
-                node.sums = get_op(held).fold(held, node.sums, False, numpy_ops)
+                layer = norm.layer.layer
+                node.sums = get_op(layer).fold(layer, node.sums, False, numpy_ops)
             self.tensors[id(output)] = self._round_output(node, kernel)
 
     def _put_weights(self, node: LoweringNode, kernel: Kernel) -> None:

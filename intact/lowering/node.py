@@ -249,13 +249,13 @@ def settle_signs(node: LoweringNode) -> None:
     node.sums = acc._replace(bias=bias, weight_scale=scale)
 
 
-def float_weights(node: LoweringNode, held: Any) -> None:
+def float_weights(node: LoweringNode, holder: Any) -> None:
     """The weights of a float op, whose layer may be held by one that quantizes them."""
     op, layer = node.op, node.layer
-    if isinstance(held, QuantizedWeights):
-        stored_weights(node, held)
+    if isinstance(holder, QuantizedWeights):
+        stored_weights(node, holder)
         for stored in node.weights.values():
-            stored.dynamic = held.dynamic
+            stored.dynamic = holder.dynamic
     if not isinstance(op, Weighted):
         return
     if not op.weights:

@@ -261,12 +261,12 @@ def round_clip(
     scalars = (factor, low, high, *(passes or (low, high)))
     if TORCH and not any(map(ops.is_tensor, scalars)):
         return torch_kernels.round_clip(ops.convert_to_tensor(x, "float32"), *map(float, scalars))
-    given = [ops.convert_to_tensor(v, "float32") for v in (x, *scalars)]
+    tensors = [ops.convert_to_tensor(v, "float32") for v in (x, *scalars)]
     if TORCH:
-        return torch_kernels.round_clip(*given)
+        return torch_kernels.round_clip(*tensors)
     if TENSORFLOW:
-        return tensorflow_kernels.round_clip(*given)
-    return _round_clip(*given)
+        return tensorflow_kernels.round_clip(*tensors)
+    return _round_clip(*tensors)
 
 
 @ops.custom_gradient
@@ -300,8 +300,8 @@ def moments(x: Any, centre: Any) -> tuple[Any, Any]:
     x = ops.convert_to_tensor(x)
     if TORCH:
         return torch_kernels.moments(x)
-    found = _moments(x, centre)
-    return found[0], found[1]
+    mean, variance = _moments(x, centre)
+    return mean, variance
 
 
 def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tuple[Any, Any, Any]:
@@ -318,11 +318,11 @@ def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tupl
         `(y, mean, variance)`, with `y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`;
         there is no gradient through the last two.
     """
-    given = [ops.convert_to_tensor(v, "float32") for v in (x, gamma, beta, epsilon)]
+    tensors = [ops.convert_to_tensor(v, "float32") for v in (x, gamma, beta, epsilon)]
     if TORCH:
-        return torch_kernels.batch_norm(*given)
+        return torch_kernels.batch_norm(*tensors)
     if TENSORFLOW and tensorflow_kernels.on_cpu():
-        return tensorflow_kernels.batch_norm(*given)
+        return tensorflow_kernels.batch_norm(*tensors)
     mean, variance = moments(x, centre)
     factor = gamma * ops.rsqrt(variance + epsilon)
     return (x - mean) * factor + beta, ops.stop_gradient(mean), ops.stop_gradient(variance)

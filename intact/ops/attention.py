@@ -222,13 +222,13 @@ class MultiHeadAttention(Op):
     )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        given = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
-        query, value = given["query"], given["value"]
-        given["key"] = value if given.get("key") is None else given["key"]
-        mask = self.mask(layer, given, tracer)
+        arguments = dict(zip(("query", "value", "key"), args, strict=False)) | kwargs
+        query, value = arguments["query"], arguments["value"]
+        arguments["key"] = value if arguments.get("key") is None else arguments["key"]
+        mask = self.mask(layer, arguments, tracer)
         with tracer.scope(layer):
             q = tracer.trace(layer._query_dense, (query,), {})
-            k = tracer.trace(layer._key_dense, (given["key"],), {})
+            k = tracer.trace(layer._key_dense, (arguments["key"],), {})
             v = tracer.trace(layer._value_dense, (value,), {})
             places = _Places(layer, q.shape, tracer)
             q, k, v = (places.join(t, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
@@ -236,26 +236,29 @@ class MultiHeadAttention(Op):
         scale = 1.0 / float(np.sqrt(q.shape[-1]))
         dropout = getattr(layer, "_dropout_layer", None)
         y, shares = attention(q, k, v, scale, layer, tracer, mask, dropout)
-        if len(query.shape) > 3 and given.get("return_attention_scores"):
+        if len(query.shape) > 3 and arguments.get("return_attention_scores"):
             tracer.refuse(layer, "attention scores of several axes are not known")
         with tracer.scope(layer):
-            if given.get("query_mask") is not None:
+            if arguments.get("query_mask") is not None:
                 # As all sources are hidden from them, they get the mean of all.
-                y = tracer.expand(Named("rows"), _row_or_mean, given["query_mask"], y, v)
+                y = tracer.expand(Named("rows"), _row_or_mean, arguments["query_mask"], y, v)
             y = places.part(y)
             if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
                 gate = tracer.trace(layer._gate_dense, (query,), {})
                 y = tracer.emit(layers.Multiply(name="gated"), [y, gate])
             y = tracer.trace(layer._output_dense, (y,), {})
-        return (y, shares) if given.get("return_attention_scores") else y
+        return (y, shares) if arguments.get("return_attention_scores") else y
 
-    def mask(self, layer: Any, given: dict[str, Any], tracer: Any) -> Any:
+    def mask(self, layer: Any, arguments: dict[str, Any], tracer: Any) -> Any:
         """Which sources each target sees, by all that a call says about it; None for all."""
-        query, key = given["query"], given["key"]
-        attention_mask, causal = given.get("attention_mask"), bool(given.get("use_causal_mask"))
+        query, key = arguments["query"], arguments["key"]
+        attention_mask, causal = (
+            arguments.get("attention_mask"),
+            bool(arguments.get("use_causal_mask")),
+        )
         window = getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None))
         names = ("query", "value", "key")
-        beside = [given.get(f"{name}_mask") for name in names]
+        beside = [arguments.get(f"{name}_mask") for name in names]
         if len(query.shape) > 3:
             if causal or window is not None or any(mask is not None for mask in beside):
                 tracer.refuse(layer, "masks of steps are not known for several axes of steps")

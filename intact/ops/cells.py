@@ -63,10 +63,10 @@ class Cell(Op):
     litert = ("FULLY_CONNECTED", "ADD", "MUL", "LOGISTIC", "TANH")
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        given = dict(zip(("inputs", "states"), args, strict=False)) | kwargs
-        states = keras.tree.flatten(given["states"])
+        arguments = dict(zip(("inputs", "states"), args, strict=False)) | kwargs
+        states = keras.tree.flatten(arguments["states"])
         with tracer.scope(layer):
-            x = self.project(layer, given["inputs"], tracer)
+            x = self.project(layer, arguments["inputs"], tracer)
             return self.advance(layer, x, states, tracer)
 
     def state_sizes(self, cell: Any) -> list[int]:

@@ -64,10 +64,10 @@ class Convolution(Weighted):
             start = (positions[:, axis + 1] * count).astype(int) * stride
             taps.append(start[:, None] + np.arange(k) * rate)
         sample = (positions[:, 0] * len(x)).astype(int)
-        found = x[sample[:, None, None], taps[0][:, :, None], taps[1][:, None, :]]
-        return self.grouped(layer, found)
+        patches = x[sample[:, None, None], taps[0][:, :, None], taps[1][:, None, :]]
+        return self.grouped(layer, patches)
 
-    def grouped(self, layer: Any, found: np.ndarray) -> np.ndarray:
+    def grouped(self, layer: Any, patches: np.ndarray) -> np.ndarray:
         """Patches of `(patches, height, width, channels)` by groups of channels."""
         raise NotImplementedError
 
@@ -121,9 +121,9 @@ class Conv2D(Convolution):
         ),
     )
 
-    def grouped(self, layer: Any, found: np.ndarray) -> np.ndarray:
-        n, h, w, _ = found.shape
-        parts = found.reshape(n, h * w, layer.groups, -1)
+    def grouped(self, layer: Any, patches: np.ndarray) -> np.ndarray:
+        n, h, w, _ = patches.shape
+        parts = patches.reshape(n, h * w, layer.groups, -1)
         return parts.swapaxes(2, 3).reshape(n, -1, layer.groups)
 
     def rounding(self, layer: Any, dtype: str) -> str:
@@ -167,8 +167,8 @@ class DepthwiseConv2D(Convolution):
         Case(lambda: layers.DepthwiseConv2D(3, dilation_rate=2, padding="same"), (8, 8, 4)),
     )
 
-    def grouped(self, layer: Any, found: np.ndarray) -> np.ndarray:
-        return found.reshape(len(found), -1, found.shape[-1])
+    def grouped(self, layer: Any, patches: np.ndarray) -> np.ndarray:
+        return patches.reshape(len(patches), -1, patches.shape[-1])
 
     def rounding(self, layer: Any, dtype: str) -> str:
         kernels = {"int4": "fixed_point_blocks", "uint8": "fixed_point"}

@@ -45,17 +45,17 @@ class DotProductAttention(Op):
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         names = ("query", "key", "value", "bias", "mask", "scale")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        query, key, value = (given[name] for name in names[:3])
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        query, key, value = (arguments[name] for name in names[:3])
         if layer.attn_logits_soft_cap:
             tracer.refuse(layer, "a soft cap of the scores is not known")
         causal = step_mask(query, key, layer, tracer, layer.is_causal)
         with tracer.scope(layer):
-            mask = whole_mask([given.get("mask"), causal], layer, tracer)
+            mask = whole_mask([arguments.get("mask"), causal], layer, tracer)
             groups = query.shape[2] // key.shape[2]
             key, value = (repeated(t, groups, tracer) for t in (key, value))
-        scale = float(given.get("scale") or 1.0 / np.sqrt(query.shape[-1]))
-        bias = given.get("bias")
+        scale = float(arguments.get("scale") or 1.0 / np.sqrt(query.shape[-1]))
+        bias = arguments.get("bias")
         return attention(query, key, value, scale, layer, tracer, mask, bias=bias)[0]
 
 

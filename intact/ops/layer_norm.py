@@ -49,8 +49,8 @@ def scaled(x: Any, gamma: Any, beta: Any, layer: Any, tracer: Any) -> Any:
     if gamma is None and beta is None:
         return x
     channels = x.shape[-1]
-    given = gamma if gamma is not None else beta
-    if to_numpy(given).size == channels:
+    weight = gamma if gamma is not None else beta
+    if to_numpy(weight).size == channels:
         channel_layer = channel_scale(f"{layer.name}_scale", channels, tracer, gamma, beta)
         return tracer.emit(channel_layer, x)
     with tracer.scope(layer):

@@ -216,8 +216,8 @@ def contract(
     natural = all(lb.index(s) < lb.index(f) for s in summed for f in free_b)
     right = [summed, free_b] if natural else [free_b, summed]
     y = shaper.arrange(b, lb, [[label] for label in batch] + right)
-    made = BatchMatMul(transpose_b=not natural, name=layer.name)
-    return shaper.restore(tracer.emit(made, [x, y]), [*batch, *free_a, *free_b], out)
+    product = BatchMatMul(transpose_b=not natural, name=layer.name)
+    return shaper.restore(tracer.emit(product, [x, y]), [*batch, *free_a, *free_b], out)
 
 
 class _Shaper:

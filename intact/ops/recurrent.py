@@ -90,9 +90,9 @@ class Recurrent(Op):
 
 def stateful(layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
     """The output of a layer that keeps its state between calls."""
-    given = named(args, kwargs)
-    x = given["sequences"]
-    reason = why_not(layer, x, given)
+    call_args = named(args, kwargs)
+    x = call_args["sequences"]
+    reason = why_not(layer, x, call_args)
     if reason is not None:
         tracer.refuse(layer, f"{KEEPS} ({reason} there). {REMEDY}")
     check_steps(layer, x, tracer)
@@ -108,14 +108,14 @@ def named(args: tuple, kwargs: dict) -> dict[str, Any]:
 
 def arguments(layer: Any, args: tuple, kwargs: dict, tracer: Any) -> tuple[Any, Any, Any]:
     """The sequence, the initial state and the mask of a recurrent layer's call."""
-    given = named(args, kwargs)
-    mask = given.get("mask")
+    call_args = named(args, kwargs)
+    mask = call_args.get("mask")
     if mask is not None:
         if not is_symbolic(mask) or mask.dtype != "bool":
             tracer.refuse(layer, "its mask does not come from a comparison")
         with tracer.scope(layer):
             mask = reshape(mask, (*mask.shape[1:], 1), "mask", tracer)
-    return given["sequences"], given.get("initial_state"), mask
+    return call_args["sequences"], call_args.get("initial_state"), mask
 
 
 def unrolled(layer: Any, x: Any, initial: Any, mask: Any, tracer: Any) -> tuple[list, list]:

@@ -178,8 +178,8 @@ class Reducing(Op):
         if isinstance(layer, layers.Layer):
             first = 2 if layer.data_format == "channels_first" else 1
             return list(range(first, first + rank - 2))
-        given = range(rank) if layer.axis is None else np.ravel(layer.axis).tolist()
-        axes = sorted(a % rank for a in given)
+        listed = range(rank) if layer.axis is None else np.ravel(layer.axis).tolist()
+        axes = sorted(a % rank for a in listed)
         if 0 in axes:
             tracer.refuse(layer, "the batch axis cannot be reduced; give it other axes")
         return axes

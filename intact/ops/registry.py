@@ -147,20 +147,20 @@ def known_config(layer: Any) -> dict[str, Any]:
             setattr(layer, name, value)
 
 
-def share_code(layer: Any, made: Any, changes: dict[str, Any]) -> None:
+def share_code(layer: Any, target: Any, changes: dict[str, Any]) -> None:
     """Give a layer the regularizers, constraints and initializers of another.
 
     Args:
         layer: The layer of the user's.
-        made: One made of its `known_config`, not built.
+        target: One made of its `known_config`, not built.
         changes: What is not to be as in the user's layer.
     """
     for name, value in vars(layer).items():
         shared = name.endswith(("_constraint", "_regularizer")) and name != "activity_regularizer"
         # Weights have values already; an initializer without a config could not be saved.
         ours = name.endswith("_initializer") and type(value).__module__.startswith("keras.")
-        if (shared or ours) and name not in changes and hasattr(made, name):
-            setattr(made, name, value)
+        if (shared or ours) and name not in changes and hasattr(target, name):
+            setattr(target, name, value)
 
 
 def activation_name(layer: keras.layers.Activation) -> str:

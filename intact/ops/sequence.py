@@ -90,9 +90,9 @@ class StatefulLSTM(StateKeeper, layers.Layer):
         sums = products(x, input_kernel)
         sums = sums if self.bias is None else sums + self.bias
         before = State(self.hidden * 1.0, self.cell * 1.0)
-        made: Steps = in_float(sums, recurrent_kernel, before)
-        self.keep(made.last)
-        return made.hidden
+        steps: Steps = in_float(sums, recurrent_kernel, before)
+        self.keep(steps.last)
+        return steps.hidden
 
     def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
         return (*shape[:-1], self.units)
@@ -217,8 +217,8 @@ def _biases(node: Any, builder: Any) -> list[Any]:
         bias = np.zeros(1) if layer.bias is None else to_numpy(layer.bias)
         bias = np.broadcast_to(bias, (len(GATES), layer.units))
     names = [f"{layer.name}/{gate}_bias" for gate in GATES]
-    given = zip(bias, names, fields, strict=True)
-    return [builder.constant(values, name, **more) for values, name, more in given]
+    rows = zip(bias, names, fields, strict=True)
+    return [builder.constant(values, name, **more) for values, name, more in rows]
 
 
 def _by_gates(node: Any, weight: str, builder: Any) -> list[Any]:
@@ -226,7 +226,7 @@ def _by_gates(node: Any, weight: str, builder: Any) -> list[Any]:
     real = SimpleNamespace(
         values=to_numpy(getattr(node.layer, weight)), dtype="float32", scale=None
     )
-    stored, found = node.weights.get(weight, real), []
+    stored, constants = node.weights.get(weight, real), []
     for place, gate in enumerate(GATES):
         name, fields = f"{node.layer.name}/{gate}_{weight}", {}
         if stored.scale is not None:
@@ -236,8 +236,8 @@ def _by_gates(node: Any, weight: str, builder: Any) -> list[Any]:
         if not (node.integer or stored.dtype == "float32"):
             packed, tensor = tensor, builder.tensor(tensor.shape, "float32", f"{name}_float")
             builder.add("DEQUANTIZE", [packed], [tensor])
-        found.append(tensor)
-    return found
+        constants.append(tensor)
+    return constants
 
 
 def streamed(layer: Any, x: Any, tracer: Any) -> Any:
@@ -258,34 +258,34 @@ def streamed(layer: Any, x: Any, tracer: Any) -> Any:
         lstm = StatefulLSTM(cell.units, bias, name=layer.name, trainable=layer.trainable)
         lstm.limits = {name: getattr(cell, name) for name in lstm.limits}
         lstm.build(x.shape)
-        given = [cell.kernel, cell.recurrent_kernel, *([cell.bias] if bias else [])]
-        for variable, value in zip(lstm.weights, given, strict=False):
+        values = [cell.kernel, cell.recurrent_kernel, *([cell.bias] if bias else [])]
+        for variable, value in zip(lstm.weights, values, strict=False):
             variable.assign(to_numpy(value).reshape(variable.shape))
         return lstm
 
-    made = tracer.once((layer, "stateful"), make)
-    if tracer.called(made):
+    lstm = tracer.once((layer, "stateful"), make)
+    if tracer.called(lstm):
         tracer.refuse(layer, "it keeps one state (stateful=True), and is called twice")
-    y = tracer.emit(made, x)
+    y = tracer.emit(lstm, x)
     if layer.return_sequences:
         return y
     with tracer.scope(layer):
         return sliced(tracer, SimpleNamespace(name="last"), y, [slice(None), -1])
 
 
-def why_not(layer: Any, x: Any, given: dict[str, Any]) -> str | None:
+def why_not(layer: Any, x: Any, arguments: dict[str, Any]) -> str | None:
     """Why a layer that keeps its state has no kernel, or None if it has one.
 
     Args:
         layer: The user's layer.
         x: Its inputs.
-        given: The arguments of its call.
+        arguments: The arguments of its call.
     """
     named = {
         "only an LSTM can": type(layer) is not layers.LSTM,
         "the size of the batch must be known": x.shape[0] is None,
-        "an `initial_state` is given": given.get("initial_state") is not None,
-        "it is called with a mask": given.get("mask") is not None,
+        "an `initial_state` is given": arguments.get("initial_state") is not None,
+        "it is called with a mask": arguments.get("mask") is not None,
     }
     if type(layer) is layers.LSTM:
         named |= {

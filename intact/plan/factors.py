@@ -56,13 +56,13 @@ class Factors:
         if not self._is_factor(tensor):
             return []
         own = self.graph.producer(tensor)
-        found = self._read(tensor, tensor.shape) or []
+        reads = self._read(tensor, tensor.shape) or []
         products = [
             Product(partner, None if shape == tensor.shape else shape[1:])
-            for partner, shape in found
+            for partner, shape in reads
         ]
         unknown = any(None in (product.shape or ()) for product in products)
-        if unknown or any(self._depends(partner, own) for partner, _ in found):
+        if unknown or any(self._depends(partner, own) for partner, _ in reads):
             return []
         self._products[id(own)] = products
         return products
@@ -85,13 +85,13 @@ class Factors:
             tensor: The factor, or what was computed from it.
             shape: The factor's shape beside `tensor`.
         """
-        found: list[tuple[keras.KerasTensor, Shape]] = []
+        reads: list[tuple[keras.KerasTensor, Shape]] = []
         for node in self.graph.consumers(tensor):
             beyond = self._read_by(node, tensor, shape) if self.integer(node) else None
             if beyond is None:
                 return None
-            found += beyond
-        return None if self.graph.is_output(tensor) else found
+            reads += beyond
+        return None if self.graph.is_output(tensor) else reads
 
     def _read_by(
         self, node: Node, tensor: keras.KerasTensor, shape: Shape

@@ -60,11 +60,11 @@ class LayerFilter:
     def _says_yes(self, layer: Any) -> bool:
         self._names.append(layer.name)
         if self._function:
-            found = [layer.name] if self._function(layer) else []
+            matching = [layer.name] if self._function(layer) else []
         else:
-            found = [p.pattern for p in self._patterns if p.search(layer.name)]
-        self._found.update(found)
-        return bool(found)
+            matching = [p.pattern for p in self._patterns if p.search(layer.name)]
+        self._found.update(matching)
+        return bool(matching)
 
     def check(self) -> list[str]:
         """The patterns that were found in no name, after all layers were asked about.

@@ -22,10 +22,10 @@ def _as_kernels_have_it(layer: keras.layers.Layer, op: Op, rule: Rule) -> Tensor
         return TensorSpec(symmetric=True, per_axis=True)
     if spec.dtype not in NARROW:
         return spec
-    found = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
+    accepted = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
     wide = activations.activation_dtype == "int16"
     for dtype in () if wide else NARROW[NARROW.index(spec.dtype) :]:
-        if all(dtype in known for known in found) and op.stores(layer, dtype, spec.per_axis):
+        if all(dtype in known for known in accepted) and op.stores(layer, dtype, spec.per_axis):
             return spec if dtype == spec.dtype else replace(spec, stored=dtype)
     return replace(spec, stored="int8")
 

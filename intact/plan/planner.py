@@ -109,7 +109,6 @@ class _Planner:
         self.nodes = [node for node in graph.nodes if not node.is_input]
         self.calls = Counter(id(node.layer) for node in self.nodes)
         self.steps = {id(node): self._step(node) for node in self.nodes}
-        self.ranges: list[RangePlan] = []
         self.merged: dict[int, RangePlan] = {}
         self.sites: list[Site] = []
         self.tensor_range: dict[int, RangePlan] = {}
@@ -122,8 +121,8 @@ class _Planner:
             step = self.steps[id(node)]
             if step.integer and not (step.folds or step.fused):
                 self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
-            if step.integer and not (step.folds or step.fused):
-                self._place(node, step)
+                if step.integer:
+                    self._place(node, step)
         for tensor in self.graph.outputs:
             producer = self.graph.producer(tensor)
             if producer.is_input and "float" in tensor.dtype and self._rule(producer.layer).integer:
@@ -133,21 +132,13 @@ class _Planner:
         unknown = sorted(set(self.input_stats) - set(quantized))
         if unknown:
             raise IntactError(
-                f"input_stats are given for {unknown}, and no quantized input has such a name. "
+                f"`input_stats` names {unknown}, which are no quantized inputs. "
                 f"Quantized inputs: {quantized}."
             )
         for source, target in states:
             self._feed_back(source, target)
         self._begin_states()
-        ranges: list[RangePlan] = []
-        for site in self.sites:
-            site.range = self._root(site.range)
-            if not any(site.range is other for other in ranges):
-                ranges.append(site.range)
-        for found in ranges:
-            members = [site for site in self.sites if site.range is found]
-            for slot, site in enumerate(members):
-                site.slot = slot
+        ranges = self._number_slots()
         factors = Factors(self.graph, lambda node: self.steps[id(node)].integer)
         for node in self.nodes:
             of_output = self.steps[id(node)].site
@@ -159,6 +150,16 @@ class _Planner:
         unused = [] if self.scheme in SCHEMES.values() else self.scheme.unused_rules(layers)
         return Plan(self.scheme.name, steps, ranges, self.entries, self.exits, unused)
 
+    def _number_slots(self) -> list[RangePlan]:
+        """The ranges that are left after all merges; each of their sites gets a slot."""
+        sites: dict[int, list[Site]] = {}
+        for site in self.sites:
+            site.range = self._root(site.range)
+            members = sites.setdefault(id(site.range), [])
+            site.slot = len(members)
+            members.append(site)
+        return [members[0].range for members in sites.values()]
+
     def _step(self, node: Node) -> Step:
         layer = node.layer
         op = get_op(layer)
@@ -167,8 +168,8 @@ class _Planner:
             return Step(layer.name, op.name, False, whole=node.outputs[0].dtype)
         step = Step(layer.name, op.name, rule.integer, activations=rule.activations)
         if rule.weights is None:
-            given = getattr(layer, "own_rule", None) is not None
-            step.integer, step.why_float = False, BY_CHOICE[given]
+            by_layer = getattr(layer, "own_rule", None) is not None
+            step.integer, step.why_float = False, BY_CHOICE[by_layer]
             return step
         if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
             step.activations = None
@@ -181,21 +182,19 @@ class _Planner:
         return step
 
     def _rule(self, layer: keras.layers.Layer) -> Rule:
-        """A canonical layer's own rule, if it was given one, or else the scheme's.
-
-        With 8 bits instead of 16 where the layer has kernels of 8 bits alone.
-        """
+        """The rule of a canonical layer, with 8 bits where its kernels do not take 16."""
         return _as_op_has_it(self._asked_rule(layer), find_op(layer))
 
     def _asked_rule(self, layer: keras.layers.Layer) -> Rule:
+        """The layer's own rule, or else the scheme's."""
         return getattr(layer, "own_rule", None) or self.scheme.rule_for(layer)
 
     def _refuse(self, layer: keras.layers.Layer, step: Step, reason: str | None) -> None:
-        """Keep a layer in float for a reason, if there is one and if that is allowed."""
+        """Where there is a reason, keep the layer in float, or raise if that is not allowed."""
         if reason and not self.allow_float:
             raise IntactError(
                 f"{type(layer).__name__} {layer.name!r} cannot be quantized: {reason}. "
-                "Change the layer, or keep it in float: with `allow_float=True`, or with a rule, "
+                "Change the layer, or keep it in float: pass `allow_float=True`, or a rule: "
                 f"`intact.Rule({layer.name!r}, weights=None, activations=None)`."
             )
         if reason:
@@ -209,10 +208,10 @@ class _Planner:
 
     # Ranges ---------------------------------------------------------------------------
 
-    def _root(self, found: RangePlan) -> RangePlan:
-        while id(found) in self.merged:
-            found = self.merged[id(found)]
-        return found
+    def _root(self, range_plan: RangePlan) -> RangePlan:
+        while id(range_plan) in self.merged:
+            range_plan = self.merged[id(range_plan)]
+        return range_plan
 
     def _new_range(
         self,
@@ -223,22 +222,20 @@ class _Planner:
     ) -> RangePlan:
         pair = pair or spec.rule.fixed(spec.bits)
         if fixed:
-            # Kernels have it so, whatever the rule says.
+            # The kernel prescribes the scale, whatever the rule says.
             wide = spec.activation_dtype == "int16"
             pair = (2.0**-15, 0.0) if wide else (fixed.scale, float(fixed.zero_point))
             spec = TensorSpec(16 if wide else 8, kind=spec.kind)
-        range_plan = RangePlan(name, spec, pair)
-        self.ranges.append(range_plan)
-        return range_plan
+        return RangePlan(name, spec, pair)
 
-    def _site(self, name: str, found: RangePlan, kernel_rounding: str) -> Site:
-        site = Site(found, 0, kernel_rounding)
-        found.sites.append(name)
+    def _site(self, name: str, range_plan: RangePlan, kernel_rounding: str) -> Site:
+        site = Site(range_plan, 0, kernel_rounding)
+        range_plan.sites.append(name)
         self.sites.append(site)
         return site
 
     def _merge(self, into: RangePlan, other: RangePlan) -> bool:
-        """Make two ranges one, if neither is fixed or relied upon by a clamp."""
+        """Make two ranges one, unless one is fixed or serves as a clamp; whether they are one."""
         if into is other:
             return True
         if into.fixed or other.fixed:
@@ -262,9 +259,9 @@ class _Planner:
             pair = None
             if producer.is_input and tensor.name in self.input_stats:
                 pair = _fixed_input(tensor.name, self.input_stats[tensor.name], spec)
-            found = self._new_range(source, spec, pair=pair)
-            self.entries[id(tensor)] = self._site(source, found, "real")
-            self.tensor_range[id(tensor)] = found
+            range_plan = self._new_range(source, spec, pair=pair)
+            self.entries[id(tensor)] = self._site(source, range_plan, "real")
+            self.tensor_range[id(tensor)] = range_plan
         return self._root(self.tensor_range[id(tensor)])
 
     # Nodes ----------------------------------------------------------------------------
@@ -277,9 +274,9 @@ class _Planner:
             for index, tensor in enumerate(node.inputs)
             if index not in op.plain
         }
-        for index, found in inputs.items():
-            if found.spec.activation_dtype != spec.activation_dtype:
-                # From one width to another, for kernels take one alone.
+        for index, range_plan in inputs.items():
+            if range_plan.spec.activation_dtype != spec.activation_dtype:
+                # A kernel takes one type, so the input is converted.
                 name = f"{node.layer.name}_input_{index}"
                 inputs[index] = self._new_range(name, _taken_in(spec))
                 step.requantize[index] = self._site(name, inputs[index], "convert")
@@ -293,11 +290,11 @@ class _Planner:
         else:
             fixed = op.output if isinstance(op.output, Fixed) else None
             chain = self._chain(node, op)
-            found = self._new_range(node.layer.name, self._output_spec(chain), fixed)
-            self._close_chain(chain, op, found)
+            range_plan = self._new_range(node.layer.name, self._output_spec(chain), fixed)
+            self._close_chain(chain, op, range_plan)
 
     def _unify(self, node: Node, step: Step, inputs: dict[int, RangePlan]) -> RangePlan:
-        """One range for all inputs; those that cannot share it are requantized."""
+        """One range for all inputs; an input that cannot share it is requantized."""
         first, *rest = inputs.values()
         free = [r for r in (first, *rest) if not (r.fixed or r.private)]
         same = all(r is first for r in rest)
@@ -307,32 +304,32 @@ class _Planner:
         elif free:
             common = free[0]
         else:
-            # The output of the layer has its name.
+            # The layer's own name is that of its output.
             common = self._new_range(f"{node.layer.name}_input", self._spec(node))
-        for index, found in inputs.items():
-            found = self._root(found)
-            if not self._merge(common, found):
+        for index, range_plan in inputs.items():
+            range_plan = self._root(range_plan)
+            if not self._merge(common, range_plan):
                 name = f"{node.layer.name}_input_{index}"
                 step.requantize[index] = self._site(name, common, "requantize")
         return common
 
     def _feed_back(self, source: keras.KerasTensor, target: keras.KerasTensor) -> None:
-        """Let a state have one range as an input and as an output."""
-        entry, found = self.entries.get(id(source)), self.tensor_range.get(id(target))
-        if entry is None or found is None:
+        """Give a state's input and output the same range."""
+        entry, output_range = self.entries.get(id(source)), self.tensor_range.get(id(target))
+        if entry is None or output_range is None:
             what = f"input {source.name!r}" if entry is None else f"output {target.name!r}"
             raise IntactError(
-                f"State {source.name!r} cannot go round in integers: {what} is not quantized. Take "
-                "it out of `states`, or have the layer at it quantized."
+                f"State {source.name!r} cannot be fed back as integers: {what} is not quantized. "
+                "Remove it from `states`, or quantize the layer next to it."
             )
-        common, found = self._root(entry.range), self._root(found)
-        if not self._merge(common, found):
-            same = common.spec.activation_dtype == found.spec.activation_dtype
+        common, output_range = self._root(entry.range), self._root(output_range)
+        if not self._merge(common, output_range):
+            same = common.spec.activation_dtype == output_range.spec.activation_dtype
             rounding = "requantize" if same else "convert"
             self.exits[id(target)] = self._site(f"{source.name}_output", common, rounding)
 
     def _begin_states(self) -> None:
-        """Let states of zeros have the ranges of what is in their place at the next step."""
+        """Give the zeros before the first step the range of the state that follows them."""
         for node in self.nodes:
             if isinstance(node.layer, Zeros) and self.steps[id(node)].integer:
                 self._begin(node.outputs[0])
@@ -347,21 +344,21 @@ class _Planner:
             if state is not None:
                 own, state = self._root(self.tensor_range[id(zeros)]), self._root(state)
                 if own is not state and not self._merge(state, own) and len(own.sites) == 1:
-                    # Zeros are in any range, also a fixed one.
+                    # Every range contains zero, even a fixed one.
                     self._join(state, own)
                 return
 
     def _widen_output(self, tensor: keras.KerasTensor, node: Node) -> None:
-        """Give an output of the model the width of its rule, if its kernel has 8 bits alone."""
+        """Convert a model's output to the type of its rule, if its kernel has 8 bits only."""
         asked = self._asked_rule(node.layer)
-        found = self.tensor_range.get(id(tensor))
-        if found is None or asked.activations is None or self._rule(node.layer) is asked:
+        range_plan = self.tensor_range.get(id(tensor))
+        if range_plan is None or asked.activations is None or self._rule(node.layer) is asked:
             return
         wide = self._new_range(f"{node.layer.name}_output", asked.activations)
         self.exits[id(tensor)] = self._site(wide.name, wide, "convert")
 
     def _chain(self, node: Node, op: Op) -> list[Node]:
-        """A node, and the batch norm and activation behind it that become part of its kernel."""
+        """A node with the batch norm and the activation that become part of its kernel."""
         chain = [node]
         if not isinstance(op.output, Observed):
             return chain
@@ -378,8 +375,7 @@ class _Planner:
     def _clamp(self, node: Node) -> tuple[float | None, float | None] | None:
         """The limits of a node that can fuse into the kernel before it, or None.
 
-        Kernels fuse a ReLU. Other limits are where the integers of a range end, or are those of
-        a MAXIMUM and a MINIMUM behind the kernel.
+        Kernels fuse a ReLU. The range enforces other limits, or a MAXIMUM and a MINIMUM do.
         """
         layer, spec = node.layer, self._spec(node)
         if isinstance(layer, Clamp) and (spec.bits < 8 or spec.rule.name != "range"):
@@ -387,10 +383,10 @@ class _Planner:
         return _limits(layer)
 
     def _output_spec(self, chain: list[Node]) -> TensorSpec:
-        """How what comes out of a chain is quantized.
+        """How the output of a chain is quantized.
 
-        Of the rules for its layers the one counts that comes first in the scheme, for the
-        layers are one kernel; but kernels take one type alone.
+        The layers are one kernel, so one rule counts: the one that comes first in the scheme.
+        The type is that of the first layer, because a kernel takes one type.
         """
         dtype = self._spec(chain[0]).activation_dtype
         first = min(chain, key=lambda node: self._place_in_scheme(node.layer))
@@ -405,14 +401,14 @@ class _Planner:
         return spec
 
     def _place_in_scheme(self, layer: keras.layers.Layer) -> int:
-        """Which of the scheme's rules counts for a layer; its own is ahead of them all."""
+        """The index of a layer's rule in the scheme; -1 for a rule of its own."""
         if getattr(layer, "own_rule", None):
             return -1
         rule = self.scheme.rule_for(layer)
         return next(i for i, known in enumerate((*self.scheme.rules, rule)) if known is rule)
 
-    def _close_chain(self, chain: list[Node], op: Op, found: RangePlan) -> None:
-        """Batch norm and activation are part of the op; quantize what comes out."""
+    def _close_chain(self, chain: list[Node], op: Op, range_plan: RangePlan) -> None:
+        """Merge batch norm and activation into the op, and quantize the output."""
         node, last = chain[0], chain[-1]
         step = self.steps[id(node)]
         lower, upper = _limits(node.layer) or (None, None)
@@ -422,38 +418,38 @@ class _Planner:
                 other.folds = True
                 step.keeps_norm = self._trains_on(node, following)
                 if step.keeps_norm or _has_one_scale(step.weights):
-                    # The channels' factors cannot go into one scale for them all.
+                    # One scale for all channels has no room for a factor per channel.
                     step.takes_in, other.fused = following.layer.name, True
             else:
                 (lower, upper), other.fused = bounds, True
         for part in chain:
-            self.steps[id(part)].activations = found.spec
+            self.steps[id(part)].activations = range_plan.spec
         name = last.layer.name
-        if found.spec.rule.signs and lower is not None and lower >= 0:
+        if range_plan.spec.rule.signs and lower is not None and lower >= 0:
             raise IntactError(
-                f"Of what the ReLU {name!r} leaves, the sign is always 1: quantizer "
-                f"{found.spec.rule.name!r} cannot be its rule's. Take the ReLU out of the model, "
-                "or give it another quantizer, such as 'pact' with 1 bit."
+                f"Cannot binarize the output of ReLU {name!r} with quantizer "
+                f"{range_plan.spec.rule.name!r}: its sign is constant. Remove the ReLU, or choose "
+                "another quantizer, such as 'pact' with 1 bit."
             )
-        found.name = name
-        # Kernels clamp at 0 or 6; any other limit is where the integers end.
-        found.private = op.own_range or op.clamps_by_range
-        found.private |= upper not in (None, 6.0) or lower not in (None, 0.0)
+        range_plan.name = name
+        # Kernels clamp at 0 or 6. Every other limit has to be an end of the range.
+        range_plan.private = op.own_range or op.clamps_by_range
+        range_plan.private |= upper not in (None, 6.0) or lower not in (None, 0.0)
         weights = step.weights
         rounding = op.rounding(node.layer, weights.dtype if weights else "int8")
-        site = self._site(name, found, rounding)
+        site = self._site(name, range_plan, rounding)
         site.lower, site.upper = lower, upper
         self.steps[id(last)].site = site
-        self.tensor_range[id(last.outputs[0])] = found
+        self.tensor_range[id(last.outputs[0])] = range_plan
         if getattr(last.layer, "one_range", False):
-            first = self._root(self.layer_range.setdefault(id(last.layer), found))
-            if first is not found:
-                first.private |= found.private
-                self._join(first, found)
+            first = self._root(self.layer_range.setdefault(id(last.layer), range_plan))
+            if first is not range_plan:
+                first.private |= range_plan.private
+                self._join(first, range_plan)
 
     def _trains_on(self, node: Node, norm: Node) -> bool:
-        """Whether a batch norm is in the weights of an op, and trains there."""
-        once = all(self.calls[id(found.layer)] == 1 for found in (node, norm))
+        """Whether a batch norm trains as a part of the op's weights."""
+        once = all(self.calls[id(call.layer)] == 1 for call in (node, norm))
         is_norm = isinstance(norm.layer, keras.layers.BatchNormalization)
         return self.fold_batch_norm and once and is_norm and bool(self.steps[id(node)].weights)
 
@@ -465,5 +461,5 @@ class _Planner:
 
 
 def _limits(layer: keras.layers.Layer) -> tuple[float | None, float | None] | None:
-    """The limits that a ReLU or a clamp keeps its values within, or None if it is neither."""
+    """The limits of a ReLU or a clamp; None for any other layer."""
     return (layer.lower, layer.upper) if isinstance(layer, Clamp) else relu_bounds(layer)

@@ -248,7 +248,7 @@ class Scheme:
         return [
             rule
             for rule in self.rules
-            if rule.match is not None and not any(rule is found for found in used)
+            if rule.match is not None and not any(rule is other for other in used)
         ]
 
 

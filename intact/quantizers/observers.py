@@ -425,28 +425,28 @@ def _search(cost: Callable[..., float], state: Histogram, grid: Grid) -> tuple[f
         state: All that was seen.
         grid: As for `Observer.bounds`.
     """
-    whole = found = float(state.minimum), float(state.maximum)
+    whole = bounds = float(state.minimum), float(state.maximum)
     best = np.inf
 
     def attempt(lows: Any, highs: Any) -> None:
-        nonlocal found, best
+        nonlocal bounds, best
         lows, highs = np.broadcast_arrays(np.maximum(lows, whole[0]), np.minimum(highs, whole[1]))
         grids = grid(lows.astype("float32"), highs.astype("float32"))
         for candidate in np.stack([lows, highs, *grids], axis=1).tolist():
             value = cost(*candidate)
             if value < best:
-                found, best = (candidate[0], candidate[1]), value
+                bounds, best = (candidate[0], candidate[1]), value
 
     for steps in (_LADDER, _BETWEEN):
-        sizes = max(map(abs, found)) * steps
+        sizes = max(map(abs, bounds)) * steps
         attempt(-sizes, sizes)
     if whole[0] < 0 < whole[1]:
         for _ in range(2):
-            attempt(found[0], whole[1] * _LADDER)
-            attempt(found[0], found[1] * _BETWEEN)
-            attempt(whole[0] * _LADDER, found[1])
-            attempt(found[0] * _BETWEEN, found[1])
-    return found
+            attempt(bounds[0], whole[1] * _LADDER)
+            attempt(bounds[0], bounds[1] * _BETWEEN)
+            attempt(whole[0] * _LADDER, bounds[1])
+            attempt(bounds[0] * _BETWEEN, bounds[1])
+    return bounds
 
 
 OBSERVERS: dict[str, type[Observer]] = {

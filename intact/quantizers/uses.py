@@ -228,7 +228,7 @@ def limits(uses: list[Use], steps: int) -> tuple[float, float]:
     Returns:
         `(minimum, maximum)`; infinite where nothing tells.
     """
-    known = [found[:2] for found in (reach(use, steps, numpy_ops) for use in uses) if found[2]]
+    known = [ends[:2] for ends in (reach(use, steps, numpy_ops) for use in uses) if ends[2]]
     if not known:
         return -math.inf, math.inf
     minimum, maximum = zip(*known, strict=True)

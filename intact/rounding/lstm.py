@@ -181,18 +181,18 @@ def in_integers(
         i, f, o = (ops.take(sigmoid, gate) for gate in (i, f, o))
         kept = rounding_shift(f * cell, fifteen)
         cell = ops.clip(kept + rounding_shift(i * ops.take(tanh, g), 15 + bits), LOW, HIGH)
-        made = multiply(o * ops.take(of_cell, cell + OFFSET), by_output)
-        hidden = ops.clip(ops.cast(made, "float32"), low, high)
+        product = multiply(o * ops.take(of_cell, cell + OFFSET), by_output)
+        hidden = ops.clip(ops.cast(product, "float32"), low, high)
         return (hidden, cell), (hidden, cell)
 
-    made = _scan(step, start, inputs)
-    return Steps(made.hidden, ops.cast(made.cell, "float32"))
+    steps = _scan(step, start, inputs)
+    return Steps(steps.hidden, ops.cast(steps.cell, "float32"))
 
 
 def _scan(step: Any, before: Any, inputs: Tensor) -> Steps:
     inputs = ops.transpose(inputs, (1, 0, 2, 3))
-    _, made = ops.scan(step, tuple(before), inputs)
-    return Steps(*(ops.transpose(x, (1, 0, 2)) for x in made))
+    _, outputs = ops.scan(step, tuple(before), inputs)
+    return Steps(*(ops.transpose(x, (1, 0, 2)) for x in outputs))
 
 
 def _product(hidden: Tensor, recurrent: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def advise(
     if metric is None:
         measure = "agreement" if labels is None else "accuracy"
         metric = agreement(outputs[0]) if labels is None else top1(labels)
-    scores = [metric(found) for found in outputs]
+    scores = [metric(output) for output in outputs]
     times = latencies(files)
     bar.add(1)
     candidates = tuple(

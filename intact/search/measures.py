@@ -37,11 +37,11 @@ def agreement(expected: Any) -> Metric:
         expected: The outputs of the float model: an array, or a dict of them.
     """
 
-    def one(expected: np.ndarray, found: np.ndarray) -> float:
+    def one(expected: np.ndarray, actual: np.ndarray) -> float:
         if expected.ndim == 2 and expected.shape[1] > 1:
-            return float((expected.argmax(1) == found.argmax(1)).mean())
+            return float((expected.argmax(1) == actual.argmax(1)).mean())
         spread = float(np.mean((expected - expected.mean(axis=0)) ** 2)) or 1.0
-        return 1 - float(np.mean((expected - found) ** 2)) / spread
+        return 1 - float(np.mean((expected - actual) ** 2)) / spread
 
     def metric(outputs: Any) -> float:
         if isinstance(expected, dict):
@@ -59,5 +59,5 @@ def latencies(files: list[bytes], threads: int = 1, seconds: float = 1.0) -> lis
         threads: Threads that the runtime may use.
         seconds: How long to measure, for each file.
     """
-    found = spans([load_litert(file, threads) for file in files], seconds)
-    return [1000 * float(np.median(times)) for times in found]
+    durations = spans([load_litert(file, threads) for file in files], seconds)
+    return [1000 * float(np.median(times)) for times in durations]

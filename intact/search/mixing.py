@@ -132,15 +132,15 @@ class _Ladder:
             rung = self.top if beyond is None else beyond - 1
         assert rung is not None
         for name, limit in limits.items():
-            found = self._cost(max(rung, 0), name)
-            if rung < 0 or found > limit:
-                self._refuse(name, found, limit)
+            cost = self._cost(max(rung, 0), name)
+            if rung < 0 or cost > limit:
+                self._refuse(name, cost, limit)
         return self._scheme(rung)
 
-    def _refuse(self, name: str, found: float, wanted: float) -> None:
+    def _refuse(self, name: str, reached: float, wanted: float) -> None:
         raise IntactError(
             f"No scheme of the choices {', '.join(self.choices)} keeps the budget: the nearest "
-            f"has {name} {found:g}, and {wanted:g} was asked for. Change the budget, or the "
+            f"has {name} {reached:g}, and {wanted:g} was asked for. Change the budget, or the "
             "choices."
         )
 
@@ -195,7 +195,7 @@ class _Ladder:
     def _ranking(self, coarse: int) -> list[str]:
         """The layers that head a group, the most damaging under a choice first."""
         if coarse not in self.rankings:
-            found = sensitivity(
+            result = sensitivity(
                 self.model,
                 self.data,
                 self.choices[coarse],
@@ -203,7 +203,7 @@ class _Ladder:
                 allow_float=True,
                 verbose=self.verbose,
             )
-            ranked = [entry.name for entry in found.layers if entry.name in self.groups]
+            ranked = [entry.name for entry in result.layers if entry.name in self.groups]
             rest = [name for name in self.groups if name not in ranked]
             self.rankings[coarse] = [*ranked, *rest]
         return self.rankings[coarse]
@@ -231,9 +231,9 @@ def _rules(model: keras.Model, scheme: Scheme) -> dict[str, Specs]:
     """Per layer, how a preset quantizes it; what has no kernel for it stays in float."""
     canonical = simplify(canonicalize(model), scheme)
     plan = make_plan(canonical, scheme, allow_float=True)
-    found: dict[str, Specs] = {}
+    specs: dict[str, Specs] = {}
     for step in plan.steps:
         rule = scheme.rule_for(canonical.get_layer(step.name))
         stays = step.why_float and rule.integer
-        found[step.name] = (None, None) if stays else (rule.weights, rule.activations)
-    return found
+        specs[step.name] = (None, None) if stays else (rule.weights, rule.activations)
+    return specs

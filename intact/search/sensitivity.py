@@ -129,7 +129,7 @@ def sensitivity(
     wanted = [before_shares(kernels, output) for output in graph.outputs]
     batches = cut(arrays, batch_size)
     bar = keras.utils.Progbar(len(batches) * len(alone), verbose=verbose)
-    found: list[list[list[np.ndarray]]] = [[] for _ in alone]
+    per_kernel: list[list[list[np.ndarray]]] = [[] for _ in alone]
     expected = []
     for batch in batches:
         walk = Walk(graph, [batch], [t for node in graph.nodes for t in node.outputs])
@@ -138,7 +138,7 @@ def sensitivity(
                 walk.step(node, in_float)
         expected.append(_outputs(walk, wanted))
         before = dict(walk.values[0])
-        for kernel, outputs in zip(alone, found, strict=True):
+        for kernel, outputs in zip(alone, per_kernel, strict=True):
             _quantize_alone(walk, kernel)
             outputs.append(_outputs(walk, wanted))
             walk.values[0] = dict(before)
@@ -146,7 +146,7 @@ def sensitivity(
     joined = _join(expected)
     calls = Counter(kernel.layer.name for kernel in alone)
     entries: dict[str, LayerSensitivity] = {}
-    for kernel, outputs in zip(alone, found, strict=True):
+    for kernel, outputs in zip(alone, per_kernel, strict=True):
         entry = _damage(kernel, joined, _join(outputs))
         # Of a layer that is called more than once, the call that does most.
         if calls[entry.name] == 1 or entries.get(entry.name, entry).snr >= entry.snr:
@@ -210,9 +210,9 @@ def _join(batches: list[list[np.ndarray]]) -> list[np.ndarray]:
 
 
 def _damage(
-    kernel: Kernel, expected: list[np.ndarray], found: list[np.ndarray]
+    kernel: Kernel, expected: list[np.ndarray], actual: list[np.ndarray]
 ) -> LayerSensitivity:
-    pairs = [*zip(expected, found, strict=True)]
+    pairs = [*zip(expected, actual, strict=True)]
     error = float(np.mean([relative_error(a, b) for a, b in pairs]))
     shares = [float((a.argmax(1) == b.argmax(1)).mean()) for a, b in pairs if a.ndim == 2]
     snr = -10 * math.log10(max(error, 1e-12))

@@ -238,7 +238,7 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
 
 def _between_annotated(model: Any) -> set[Any]:
     """The operations of a model's graph that read nothing from layers without annotation."""
-    found: set[Any] = set()
+    between: set[Any] = set()
     bare: set[int] = set()
     for node in view(model).nodes if is_graph(model) else ():
         if isinstance(node.layer, keras.layers.Layer):
@@ -248,8 +248,8 @@ def _between_annotated(model: Any) -> set[Any]:
         if reads_bare:
             bare.update(map(id, node.outputs))
         else:
-            found.add(node.layer)
-    return found
+            between.add(node.layer)
+    return between
 
 
 def quantize_scope(*args: dict[str, Any]) -> Any:

@@ -124,8 +124,8 @@ class OwnAlgorithm(widths.Quantizer):
 
     def __post_init__(self) -> None:
         if isinstance(self.quantizer, dict):
-            found = keras.saving.deserialize_keras_object(self.quantizer)
-            object.__setattr__(self, "quantizer", found)
+            quantizer = keras.saving.deserialize_keras_object(self.quantizer)
+            object.__setattr__(self, "quantizer", quantizer)
 
     def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:
         recorder = _Recorder(type(self.quantizer).__name__)
@@ -286,9 +286,9 @@ class FixedQuantizer(Quantizer):
         self.narrow_range = narrow_range
 
     def _own_spec(self, activation: bool) -> TensorSpec:
-        found = FixedRange(self.init_min, self.init_max, self.narrow_range)
+        fixed = FixedRange(self.init_min, self.init_max, self.narrow_range)
         symmetric = not activation or self.num_bits > 8
-        return TensorSpec(self.num_bits, symmetric=symmetric, quantizer=found)
+        return TensorSpec(self.num_bits, symmetric=symmetric, quantizer=fixed)
 
     def get_config(self) -> dict[str, Any]:
         return {

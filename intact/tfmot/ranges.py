@@ -49,14 +49,14 @@ def fix_input_output_range(
     """
     kernels = kernel_graph(model)
     chosen: dict[str, tuple[float, float]] = {}
-    found = [(input_min, input_max, layer) for layer in _at_inputs(kernels)]
-    found += [(output_min, output_max, layer) for layer in _at_outputs(kernels)]
-    if not found:
+    targets = [(input_min, input_max, layer) for layer in _at_inputs(kernels)]
+    targets += [(output_min, output_max, layer) for layer in _at_outputs(kernels)]
+    if not targets:
         raise IntactError(
             f"Model {model.name!r} has no quantized inputs or outputs. Quantize it first: "
             "`tfmot.quantization.keras.quantize_model(model)`."
         )
-    for low, high, layer in found:
+    for low, high, layer in targets:
         if layer.fixed is None:
             if layer.spec.bits != num_bits:
                 raise IntactError(
