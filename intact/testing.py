@@ -29,6 +29,9 @@ from intact.ops.base import Case, Op
 
 SEED = 11
 
+UNKNOWN = 6
+"""The first unknown size of a case; the next ones are larger."""
+
 BEYOND = 3.0
 """How many times as wide as the calibration's the data of the saturation check is."""
 
@@ -87,7 +90,8 @@ def make_data(case: Case, rng: np.random.Generator, samples: int = 64, width: fl
     shapes: Any = case.shape if isinstance(case.shape, list) else [case.shape]
     whole = case.dtype.startswith("int")
     low, high = (case.low, case.high + 1) if whole else (case.low * width, case.high * width)
-    arrays = [rng.uniform(low, high, size=(samples, *shape)).astype(case.dtype) for shape in shapes]
+    sizes = [[UNKNOWN + axis if n is None else n for axis, n in enumerate(s)] for s in shapes]
+    arrays = [rng.uniform(low, high, size=(samples, *size)).astype(case.dtype) for size in sizes]
     return arrays if len(arrays) > 1 else arrays[0]
 
 
@@ -189,7 +193,7 @@ def gradients_reach_the_weights(trial: Trial) -> None:
     data = first(trial.data, size)
     normalized = any("batch_normalization" in v.path for v in q.variables)
     before = [to_numpy(variable).copy() for variable in q.trainable_variables]
-    target = np.random.default_rng(3).normal(size=(size, *q.output_shape[1:]))
+    target = np.random.default_rng(3).normal(size=(size, *trial.expected.shape[1:]))
     q.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=keras.backend.backend() == "jax")
     q.fit(data, target, epochs=1, batch_size=size, verbose=0)
     for old, variable in zip(before, q.trainable_variables, strict=True):

@@ -369,11 +369,13 @@ class _Check:
         operands = joined.call.args[0]
         firsts = [x if isinstance(x, keras.KerasTensor) else x[0] for x in operands]
         axis = joined.layer.axis % len(firsts[0].shape)
-        ends = np.cumsum([tensor.shape[axis] for tensor in firsts])
+        sizes = [tensor.shape[axis] for tensor in firsts]
+        if None in sizes:
+            return []
         before = [slice(None)] * axis
         return [
-            (self.kernels.source(t).layer.name, (*before, slice(end - t.shape[axis], end)))
-            for t, end in zip(firsts, ends, strict=True)
+            (self.kernels.source(t).layer.name, (*before, slice(end - size, end)))
+            for t, size, end in zip(firsts, sizes, np.cumsum(sizes), strict=True)
         ]
 
     def culprits(self) -> list[Loss]:

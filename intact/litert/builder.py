@@ -139,7 +139,7 @@ class Builder:
         return self.target is None or runs(kernel, "int8", self.target)
 
     def reshape(self, x: Tensor, shape: Shape, output: Tensor | None = None) -> Tensor:
-        """Reshape a tensor; one size may be unknown.
+        """Reshape a tensor; the first size and another may be unknown, the first is then kept.
 
         Args:
             x: The tensor.
@@ -151,8 +151,63 @@ class Builder:
         """
         y = output or self.like(x, shape)
         sizes = np.array([-1 if size is None else size for size in shape], "int32")
-        self.add("RESHAPE", [x, self.constant(sizes)], [y], {"newShape": sizes.tolist()})
+        if tuple(shape).count(None) <= 1:
+            self.add("RESHAPE", [x, self.constant(sizes)], [y], {"newShape": sizes.tolist()})
+        elif is_row(shape, x.shape):
+            self.add("EXPAND_DIMS", [x, self.constant(np.array(1, "int32"))], [y])
+        elif is_row(x.shape, shape):
+            self.add("SQUEEZE", [x], [y], {"squeezeDims": [1]})
+        else:
+            new = self.joined([self.sizes(x, 0, 1), self.constant(sizes[1:])])
+            self.add("RESHAPE", [x, new], [y])
         return y
+
+    def sizes(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Sizes of a tensor, of type int32, as the runtime finds them.
+
+        Args:
+            x: The tensor.
+            first: The first axis.
+            last: The axis behind the last.
+        """
+
+        def whole() -> Tensor:
+            shape = self.tensor((len(x.shape),), "int32", f"{x.name}/shape")
+            self.add("SHAPE", [x], [shape], {"outType": "int32"})
+            return shape
+
+        def part() -> Tensor:
+            sizes = self.tensor((last - first,), "int32", f"{x.name}/sizes_{first}_{last}")
+            bounds = [self.constant(np.array([n], "int32")) for n in (first, last, 1)]
+            shape = self.once(("shape", id(x)), whole)
+            self.add("STRIDED_SLICE", [shape, *bounds], [sizes])
+            return sizes
+
+        return self.once(("sizes", id(x), first, last), part)
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """A shape, of parts of type int32."""
+        shape = self.tensor((sum(p.shape[0] or 0 for p in parts),), "int32", f"{parts[0].name}/all")
+        self.add(
+            "CONCATENATION", list(parts), [shape], {"axis": 0, "fusedActivationFunction": "NONE"}
+        )
+        return shape
+
+    def scaled(self, sizes: Tensor, factors: Sequence[int], extra: Sequence[int] = ()) -> Tensor:
+        """Sizes times whole numbers, and more of them.
+
+        Args:
+            sizes: What `sizes` returned.
+            factors: A factor for each.
+            extra: What is added to each.
+        """
+        for name, numbers, nothing in (("MUL", factors, 1), ("ADD", extra, 0)):
+            if any(number != nothing for number in numbers):
+                other = self.constant(np.array(numbers, "int32"))
+                new = self.like(sizes, sizes.shape, "int32")
+                self.add(name, [sizes, other], [new], {"fusedActivationFunction": "NONE"})
+                sizes = new
+        return sizes
 
     def convert(self, x: Tensor, output: Tensor) -> None:
         """Add a CAST: the same values in another type.
@@ -219,6 +274,11 @@ class Builder:
         ends = [t for _, t in inputs], [t for _, t in outputs]
         main = Subgraph("main", self.tensors, self.operators, *ends)
         return pack_file(self.description, [main, *loops], self.buffers, inputs, outputs)
+
+
+def is_row(a: Shape, b: Shape) -> bool:
+    """Whether a shape is another with one row: no size needs to be known for that."""
+    return tuple(a) == (b[0], 1, *b[1:])
 
 
 def _bytes(data: np.ndarray) -> np.ndarray:

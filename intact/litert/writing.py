@@ -23,6 +23,8 @@ DTYPES = {
     "bool": schema.TensorType.BOOL,
 }
 
+_TYPES = ("inDataType", "outDataType", "outputType", "outType")
+_TYPES = ("inDataType", "outDataType", "outputType", "outType")
 _ENUMS = {"padding": schema.Padding, "fusedActivationFunction": schema.ActivationFunctionType}
 
 Shape = tuple[int | None, ...]
@@ -225,4 +227,4 @@ def _coded(key: str, value: Any) -> Any:
     """The value of an option as the schema stores it: a number for a name."""
     if key in _ENUMS:
         return getattr(_ENUMS[key], value)
-    return DTYPES[value] if key in ("inDataType", "outDataType", "outputType") else value
+    return DTYPES[value] if key in _TYPES else value

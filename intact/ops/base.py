@@ -94,7 +94,8 @@ class Case:
 
     Args:
         build: Returns a layer, or a function that makes the output from the inputs.
-        shape: The input's shape without the batch, or a list of several.
+        shape: The input's shape without the batch, or a list of several; None is a size that the
+            model does not know.
         exact: Whether Keras and LiteRT agree in every value; else within 1 LSB.
         low: Smallest value of the test data.
         high: Largest value of the test data.

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.errors import ExportError
 from intact.numerics.tensors import Tensor
 from intact.ops.base import INTEGERS, Case
 from intact.ops.function_layer import FunctionLayer
@@ -30,7 +31,7 @@ class DepthToSpace(FunctionLayer):
 
     def call(self, x: Tensor) -> Tensor:
         """The same values, in larger images of fewer channels."""
-        _, height, width, channels = x.shape
+        _, height, width, channels = ops.shape(x)
         size, rest = self.block_size, channels // self.block_size**2
         x = ops.reshape(x, (-1, height, width, size, size, rest))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
@@ -55,7 +56,7 @@ class SpaceToDepth(DepthToSpace):
 
     def call(self, x: Tensor) -> Tensor:
         """The same values, in smaller images of more channels."""
-        _, height, width, channels = x.shape
+        _, height, width, channels = ops.shape(x)
         size = self.block_size
         x = ops.reshape(x, (-1, height // size, size, width // size, size, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
@@ -90,8 +91,8 @@ class Blocks(Moving):
         return tracer.emit(kind(layer.block_size, name=layer.name), args[0])
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
-        if None in shapes[0][1:]:
-            return f"all sizes but the batch must be known, received shape {shapes[0]}"
+        if shapes[0][-1] is None:
+            return f"the number of channels must be known, received shape {shapes[0]}"
         return None
 
     def lower(self, node: Any, builder: Any) -> None:
@@ -99,6 +100,11 @@ class Blocks(Moving):
         if x.dtype != "int16":
             builder.add(self.litert[0], [x], [y], {"blockSize": size})
             return
+        if None in x.shape[1:]:
+            raise ExportError(
+                f"{type(node.layer).__name__} {node.layer.name!r} of 16 bits needs images of known "
+                f"size, received shape {x.shape}: it has kernels of 8 bits alone."
+            )
         # There is no kernel of 16 bits; two axes change places.
         first, second, size = self.as_axes(x.shape, size)
         moved = builder.like(y, (None, second, first, size))

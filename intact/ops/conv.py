@@ -1,13 +1,15 @@
 """Convolutions."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+import keras
 import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import is_shared, made_by
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted
+from intact.ops.moves import twin
 from intact.ops.registry import register_op
 
 FIRST = "channels_first"
@@ -259,10 +261,10 @@ class Conv2DTranspose(Weighted):
     """A transposed convolution."""
 
     keras_layers = (layers.Conv2DTranspose,)
-    litert = ("TRANSPOSE_CONV",)
+    litert: ClassVar[tuple[str, ...]] = ("TRANSPOSE_CONV",)
     weights = {"kernel": Weight(axis=(-2,))}
-    notes = "No dilation; spatial sizes must be known."
-    cases = (
+    notes = "No dilation."
+    cases: ClassVar[tuple[Case, ...]] = (
         Case(lambda: layers.Conv2DTranspose(5, 3), (4, 5, 3)),
         Case(lambda: layers.Conv2DTranspose(5, 3, strides=2, padding="same"), (4, 5, 3)),
         Case(lambda: layers.Conv2DTranspose(5, 2, strides=2, use_bias=False), (4, 5, 3)),
@@ -286,9 +288,14 @@ class Conv2DTranspose(Weighted):
             return f"dilation_rate={layer.dilation_rate} has no kernel"
         if layer.output_padding is not None:
             return f"output_padding={layer.output_padding} has no kernel"
-        if None in shapes[0][1:]:
-            return f"the input's spatial size must be known, received shape {shapes[0]}"
         return None
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        if None not in x.shape[1:]:
+            return tracer.emit(layer, x)
+        free = twin(layer, FreeConv2DTranspose, x.shape, tracer)
+        return tracer.activation(layer.activation, tracer.emit(free, x), layer)
 
     def rounding(self, layer: Any, dtype: str) -> str:
         # XNNPACK refuses what leaves gaps between windows (CalculateTransposeConvPaddings).
@@ -307,12 +314,48 @@ class Conv2DTranspose(Weighted):
     def lower(self, node: Any, builder: Any) -> None:
         layer = node.layer
         kernel = node.constant("kernel", (2, 0, 1, 3), axis=0)
-        size = builder.constant(np.array([1, *node.output.shape[1:]], "int32"))
         options = {
             "padding": layer.padding.upper(),
             "strideH": layer.strides[0],
             "strideW": layer.strides[1],
             "fusedActivationFunction": node.activation,
         }
-        inputs = [size, kernel, node.input, node.bias()]
+        inputs = [self.size(node, builder), kernel, node.input, node.bias()]
         builder.add("TRANSPOSE_CONV", inputs, [node.output], options)
+
+    def size(self, node: Any, builder: Any) -> Any:
+        """The shape of the output, as a tensor of the file."""
+        return builder.constant(np.array([1, *node.output.shape[1:]], "int32"))
+
+
+@keras.saving.register_keras_serializable("intact")
+class FreeConv2DTranspose(layers.Conv2DTranspose):
+    """A transposed convolution of images of unknown size."""
+
+
+@register_op
+class FreeConv2DTransposeOp(Conv2DTranspose):
+    """The same by LiteRT's own kernel: XNNPACK takes none whose output has no constant size."""
+
+    keras_layers = (FreeConv2DTranspose,)
+    litert = ("SHAPE", "STRIDED_SLICE", "MUL", "ADD", "CONCATENATION", "TRANSPOSE_CONV")
+    cases = (
+        Case(lambda: layers.Conv2DTranspose(9, 3), (None, None, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 3, strides=2, padding="same"), (None, None, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 2, 3, activation="relu"), (None, None, 3)),
+        Case(lambda: layers.Conv1DTranspose(5, 3, 2), (None, 3)),
+    )
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        return tracer.emit(layer, args[0])
+
+    def rounding(self, layer: Any, dtype: str) -> str:
+        return "fixed_point_blocks"
+
+    def size(self, node: Any, builder: Any) -> Any:
+        layer, x = node.layer, node.input
+        over = [max(k - s, 0) for k, s in zip(layer.kernel_size, layer.strides, strict=True)]
+        more = over if layer.padding == "valid" else [0, 0]
+        image = builder.scaled(builder.sizes(x, 1, 3), layer.strides, more)
+        channels = builder.constant(np.array([layer.filters], "int32"))
+        return builder.joined([builder.sizes(x, 0, 1), image, channels])

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import listed_axes
@@ -109,6 +110,7 @@ class GroupNormalization(Op):
         Case(lambda: layers.GroupNormalization(2), (4, 5, 6)),
         Case(lambda: layers.GroupNormalization(2, axis=1), (4, 5, 3)),
         Case(lambda: layers.GroupNormalization(-1), (4, 3)),
+        Case(lambda: layers.GroupNormalization(2), (None, None, 6)),
     )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -118,15 +120,27 @@ class GroupNormalization(Op):
         if order != sorted(order):
             x = tracer.emit(layers.Permute(order, name=f"{layer.name}_channels_last"), x)
         sizes = x.shape[1:]
-        if None in sizes:
-            tracer.refuse(layer, f"all sizes but the batch must be known, received {x.shape}")
+        channels, groups = sizes[-1], layer.groups
+
+        def of_groups(t: Any, axes: list[int]) -> Any:
+            """Means over axes and the channels of a group, for each channel."""
+            same = np.eye(groups, dtype="float32").repeat(channels // groups, 0)
+            return ops.matmul(ops.mean(t, axes, keepdims=True), same @ same.T * groups / channels)
+
+        def normalized_by_channel(t: Any) -> Any:
+            axes = list(range(1, rank - 1))
+            centred = t - of_groups(t, axes)
+            inverse = layers.Activation(inverse_root(layer.epsilon), name="inverse_root")
+            return centred * inverse(of_groups(centred * centred, axes))
 
         def normalized(t: Any) -> Any:
             groups = ops.reshape(t, (-1, *sizes[:-1], layer.groups, sizes[-1] // layer.groups))
             axes = [a for a in range(1, len(groups.shape)) if a != len(groups.shape) - 2]
             return ops.reshape(standardized(groups, axes, layer.epsilon), (-1, *sizes))
 
-        y = tracer.expand(layer, normalized, x)
+        # Without a reshape where sizes are unknown.
+        free = None in sizes
+        y = tracer.expand(layer, normalized_by_channel if free else normalized, x)
         y = scaled(y, layer.gamma, layer.beta, layer, tracer)
         if order != sorted(order):
             back = [order.index(axis) + 1 for axis in range(1, rank)]

@@ -34,8 +34,8 @@ class ByChannel(Weighted):
         return layer if kept and None not in channels else None
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
-        if None in shapes[0][1:] and len(shapes[0]) != 4:
-            return f"all sizes but the batch must be known, received shape {shapes[0]}"
+        if shapes[0].count(None) > 2 and len(shapes[0]) != 4:
+            return f"one size may be unknown beside the batch, received shape {shapes[0]}"
         if shapes[0][-1] is None:
             return f"the number of channels must be known, received shape {shapes[0]}"
         return None
@@ -58,7 +58,8 @@ class ByChannel(Weighted):
         channels = x.shape[-1]
         flat = len(x.shape) != 4
         if flat:
-            size = int(np.prod(x.shape[1:-1]))
+            inner = x.shape[1:-1]
+            size = None if None in inner else int(np.prod(inner))
             x = builder.reshape(x, (x.shape[0], 1, size, channels))
             y = builder.like(y, (y.shape[0], 1, size, channels))
         options = {

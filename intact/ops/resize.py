@@ -1,7 +1,8 @@
 """Images of another size."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+import keras
 import numpy as np
 from keras import layers, ops
 
@@ -17,44 +18,68 @@ ONE = 2048
 """A weight of 1 in the kernel: 11 fractional bits."""
 
 
-def _nearest(size: int, new_size: int) -> np.ndarray:
+def _library(size: Any) -> Any:
+    """What computes places of pixels: on the host, where a size is a number."""
+    return np if isinstance(size, int) else ops
+
+
+def _centres(size: Any, new_size: Any) -> Tensor:
+    """Where the centres of new pixels lie, in old ones."""
+    xp = _library(size)
+    old, new = (xp.array(n, "float32") for n in (size, new_size))
+    return (xp.arange(new_size, dtype="float32") + np.float32(0.5)) * (old / new)
+
+
+def _nearest(size: Any, new_size: Any) -> Tensor:
     """The pixel that each new one takes its value from."""
-    scale = np.float32(size) / np.float32(new_size)
-    centre = (np.arange(new_size, dtype="float32") + np.float32(0.5)) * scale
-    return np.clip(np.floor(centre), 0, size - 1).astype("int32")
+    xp = _library(size)
+    last = xp.array(size - 1, "float32")
+    return ops.cast(xp.clip(xp.floor(_centres(size, new_size)), np.float32(0), last), "int32")
 
 
-def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _neighbours(size: Any, new_size: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The two pixels that each new one lies between, and its place between them in `ONE`s."""
-    scale = np.float32(size) / np.float32(new_size)
-    centre = (np.arange(new_size, dtype="float32") + np.float32(0.5)) * scale - np.float32(0.5)
-    centre = np.clip(centre, np.float32(0), np.float32(size - 1))
-    low = centre.astype("int32")
-    place = np.rint((centre - low.astype("float32")) * np.float32(ONE))
-    return low, np.minimum(low + 1, size - 1), place
+    xp = _library(size)
+    last = xp.array(size - 1, "float32")
+    centre = xp.clip(_centres(size, new_size) - np.float32(0.5), np.float32(0), last)
+    low = xp.floor(centre)
+    place = xp.round((centre - low) * np.float32(ONE))
+    return low, xp.minimum(low + 1, last), place
 
 
-def _blend(x: Tensor, new_size: int, axis: int, dtype: str) -> Tensor:
+def _along(values: Tensor, axis: int) -> Tensor:
+    """Values along an axis of images."""
+    return ops.reshape(values, [-1 if a == axis else 1 for a in range(4)])
+
+
+def _blend(x: Tensor, new_size: Any, axis: int, dtype: str) -> Tensor:
     """Values between neighbours along an axis, times `ONE`."""
-    low, high, place = _neighbours(x.shape[axis], new_size)
-    place = place.reshape([-1 if a == axis else 1 for a in range(4)])
+    low, high, place = _neighbours(ops.shape(x)[axis], new_size)
     x = ops.cast(x, dtype)
-    below = ops.take(x, low, axis=axis)
-    return below * ONE + (ops.take(x, high, axis=axis) - below) * ops.convert_to_tensor(
-        place, dtype
-    )
+    below, above = (ops.take(x, ops.cast(i, "int32"), axis=axis) for i in (low, high))
+    return below * ONE + (above - below) * ops.cast(_along(place, axis), dtype)
 
 
-def _blend_wide(x: Tensor, new_size: int, axis: int) -> Tensor:
-    """The same times 1024, as the 16-bit kernel computes it in integers."""
-    size = x.shape[axis]
+def _blend_wide(x: Tensor, new_size: Any, axis: int) -> Tensor:
+    """The same times 1024, as LiteRT's own kernels compute it in integers."""
+    size = ops.shape(x)[axis]
+    xp = _library(size)
     step = (1024 * size + new_size // 2) // new_size
-    centre = np.arange(new_size) * step + step // 2 - 512
-    low = np.maximum(centre, 0) // 1024
-    high = np.minimum((centre + 1023) // 1024, size - 1)
-    place = (centre - 1024 * low).reshape([-1 if a == axis else 1 for a in range(4)])
-    below, above = (ops.take(x, i.astype("int32"), axis=axis) for i in (low, high))
-    return below * 1024 + (above - below) * ops.convert_to_tensor(place, "int64")
+    centre = xp.arange(new_size) * step + step // 2 - 512
+    low = xp.maximum(centre, 0) // 1024
+    high = xp.minimum((centre + 1023) // 1024, size - 1)
+    place = ops.cast(_along(centre - 1024 * low, axis), "int64")
+    below, above = (ops.take(x, ops.cast(i, "int32"), axis=axis) for i in (low, high))
+    return below * 1024 + (above - below) * place
+
+
+def _blended_wide(values: Tensor, new_size: tuple[Any, Any]) -> Tensor:
+    """Whole numbers between pixels, as LiteRT's own kernels round them."""
+    with wide_types():
+        total = _blend_wide(ops.cast(values, "int64"), new_size[1], 2)
+        total = _blend_wide(total, new_size[0], 1)
+        size = ops.right_shift(ops.abs(total) + 2**19, 20)
+        return ops.cast(ops.sign(total) * size, "float32")
 
 
 def known_size(layer: Any, x: Any, tracer: Any) -> tuple[int, int, int]:
@@ -119,48 +144,62 @@ class Resampling(Op):
     """Base of what gives images another size; pixels count by their centres."""
 
     dtypes = INTEGERS
-    litert = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
+    litert: ClassVar[tuple[str, ...]] = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
     output = SAME_AS_INPUT
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
         if layer.interpolation not in ("nearest", "bilinear"):
             return f"interpolation {layer.interpolation!r} has no kernel"
-        if None in shapes[0][1:]:
-            return f"the input's spatial size must be known, received shape {shapes[0]}"
         return None
+
+    def new_size(self, layer: Any, x: Tensor) -> tuple[Any, Any]:
+        """Height and width of the output: numbers, or tensors of a graph."""
+        raise NotImplementedError
 
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
-        _, height, width, _ = layer.compute_output_shape(x.values.shape)
+        height, width = self.new_size(layer, x.values)
         if layer.interpolation == "nearest":
-            rows = ops.take(x.values, _nearest(x.values.shape[1], height), axis=1)
-            return x._replace(values=ops.take(rows, _nearest(rows.shape[2], width), axis=2))
+            _, old_height, old_width, _ = ops.shape(x.values)
+            rows = ops.take(x.values, _nearest(old_height, height), axis=1)
+            return x._replace(values=ops.take(rows, _nearest(old_width, width), axis=2))
         # Each row is exact in float32; two of them together need all of int32.
         rows = _blend(x.values, width, 2, "float32")
         smooth = _blend(rows, height, 1, "float32") * (1.0 / ONE**2)
-        if isinstance(x, WideTensor):
-            with wide_types():
-                total = _blend_wide(ops.cast(x.values, "int64"), width, 2)
-                total = _blend_wide(total, height, 1)
-                size = ops.right_shift(ops.abs(total) + 2**19, 20)
-                whole = ops.cast(ops.sign(total) * size, "float32")
-        else:
-            half = ONE**2 // 2
-            whole = ops.right_shift(_blend(rows, height, 1, "int32") + half, 22)
+        whole = self.blended(x, rows, (height, width))
         exact = ops.where(x.whole, ops.cast(whole, "float32"), smooth)
         return x._replace(values=straight_through(exact, smooth))
 
+    def blended(self, x: QTensor, rows: Tensor, size: tuple[Any, Any]) -> Tensor:
+        """Whole numbers between pixels, as the kernel rounds them.
+
+        Args:
+            x: The images.
+            rows: What lies between them along their rows, times `ONE`.
+            size: The new height and width.
+        """
+        if isinstance(x, WideTensor):
+            return _blended_wide(x.values, size)
+        half = ONE**2 // 2
+        return ops.right_shift(_blend(rows, size[0], 1, "int32") + half, 22)
+
     def lower(self, node: Any, builder: Any) -> None:
-        new = node.output.shape[1:3]
-        size = builder.constant(np.array(new, "int32"))
         if node.layer.interpolation == "bilinear":
             name, options = "RESIZE_BILINEAR", {"halfPixelCenters": True}
         else:
-            name, options = "RESIZE_NEAREST_NEIGHBOR", {}
-            if any(n % old for n, old in zip(new, node.input.shape[1:3], strict=True)):
-                # Where pixels are just repeated, older readers know what to do.
-                options = {"halfPixelCenters": True}
-        builder.add(name, [node.input, size], [node.output], options)
+            name, options = "RESIZE_NEAREST_NEIGHBOR", self.nearest_options(node)
+        builder.add(name, [node.input, self.size(node, builder)], [node.output], options)
+
+    def nearest_options(self, node: Any) -> dict[str, Any]:
+        """The options of a file that takes the nearest pixels."""
+        pairs = zip(node.output.shape[1:3], node.input.shape[1:3], strict=True)
+        # Where pixels are just repeated, older readers know what to do.
+        repeats = all(old is not None and new % old == 0 for new, old in pairs)
+        return {} if repeats else {"halfPixelCenters": True}
+
+    def size(self, node: Any, builder: Any) -> Any:
+        """The new height and width, as a tensor of the file."""
+        return builder.constant(np.array(node.output.shape[1:3], "int32"))
 
 
 @register_op
@@ -168,13 +207,57 @@ class UpSampling2D(Resampling):
     """Values repeated, or interpolated between their neighbours."""
 
     keras_layers = (layers.UpSampling2D,)
-    notes = "Interpolation 'nearest' or 'bilinear'; spatial sizes must be known."
-    cases = (
+    notes = "Interpolation 'nearest' or 'bilinear'."
+    cases: ClassVar[tuple[Case, ...]] = (
         Case(lambda: layers.UpSampling2D(), (3, 4, 2)),
         Case(lambda: layers.UpSampling2D((3, 2)), (3, 4, 2)),
         Case(lambda: layers.UpSampling2D(interpolation="bilinear"), (3, 4, 2)),
         Case(lambda: layers.UpSampling2D((2, 3), interpolation="bilinear"), (3, 4, 2)),
+        Case(lambda: layers.UpSampling2D((2, 3)), (None, None, 2)),
     )
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        if None in x.shape[1:3] and layer.interpolation == "bilinear":
+            layer = FreeUpSampling2D(layer.size, interpolation="bilinear", name=layer.name)
+        return tracer.emit(layer, x)
+
+    def new_size(self, layer: Any, x: Tensor) -> tuple[Any, Any]:
+        height, width = (n * f for n, f in zip(ops.shape(x)[1:3], layer.size, strict=True))
+        return height, width
+
+    def nearest_options(self, node: Any) -> dict[str, Any]:
+        return {}
+
+    def size(self, node: Any, builder: Any) -> Any:
+        if None not in node.output.shape[1:3]:
+            return super().size(node, builder)
+        return builder.scaled(builder.sizes(node.input, 1, 3), node.layer.size)
+
+
+@keras.saving.register_keras_serializable("intact")
+class FreeUpSampling2D(layers.UpSampling2D):
+    """Images of unknown size, with the values between their neighbours."""
+
+
+@register_op
+class FreeUpSampling(UpSampling2D):
+    """The same by LiteRT's own kernel: XNNPACK takes none whose output has no constant size."""
+
+    keras_layers = (FreeUpSampling2D,)
+    litert = ("SHAPE", "STRIDED_SLICE", "MUL", "RESIZE_BILINEAR")
+    cases = (
+        Case(lambda: layers.UpSampling2D((2, 3), interpolation="bilinear"), (None, None, 2)),
+        Case(lambda: layers.UpSampling2D(3, interpolation="bilinear"), (None, 7, 2)),
+    )
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        return tracer.emit(layer, args[0])
+
+    def blended(self, x: QTensor, rows: Tensor, size: tuple[Any, Any]) -> Tensor:
+        # It rounds the stored integers.
+        stored = ops.cast(x.values + x.zero_point, "int32")
+        return _blended_wide(stored, size) - x.zero_point
 
 
 @register_op
@@ -202,7 +285,11 @@ class Resizing(Resampling):
             (2, 7, 8),
         ),
         Case(lambda: lambda x: layers.Resizing(8, 8)(layers.Conv2D(3, 3)(x)), (5, 5, 2)),
+        Case(lambda: layers.Resizing(8, 9), (None, None, 2)),
     )
+
+    def new_size(self, layer: Any, x: Tensor) -> tuple[Any, Any]:
+        return layer.height, layer.width
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if len(args[0].shape) != 4:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.litert.builder import is_row
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
 from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
@@ -49,6 +50,7 @@ class Reshape(Moving):
     keras_layers = RESHAPES
     operations = ("Reshape", "ExpandDims", "Squeeze")
     litert = ("RESHAPE",)
+    notes = "Beside the batch, one size of the output may be unknown."
     cases = (
         Case(lambda: layers.Reshape((6, -1)), (4, 6)),
         Case(lambda: layers.Flatten(), (3, 4, 2)),
@@ -56,6 +58,8 @@ class Reshape(Moving):
         Case(lambda: lambda x: ops.expand_dims(ops.expand_dims(x, -1), (1, -2)), (4, 3)),
         Case(lambda: lambda x: layers.Dense(3)(ops.squeeze(x, axis=-2)), (4, 1, 3)),
         Case(lambda: lambda x: ops.squeeze(x), (1, 4, 1)),
+        Case(lambda: layers.Reshape((-1, 2, 3)), (None, 6)),
+        Case(lambda: layers.Reshape((-1, 2)), (None, None, 6)),
         # Windows: the batch takes them in, and gives them back.
         Case(
             lambda: (
@@ -71,7 +75,13 @@ class Reshape(Moving):
             return tracer.emit(layer, x)
         batch, *sizes = layer.compute_output_spec(x).shape
         if None in x.shape[1:]:
-            tracer.refuse(layer, f"all sizes but the batch must be known, received shape {x.shape}")
+            if type(layer).__name__ == "Reshape":
+                tracer.refuse(
+                    layer,
+                    f"sizes of its input are unknown, received shape {x.shape}, and so it may join "
+                    "samples; use `keras.layers.Reshape`, which keeps the batch",
+                )
+            return reshaped(tracer, layer, x, sizes)
         before, after = (math.prod(n or 1 for n in shape) for shape in (x.shape[1:], sizes))
         if batch == x.shape[0] and (None in sizes or before == after):
             return reshaped(tracer, layer, x, sizes)
@@ -84,24 +94,13 @@ class Reshape(Moving):
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
         after = layer.compute_output_shape(shapes[0])
-        if None in after[1:] and not (_is_row(shapes[0], after) or _is_row(after, shapes[0])):
-            return f"all sizes but the batch must be known, received shape {shapes[0]}"
+        rows = is_row(shapes[0], after) or is_row(after, shapes[0])
+        if after[1:].count(None) > 1 and not rows:
+            return f"one size of its output may be unknown beside the batch, not {after}"
         return None
 
     def lower(self, node: Any, builder: Any) -> None:
-        x, y = node.input, node.output
-        if None not in y.shape[1:]:
-            builder.reshape(x, y.shape, y)
-        elif _is_row(y.shape, x.shape):
-            axis = builder.constant(np.array(1, "int32"))
-            builder.add("EXPAND_DIMS", [x, axis], [y])
-        else:
-            builder.add("SQUEEZE", [x], [y], {"squeezeDims": [1]})
-
-
-def _is_row(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
-    """Whether a shape is another with one row: no size needs to be known for that."""
-    return tuple(a) == (b[0], 1, *b[1:])
+        builder.reshape(node.input, node.output.shape, node.output)
 
 
 @register_op

@@ -184,6 +184,8 @@ MOVES = (
         scales="all same",
         runs_on=on(int8="M8", int16="M8", int32="8", bool="8", float32="M"),
     ),
+    # Files of unknown sizes alone have it, and no target but LiteRT takes these.
+    Kernel("SHAPE", versions(1), scaled=False, runs_on=on()),
     Kernel(
         "SLICE",
         versions(2, 4),
