@@ -57,22 +57,22 @@ def quantize_model(
     Args:
         model: A built Keras model, of any kind.
         scheme: The name of a preset, or a `Scheme`.
-        allow_float: Keep in float what has no integer form, in training and in the file,
-            rather than refuse it. `explain` says beforehand what that is.
+        allow_float: Keep layers without an integer form in float, in training and in the file,
+            instead of refusing them. `explain` lists them beforehand.
         filters: Which layers are quantized: a regular expression that is searched for in
             their names, a list of them, or a function that takes a layer and returns a bool,
             as in Keras' `model.quantize`. The others stay in float, in training and in the
             file. Nested models and custom layers are looked into; a layer that intact knows
             as one, such as attention, is asked about as a whole. None: all layers.
-        schedule: From which training step on it computes on integers, and ranges and batch
-            norms freeze. Needed, with whatever steps, to change these later.
+        schedule: The training steps at which it begins to compute on integers, and at which ranges
+            and batch norms freeze. Pass one, with any steps, to be able to change the steps later.
         target: Where the file will run, as for `export`: what cannot run there is refused now.
         input_stats: Inputs by name whose integers are known beforehand, such as the bytes of
             an image: `{"image": (mean, std)}` for `real = (q - mean) / std`, with q from 0 to
             255. The file's scale is `1 / std`, and its zero point `mean` (to the next integer)
             where it takes uint8, `mean - 128` where it takes int8. An input of 16 bits has
-            its zero point, and so `mean`, at 0. It is said here, not to `calibrate`, because
-            tensors that would share a range with the input then cannot.
+            its zero point, and so `mean`, at 0. It is an argument here, not of `calibrate`, because
+            no other tensor can then share a range with the input.
         fold_batch_norm: Round weights with the factors of the batch norm behind them in
             them, in training, too, as `tf.contrib.quantize` did: for weights of one scale, or
             of a trained one, where the file has just that scale. Without, factors of channels
@@ -106,24 +106,23 @@ def quantize_model(
     idle = chosen.check()
     if idle:
         warnings.warn(
-            f"These filters are found in no layer's name: {', '.join(map(repr, idle))}.",
+            f"These filters match no layer's name: {', '.join(map(repr, idle))}.",
             UnusedRuleWarning,
             stacklevel=2,
         )
     plan = make_plan(canonical, scheme, allow_float, input_stats, fold_batch_norm, states)
     if plan.unused:
         warnings.warn(
-            f"These rules of scheme {scheme.name!r} count for no layer: "
-            f"{', '.join(repr(rule.match) for rule in plan.unused)}. Layers have the names and "
-            "types that `print(intact.explain(model))` shows, and the first rule that "
-            "matches counts.",
+            f"These rules of scheme {scheme.name!r} match no layer: "
+            f"{', '.join(repr(rule.match) for rule in plan.unused)}. The first rule that matches "
+            "a layer counts; `print(intact.explain(model))` shows the layers' names and types.",
             UnusedRuleWarning,
             stacklevel=2,
         )
     if is_graph(model) and any(mask_of(t) is not None for t in model.outputs):
         warnings.warn(
-            f"An output of model {model.name!r} has a mask, which losses read. That of the "
-            "quantized model has none: where it trains, pass `sample_weight` instead.",
+            f"An output of model {model.name!r} has a mask, which losses read. The quantized "
+            "model's output has none: pass `sample_weight` when you train it.",
             MaskedOutputWarning,
             stacklevel=2,
         )
@@ -140,18 +139,18 @@ def _canonical(model: keras.Model, scheme: Scheme, chosen: LayerFilter) -> keras
     canonical = canonicalize(model, chosen.rule)
     if canonical.not_kept:
         warnings.warn(
-            f"Losses that layers of model {model.name!r} add (`add_loss`, regularizers) are not in "
-            f"the quantized model: {', '.join(canonical.not_kept)}. It trains without them; add "
-            "them to the loss that it is compiled with, or keep the layers out by `filters`.",
+            f"The quantized model trains without the losses of these layers of {model.name!r} "
+            f"(`add_loss`, regularizers): {', '.join(canonical.not_kept)}. Add them to the loss "
+            "that you compile it with, or exclude the layers with `filters`.",
             NotKeptWarning,
             stacklevel=3,
         )
     if canonical.not_trained:
         warnings.warn(
-            f"Model {model.name!r} computes values of weights alone: of "
-            f"{', '.join(canonical.not_trained)}. They are constants of the quantized model, so "
-            "that training it does not change them. Train the model before, in float; or give "
-            "the layer a weight for what it computes.",
+            f"Model {model.name!r} computes values from weights alone: from "
+            f"{', '.join(canonical.not_trained)}. The values are constants of the quantized model, "
+            "so training it does not change them. Train the float model first, or make the "
+            "computed value a weight of the layer.",
             NotKeptWarning,
             stacklevel=3,
         )
@@ -217,9 +216,9 @@ def export(
     if left > 0:
         steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"
         warnings.warn(
-            f"Model {model.name!r} trains in float still, {steps}. The file is quantized "
-            "nonetheless, with the ranges seen so far and weights that have not felt it; "
-            "`q.predict` says how good it is, for predictions are quantized, too.",
+            f"Model {model.name!r} still trains in float, {steps}. The file is quantized "
+            "nevertheless, with the ranges seen so far and weights not trained for it. "
+            "Predictions are quantized, too, so `q.predict` shows how good the file is.",
             ScheduleWarning,
             stacklevel=2,
         )

@@ -44,7 +44,7 @@ class QuantDelay(_StartAt):
 
 
 class FreezeRanges(_StartAt):
-    """Let observed ranges stay as they are from a step on.
+    """Freeze observed ranges from a step on.
 
     Example:
 
@@ -69,7 +69,7 @@ class Switch(keras.callbacks.Callback):
     """Switch quantization on and off at the beginning of epochs.
 
     Args:
-        epochs: Whether training computes on integers, by the epoch from which on.
+        epochs: Maps an epoch to whether training computes on integers from it on.
 
     Example:
 
@@ -81,6 +81,6 @@ class Switch(keras.callbacks.Callback):
         self.epochs = dict(epochs)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Switch, if that is due."""
+        """Switch at the epochs that say so."""
         if epoch in self.epochs:
             switch(self.model, self.epochs[epoch])

@@ -14,7 +14,7 @@ class InvalidDataError(IntactError):
 
 
 class UnsupportedLayerError(IntactError):
-    """A layer or op has no counterpart that intact knows."""
+    """No op of intact stands for a layer or operation."""
 
 
 class NotCalibratedError(IntactError):
@@ -22,7 +22,7 @@ class NotCalibratedError(IntactError):
 
 
 class NotIntegerError(IntactError):
-    """Ops would stay float where integers only were asked for."""
+    """An op would stay in float although only integers are allowed."""
 
 
 class ExportError(IntactError):
@@ -30,15 +30,15 @@ class ExportError(IntactError):
 
 
 class TargetError(IntactError):
-    """The target cannot run what it is given."""
+    """The target cannot run the file."""
 
 
 class MissingToolError(IntactError):
     """The tool of a target is not installed.
 
     Args:
-        tool: What it is called.
-        package: The package that has it.
+        tool: Its name.
+        package: The package that provides it.
     """
 
     def __init__(self, tool: str, package: str) -> None:
@@ -49,15 +49,15 @@ class MissingToolError(IntactError):
 
 
 class UnusedRuleWarning(UserWarning):
-    """A rule of a scheme counts for no layer: mostly a misspelt name."""
+    """A rule of a scheme matches no layer, usually because of a misspelt name."""
 
 
 class MaskedOutputWarning(UserWarning):
-    """An output of the float model has a mask, which that of the quantized one has not."""
+    """An output of the float model has a mask, and the quantized model's output has none."""
 
 
 class FusedLayerWarning(UserWarning):
-    """The output of a layer was asked for, and other layers are part of the same kernel."""
+    """The output of a layer was requested, and its kernel computes other layers, too."""
 
 
 class NotKeptWarning(UserWarning):
@@ -69,4 +69,4 @@ class ScheduleWarning(UserWarning):
 
 
 class AccuracyWarning(UserWarning):
-    """A calibrated model has lost an output, or a part of one, that it has in float."""
+    """A calibrated model has lost an output, or a part of one, to quantization."""

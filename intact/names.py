@@ -1,6 +1,6 @@
-"""The names that are passed as strings, as types: what an editor suggests and a checker checks.
+"""The names that users pass as strings, as types for editors and type checkers.
 
-The command line reads them, too, and imports no Keras for it.
+The command line reads them, too, without importing Keras.
 """
 
 from typing import Literal

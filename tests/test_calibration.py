@@ -436,7 +436,7 @@ def test_data_of_unknown_length_elsewhere(q, model, x):
 @pytest.mark.skipif("tensorflow" not in BACKENDS, reason="no tf.data here")
 def test_a_dataset_without_end_needs_steps(q, x):
     endless = KINDS["tf.data"](x).repeat()
-    with pytest.raises(intact.InvalidDataError, match="without end"):
+    with pytest.raises(intact.InvalidDataError, match="never ends"):
         intact.calibrate(q, endless, verbose=0)
     intact.calibrate(q, endless, steps=3, verbose=0)
 

@@ -427,7 +427,7 @@ def test_a_subclass_that_computes_something_else_is_not_its_parent(rng):
     for layer in (Louder(3), Bent("tanh")):
         same(keras.Sequential([keras.Input((4,)), layer]), (4,), rng)
     same(keras.Sequential([keras.Input((4, 4, 2)), Doubled(3, 1)]), (4, 4, 2), rng)
-    layer, message = Weighty(3, 1, name="weighty"), "Weighty 'weighty'.*that a Conv2D has not"
+    layer, message = Weighty(3, 1, name="weighty"), "Weighty 'weighty'.*that a Conv2D does not have"
     with pytest.raises(UnsupportedLayerError, match=message):
         canonicalize(keras.Sequential([keras.Input((4, 4, 2)), layer]))
 

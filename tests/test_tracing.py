@@ -147,7 +147,7 @@ def test_a_call_becomes_a_file(name, rng):
             warnings.simplefilter("always")
             same_as_file(model, rng)
         said = [str(w.message) for w in told if w.category is intact.NotKeptWarning]
-        assert said and all("computes values of weights alone: of" in text for text in said)
+        assert said and all("computes values from weights alone: from" in text for text in said)
     else:
         q = same_as_file(model, rng)
         assert len(q.trainable_variables) == len(model.trainable_variables)

@@ -167,7 +167,9 @@ def bisect(
 def _checked(model: keras.Model, x: Any) -> list[np.ndarray]:
     """The data, if the model can be bisected on it."""
     if not is_quantized(model):
-        raise IntactError("Pass the quantized model first, then the float model that it is of.")
+        raise IntactError(
+            "Pass the quantized model first, then the float model that it was made from."
+        )
     check_calibrated(model, "looking for where it loses accuracy")
     refuse_stream(model, "`bisect`")
     return check_batch(x, model.inputs)

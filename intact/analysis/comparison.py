@@ -72,11 +72,11 @@ class TensorComparison:
         lsb: How many values differ by -4 or less, -3, ..., 3, and 4 or more LSB: Keras less
             LiteRT.
         snr: Signal-to-noise ratio of the file's values, against the float model, in dB.
-        local_snr: The same of the layer alone: what it makes of the float model's tensors (as
-            rounded where it reads them), against what the float layer makes of the same.
+        local_snr: The same for the layer alone: it and the float layer read the float model's
+            tensors, rounded.
         float_top1: As `top1`, against the float model.
         activations: How the values are spread, in the float model where it is given.
-        weights: How the weights of its layer are.
+        weights: How the weights of its layer are spread.
 
     Example:
 
@@ -179,11 +179,11 @@ class Comparison:
         return min(shares) if shares else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The comparison as data for JSON."""
         return asdict(self)
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Write all of it as JSON.
+        """Write the comparison as JSON.
 
         Args:
             path: The file to write.

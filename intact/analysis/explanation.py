@@ -1,4 +1,4 @@
-"""What would become of a float model, said before anything is done to it."""
+"""What quantization would make of a float model; the model itself stays as it is."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,11 @@ from intact.tables import table
 
 
 class Unknown(keras.layers.Layer):
-    """Stands where a layer cannot be handled.
+    """Stands for a layer that cannot be handled.
 
     Args:
         reason: Why not.
-        outputs: What comes out of it, symbolic.
+        outputs: Its symbolic outputs.
     """
 
     def __init__(self, reason: str, outputs: Any, **kwargs: Any) -> None:
@@ -49,12 +49,12 @@ class UnknownOp(Op):
     keras_layers = (Unknown,)
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
-        """What the tracer said."""
+        """The tracer's reason."""
         return layer.reason
 
 
 class _Explainer(Tracer):
-    """A tracer that notes what it cannot handle, and goes on."""
+    """A tracer that notes layers that it cannot handle, and goes on."""
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
         try:
@@ -63,7 +63,7 @@ class _Explainer(Tracer):
             try:
                 outputs = layer.compute_output_spec(*args, **kwargs)
             except Exception:
-                # Then the layer around this one is what cannot be handled.
+                # The layer around this one cannot be handled.
                 raise error from None
             tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
             unknown = Unknown(str(error).split(" Replace it")[0], outputs, name=layer.name)
@@ -82,10 +82,10 @@ class Explained:
         kernels: The LiteRT kernels that it becomes, or may become.
         integer: Whether they compute on integers.
         range: The name of the range that its output is rounded to; "-" where it has none.
-        reason: Why not, if not.
+        reason: Why it computes in float.
         known: Whether there is any kernel at all.
-        wide: How it computes with activations of 16 bits, where these are asked for and it has
-            no kernel that takes them as they are.
+        wide: How it computes on 16-bit activations, if the rule asks for them and no kernel takes
+            them.
 
     Example:
 
@@ -206,7 +206,7 @@ def explain(
 
 
 def _wide(step: Step, op: Op, rule: Rule) -> str:
-    """How an op computes where a rule asks for 16 bits, if not by kernels that take them."""
+    """How an op computes on 16 bits that its rule asks for, if its kernels do not take them."""
     spec = rule.activations
     if not step.integer or spec is None or spec.activation_dtype != "int16":
         return ""

@@ -46,9 +46,9 @@ def compare(
         batch_size: How many samples run at once, at most.
         per_layer: Look at every quantized tensor on the way too.
         kernels: Which of the runtime's kernels to use, as for `load_litert`.
-        float_model: The float model that the quantized one was made from, to tell by how much
-            each layer differs from it: by all before it, and by itself. Without, the quantized
-            model is compared with itself where nothing is rounded.
+        float_model: The float model that the quantized one was made from. The comparison then
+            tells how much each layer differs from it, in total and by itself. By default, the
+            quantized model is compared with itself without rounding.
 
     Returns:
         The comparison; print it, or look at it: `comparison.to_html("page.html")`.
@@ -113,7 +113,7 @@ def _result(
     samples: int,
     kernels: Kernels,
 ) -> Comparison:
-    """What was counted: of the outputs first, and then of the tensors inside."""
+    """The comparisons of the outputs, then those of the tensors inside."""
     inside = results[len(model.outputs) :]
     return Comparison(
         outputs=tuple(results[: len(model.outputs)]),
@@ -128,7 +128,7 @@ def _result(
 
 
 def _open(model: keras.Model, file: str | os.PathLike | bytes) -> LiteRTModel:
-    """The file, if it can be that of the model."""
+    """Load the file, and check that it belongs to the model."""
     if not isinstance(model, keras.Model):
         raise IntactError(
             "Expected the model first, and then the file: `compare(model, file, x)`. Received: "
@@ -160,7 +160,7 @@ def _count(
     exposed: LiteRTModel,
     batch: list[np.ndarray],
 ) -> None:
-    """Let each tally take in a batch.
+    """Add a batch to each tally.
 
     Args:
         tallies: The tallies.
@@ -190,7 +190,7 @@ def _values_per_sample(runner: keras.Model) -> int:
 def _runner(
     model: keras.Model, points: list[Point], float_model: keras.Model | None
 ) -> tuple[keras.Model, list[tuple[int, int | None, int | None]]]:
-    """A model of all that is looked at, and for each output and point where its own are.
+    """A model that returns all tensors to look at, and which of them belong to each tally.
 
     They are what Keras computes, what the float model does, and the noise of the layer alone.
     """
@@ -232,7 +232,7 @@ class _Stored(keras.layers.Layer):
 
 
 def _step(model: keras.Model, output: keras.KerasTensor) -> float:
-    """The scale of an output's integers; 1 if it is float through and through."""
+    """The scale of an output's integers; 1 for a float output."""
     quantizer = kernel_graph(model).range_of(output)
     return 1.0 if quantizer is None else float(to_numpy(quantizer.grid().scale))
 

@@ -38,7 +38,7 @@ class Tally:
         real: np.ndarray | None,
         noise: np.ndarray | None,
     ) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
             ours: What Keras computes: of quantized tensors inside the integers.
@@ -136,13 +136,13 @@ class _Bars:
             self.range = (low, high)
         margin = (high - low) / 8 if params else 0.0
         self.low = float(low - margin)
-        # All values may be one.
+        # All values may be equal.
         self.high = max(float(high + margin), self.low + 1e-6 * abs(self.low) + 1e-12)
         self.counts = np.zeros(BINS, int)
         self.outside = self.values = 0
 
     def add(self, values: np.ndarray) -> None:
-        """Take in values."""
+        """Add values."""
         where = (values.ravel() - self.low) * (BINS / (self.high - self.low))
         self.counts += np.bincount(np.clip(where, 0, BINS - 1).astype(int), minlength=BINS)
         if self.range is not None:
@@ -157,7 +157,7 @@ class _Bars:
 
 
 def _weights(quantized: Quantized) -> Distribution:
-    """How the weights of a layer are spread, and what rounding takes from them."""
+    """The distribution of a layer's weights, and the noise of rounding them."""
     name = next(iter(quantized.layouts()))
     real = to_numpy(getattr(quantized.layer, name)).astype("float32")
     rounded = to_numpy(quantized.real_weights()[name]).reshape(real.shape)

@@ -1,8 +1,8 @@
-"""Whether a calibrated model still computes what it did in float, on a few samples.
+"""Checks on a few samples that a calibrated model still computes what it did in float.
 
 The file that the model would be exported to runs beside its float form: the same graph with the
-weights as they were before anything was rounded. So a fault of a range, of the plan or of a kernel
-shows alike. The float form is compared with the float model in turn, while that is in memory.
+weights as they were before anything was rounded. This shows any fault of ranges, plan or kernels.
+While the float model is in memory, the float form is compared with it, too.
 """
 
 import os
@@ -35,19 +35,20 @@ FLOAT_SAMPLES = 4
 """How many samples the float model runs on: a layer traced wrongly is wrong on each."""
 
 HIDDEN = 20.0
-"""By how many dB a part that is lost is worse than the whole that hides it."""
+"""How many dB a lost part is below the whole that hides it."""
 
 GONE = 3.0
-"""A channel with less has an error nearly as large as itself."""
+"""The error of a channel with less is nearly as large as the channel."""
 
 FEW = 8
-"""An output of so few channels loses each of them; of more, a quarter of them has to be lost."""
+"""Up to this number of channels, one lost channel counts; of more channels, a quarter has to be
+lost."""
 
 SAME = 0.7
-"""Share of whole numbers, such as classes, that have to be the same."""
+"""Smallest share of whole numbers, such as classes, that must agree."""
 
 DROP = 6.0
-"""By how many dB a tensor to blame is worse than what it is made of."""
+"""How many dB a tensor to blame is below its inputs."""
 
 BEST = 200.0
 """The signal-to-noise ratio of what has no noise."""
@@ -87,16 +88,16 @@ REMEDIES = {
         "More bits: for some layers (`mixed`), or for all activations (the scheme 'int16x8').",
     ),
 }
-"""What to try, by what is wrong."""
+"""What to try, by the kind of loss."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A tensor, or a part of it, that its integers do not tell any more.
+    """A tensor, or a part of it, that its integers do not represent any more.
 
     Args:
         what: Which it is.
-        value: Its signal-to-noise ratio, in dB; of whole numbers, the share that is the same.
+        value: Its signal-to-noise ratio in dB; for whole numbers, the share that agrees.
         remedy: What to try, one of the keys of `REMEDIES`.
         unit: Of the value.
 
@@ -117,14 +118,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor in float, and as the file has it; samples first."""
+    """A tensor in float and in the file, samples first."""
 
     real: np.ndarray
     rounded: np.ndarray
 
     @classmethod
     def of(cls, real: np.ndarray, rounded: np.ndarray) -> "Pair":
-        """The pair without the places where float has no finite value, as of log(0)."""
+        """The pair without the places where float is not finite, such as log(0)."""
         finite = np.isfinite(real)
         if finite.all():
             return cls(real, rounded)
@@ -146,9 +147,9 @@ class Pair:
 
     @property
     def row_snr(self) -> float:
-        """The same of most samples: a few large ones cannot hide what the others lose."""
+        """The same for most samples, so that a few large ones cannot hide what the others lose."""
         real = self.real.astype("float64").reshape(len(self.real), -1)
-        # The large ones would move a mean.
+        # A few large samples would dominate a mean.
         signal = np.sum((real - np.median(real)) ** 2, axis=1)
         noise = np.sum((real - self.rounded.reshape(real.shape)) ** 2, axis=1)
         live = signal > 1e-12 * np.sum(real**2)
@@ -158,7 +159,7 @@ class Pair:
         return float(np.clip(np.median(ratios), -BEST, BEST))
 
     def channel_snr(self) -> np.ndarray:
-        """The same of each channel that is no constant."""
+        """The same for each channel that is not constant."""
         real = self.real.astype("float64").reshape(-1, self.real.shape[-1])
         signal = np.sum((real - real.mean(axis=0)) ** 2, axis=0)
         noise = np.sum((real - self.rounded.reshape(real.shape)) ** 2, axis=0)
@@ -166,17 +167,17 @@ class Pair:
         return 10 * np.log10(signal[live] / np.maximum(noise[live], 1e-30))
 
     def part(self, index: Any) -> "Pair":
-        """The same of a part of both."""
+        """The same part of both tensors."""
         return Pair(self.real[index], self.rounded[index])
 
 
 def losses(name: str, pair: Pair, parts: Sequence[tuple[str, Any]] = ()) -> list[Loss]:
-    """What is lost of an output.
+    """What an output has lost.
 
     Args:
         name: The output.
-        pair: What is judged of it.
-        parts: Names and indices of what it was put together of.
+        pair: Its values in float and in the file.
+        parts: Names and indices of the tensors that it concatenates.
 
     Returns:
         The output itself, or the parts of it whose errors hide behind larger values.
@@ -214,7 +215,7 @@ def losses(name: str, pair: Pair, parts: Sequence[tuple[str, Any]] = ()) -> list
 
 
 def share_losses(name: str, shares: Pair, before: Pair) -> list[Loss]:
-    """What is lost of an output of probabilities.
+    """What an output of probabilities has lost.
 
     They are judged by themselves or by what the softmax or sigmoid takes, whichever is better.
     Their scale is fixed to 1/256, so that a thousand classes that are about as probable are all
@@ -224,7 +225,7 @@ def share_losses(name: str, shares: Pair, before: Pair) -> list[Loss]:
     Args:
         name: The output.
         shares: The probabilities.
-        before: What they are made of.
+        before: The inputs of the softmax or sigmoid.
 
     Example:
 
@@ -269,8 +270,8 @@ def message_of(model: keras.Model, samples: int, lost: list[Loss], culprits: lis
     Args:
         model: The quantized model.
         samples: How many samples were compared.
-        lost: What is lost of the outputs.
-        culprits: The tensors where most is lost.
+        lost: What the outputs have lost.
+        culprits: The tensors that lose most.
     """
     more = len(lost) - NAMED
     lines = [
@@ -309,7 +310,7 @@ class _Check:
                 continue
             source = self.graph.producer(node.inputs[0])
             if source.is_input and name not in known:
-                # An input of integers has the name of its layer.
+                # An integer input has the name of its layer.
                 name = source.layer.name
             if name in known:
                 yield node, name
@@ -326,7 +327,7 @@ class _Check:
         return pairs[:count], dict(zip(nodes, pairs[count:], strict=True))
 
     def losses(self, fresh: bool) -> list[Loss]:
-        """What is lost of the outputs; if the float form is at fault, that alone.
+        """What the outputs have lost; only the faults of the float form, if it has any.
 
         Args:
             fresh: Whether the float model is to be compared with the float form.
@@ -345,14 +346,14 @@ class _Check:
         return lost
 
     def _graph_losses(self, outputs: list[Pair]) -> list[Loss]:
-        """The outputs whose float form is not what the float model computes."""
+        """The outputs for which the float form differs from the float model."""
         few = [array[:FLOAT_SAMPLES] for array in self.batch]
         rows = zip(self.plain.output_names, float_outputs(self.model, few), outputs, strict=False)
         pairs = [(name, Pair.of(real, pair.real[: len(real)])) for name, real, pair in rows]
         return [replace(loss, remedy="graph") for row in pairs for loss in losses(*row)]
 
     def _judged(self, output: keras.KerasTensor) -> Node | None:
-        """What rounds the tensor that an output makes shares of, if it does."""
+        """The quantizer before an output's softmax or sigmoid, if there is one."""
         before = before_shares(self.kernels, output)
         if before is output:
             return None
@@ -379,7 +380,7 @@ class _Check:
         ]
 
     def culprits(self) -> list[Loss]:
-        """The tensors that are much worse than all that they are made of, the worst first."""
+        """The tensors that are much worse than their inputs, the worst first."""
         _, inside = self.pairs(list(self.names))
         levels: dict[int, float] = {}
         drops: list[tuple[float, Loss]] = []

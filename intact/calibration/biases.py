@@ -1,4 +1,4 @@
-"""Bias correction: what rounding the weights takes from the mean of a layer's sums.
+"""Bias correction: biases undo the shift of a layer's mean by rounded weights.
 
 Source: Nagel et al., arXiv:1906.04721, section 4.2.
 """
@@ -23,7 +23,7 @@ from intact.quantizers.observers import Observer
 
 
 class Total(NamedTuple):
-    """The sum of samples, and how many they are."""
+    """The sum of samples, and their number."""
 
     total: Any
     count: Any
@@ -46,17 +46,17 @@ class Mean(Observer):
 
 
 def correct_biases(model: keras.Model, look: Callable[[list[Watch]], list[Any]]) -> None:
-    """Add to biases what rounding the weights takes from the mean of the outputs.
+    """Add to biases what rounding the weights has changed in the mean of the outputs.
 
     Args:
-        model: A quantized model; what was corrected before is taken back.
+        model: A quantized model; earlier corrections are undone.
         look: Makes what each observer sees of its tensor, over all data.
     """
     take_back_corrections(model)
     kernels = [kernel for kernel in kernel_graph(model).kernels if _has_kernel(kernel)]
     nodes = [kernel.call for kernel in kernels]
     inputs = look([(node.inputs[0], Mean()) for node in nodes])
-    # Products are linear: the mean over the samples may be taken first.
+    # Products are linear, so the mean over the samples can be taken first.
     means = [np.asarray(seen.total / seen.count, "float32")[None] for seen in inputs]
     lost = products(model, nodes, [_rounding(kernel) for kernel in kernels], means)
     per_layer: dict[int, list[Any]] = {}
@@ -69,7 +69,7 @@ def correct_biases(model: keras.Model, look: Callable[[list[Watch]], list[Any]])
 
 
 def take_back_corrections(model: keras.Model) -> None:
-    """Give layers the biases that they had before bias correction.
+    """Undo the bias correction of a model.
 
     Args:
         model: A quantized model.
@@ -83,7 +83,7 @@ def take_back_corrections(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def without_corrections(model: keras.Model) -> Iterator[None]:
-    """Let a model have the biases that it had before bias correction, for a while.
+    """Undo the bias correction of a model inside a `with` block.
 
     Args:
         model: A quantized model.
@@ -110,7 +110,7 @@ class State:
         self.corrected = [layer.corrected for layer in self.layers]
 
     def restore(self) -> None:
-        """Put it back."""
+        """Restore the copy."""
         for variable, value in zip(self.model.variables, self.values, strict=True):
             variable.assign(value)
         for layer, corrected in zip(self.layers, self.corrected, strict=True):
@@ -132,7 +132,7 @@ def _has_kernel(kernel: Kernel) -> bool:
 
 
 def _rounding(kernel: Kernel) -> np.ndarray:
-    """What rounding takes from a layer's weights."""
+    """The rounding error of a layer's weights."""
     quantized: Any = kernel.quantized
     exact, layout = to_numpy(kernel.layer.kernel), quantized.layouts()["kernel"]
     if quantized.spec.kind == "float":

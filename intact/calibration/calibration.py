@@ -1,4 +1,4 @@
-"""Calibration: data through the observers."""
+"""Calibration: finds ranges by running data past observers."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -98,7 +98,7 @@ def calibrate(
         return model
     if not observed and not bias_correction:
         return model
-    # Like bias correction, what was trained is not compared with the float model.
+    # A trained model differs from the float model on purpose, so they are not compared.
     fresh = not any(layer.calibrated for layer in observed)
     few = find_ranges(model, data, steps, batch_size, observer, bias_correction, verbose)
     warn_of_losses(model, few, fresh)
@@ -114,10 +114,10 @@ def find_ranges(
     bias_correction: bool | None = None,
     verbose: int = 0,
 ) -> list[np.ndarray]:
-    """Calibrate a model without a look at what came of it.
+    """Calibrate a model without checking its accuracy afterwards.
 
     Args:
-        model: As for `calibrate`; so are the others.
+        model: As for `calibrate`, like the other arguments.
 
     Returns:
         A few samples of the data, an array for each input.
@@ -164,7 +164,7 @@ def _observe(
     observer: str | Observer | None,
     look: Callable[[list[Watch]], list[Any]],
 ) -> None:
-    """Set the ranges to what observers see."""
+    """Set the ranges to what the observers have seen."""
     calls = range_calls(view(model))
     observers = {id(fake): get_observer(observer or fake.spec.observer) for fake in observed}
     watches: list[Watch] = [(node.outputs[0], observers[id(node.layer)]) for node, _ in calls]
@@ -206,7 +206,7 @@ def _fill_all(model: keras.Model, default_ranges: tuple[float, float]) -> None:
 
 
 def _partners(node: Node) -> list[tuple[tuple[keras.KerasTensor, ...], Any]]:
-    """What the tensor of a quantizer's call is multiplied with, if it is a factor."""
+    """The partners of a quantizer's tensor, if it is a factor."""
     return [*zip(*node.args[1:], node.kwargs.get("shapes", ()), strict=True)]
 
 
@@ -230,7 +230,7 @@ def _fill(layer: FakeQuantize, calls: list[tuple[Node, int]], low: float, high: 
 
 
 def _look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> list[Any]:
-    """Run all batches; what each observer makes of its tensor."""
+    """Run all batches, and return the state of each observer."""
     if not watches:
         return []
     watcher = Capture(model, watches)

@@ -1,4 +1,4 @@
-"""Looks at tensors of a quantized model while data runs through it in float."""
+"""Shows observers the tensors of a quantized model while data runs through it in float."""
 
 import functools
 import os
@@ -20,10 +20,10 @@ from intact.ops.registry import get_op
 from intact.quantizers.observers import Observer
 
 Watch = tuple[keras.KerasTensor | tuple[keras.KerasTensor, ...], Observer]
-"""A tensor of a model's graph, or several that are looked at together, and who looks."""
+"""One tensor of a model's graph, or several together, and their observer."""
 
 MEMORY = 2**28
-"""Bytes of the tensors that are looked at at once; one sample may take more."""
+"""The size in bytes of the tensors of one batch; a single sample may exceed it."""
 
 
 class Capture:
@@ -44,7 +44,7 @@ class Capture:
         self.watches = watches
         self.file: LiteRTModel | None = None
         self.step = 1
-        # Reductions in numpy let other threads run.
+        # NumPy's reductions release the GIL.
         self._pool = ThreadPoolExecutor(os.cpu_count())
         if fast and not stateful_layers(model):
             try:
@@ -53,7 +53,7 @@ class Capture:
                 self.names = keras.tree.pack_sequence_as(tensors, names)
                 self.file = LiteRTModel(content, threads=os.cpu_count() or 1)
             except Exception:
-                # Whatever the op, perhaps a user's own, has against it.
+                # An op, perhaps a user's own, may raise anything.
                 self.file = None
 
     def __call__(self, batch: list[np.ndarray]) -> list[Any]:
@@ -99,7 +99,7 @@ class Capture:
 def products(
     model: keras.Model, nodes: list[Node], kernels: list[np.ndarray], inputs: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """What layers make of their inputs, with kernels of one's own and without biases.
+    """The outputs of layers with the given kernels, without biases.
 
     Args:
         model: A quantized model.
@@ -126,7 +126,7 @@ def products(
 
 
 class _Look(keras.layers.Layer):
-    """An observer's look at a batch of real values on their way through, as a layer."""
+    """A layer that lets an observer look at a batch of real values."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__(autocast=False)

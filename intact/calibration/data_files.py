@@ -10,7 +10,7 @@ from intact.errors import InvalidDataError
 from intact.paths import check_data_path
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-"""The endings of files that are taken for images."""
+"""The suffixes of image files."""
 
 Shape = tuple[int | None, ...]
 
@@ -30,8 +30,8 @@ def load_data(
             it; or a folder of images, which are resized and cropped to the input's size.
         inputs: Names and shapes of the model's inputs, samples first.
         array: Which array of a `.npz` file to take.
-        mean: Taken from the values: one number, or one per channel.
-        std: What they are then divided by, likewise.
+        mean: Subtracted from the values: one number, or one per channel.
+        std: What the values are then divided by, likewise.
         samples: How many samples to take at most, evenly from all.
 
     Returns:
@@ -77,7 +77,7 @@ def count_samples(path: Path, inputs: dict[str, Shape], array: str | None = None
 
 
 def _images(path: Path) -> list[Path]:
-    """The images in a folder, and in those in it."""
+    """The images in a folder and its subfolders."""
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
     if not files:
         raise InvalidDataError(f"The folder {str(path)!r} has no images ({', '.join(IMAGES)}).")
@@ -97,7 +97,7 @@ def _prepare(
         raise InvalidDataError(f"Expected numbers in {name!r}. Received: {values.dtype}.")
     values = values[_chosen(len(values), samples)]
     if mean or std:
-        # Floats, too: whoever says how to scale them means it.
+        # Floats are scaled, too, because the caller asks for it.
         for what, numbers in (("mean", mean), ("std", std)):
             if numbers and len(numbers) not in (1, values.shape[-1]):
                 raise InvalidDataError(
@@ -112,7 +112,7 @@ def _prepare(
 
 
 def _chosen(count: int, samples: int | None) -> np.ndarray:
-    """Places of some of the samples, evenly from all: files are often sorted by class."""
+    """Indices of some samples, evenly spread, because files are often sorted by class."""
     if samples is None or samples >= count:
         return np.arange(count)
     return np.arange(samples) * count // samples
@@ -192,7 +192,7 @@ def _open_image(path: Path, mode: str) -> Any:
             return ImageOps.exif_transpose(opened).convert(mode)
     except Image.DecompressionBombError as error:
         raise InvalidDataError(
-            f"{str(path)!r} is too large an image: {error}. Make it smaller first."
+            f"The image {str(path)!r} is too large: {error}. Make it smaller first."
         ) from error
     except (OSError, ValueError) as error:
         raise InvalidDataError(f"{str(path)!r} is not an image that can be read.") from error

@@ -1,4 +1,4 @@
-"""What a quantized model computes where nothing is rounded, and what the float model computes."""
+"""The outputs of a quantized model without rounding, and those of its float model."""
 
 import os
 import weakref
@@ -31,7 +31,7 @@ class FloatForm:
 
     Args:
         model: A quantized model.
-        tensors: The tensors of its graph to look at: of quantized ones, the values.
+        tensors: The tensors of its graph to return; for a `QTensor`, its values.
 
     Example:
 
@@ -49,7 +49,7 @@ class FloatForm:
         self.tensors = tensors
         self._file: LiteRTModel | None = None
         if stateful_layers(model):
-            # A float file has no cells.
+            # A float file has no cell states.
             return
         try:
             with without_corrections(model):
@@ -77,7 +77,7 @@ class FloatForm:
         return self._by_keras(batch)
 
     def attempt(self, batch: list[np.ndarray]) -> list[np.ndarray] | None:
-        """The same; None where there is no float form, as of a frozen model.
+        """The same; None if there is no float form, as for a frozen model.
 
         Args:
             batch: Samples, an array for each input.
@@ -105,7 +105,7 @@ class FloatForm:
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _operands(self) -> list[Any]:
-        """For each tensor, the `QTensor` that it is the values of, or the tensor."""
+        """For each tensor, the `QTensor` that it belongs to, or the tensor itself."""
         graph = view(self.model)
         nodes = [graph.producer(tensor) for tensor in self.tensors]
         return [
@@ -127,9 +127,9 @@ def _call(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
 
 
 def remember_float_model(model: keras.Model, float_model: keras.Model) -> None:
-    """Let a quantized model know the float model that it is of, as long as that is in memory.
+    """Let a quantized model refer to its float model, as long as that is in memory.
 
-    Nothing is kept alive or saved by it.
+    The reference is weak and is not saved.
 
     Args:
         model: The quantized model.
@@ -139,7 +139,7 @@ def remember_float_model(model: keras.Model, float_model: keras.Model) -> None:
 
 
 def float_outputs(model: keras.Model, batch: list[np.ndarray]) -> list[np.ndarray]:
-    """What the float model that a quantized one is of computes.
+    """The outputs of a quantized model's float model.
 
     Args:
         model: The quantized model.
@@ -159,12 +159,12 @@ def float_outputs(model: keras.Model, batch: list[np.ndarray]) -> list[np.ndarra
         with no_gradients():
             outputs = float_model(inputs, training=False)
     except Exception:
-        # Torch has no steps below 0, for one.
+        # PyTorch, for example, has no negative steps.
         return []
     return [_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
-    """The values of a tensor, of float32 where they are real: NumPy has no bfloat16."""
+    """The values of a tensor; real ones as float32, because NumPy has no bfloat16."""
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     return to_numpy(ops.cast(tensor, "float32") if "float" in dtype else tensor)

@@ -31,9 +31,9 @@ FEW = 16
 
 
 class Source:
-    """Checked batches of any kind of data, which can be gone through twice.
+    """Checked batches of any kind of data, for several passes.
 
-    `few` has a few samples, from all of them, once it has been gone through.
+    After one pass, `few` has a few samples from all of the data.
 
     Args:
         data: As for `calibrate`.
@@ -41,7 +41,7 @@ class Source:
         batch_size: Samples per batch, for arrays.
         inputs: The model's inputs.
         rng: Shuffles arrays, anew each time.
-        whole_batches: Whether the few samples are whole batches, the first ones: of a stream.
+        whole_batches: Whether the few samples are the first whole batches, as a stream needs.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class Source:
         self._batches = batches(data, batch_size, inputs, rng)
         length = length_of(self._batches)
         if length is None and steps is None and _is_endless(data):
-            raise InvalidDataError("The data is without end. Say how many batches: `steps=100`.")
+            raise InvalidDataError("The data never ends. Pass the number of batches: `steps=100`.")
         self._length = min((n for n in (steps, length) if n is not None), default=None)
 
     def total(self, passes: int) -> int | None:
-        """How many batches there will be in all, if that is known."""
+        """The number of batches in all, or None if it is unknown."""
         return None if self._length is None else self._length * passes
 
     def __iter__(self) -> Iterator[Any]:
         if iter(self._batches) is self._batches:
-            # A generator gives its batches only once.
+            # A generator yields its batches only once.
             self._batches = list(itertools.islice(self._batches, self.steps))
         self.seen = 0
         share = -(-FEW // (self._length or 4))
@@ -95,7 +95,7 @@ class Source:
 
 
 def length_of(data: Any) -> int | None:
-    """How many batches there are; None where that is not known.
+    """The number of batches, or None if it is unknown.
 
     Args:
         data: What yields them.
@@ -138,7 +138,7 @@ def batches(
             "Load it first: `np.load(path)`."
         )
     if callable(data) and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-        # TFLite's `representative_dataset` is the function, and not what it returns.
+        # TFLite's `representative_dataset` is such a function.
         try:
             inspect.signature(data).bind()
         except TypeError as error:
@@ -163,10 +163,10 @@ def batches(
 
 
 def _from_list(data: Any, inputs: list[keras.KerasTensor]) -> Any:
-    """What a list or tuple means: a tuple of all samples of each input, an array, or batches."""
+    """A list or tuple as what it means: a tuple of arrays for the inputs, an array, or batches."""
     whole = _numbers(data)
     if len(inputs) == 1 and _is_array(whole):
-        # Python's own numbers: all samples, or batches of them.
+        # Python numbers are all samples, or batches of samples.
         return list(whole) if whole.ndim == len(inputs[0].shape) + 1 else whole
     parts = [_numbers(part) for part in data]
     if any(isinstance(part, list | tuple | dict) for part in parts):
@@ -182,7 +182,7 @@ def _from_list(data: Any, inputs: list[keras.KerasTensor]) -> Any:
 def _from_arrays(
     arrays: tuple[np.ndarray, ...], tensor: keras.KerasTensor, is_tuple: bool
 ) -> np.ndarray | list[np.ndarray]:
-    """What some arrays mean to a model of one input: samples, batches, or inputs and targets."""
+    """Several arrays as what they mean to a model of one input: batches, or inputs and targets."""
     rank = len(tensor.shape)
     if arrays and all(array.ndim == rank - 1 for array in arrays):
         if len({array.shape for array in arrays}) == 1:
@@ -194,7 +194,7 @@ def _from_arrays(
 
 
 def _cut(data: Any, batch_size: int, rng: np.random.Generator | None) -> "_Batches":
-    """Batches of arrays that have all samples of each input."""
+    """Cut arrays of all samples into batches."""
     leaves = [_host(leaf) for leaf in keras.tree.flatten(data)]
     sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
     if len(sizes) > 1:
@@ -237,7 +237,7 @@ def collect(
 
 
 class _Batches:
-    """So many batches, each made when its turn comes."""
+    """The first batches; each is made when its turn comes."""
 
     def __init__(self, count: int, make: Callable[[int], Any]) -> None:
         self._count = count
@@ -272,7 +272,7 @@ def _numbers(value: Any) -> Any:
     try:
         return np.asarray(value)
     except ValueError:
-        # Lists of unlike lengths, such as one for each input.
+        # The lists have different lengths, such as one list for each input.
         return value
 
 
@@ -328,7 +328,7 @@ def check_batch(batch: Any, inputs: list[keras.KerasTensor]) -> list[np.ndarray]
         One array per input.
 
     Raises:
-        InvalidDataError: A name, number, shape or value that cannot be.
+        InvalidDataError: A name, number, shape or value does not fit.
     """
     leaves = _inputs_of(batch, inputs)
     if len(leaves) != len(inputs):

@@ -1,4 +1,4 @@
-"""Runs a quantized model call by call, in float or on integers."""
+"""Runs a quantized model call by call, in float or as its file will."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def in_float(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
 def as_filed(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
     """Make a call of a quantized model's graph as the file will.
 
-    That is as the model makes it, but for float16: the file rounds weights that a batch norm
-    was folded into.
+    Only float16 differs from the model: the file folds a batch norm into weights before it rounds
+    them.
     """
     layer, norm = node.layer, kernels.of(node).norm
     halves = isinstance(layer, QuantizedWeights) and layer.spec and layer.spec.kind == "float"
@@ -51,7 +51,7 @@ def as_filed(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
 
 
 class Walk:
-    """The tensors of a model's graph on some batches, as far as they are still needed.
+    """The tensors of a model's graph on some batches, for as long as they are needed.
 
     Args:
         graph: The view of a quantized model.
@@ -70,7 +70,7 @@ class Walk:
         self._kept = {id(t) for t in (*self.graph.outputs, *keep)}
 
     def step(self, node: Node, call: Call) -> None:
-        """Make one call on every batch; tensors that nobody else reads are forgotten."""
+        """Make one call on every batch, and forget tensors that no later call reads."""
         for values in self.values:
             args = keras.tree.map_structure(
                 lambda a, v=values: v[id(a)] if isinstance(a, keras.KerasTensor) else a, node.args
@@ -114,11 +114,11 @@ def run(model: keras.Model, batches: list[list[Any]], call: Call, wanted: list[A
     Args:
         model: A quantized model.
         batches: Per batch, the arrays of the inputs.
-        call: How each call is made.
+        call: Makes each call.
         wanted: Tensors of the graph, or `QTensor`s of them.
 
     Returns:
-        Per batch, a list of arrays: the real values of what is wanted.
+        Per batch, a list of arrays: the real values of the wanted tensors.
     """
     graph, results = view(model), []
     for batch in batches:
@@ -146,7 +146,7 @@ def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
 
 
 def variance(values: np.ndarray) -> float:
-    """The variance over samples; of what is the same for all, the mean square.
+    """The variance over samples; the mean square if all samples are equal.
 
     Args:
         values: Values, samples first.

@@ -11,7 +11,7 @@ from intact.errors import IntactError
 
 
 class _CleanError(click.ClickException):
-    """One line on stderr, without the usage: the command was right."""
+    """Prints one line on stderr, without the usage text, because the command line was right."""
 
     exit_code = 1
 

@@ -1,9 +1,8 @@
 """The batch of a `call` that has been run with two known numbers of samples.
 
-Keras runs a `call` on tensors whose sizes are all known, and so its code may reckon with the size
-of the batch. Here it has been run twice, on symbolic tensors of two batch sizes. Whatever differs
-between the two graphs is the batch, or a known multiple of it, and is unknown in the graph that
-is made of the two.
+Keras runs a `call` on tensors whose sizes are all known, so its code may compute with the size of
+the batch. Here it has run twice, on symbolic tensors of two batch sizes. A size that differs
+between the two graphs is the batch, or a known multiple of it, and is unknown in the merged graph.
 """
 
 import copy
@@ -23,21 +22,21 @@ from intact.numerics.tensors import Variable, is_symbolic, is_trainable, to_nump
 from intact.ops.moves import BatchReshape
 
 SIZES = (23, 29)
-"""Two numbers of samples: any two, but sizes that models have would hide mistakes."""
+"""Two batch sizes that are unlikely to be other sizes of a model, which would hide mistakes."""
 
 BROADCASTING = {
     *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power"),
     *("Where", "Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual"),
     *("LogicalAnd", "LogicalOr", "FloorDivide", "Mod", "SquaredDifference"),
 }
-"""Operations that take one value for all samples as it is."""
+"""Operations that broadcast one value to all samples."""
 
 ARRANGING = {
     *("Reshape", "ExpandDims", "Squeeze", "Transpose", "Swapaxes", "Moveaxis", "Ravel"),
     *("ConvertToTensor", "Cast", "BroadcastTo", "Tile", "Repeat", "Take", "GetItem"),
     *("Slice", "Flip", "Roll"),
 }
-"""Operations whose output is a weight as its input is, if all of its values are still there."""
+"""Operations that only rearrange a weight: if all values remain, the output is that weight."""
 
 
 SHAPED = ("Reshape", "BroadcastTo", "Slice")
@@ -45,7 +44,7 @@ SHAPED = ("Reshape", "BroadcastTo", "Slice")
 
 
 class BatchError(Exception):
-    """A value that is another for another number of samples, where that is not a size."""
+    """A value that depends on the number of samples and is not a size."""
 
 
 def batch_factor(tensor: keras.KerasTensor, factors: dict[int, int]) -> int:
@@ -53,7 +52,7 @@ def batch_factor(tensor: keras.KerasTensor, factors: dict[int, int]) -> int:
 
     Args:
         tensor: A tensor of the new graph.
-        factors: What is known already, by the tensors' ids.
+        factors: The known results, by the tensors' ids.
     """
     if id(tensor) not in factors:
         node = made_by(tensor)
@@ -68,7 +67,7 @@ def batch_factor(tensor: keras.KerasTensor, factors: dict[int, int]) -> int:
 
 @dataclass(frozen=True)
 class Pair:
-    """A value that does not depend on the inputs, as the two runs have it."""
+    """A value that does not depend on the inputs, from both runs."""
 
     first: Any
     second: Any
@@ -107,7 +106,7 @@ def _is_array(value: Any) -> bool:
 
 
 class Merger:
-    """Makes one graph with a batch of unknown size of two with known ones.
+    """Merges two graphs of known batch sizes into one with a batch of unknown size.
 
     Args:
         runs: The graphs' inputs, each run's in the same order.
@@ -120,11 +119,11 @@ class Merger:
         self._merged: dict[int, Any] = dict(self._sizes[0])
         self._kept: list[Any] = [runs]
         self._rows: dict[int, Any] = {}
-        # The weights that a function of weights alone reads: its values are constants.
+        # Weights that only a function of weights reads; its values become constants.
         self.read_by_functions: list[Any] = []
 
     def outputs(self, first: Any, second: Any) -> Any:
-        """The outputs of the new graph; those that no input reaches are arrays or variables.
+        """The outputs of the new graph; an output that no input reaches is an array or a variable.
 
         Args:
             first: The outputs of the first run.
@@ -147,7 +146,7 @@ class Merger:
         return self._merged[id(a)]
 
     def _node(self, a: Any, b: Any) -> None:
-        """Make the call again that has made a tensor."""
+        """Repeat the call that made a tensor."""
         if not is_symbolic(b):
             raise BatchError("what it computes")
         nodes = x, y = made_by(a), made_by(b)
@@ -181,7 +180,7 @@ class Merger:
         return outputs
 
     def _folded(self, nodes: tuple[Node, Node], values: Any) -> list[Any]:
-        """The outputs of a call that no input reaches, as each run has them."""
+        """The outputs, in each run, of a call that no input reaches."""
         results = [
             keras.tree.flatten(_fold(node.layer, values, run)) for run, node in enumerate(nodes)
         ]
@@ -195,7 +194,7 @@ class Merger:
 
     @staticmethod
     def _rearranged(nodes: tuple[Node, Node], values: Any, sources: list[Any]) -> Pair | None:
-        """What a call has made of a weight, as a weight: its values in other places, each once."""
+        """A rearranged weight as a weight, if each of its values remains exactly once."""
         if type(nodes[0].layer).__name__ not in ARRANGING or len(sources) != 1:
             return None
         (source,) = sources
@@ -239,12 +238,12 @@ class Merger:
         raise BatchError(f"{what} (random, or computed from the batch size)")
 
     def _repeated(self, rows: Any, factor: int) -> Any:
-        """Rows that are the same for each sample, as a tensor of the new graph."""
+        """Rows that repeat for each sample, as a tensor of the new graph."""
         x = next((t for t in self._inputs if t.shape and t.shape[0] is None), None)
         if x is None or factor != 1:
             raise BatchError("a constant of several rows for each sample")
         if id(x) not in self._rows:
-            # Zeros: the place of the largest of one value.
+            # The argmax over an axis of size 1 is always 0.
             one = x[(slice(None), *(slice(0, 1) for _ in x.shape[1:]))]
             self._rows[id(x)] = ops.argmax(ops.reshape(one, (-1, 1)), axis=-1)
         return ops.take(rows, self._rows[id(x)], axis=0)
@@ -260,7 +259,7 @@ def _mapped(values: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _number(value: Pair, index: np.ndarray) -> Pair:
-    """Numbers in the place of a weight's values."""
+    """The numbers 0, 1, 2, ... in the shape of a weight."""
     numbers = Rows(index) if isinstance(value.first, Rows) else index
     return Pair(numbers, numbers)
 
@@ -274,14 +273,14 @@ def _leaves(values: Any) -> list[Any]:
 
 
 def _sources(value: Any) -> list[Any]:
-    """The weight that a value is, if it is one that trains."""
+    """The value itself if it is a trainable weight, else None."""
     first = value.first if isinstance(value, Pair) else None
     weight = first.weight if isinstance(first, Rows) else first
     return [weight] if is_trainable(weight) else []
 
 
 def _pick(values: Any, run: int) -> Any:
-    """Nested arguments as one of the runs has them."""
+    """Nested arguments as one run received them."""
     if isinstance(values, Pair):
         value = (values.first, values.second)[run]
         if isinstance(value, Rows):
@@ -315,7 +314,7 @@ def _per_sample(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
 
 
 def _like(a: Any, b: Any) -> keras.KerasTensor:
-    """A symbolic tensor whose sizes are those that two have in common."""
+    """A symbolic tensor with the sizes that two tensors have in common."""
     if len(a.shape) != len(b.shape):
         raise BatchError("the rank of a tensor")
     shape = tuple(m if m == n else None for m, n in zip(a.shape, b.shape, strict=True))
@@ -323,7 +322,7 @@ def _like(a: Any, b: Any) -> keras.KerasTensor:
 
 
 def _with_batch(a: Any, b: Any, shape: tuple[int | None, ...]) -> Any:
-    """An operation whose attributes do not tell the batch size.
+    """An operation whose attributes do not depend on the batch size.
 
     Args:
         a: The operation of the first run.

@@ -30,9 +30,9 @@ def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Mod
 
     Args:
         model: A built Functional, Sequential or subclassed model.
-        rule_of: Asked about each layer of the user's that intact knows as one, and about
-            the operations between them; what stands inside a custom layer's `call` is asked
-            about as that layer. All that a layer becomes has its rule, as `own_rule`.
+        rule_of: Returns the rule for a user's layer that an op handles as a whole, or for an
+            operation between layers; it receives the custom layer for anything inside its `call`.
+            All layers that a layer becomes have its rule, as `own_rule`.
 
     Returns:
         A functional model that computes the same; weights are copied, names kept. Its
@@ -108,7 +108,7 @@ def _lost_regularizers(model: keras.Model, flat: keras.Model) -> set[str]:
 
 
 def _key_of(regularizer: Any) -> Any:
-    """What a regularizer is told by: its settings, or itself where it has none."""
+    """What identifies a regularizer: its settings, or the object itself if it has none."""
     try:
         return type(regularizer), repr(sorted(regularizer.get_config().items()))
     except (AttributeError, NotImplementedError):
@@ -138,7 +138,7 @@ def _input_structure(model: keras.Model) -> Any:
         )
     shapes = getattr(model, "_build_shapes_dict", None) or {}
     if len(shapes) != 1 or _arguments(model) > 1:
-        # Keras only remembers the shape of the first argument.
+        # Keras remembers only the shape of the first argument.
         raise InvalidModelError(
             f"The input shapes of model {model.name!r} cannot be told from its build. "
             "Wrap it: `keras.Model(inputs, model(*inputs))` with `keras.Input`s of yours."
@@ -148,7 +148,7 @@ def _input_structure(model: keras.Model) -> Any:
 
 
 def _arguments(model: keras.Model) -> int:
-    """How many tensors a model's `call` cannot do without."""
+    """The number of tensors that a model's `call` requires."""
     parameters = inspect.signature(model.call).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in positional and p.default is p.empty for p in parameters)

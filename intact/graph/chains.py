@@ -1,4 +1,4 @@
-"""Functions of each value alone, in a row: one table.
+"""Merges elementwise functions that follow each other into one table.
 
 `sigmoid(x) * 2 - 1` is three kernels and more, and is rounded three times. It is a function of one
 tensor, value by value, and so a table of 256 entries, as it would be inside a `Lambda` layer.
@@ -38,16 +38,16 @@ PAIRS: dict[type, str] = {
 def fuse_chains(
     model: keras.Model, joins: Callable[[Any], Any], kept: set[str], always: bool = False
 ) -> keras.Model:
-    """Make one table of what is a function of one tensor, where that takes fewer kernels.
+    """Merge layers that are one elementwise function into a table, if that takes fewer kernels.
 
     A table has the name of the last layer that it stands for.
 
     Args:
         model: What `canonicalize` returned; its layers are reused.
-        joins: What a layer must have in common with others to be one table with them; None for
-            a layer that stays by itself.
-        kept: Names of layers that stay as they are, if only with those before them in one table.
-        always: Whether all that ends in a layer that is kept is one table, at any cost.
+        joins: Layers can share a table if this returns the same value for them; None keeps a layer
+            separate.
+        kept: Names of layers whose outputs stay; only layers before them can join their table.
+        always: Whether everything that ends in a kept layer becomes one table, at any cost.
 
     Returns:
         A functional model that computes the same; the model itself if there is nothing to fuse.
@@ -78,7 +78,7 @@ def scalar(layer: Any) -> tuple[float, float] | None:
 
 
 def steps_of(layer: Any) -> list[Step] | None:
-    """What a canonical layer does with each value, in steps; None if it looks at others, too.
+    """The steps of an elementwise canonical layer; None for any other layer.
 
     Args:
         layer: The layer. Its inputs are the first operands, its own results follow.
@@ -110,7 +110,7 @@ def _kernels(node: Node) -> int:
         name = layer.steps[0][0]
         return 1 if len(layer.steps) == 1 and name in TABLE_KERNELS["int8"] else TABLE
     if type(layer) is layers.Rescaling:
-        # With a reshape before and behind it.
+        # It needs a reshape before it and another one after it.
         return 1 if len(node.outputs[0].shape) == 4 else 3
     return 1
 
@@ -128,7 +128,7 @@ class _Chains:
         for node in graph.nodes:
             source = None if node.is_input else self._source(node)
             for tensor in node.outputs:
-                # What follows a layer that is kept begins anew.
+                # A new group begins after a kept layer.
                 ends = source is None or self._stays(node.layer)
                 self.source[id(tensor)] = tensor if ends else source
             if source is not None:
@@ -151,14 +151,14 @@ class _Chains:
             return None
         if before and self.joins(before[0].layer) != common:
             return None
-        # A limit becomes a part of the kernel before it, and makes its range fit.
+        # The kernel before it clamps, which also narrows its range.
         limits = isinstance(node.layer, layers.ReLU | Clamp)
         return None if limits and node.inputs[0] is source else source
 
     def fused(self, members: list[Node], always: bool) -> dict[int, Call]:
-        """By the id of a tensor that is read outside of a group, its table and what that reads.
+        """By the id of a tensor that a group hands on: its table, and the table's input.
 
-        There are none where they are no gain.
+        Empty if tables would take no fewer kernels.
         """
         group = {id(node) for node in members}
         ends = [node for node in members if self._is_read(node, group)]
@@ -178,7 +178,7 @@ class _Chains:
         return outside or self.graph.is_output(tensor) or self._stays(node.layer)
 
     def _stays(self, layer: Any) -> bool:
-        """Whether the output of a layer is asked for: by its name, or by a loss."""
+        """Whether a layer's output must remain: the user named the layer, or a loss reads it."""
         return layer.name in self.kept or hasattr(layer, "activity")
 
     def _needed(self, end: Node, members: list[Node]) -> list[Node]:

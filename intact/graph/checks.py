@@ -1,4 +1,4 @@
-"""What must hold of a layer that is traced."""
+"""Checks of a traced layer."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_whole(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict, outputs: Any) -> None:
-    """Make sure that what an operation makes of whole numbers is whole where Keras has it so.
+    """Make sure that an operation on whole numbers returns whole numbers if Keras' operation does.
 
     Layers do not tell Keras the type of their outputs.
     """

@@ -56,7 +56,7 @@ UNROLLED: dict[str, Callable[..., Any]] = {
     "Switch": lambda loop, *args: _switched(*args),
     "WhileLoop": _while,
 }
-"""What stands for each class of operations: a function of the operation and its operands."""
+"""By operation class, its replacement: a function of the operation and its operands."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Tensors whose batch does not stand first, on their way back.
+"""Tensors whose batch is not the first axis, until it is again.
 
 Tensors of the canonical graph have the batch first. Attention that makes one matrix of queries,
 keys and values moves it for a while: `(batch, n, 3, heads, d)` becomes `(3, batch, heads, n, d)`,
@@ -38,7 +38,7 @@ REDUCTIONS = ("Sum", "Mean", "Max", "Min")
 
 @dataclass(frozen=True)
 class Displaced:
-    """A tensor whose batch stands elsewhere in the user's graph.
+    """A tensor whose batch is another axis in the user's graph.
 
     Args:
         tensor: The tensor of the new graph, whose other axes have the same order.
@@ -49,13 +49,13 @@ class Displaced:
     axis: int
 
     def place(self, axis: int) -> int:
-        """The axis of the tensor that is an axis of the user's."""
+        """The tensor's axis for an axis of the user's."""
         axis %= len(self.tensor.shape)
         return 0 if axis == self.axis else axis + (axis < self.axis)
 
 
 def moves_batch(layer: Any, args: tuple, kwargs: dict) -> bool:
-    """Whether the batch does not stand first in the input or output of an operation."""
+    """Whether the batch is not the first axis of an operation's input or output."""
     flat = keras.tree.flatten((args, kwargs))
     if any(isinstance(value, Displaced) for value in flat):
         return True
@@ -215,7 +215,7 @@ def _reduced(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
 
 
 class _Einsum:
-    """An einsum, of which each tensor may have its batch anywhere.
+    """An einsum whose tensors may have their batch at any axis.
 
     Args:
         layer: The operation.
@@ -260,7 +260,7 @@ class _Einsum:
 
 
 def _by_value(tracer: "Tracer", layer: Any, args: tuple) -> Any:
-    """A function of each value alone, of tensors whose batch stands in the same place."""
+    """An elementwise function of tensors that have the batch at the same axis."""
     places = {(x.axis, len(x.tensor.shape)) for x in args if isinstance(x, Displaced)}
     if len(places) != 1 or any(map(is_symbolic, args)):
         return _refuse(tracer, layer)

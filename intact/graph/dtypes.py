@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def in_one_type(tracer: "Tracer", layer: Any, inputs: Any) -> tuple[Any, str]:
     """The inputs of a layer in the type that it computes in, and that type.
 
-    Whole numbers stay whole where the layer and its kernel take them so, and become real
-    values for all others: here and nowhere else.
+    Whole numbers stay whole for layers whose kernels take them, and become real values for all
+    others. Only this function decides it.
     """
     op = get_op(layer)
     flat = keras.tree.flatten(inputs)

@@ -1,4 +1,4 @@
-"""A layer that nobody registered, as what its `call` does."""
+"""Rewrites a layer that no op stands for as the operations of its `call`."""
 
 import inspect
 import traceback
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
 
 Symbols = dict[int, keras.KerasTensor]
-"""By the id of a tensor of the new graph, the symbolic tensor that a function is run on."""
+"""By the id of a tensor of the new graph, the symbolic tensor that replaces it in a function."""
 
 ShapeOf = Callable[[keras.KerasTensor], tuple[int | None, ...]]
 
@@ -30,7 +30,7 @@ ShapeOf = Callable[[keras.KerasTensor], tuple[int | None, ...]]
 def expand_call(
     tracer: "Tracer", layer: keras.layers.Layer, args: tuple, kwargs: dict, masks: Masks
 ) -> Any:
-    """Rewrite a layer that nobody registered, by what its `call` does.
+    """Rewrite a layer that no op stands for as the operations of its `call`.
 
     Args:
         tracer: Makes the new graph.
@@ -73,7 +73,7 @@ def expand_call(
 
 
 def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
-    """Run a layer's `call` on symbolic tensors, with others in the place of its weights."""
+    """Run a layer's `call` on symbolic tensors that also replace its weights."""
     stand_ins = StandIns()
     with stand_ins.inside(layer), symbolic_calls(stand_ins):
         return layer.call(*args, **kwargs)
@@ -108,14 +108,14 @@ def _replaced(values: Any, symbols: Symbols) -> Any:
 
 
 def _refuse(tracer: "Tracer", layer: Any, error: Exception) -> None:
-    """Say what could not be run on symbolic tensors."""
+    """Raise the error for a `call` that does not run on symbolic tensors."""
     inside = isinstance(layer, keras.layers.Activation)
     name, place = (activation_name(layer), "") if inside else ("call", _place(layer, error))
     tracer.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors {place}({error})")
 
 
 def _place(layer: Any, error: Exception) -> str:
-    """Where in a layer's code an error has come from."""
+    """The line of a layer's code that raised an error."""
     try:
         file = inspect.getsourcefile(type(layer))
     except TypeError:
@@ -180,12 +180,12 @@ def _inline(
     tracer.output_names[id(layer)] = output_names(inner)
     steps = None if any(map(is_whole, tensors)) else make_steps(inner)
     if whole and steps and len(steps) > 1:
-        # One table is quicker than many ops, and rounds once.
+        # One table is faster than many ops, and rounds once.
         return tracer.emit(Elementwise(steps, name=layer.name), tensors[0])
     tracer.kept.append(inner)
     for node in view(inner).nodes:
         if not isinstance(node.layer, keras.layers.Layer):
-            # A name that does not depend on what else was made before.
+            # Keras' own name would depend on the models made before.
             node.layer.name = f"{layer.name}_{type(node.layer).__name__.lower()}"
     with tracer.scope(layer):
         traced = tracer.trace_model(inner, tuple(tensors), {})

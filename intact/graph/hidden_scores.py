@@ -25,7 +25,7 @@ BETWEEN = (
     *(layers.Add, layers.Subtract, layers.Concatenate),
     *(Max, Select, WithoutGradient, *MOVES, Moved),
 )
-"""What may stand between hidden scores and their softmax: what is far below others stays so."""
+"""Layers that may be between hidden scores and their softmax, because they keep low scores low."""
 
 
 def hide_scores(model: keras.Model) -> keras.Model:

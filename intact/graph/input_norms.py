@@ -24,7 +24,7 @@ MAX_SPREAD = 8.0
 def fold_input_norms(model: keras.Model) -> keras.Model:
     """Fold normalizations of a model's inputs into the layers that read them.
 
-    A batch norm without statistics stays, for it has yet to train. One with statistics can fold
+    A batch norm without statistics stays, because it has yet to train. One with statistics can fold
     for good: those of an input do not depend on weights.
 
     Args:
@@ -52,7 +52,7 @@ def fold_input_norms(model: keras.Model) -> keras.Model:
 
 
 def _without(graph: Graph, norm: Node, reader: Node) -> keras.KerasTensor:
-    """What a layer behind a norm would read without that norm."""
+    """The tensor that a layer behind a norm would read without the norm."""
     (x,) = norm.inputs
     node = graph.sole_consumer(norm.outputs[0])
     while node is not reader:

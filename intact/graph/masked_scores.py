@@ -54,7 +54,7 @@ def bound_masks(model: keras.Model) -> keras.Model:
 
 
 class Readers:
-    """Tells of what a softmax alone reads, in the end.
+    """Tells whether only softmaxes depend on a tensor.
 
     Args:
         graph: The graph.
@@ -88,7 +88,7 @@ class _Bounds:
         self.readers = Readers(graph, (layers.Add, *MOVES, Moved))
 
     def is_scores(self, node: Node) -> bool:
-        """Whether a node adds what nothing but softmaxes read, or sums that are scores, too."""
+        """Whether a node adds tensors that only softmaxes depend on."""
         return isinstance(node.layer, layers.Add) and self.readers.only_softmax(node.outputs[0])
 
     def bound(self, tensor: keras.KerasTensor, scores: Node) -> None:
@@ -139,7 +139,7 @@ class _Bounds:
         )
 
     def _ancestors(self, tensor: keras.KerasTensor) -> list[Any]:
-        """The layers that a tensor is computed by, but for what a constant is tied to."""
+        """The layers that compute a tensor, without those that only give a constant its batch."""
         nodes: dict[int, Node] = {}
         left = [self.graph.producer(tensor)]
         while left:

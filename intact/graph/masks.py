@@ -1,4 +1,4 @@
-"""Masks that Keras hands on beside tensors, and how a call is given them."""
+"""Keras' masks of tensors, and how calls receive them."""
 
 import inspect
 from functools import partial
@@ -18,13 +18,13 @@ Masks = dict[int, keras.KerasTensor]
 
 
 def takes_masks(layer: Any) -> bool:
-    """Whether what a layer computes may depend on the masks beside its inputs."""
+    """Whether a layer's output may depend on the masks of its inputs."""
     op = find_op(layer)
     return isinstance(layer, keras.layers.Layer) and (op is None or op.masks)
 
 
 def handed(layer: Any, args: tuple, kwargs: dict, masks: Masks) -> dict[str, Any]:
-    """The masks that Keras gives to a layer's call, by the names that it has for them."""
+    """The masks that Keras passes to a layer's call, by argument name."""
     names = inspect.signature(layer.call).parameters
     arguments = dict(zip(names, args, strict=False)) | kwargs
     tensors = {k: v for k, v in arguments.items() if any(map(is_symbolic, keras.tree.flatten(v)))}
@@ -38,7 +38,7 @@ def handed(layer: Any, args: tuple, kwargs: dict, masks: Masks) -> dict[str, Any
 
 
 def without_mask(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, Any]:
-    """A call's arguments up to its mask, and the mask, which is taken out of them."""
+    """A call's arguments without its mask, and the mask."""
     if "mask" in kwargs or not isinstance(layer, keras.layers.Layer):
         return args, kwargs.pop("mask", None)
     names = list(inspect.signature(layer.call).parameters)
@@ -47,14 +47,14 @@ def without_mask(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, Any]:
 
 
 def is_any(mask: Any) -> bool:
-    """Whether there is a mask in what Keras gives as one, which may be nested."""
+    """Whether a possibly nested mask argument contains a mask."""
     return any(part is not None for part in keras.tree.flatten(mask))
 
 
 def with_masks(
     tracer: "Tracer", layer: Any, args: tuple, kwargs: dict, masks: Masks, known: bool
 ) -> tuple[tuple, dict]:
-    """A call's arguments, with its masks among those that are named.
+    """A call's arguments, with its masks as keyword arguments.
 
     Args:
         tracer: The tracer.
@@ -84,7 +84,7 @@ def _as_truths(tracer: "Tracer", layer: Any, mask: Any) -> Any:
 
 
 def by_position(layer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A call's arguments, the first of which is given by its place."""
+    """A call's arguments, with the first one passed by position."""
     first = next(iter(inspect.signature(layer.call).parameters), "")
     if args or first not in kwargs:
         return args, kwargs

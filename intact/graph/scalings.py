@@ -108,6 +108,6 @@ def _with_scaling_behind(node: Node, scaling: Node) -> Any:
 
 
 def _free(layer: Any) -> bool:
-    """Whether nothing depends on the values of a layer's weights or of its outputs."""
+    """Whether no regularizer or constraint depends on a layer's weights or outputs."""
     names = ("kernel_regularizer", "kernel_constraint", "bias_regularizer", "bias_constraint")
     return not any(getattr(layer, name, None) for name in (*names, "activity"))

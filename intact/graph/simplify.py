@@ -1,4 +1,4 @@
-"""What happens to a flat model before it is planned."""
+"""Simplifies a flat model before it is planned."""
 
 from collections.abc import Collection
 from typing import Any
@@ -15,7 +15,7 @@ from intact.plan.scheme import Rule, Scheme
 
 
 def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
-    """Fold what needs no kernel, bound what would spoil a range, write out what has no kernel.
+    """Fold layers, bound values that would spoil a range, and expand layers without a kernel.
 
     Args:
         model: What `canonicalize` returned; its layers are reused.
@@ -55,7 +55,7 @@ def simplify_alike(model: keras.Model, known: Collection[str]) -> keras.Model:
 
 
 def _fusing(layer: Any, scheme: Scheme) -> Rule | None:
-    """The rule of a layer that may become a part of a table; None if it stays by itself."""
+    """The rule of a layer that may join a table; None if it must not."""
     rule = getattr(layer, "own_rule", None) or scheme.rule_for(layer)
     activations = rule.activations
     ranged = rule.integer and activations is not None and activations.rule.name == "range"

@@ -1,8 +1,8 @@
-"""Weights as symbolic tensors, while a `call` of the user's runs on symbolic tensors.
+"""Replaces weights by symbolic tensors while a user's `call` runs on symbolic tensors.
 
 Keras' operations take a variable beside a symbolic tensor, but a variable's own operators do not,
 and an operation on variables alone computes its values, so that nobody knows what they come from.
-Here each weight of a layer has a symbolic tensor in its place, as long as the layer's `call` runs.
+So a symbolic tensor replaces each weight of a layer while the layer's `call` runs.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
 
 
 class StandIn(keras.KerasTensor):
-    """A symbolic tensor in the place of a variable, which answers for all else.
+    """A symbolic tensor that replaces a variable, and has the variable's other attributes.
 
     Args:
         variable: The variable.
@@ -57,7 +57,7 @@ class StandIn(keras.KerasTensor):
 
 
 def handled_whole(layer: Any) -> bool:
-    """Whether a layer's `call` is not run on symbolic tensors: an op, or a graph, stands for it."""
+    """Whether an op or a graph stands for a layer, so that its `call` is not run."""
     return isinstance(layer, QuantizedLayer) or find_op(layer) is not None or is_graph(layer)
 
 
@@ -128,7 +128,7 @@ def _holds_variable(value: Any) -> bool:
 
 @contextlib.contextmanager
 def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
-    """Let Keras run the `call` of a layer that no op stands for, where it would guess a shape.
+    """Make Keras run the `call` of a layer that no op stands for, instead of guessing a shape.
 
     Args:
         stand_ins: The stand-ins for variables; layers that an op stands for get the variables.
@@ -156,7 +156,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
                 outputs = layer.call(*args, **kwargs)
             return keras.tree.map_structure(_fresh, outputs)
         except Exception:
-            # The error is told where the layer itself is traced.
+            # Tracing the layer itself raises the error.
             with stand_ins.outside(layer):
                 return spec(layer, *args, **kwargs)
 
@@ -174,7 +174,7 @@ def _node(outputs: Any, **call: Any) -> Any:
 
 
 def _in_full(layer: Any, outputs: Any, args: tuple, kwargs: dict) -> Any:
-    """Outputs with the sizes that Keras' formula for a layer's shape leaves out."""
+    """Outputs with the sizes that Keras' shape formula leaves unknown."""
     tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
     if None in _sizes(tensors) or None not in _sizes(keras.tree.flatten(outputs)):
         return outputs
@@ -202,7 +202,7 @@ def _like_arrays() -> Iterator[None]:
 
     cls.__getitem__, cls.__iter__ = part, parts
     ndim, ops.ndim = ops.ndim, lambda x: len(x.shape)
-    # An array, of NumPy or of JAX, leaves an operator to the symbolic tensor on its right.
+    # A NumPy or JAX array defers an operator to the symbolic tensor on its right.
     cls.__array_ufunc__, conversion = None, cls.__jax_array__
     del cls.__jax_array__
     try:

@@ -27,7 +27,7 @@ from intact.ops.whole import Convert, WholeNumber, counts, fits
 from intact.plan.scheme import Rule
 
 RuleOf = Callable[[Any], Rule | None]
-"""The rule that a layer or operation of the user's is given, or None: by the scheme."""
+"""The rule of a user's layer or operation; None leaves it to the scheme."""
 
 
 class Tracer:
@@ -46,19 +46,19 @@ class Tracer:
         self._names: set[str] = set()
         self._path: list[str] = []
         self._prefix = ""
-        # What is made in passing must outlive the tracing, for ids are keys.
+        # Temporary objects must outlive the tracing, because their ids are keys.
         self.kept: list[Any] = []
         self._made: dict[Any, keras.layers.Layer] = {}
         self._step: tuple[int, Counter] | None = None
         self.anchor: Any = None
         self._converted: dict[tuple[int, str], keras.KerasTensor] = {}
         self.integer_inputs: set[str] = set()
-        # By the id of a model of the user's, the names that Keras has for its outputs.
+        # By the id of a user's model, Keras' names of its outputs.
         self.output_names: dict[int, list[str]] = {}
-        # The layers whose losses, and the weights whose functions, are not in the new graph.
+        # Names of layers whose losses, and of weights whose functions, the new graph lacks.
         self.not_kept: list[str] = []
         self.not_trained: list[str] = []
-        # Those beside the tensors of the call that an op's `trace` is asked to rewrite.
+        # The masks of the call that an op's `trace` is rewriting.
         self.masks: Masks = {}
         # By the id of a tensor, how many of its rows belong to a sample.
         self.factors: dict[int, int] = {}
@@ -81,10 +81,10 @@ class Tracer:
             self.integer_inputs.add(tensor.name)
 
     def once(self, key: Any, make: Callable[[], keras.layers.Layer]) -> keras.layers.Layer:
-        """A layer that stands for something of the user's: made at the first call with a key.
+        """The layer that stands for a user's object; it is made at the first call with a key.
 
         Args:
-            key: What it stands for; objects by themselves, for weights that are shared.
+            key: What it stands for; the object itself, so that shared weights stay shared.
             make: Makes the layer.
         """
         parts = key if isinstance(key, tuple) else (key,)
@@ -165,7 +165,7 @@ class Tracer:
         return self._converted[id(x), dtype]
 
     def unique(self, name: str) -> str:
-        """A layer name that is not taken yet, like the one wished for."""
+        """A layer name that is not taken yet, similar to the given one."""
         name = name.replace("/", "_")
         candidate, n = name, 1
         while candidate in self._names:
@@ -233,7 +233,7 @@ class Tracer:
         return outputs
 
     def _regularize(self, layer: Any, node: Node, activity: Any) -> None:
-        """Note that what a call computes is the output of a layer that regularizes it."""
+        """Note that a call computes the output of a layer with an activity regularizer."""
         if node.is_input:
             self.not_kept.append(layer.name)
             return
@@ -249,7 +249,7 @@ class Tracer:
         if counts(layer, keras.tree.flatten((args, kwargs))):
             op = WholeNumber()
         if op is not None:
-            # Those of a ConvLSTM come behind the steps.
+            # A ConvLSTM's channels come after its steps.
             rnn = isinstance(layer, keras.layers.RNN)
             first = getattr(layer, "data_format", None) == "channels_first" and not rnn
             args, kwargs = with_masks(self, layer, args, kwargs, masks, op.masks and not first)
@@ -274,11 +274,11 @@ class Tracer:
 
     @contextlib.contextmanager
     def _asking(self, layer: Any, known: bool) -> Iterator[None]:
-        """Give what is emitted inside the rule of a layer of the user's.
+        """Inside a `with` block, give emitted layers the rule of a user's layer.
 
         Args:
             layer: The layer or operation.
-            known: Whether it is one to intact, so that nobody asks about its parts.
+            known: Whether a registered op handles this layer as a whole.
         """
         outer = self._rule, self._inside, self._settled
         if not self._settled:
@@ -293,10 +293,10 @@ class Tracer:
 
     @contextlib.contextmanager
     def ruled(self, rule: Rule | None) -> Iterator[None]:
-        """Give what is emitted inside a rule, whatever else it would be given.
+        """Inside a `with` block, give emitted layers a rule that overrides any other.
 
         Args:
-            rule: The rule; None is what the scheme says.
+            rule: The rule; None leaves it to the scheme.
         """
         outer = self._rule, self._settled
         self._rule, self._settled = rule, True
@@ -308,7 +308,7 @@ class Tracer:
     def trace_into(
         self, layer: keras.layers.Layer, args: tuple, kwargs: dict, masks: Masks | None = None
     ) -> Any:
-        """Rewrite a layer that nobody registered, by what its `call` does."""
+        """Rewrite a layer that no op stands for as the operations of its `call`."""
         return expand_call(self, layer, args, kwargs, masks or {})
 
     def expand(self, layer: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -327,7 +327,7 @@ class Tracer:
 
     @contextlib.contextmanager
     def scope(self, layer: Any) -> Iterator[None]:
-        """Name what is emitted inside after a layer that it is a part of."""
+        """Inside a `with` block, prefix the names of emitted layers with that of a layer."""
         outer = self._prefix
         if not isinstance(layer, keras.Model):
             # Parts of many layers have the same names, such as "query".
@@ -341,12 +341,12 @@ class Tracer:
 
     @property
     def in_step(self) -> bool:
-        """Whether what is emitted is a part of a step."""
+        """Whether emitted layers are part of a step."""
         return self._step is not None
 
     @contextlib.contextmanager
     def step(self, layer: Any) -> Iterator[None]:
-        """A step of a layer: all its steps call the same layers, each of which has one range.
+        """One step of a layer: all its steps call the same layers, and each of these has one range.
 
         Args:
             layer: The layer, or anything that stands for the steps that go together.
@@ -368,7 +368,7 @@ class Tracer:
     def emit(
         self, layer: keras.layers.Layer, inputs: Any, range_limit: Any = None, **overrides: Any
     ) -> Any:
-        """Call a copy of a layer in the new graph; an inline activation becomes its own.
+        """Call a copy of a layer in the new graph; an inline activation becomes a layer.
 
         Args:
             layer: The user's layer, or one that a `trace` has just made.
@@ -412,7 +412,7 @@ class Tracer:
         return self.activation(activation, outputs, layer)
 
     def _itself(self, layer: keras.layers.Layer) -> keras.layers.Layer:
-        """What stands for a layer of intact's own: itself if it is quantized, else a copy."""
+        """The counterpart of a layer of intact's own: itself if it is quantized, else a copy."""
         if id(layer) not in self._copies:
             twin = layer
             if layer.name in self._names or not isinstance(layer, QuantizedLayer):
@@ -424,7 +424,7 @@ class Tracer:
         return self._copies[id(layer)]
 
     def _tensor(self, value: Any, reader: Any) -> keras.KerasTensor:
-        """What a layer reads as a tensor of the new graph: itself, or a constant."""
+        """A layer's operand as a tensor of the new graph: the operand itself, or a constant."""
         if is_symbolic(value):
             return value
         whole = np.issubdtype(to_numpy(value).dtype, np.integer)
@@ -436,7 +436,7 @@ class Tracer:
         target: keras.layers.Layer,
         convert: Callable[[np.ndarray], np.ndarray] = lambda value: value,
     ) -> None:
-        """Give the weights of a layer of the user's to one that stands for it.
+        """Copy the weights of a user's layer to the layer that stands for it.
 
         Args:
             layer: The user's layer.
@@ -444,9 +444,9 @@ class Tracer:
             convert: Reorders the values of a weight; they are reshaped in any case.
         """
         if len(target.variables) != len(layer.variables):
-            self.refuse(layer, f"it has weights that a {type(target).__name__} has not")
+            self.refuse(layer, f"it has weights that a {type(target).__name__} does not have")
         for new, old in zip(target.variables, layer.variables, strict=True):
-            # By value: backends may give away the memory of a model that trains.
+            # Copy the values, because backends may donate the memory of a model that trains.
             new.assign(convert(to_numpy(old)).reshape(new.shape))
 
     def _key(self, layer: keras.layers.Layer, config: dict[str, Any], dtype: str) -> Any:
@@ -463,7 +463,7 @@ class Tracer:
         return id(layer) in self._copies
 
     def built_rank(self, layer: keras.layers.Layer) -> int | None:
-        """The rank of the tensors that a layer has been built for, if it is bound to one."""
+        """The input rank that a layer has been built for, if it depends on the rank."""
         copy = self._copies.get(id(layer))
         return None if copy is None else getattr(copy.input_spec, "ndim", None)
 

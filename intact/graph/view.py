@@ -25,7 +25,7 @@ class Node:
         args: Positional arguments of the call; tensors are `KerasTensor`s.
         kwargs: Keyword arguments of the call.
         inputs: The tensors among the arguments, flat.
-        outputs: The tensors that come out, flat.
+        outputs: The tensors that the call returns, flat.
     """
 
     layer: Any
@@ -122,13 +122,13 @@ def first_call(layer: Any) -> Node:
 
 
 def forget_calls(layer: Any) -> None:
-    """Let a layer's next call be its first, whose output Keras gives as the layer's `output`."""
+    """Make a layer's next call its first, whose output Keras returns as the layer's `output`."""
     layer._inbound_nodes.clear()
     layer._outbound_nodes.clear()
 
 
 def keras_counts_outputs() -> bool:
-    """Whether a property `output` is read by Keras itself, which counts a layer's tensors by it.
+    """Whether Keras itself is reading a property `output`, to count a layer's tensors.
 
     It does so whenever it makes a functional model.
     """
@@ -147,7 +147,7 @@ def all_layers(model: keras.Model) -> list[Any]:
 
 
 def is_named(layer: Any) -> bool:
-    """Whether a layer has a name that Keras has not made of its class."""
+    """Whether the user named a layer, rather than Keras after its class."""
     automatic = re.escape(to_snake_case(type(layer).__name__))
     return re.fullmatch(rf"{automatic}(_\d+)?", layer.name) is None
 
@@ -190,7 +190,7 @@ def has_graph(model: Any) -> bool:
 
 
 def is_graph(model: Any) -> bool:
-    """Whether a model is its graph to view: it has one, and computes that and nothing else."""
+    """Whether a model has a graph and computes just that graph."""
     return has_graph(model) and type(model).call in (Functional.call, keras.Sequential.call)
 
 
@@ -201,7 +201,7 @@ def structure(model: keras.Model) -> tuple[Any, Any]:
 
 
 def output_names(model: keras.Model) -> list[str]:
-    """The names that Keras has for a graph model's outputs, which a dict of losses is keyed by."""
+    """Keras' names of a graph model's outputs, the keys of a dict of losses."""
     return list(_functional(model).output_names)
 
 
@@ -220,13 +220,13 @@ def signature_names(model: keras.Model) -> list[str]:
 
 
 def _functional(model: Any) -> Any:
-    """The functional model that a graph model is, or is made of."""
+    """The functional model of a graph model: itself, or the one inside it."""
     inner = isinstance(model, keras.Sequential) and not isinstance(model, Functional)
     return model._functional if inner else model
 
 
 def with_outputs(model: keras.Model, outputs: Any) -> keras.Model:
-    """A model that shares another's inputs and layers, with outputs of one's own choice.
+    """A model that shares another's inputs and layers, with the given outputs.
 
     Args:
         model: A functional model.
@@ -240,12 +240,11 @@ def with_outputs(model: keras.Model, outputs: Any) -> keras.Model:
 
 
 def recompute(graph: Graph, values: dict[int, keras.KerasTensor]) -> dict[int, keras.KerasTensor]:
-    """Compute a graph anew, with other tensors in the place of some of its own.
+    """Recompute a graph with some of its tensors replaced.
 
     Args:
         graph: The graph; its layers are called again.
-        values: By the id of a tensor of the graph, what stands for it; all inputs are among
-            them.
+        values: By the id of a tensor of the graph, its replacement; every input needs one.
 
     Returns:
         The same for all tensors of the graph.
@@ -263,7 +262,7 @@ def recompute(graph: Graph, values: dict[int, keras.KerasTensor]) -> dict[int, k
 def with_replaced(
     model: keras.Model, graph: Graph, values: dict[int, keras.KerasTensor]
 ) -> keras.Model:
-    """A model with other tensors in the place of some of its own.
+    """A model with some of its tensors replaced.
 
     Args:
         model: A graph model.
@@ -287,8 +286,8 @@ def with_calls(model: keras.Model, graph: Graph, calls: dict[int, tuple[Any, Any
     Args:
         model: A graph model.
         graph: Its view.
-        calls: By the id of a tensor of the graph, a layer and what it reads, to compute it from:
-            a tensor of the graph, or several.
+        calls: By the id of a tensor of the graph, the layer that computes it now, and that layer's
+            inputs: one or several tensors of the graph.
 
     Returns:
         As `with_replaced` does.
@@ -312,7 +311,7 @@ def call_again(node: Node, values: dict[int, keras.KerasTensor]) -> Any:
 
     Args:
         node: The node.
-        values: By the id of a tensor that it takes, what stands for it.
+        values: By the id of an input tensor, its replacement.
 
     Returns:
         What the layer returns.

@@ -1,4 +1,4 @@
-"""What stands for layers that have no kernel for activations of 16 bits."""
+"""Expands layers that have no kernel for 16-bit activations."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from intact.plan.scheme import Rule, Scheme
 
 
 def in_wide_kernels(model: keras.Model, scheme: Scheme) -> keras.Model:
-    """Write out what has no kernel of 16 bits in layers that have one.
+    """Rewrite layers without a 16-bit kernel as layers that have one.
 
     That is the logarithm of softmax: `x - max - log(sum(exp(x - max)))`.
 

@@ -11,7 +11,7 @@ from intact.graph.view import made_by
 
 @dataclass(eq=False)
 class _Entry:
-    """A layer of a model in the file, and what it became.
+    """A layer of a model in the file, and the layer that it became.
 
     Args:
         name: Its name in the file.
@@ -79,7 +79,7 @@ class _Calls:
             waiting = left
 
     def ready(self, value: Any) -> bool:
-        """Whether all tensors that a call needs are there."""
+        """Whether all tensors that a call needs exist."""
         reference = _reference(value)
         if reference is not None and reference[0] in self.entries:
             name, node, _ = reference

@@ -11,7 +11,7 @@ from typing import Any
 
 import h5py
 
-# Arrays may be this many times larger than what the file spends on them, or that small.
+# An array may be EXPANSION times as large as its bytes in the file, and SLACK bytes larger.
 EXPANSION, SLACK = 1000, 1_000_000
 
 
@@ -25,7 +25,7 @@ def check(source: Any) -> int:
         How many numbers it stores.
 
     Raises:
-        ValueError: An entry that is not to be trusted.
+        ValueError: An entry cannot be trusted.
         OSError: The file is damaged.
     """
     elements, seen = 0, set()

@@ -1,8 +1,8 @@
 """Opens model files of Keras 2 and Keras 3, also those that Keras 3 refuses for small reasons.
 
-Keras itself is asked first. What it refuses is rebuilt here from its config, layer by layer
-through Keras' public functions, and the weights are put in by layer. Nothing in a file is
-ever executed, and no weights are made that the file has no numbers for.
+Keras itself is tried first. A model that it refuses is rebuilt here from its config, layer by layer
+through Keras' public functions, and then its weights are loaded. Nothing in a file is ever
+executed, and no weight is created that the file has no numbers for.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from intact.keras_files.opening import _File, _limited_weights, _open, _refuse_c
 from intact.keras_files.rebuilding import _Rebuilder
 from intact.paths import check_model_path
 
-# Threads would undo each other's limits of weights.
+# Threads would undo each other's limits on weights.
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -92,5 +92,5 @@ def _load_as_it_is(path: Path) -> keras.Model:
 
 
 def _means_something_else(file: _File) -> bool:
-    """Whether Keras 3 would load it without a word, and compute something else."""
+    """Whether Keras 3 would load it silently, and compute something else."""
     return file.keras_2 and '"hard_sigmoid"' in json.dumps(file.config)

@@ -1,4 +1,4 @@
-"""Files of Keras, opened without running code that they bring."""
+"""Opens Keras files without running code in them."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ _PATIENCE = 600
 
 @dataclass(eq=False)
 class _File:
-    """What a file holds, checked but not believed.
+    """The checked, but untrusted content of a file.
 
     Args:
         config: The model's config.
@@ -95,7 +95,7 @@ def _parse(text: Any) -> dict[str, Any]:
 
 
 def _check_h5(source: Path | bytes) -> int:
-    """Read a file once in another process, which a damaged one may take down.
+    """Read a file once in another process, because a damaged file may crash it.
 
     Args:
         source: Its path or its bytes.
@@ -147,7 +147,7 @@ def _refuse_code(config: Any) -> None:
 
 @contextlib.contextmanager
 def _limited_weights(limit: int) -> Iterator[None]:
-    """Let this thread make weights of so many numbers: before they are allocated.
+    """Limit how many numbers the weights of this thread may have, before they are allocated.
 
     A config can ask for more memory than there is; every layer asks through `add_weight`.
     """

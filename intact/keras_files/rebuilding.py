@@ -1,4 +1,4 @@
-"""A model built anew from the config and the weights of its file."""
+"""Rebuilds a model from the config and the weights of its file."""
 
 import contextlib
 import inspect
@@ -139,7 +139,8 @@ class _Rebuilder:
         if not isinstance(value, dict) or "class_name" not in value:
             return value
         if key.endswith("_initializer"):
-            # The weights come from the file: what would not load is as good as the default.
+            # The weights come from the file, so the default replaces an initializer that does not
+            # load.
             return None if value.get("class_name") is None else self.initializer(value)
         kind = str(CLASSES.get(value["class_name"], value["class_name"]))
         if kind in _MODELS or inspect.isclass(getattr(keras.layers, kind, None)):
@@ -153,7 +154,7 @@ class _Rebuilder:
         plain["config"] = {k: v for k, v in plain["config"].items() if k != "dtype"}
         try:
             keras.initializers.get(plain)
-        except Exception:  # Whatever it lacks: it is not needed.
+        except Exception:  # It is not needed, whatever it lacks.
             return "zeros"
         return plain
 

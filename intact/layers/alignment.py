@@ -1,4 +1,4 @@
-"""Where a quantized model can be compared with its file, and with the float model it is of."""
+"""The points at which a quantized model, its file and its float model can be compared."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -29,8 +29,8 @@ class Point:
         name: What reports call it.
         tensor: What the file calls it.
         kernel: The kernel that makes it.
-        made_by: The user's layer whose result it is, less what is fused into it.
-        held: The layer whose rounded weights it is made with, if there is one.
+        made_by: The user's layer that computes it, without layers fused into it.
+        held: The layer with the rounded weights that compute it, if there is one.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Point:
 
     @property
     def node(self) -> Node:
-        """The call that makes it."""
+        """The call that computes it."""
         return self.kernel.calls[-1]
 
     @property
@@ -92,14 +92,14 @@ def find_points(
         if isinstance(source.layer, Constant) or _vanishes(kernels, kernel):
             continue
         if kernel.quantizer is not None:
-            # An input of integers has the name of its layer.
+            # An integer input has the name of its layer.
             known = [kernel.name, source.layer.name][: 1 + (source.role is Role.INPUT)]
             tensor = next((name for name in known if counts is None or counts[name]), None)
             if tensor is None:
                 missing += [kernel.name] if kernel.name.split("/")[0] not in repeated else []
                 continue
         elif kernel.role is Role.FLOAT and "float" in str(kernel.output.dtype):
-            # Beside a quantized tensor of that name, the float one has the longer.
+            # If a quantized tensor has that name, the float one has the longer name.
             known = [kernel.name, f"{kernel.name}_float"][:: -1 if quantized else 1]
             # A float layer called twice has tensors of one name, which cannot be told apart.
             tensor = next((name for name in known if counts is None or counts[name] == 1), None)
@@ -116,7 +116,7 @@ def find_points(
 
 
 def _vanishes(kernels: KernelGraph, kernel: Kernel) -> bool:
-    """Whether a kernel only gives a tensor the range that it has already: it is not written."""
+    """Whether a kernel only repeats the range of its input, so that the file lacks it."""
     if kernel.role is not Role.QUANTIZE:
         return False
     source, own = kernels.range_of(kernel.call.inputs[0]), kernel.layer
@@ -129,9 +129,9 @@ def _vanishes(kernels: KernelGraph, kernel: Kernel) -> bool:
 
 
 def before_shares(kernels: KernelGraph, output: keras.KerasTensor) -> Any:
-    """What a softmax or sigmoid at the end makes shares of; the output where there is none.
+    """The input of a softmax or sigmoid at the end of a model; the output itself if there is none.
 
-    Shares that are nearly 0 or 1 say little of how good the rest of a model is.
+    Probabilities near 0 or 1 say little about the rest of a model.
 
     Args:
         kernels: The kernels of a quantized model.
@@ -159,7 +159,7 @@ class Reference:
         float_model: The float model.
 
     Raises:
-        IntactError: They are not of the same layers.
+        IntactError: They do not have the same layers.
     """
 
     def __init__(self, model: keras.Model, float_model: keras.Model) -> None:
@@ -177,7 +177,7 @@ class Reference:
         self.values = recompute(self.float_graph, start)
 
     def _pair(self) -> dict[int, keras.KerasTensor]:
-        """Per tensor of the quantized model, the one of the float model that it stands for."""
+        """Per tensor of the quantized model, its counterpart in the float model."""
         known = {node.layer.name for node in self.graph.nodes}
         calls: dict[str, list[Node]] = {}
         for node in self.float_graph.nodes:
@@ -207,7 +207,7 @@ class Reference:
         )
 
     def _with_fused(self, tensor: keras.KerasTensor, known: set[str]) -> keras.KerasTensor:
-        """The tensor behind the layers that the quantized model has within the one before."""
+        """The tensor behind the layers that the quantized model has fused into the one before."""
         following = self.float_graph.sole_consumer(tensor)
         while following is not None and following.layer.name not in known:
             tensor = following.outputs[0]
@@ -215,20 +215,19 @@ class Reference:
         return tensor
 
     def of(self, point: Point) -> keras.KerasTensor:
-        """What the float model has at a point."""
+        """The float model's tensor at a point."""
         return self.values[id(self._twin(point))]
 
     def alone(self, points: list[Point]) -> list[tuple[keras.KerasTensor, keras.KerasTensor]]:
-        """What each point by itself makes of the float model's tensors.
+        """Each point's output for the float model's tensors, beside the float model's own.
 
-        What it reads has been rounded already; so the float model's own result is that of the
-        same rounded tensors.
+        Its inputs are rounded already, so the float model computes on the same rounded tensors.
 
         Args:
             points: All points of the quantized model.
 
         Returns:
-            Per point what the float model makes, and what the point does; real tensors.
+            Per point, the float model's output and the point's output, as real tensors.
         """
         ours = dict(zip(map(id, self.graph.inputs), self.graph.inputs, strict=True))
         floats = dict(zip(map(id, self.float_graph.inputs), self.graph.inputs, strict=True))
@@ -248,7 +247,7 @@ class Reference:
         return self.tensors[id(point.node.outputs[0])]
 
     def _expected(self, point: Point, floats: dict[int, keras.KerasTensor]) -> keras.KerasTensor:
-        """What the float model makes at a point, of other tensors before it."""
+        """The float model's tensor at a point, computed from replaced tensors before it."""
         producer = self.float_graph.producer(self._twin(point))
         return self.of(point) if producer.is_input else call_again(producer, floats)
 
@@ -269,7 +268,7 @@ class Reference:
 
 
 def as_real(result: Any) -> keras.KerasTensor:
-    """Real values of what a point's call makes, a `QTensor` or a float tensor."""
+    """The real values of a point's output, which is a `QTensor` or a float tensor."""
     return Dequantize()(result) if isinstance(result, list | tuple) else result
 
 

@@ -1,4 +1,4 @@
-"""What the layers of a quantized model have in common, and the layer that leads out of it."""
+"""The base of a quantized model's layers, and the layer that returns to real values."""
 
 import warnings
 from typing import Any, Literal, NoReturn
@@ -19,7 +19,7 @@ class QuantizedLayer(keras.layers.Layer):
     """Base of the layers that a quantized model is made of."""
 
     def unrounded(self, *args: Any, **kwargs: Any) -> Any:
-        """What a call returns, without any rounding; the arguments are those of a call."""
+        """The result of a call without any rounding; it takes the same arguments."""
         return self(*args, **kwargs)
 
     @property
@@ -123,7 +123,7 @@ def activity_loss(regularizer: Any, real: Tensor) -> Tensor:
 
 
 def real_output(node: Node) -> keras.KerasTensor:
-    """The real values that come of a call of a quantized layer.
+    """The real values that a call of a quantized layer computes.
 
     Args:
         node: The call.
@@ -144,8 +144,8 @@ def real_output(node: Node) -> keras.KerasTensor:
     others = [name for name in others if not name.startswith(layer.name)]
     if others:
         warnings.warn(
-            f"The output of layer {layer.name!r} is that of {others[-1]!r}: on the device these "
-            "are one kernel, which rounds once, at its end.",
+            f"The output of layer {layer.name!r} is that of {others[-1]!r}, because on the device "
+            "they are one kernel, which rounds once, at its end.",
             FusedLayerWarning,
             stacklevel=3,
         )

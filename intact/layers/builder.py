@@ -30,7 +30,7 @@ from intact.rounding.lstm import LSTMRounding
 
 
 def flat(model: keras.Model) -> keras.Model:
-    """A model as it is lowered and compared: all its layers side by side, and known.
+    """A model in the form that is lowered and compared: flat, with known layers only.
 
     Args:
         model: Any model.
@@ -55,7 +55,7 @@ def build(
         model: The canonical model; its layers are taken over.
         plan: What `make_plan` returned for it.
         schedule: When quantization begins in training, and what freezes when.
-        float_model: The user's model, whose class is kept if that can be.
+        float_model: The user's model, whose class is kept if possible.
 
     Returns:
         A functional model with the same inputs, outputs and names of outputs.
@@ -96,7 +96,7 @@ class _Builder:
         return kind(new_inputs, new_outputs, name=self.model.name)
 
     def _build_with_sources(self, node: Node) -> None:
-        """Build a node, after what it is computed from and what its ranges are found by."""
+        """Build a node, after its inputs and the partners that its range needs."""
         if node.is_input or id(node) in self.built:
             return
         self.built.add(id(node))
@@ -159,7 +159,7 @@ class _Builder:
         return self._layer(node, step)(operands[0] if len(operands) == 1 else operands, **again)
 
     def _again(self, node: Any) -> dict[str, bool]:
-        """What tells a layer with a schedule that this call is not its first."""
+        """The argument that tells a layer with a schedule that this call is not its first."""
         return {"again": True} if self.schedule and id(node.layer) in self.layers else {}
 
     def _layer(self, node: Any, step: Step) -> keras.layers.Layer:
@@ -186,7 +186,7 @@ class _Builder:
         return self.layers[id(node.layer)]
 
     def _regularize(self, quantized: Any, node: Any, step: Step) -> None:
-        """Let a layer regularize its output, if the user's does and no quantizer will."""
+        """Let a layer regularize its output if the user's layer does and no quantizer does it."""
         activity = getattr(node.layer, "activity", None)
         if activity is not None and not step.integer:
             quantized.activity_regularizer = activity
@@ -239,7 +239,7 @@ class _Builder:
         return self.real[id(tensor)]
 
     def _as_output(self, tensor: keras.KerasTensor) -> Any:
-        """A model's output: an input that is one comes back as the file has it, in integers."""
+        """A model's output; an input that is also an output is quantized, as in the file."""
         if id(tensor) in self.plan.exits:
             site = self.plan.exits[id(tensor)]
             state = self._quantize(self._as_quantized(tensor), site)
@@ -251,7 +251,7 @@ class _Builder:
         return self._as_real(tensor)
 
     def _name(self, name: str, suffix: str) -> str:
-        """A layer name that is not taken yet: a layer called twice has two ranges."""
+        """A layer name that is not taken yet, because a layer called twice has two ranges."""
         candidate, n = name, 1
         while candidate + suffix in self.names or (n > 1 and candidate in self.names):
             candidate, n = f"{name}_{n}", n + 1

@@ -1,10 +1,9 @@
 """The kernels of a model's file: one record for each, with all that is fused into it.
 
 A quantized model is a graph of Keras layers. Several of them become one kernel of the file: a
-convolution, the batch norm that folds into its weights, the clamp of a ReLU, and the range that
-its sums are rounded to. `kernel_graph` decides this, for integer and for float files alike, and
-is the one place that knows by which layers a quantized model says so. Whatever asks for the
-kernels of a model reads these records.
+convolution, the batch norm that folds into its weights, the clamp of a ReLU, and the range that its
+sums are rounded to. `kernel_graph` decides this for integer and float files. Only this module knows
+which layers of a quantized model express it; everything else reads these records.
 """
 
 import enum
@@ -47,7 +46,7 @@ class Kernel:
     Args:
         role: What it does.
         call: The call of its layer in the model's graph.
-        layer: The layer itself; inside the one that quantizes it, if there is one.
+        layer: The user's layer, without the one that quantizes it.
         op: The layer's op; None where there is none.
         quantized: The layer that quantizes its inputs or weights, if there is one.
         norms: The calls of the batch norms that fold into its weights.
@@ -73,7 +72,7 @@ class Kernel:
 
     @property
     def output(self) -> keras.KerasTensor:
-        """The tensor of the model's graph that its output is; of a `QTensor`, the values."""
+        """Its output tensor in the model's graph; the values of a `QTensor`."""
         return self.calls[-1].outputs[0]
 
     @property
@@ -89,7 +88,7 @@ class Kernel:
 
     @property
     def quantizer(self) -> FakeQuantize | None:
-        """What rounds its output; None if that stays in float, or has the range of an input."""
+        """The quantizer of its output; None if that is float, or has an input's range."""
         return None if self.range_call is None else self.range_call.layer
 
     @property
@@ -141,13 +140,13 @@ class KernelGraph:
         self._by_tensor: dict[int, Kernel] = {}
         for node in graph.nodes:
             self._add(node)
-        # A kernel can run when the last of its calls can.
+        # A kernel can run once the last of its calls can.
         places = {id(node): place for place, node in enumerate(graph.nodes)}
         self.kernels.sort(key=lambda kernel: places[id(kernel.calls[-1])])
         self.calls = Counter(id(node.layer) for node in graph.nodes)
 
     def producer(self, tensor: keras.KerasTensor) -> Kernel:
-        """The kernel that a tensor of the model's graph belongs to: as its output, or within it."""
+        """The kernel that computes a tensor of the model's graph, as its output or inside."""
         return self._by_tensor[id(tensor)]
 
     def of(self, node: Node) -> Kernel:
@@ -167,7 +166,7 @@ class KernelGraph:
         return kernel.quantizer
 
     def source(self, tensor: keras.KerasTensor) -> Kernel:
-        """The kernel whose result a tensor is, less what only converts it."""
+        """The kernel that computes a tensor, not counting conversions."""
         kernel = self.producer(tensor)
         while kernel.role in (Role.DEQUANTIZE, Role.QUANTIZE):
             kernel = self.producer(kernel.call.inputs[0])
@@ -181,7 +180,7 @@ class KernelGraph:
         self._by_tensor.update((id(tensor), kernel) for tensor in node.outputs)
 
     def _fuse(self, kernel: Kernel, node: Node) -> bool:
-        """Fuse a call into the kernel that it reads, if the kernel takes it."""
+        """Fuse a call into the kernel that it reads, if the kernel allows it."""
         if kernel.role is Role.INTEGER:
             rounded = kernel.range_call is not None
             if isinstance(node.layer, FakeQuantize) and kernel.rounds_sums and not rounded:

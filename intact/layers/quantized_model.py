@@ -26,12 +26,12 @@ TRAINING = (
     "test_step",
     "train_step",
 )
-"""What a class may change about the way its models train and predict."""
+"""The methods with which a class changes how its models train and predict."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a quantized model keeps of the float model.
+    """What a quantized model keeps from the float model.
 
     Args:
         names: The names of its outputs, in the order in which Keras flattens them.
@@ -46,7 +46,7 @@ class Origin:
 
 @keras.saving.register_keras_serializable("intact")
 class QuantizedModel(Functional):
-    """A functional model with the float model's output names, and its class if that can be.
+    """A functional model with the float model's output names, and its class if possible.
 
     A quantized model is an instance of a subclass that `model_class` makes. What it keeps stands
     in that subclass, because Keras' `clone_model` reads nothing but a model's class and graph.
@@ -105,12 +105,12 @@ class QuantizedModel(Functional):
         return super().export(filepath, format=format, **kwargs)
 
     def __reduce__(self) -> Any:
-        # Pickle looks classes up by name, where it finds this one alone.
+        # Pickle looks classes up by name, and finds only this one.
         function, arguments = super().__reduce__()
         return getattr(QuantizedModel, function.__name__), arguments
 
     def get_config(self) -> dict[str, Any]:
-        """The graph, the names of the outputs, and by what name the user's class is registered."""
+        """The graph, the names of the outputs, and the registered name of the user's class."""
         config = Functional.get_config(self)
         config["output_names"] = list(self.output_names)
         if self._origin.base is not None:
@@ -181,7 +181,7 @@ def class_like(model: keras.Model, names: Iterable[str]) -> type[QuantizedModel]
     """
     base, names = type(model), tuple(names)
     if issubclass(base, QuantizedModel):
-        # One that has nothing to quantize is built again to be written.
+        # A quantized model without anything to quantize is rebuilt for its file.
         return model_class(base._origin)
     if base in (Functional, keras.Sequential, keras.Model):
         return model_class(Origin(names))
@@ -203,7 +203,7 @@ def class_like(model: keras.Model, names: Iterable[str]) -> type[QuantizedModel]
 
 
 def is_quantized(model: keras.Model) -> bool:
-    """Whether a model came from `quantize_model`, or has one that did inside."""
+    """Whether `quantize_model` made a model, or a model inside it."""
     return isinstance(model, keras.Model) and any(
         isinstance(layer, QuantizedLayer) for layer in all_layers(model)
     )
@@ -229,7 +229,7 @@ def refuse_quantized(model: keras.Model) -> None:
 
 
 def like(model: keras.Model, inputs: Any, outputs: Any) -> keras.Model:
-    """A model with another graph, and all else as a quantized model has it.
+    """A model with another graph, and everything else from a quantized model.
 
     Args:
         model: The quantized model, or a part of one.
@@ -276,7 +276,7 @@ def _parameters(kind: type) -> tuple[set[str], bool, bool]:
 
 
 def _accepted(base: type | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of some arguments that a class's constructor takes."""
+    """The arguments, among some, that a class's constructor takes."""
     if base is None or _constructor(base) is _constructor(keras.Sequential):
         return kwargs
     names, _, any_keyword = _parameters(base)

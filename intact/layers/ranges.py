@@ -14,7 +14,7 @@ from intact.numerics.tensors import to_numpy
 
 @contextlib.contextmanager
 def stand_in_ranges(model: keras.Model) -> Iterator[None]:
-    """Give ranges that have seen no data some, to see what file would come of the model.
+    """Inside a `with` block, give ranges without data a stand-in, so that a file can be written.
 
     Args:
         model: A quantized model.
@@ -38,7 +38,7 @@ def refuse_nested(model: keras.Model, before: str) -> None:
         before: What is about to be done, for the error.
 
     Raises:
-        IntactError: The model calls a quantized one; its name is said.
+        IntactError: The model calls a quantized one, which the message names.
     """
     for inner in all_layers(model):
         if isinstance(inner, keras.Model) and any(

@@ -1,7 +1,7 @@
-"""When quantization begins in training, and when ranges and batch norms stand still.
+"""The training steps at which quantization begins, and ranges and batch norms freeze.
 
-Each layer that has to know counts its training steps in a variable, so that a compiled step
-reads it as data, and a saved model goes on where it stopped.
+Each layer with a schedule counts its training steps in a variable, so that a compiled step reads it
+as data, and a saved model continues where it stopped.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,21 +18,21 @@ NEVER = float("inf")
 
 @dataclass(frozen=True)
 class Schedule:
-    """From which training step on what is done; None for never.
+    """The training step at which each change happens; None for never.
 
-    It concerns training alone: predictions and files are quantized from the start, as the
-    graphs of `tf.contrib.quantize.create_eval_graph` were.
+    It affects training only: predictions and files are quantized from the start, as the graphs of
+    `tf.contrib.quantize.create_eval_graph` were.
 
     Args:
         quant_delay: The first step that computes on integers; before it, weights and
             activations are as in float, while ranges are observed.
-        freeze_ranges: The first step from which observed ranges stay as they are. Learned
-            scales go on training.
-        freeze_batch_norm: The first step from which batch norms use their moving statistics,
-            and keep them (`freeze_bn_delay` in `tf.contrib.quantize`).
+        freeze_ranges: The first step at which observed ranges are frozen. Learned scales keep
+            training.
+        freeze_batch_norm: The first step at which batch norms use their moving statistics, and
+            freeze them (`freeze_bn_delay` in `tf.contrib.quantize`).
 
     Raises:
-        IntactError: A step that is no whole number, or negative.
+        IntactError: A step is negative, or no whole number.
 
     Example:
 
@@ -78,7 +78,7 @@ class Clock(keras.layers.Layer):
 
     def now(self) -> Tensor:
         """How many steps there have been, as a scalar tensor."""
-        # A copy: torch would give the variable, which counts on.
+        # A copy, because PyTorch would return the variable, which keeps counting.
         return self.step * 1.0
 
     def tick(self, again: bool = False) -> Tensor:
@@ -123,7 +123,7 @@ def schedule_config(schedule: Schedule | None) -> dict[str, Any] | None:
 
 
 def schedule_from_config(config: dict[str, Any] | None) -> Schedule | None:
-    """What `schedule_config` was called on."""
+    """The schedule of a config."""
     return None if config is None else Schedule(**config)
 
 
@@ -150,9 +150,9 @@ def _clocks(model: keras.Model) -> list[Clock]:
 
 
 def set_schedule(model: keras.Model, schedule: Schedule) -> None:
-    """Give a quantized model another schedule, also in the midst of its training.
+    """Give a quantized model another schedule, even while it trains.
 
-    Nothing is compiled anew: the steps are variables. Within `fit`, use the callbacks of
+    Nothing is recompiled, because the steps are variables. In `fit`, use the callbacks of
     `intact.callbacks`.
 
     Args:
@@ -173,7 +173,7 @@ def set_schedule(model: keras.Model, schedule: Schedule) -> None:
 
 
 def switch(model: keras.Model, on: bool) -> None:
-    """Switch quantization in training on, or off, from here on.
+    """Switch quantization in training on or off.
 
     Args:
         model: A model that was quantized with a schedule.
@@ -214,7 +214,7 @@ def training_step(model: keras.Model) -> int:
 
 
 def delay_left(model: keras.Model) -> float:
-    """How many steps of training in float are left; 0 where there is no schedule.
+    """How many steps of float training are left; 0 without a schedule.
 
     Args:
         model: A quantized model.

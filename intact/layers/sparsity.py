@@ -1,4 +1,4 @@
-"""Pruned and clustered models stay so while they train."""
+"""Keeps pruned models sparse and clustered models clustered while they train."""
 
 import keras
 
@@ -31,7 +31,7 @@ def keep_sparsity(model: keras.Model) -> None:
 
 
 def keep_clusters(model: keras.Model) -> None:
-    """Keep weights equal that are equal, while a clustered model trains and in its file.
+    """Keep equal weights equal while a clustered model trains, and in its file.
 
     Weights of one layer that have the same value now move together, by the mean of their
     gradients. Where each output channel has a scale of its own (the default), the file has no

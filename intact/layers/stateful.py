@@ -1,4 +1,4 @@
-"""Layers that keep a state between calls, and what a stream of data asks of models with them."""
+"""Layers that keep a state between calls, and checks for models that have them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from intact.rounding.kernel_rounding import KernelRounding
 from intact.rounding.lstm import LSTMRounding, Run, State, StateKeeper
 
 UNSEEN = 8.0
-"""The largest cell state, where none was ever seen."""
+"""The assumed largest cell state before any was seen."""
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -62,7 +62,7 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
     def _quantized(
         self, rule: type[KernelRounding], pending: Any, training: bool | None, *rest: Any
     ) -> QTensor:
-        """Compute all steps from the state that was kept, and keep the one after."""
+        """Compute all steps from the kept state, and keep the new one."""
         if rule is not LSTMRounding:
             return super()._quantized(rule, pending, training, *rest)
         before = State(*map(self._value, State._fields))
@@ -104,7 +104,7 @@ def check_stream(model: keras.Model, samples: int) -> None:
         samples: How many samples it is about to get.
 
     Raises:
-        InvalidDataError: Another number.
+        InvalidDataError: The number is no multiple of the batch.
     """
     size = model.inputs[0].shape[0]
     if stateful_layers(model) and samples % size:
@@ -134,7 +134,7 @@ def refuse_stream(model: keras.Model, what: str) -> None:
 
 
 def reset_states(model: keras.Model) -> None:
-    """Let a model that keeps its state (`stateful=True`) begin anew.
+    """Reset the state of a model that keeps one (`stateful=True`).
 
     Afterwards it computes what its file does after LiteRT's `reset_all_variables`, or what
     a newly loaded file does.

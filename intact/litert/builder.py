@@ -110,17 +110,17 @@ class Builder:
             inputs: Its inputs; None for an optional one.
             outputs: Its outputs.
             options: Fields of its options table, by the schema's names.
-            inside: Tensors that only say what scales its kernel has inside.
+            inside: Tensors that only hold the scales inside its kernel.
         """
         op = Operator(name, 1, inputs, outputs, options or {}, inside or [])
         op.version = get_kernel(name).version(op)
         self.operators.append(op)
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """A tensor that several ops read: computed where it is asked for first.
+        """A tensor that several ops read, computed at the first request.
 
         Args:
-            key: What it is known by.
+            key: A hashable key.
             compute: Adds the ops that compute it.
 
         Returns:
@@ -220,7 +220,7 @@ class Builder:
         self.add("CAST", [x], [output], types)
 
     def real(self, constant: Tensor) -> Tensor:
-        """The real values of a quantized constant, as another.
+        """The real values of a quantized constant as a float constant.
 
         Args:
             constant: The constant; one scale for all its values.
@@ -264,7 +264,7 @@ class Builder:
 
         Args:
             inputs: Name in the signature and tensor of each input.
-            outputs: The same of each output.
+            outputs: The same for each output.
             loops: The graphs that loops repeat.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What is in a LiteRT file, as a table or as data."""
+"""The content of a LiteRT file, as a table or as data."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ _HEADING = (
     "name",
 )
 _INDICES = ("int32", "int64", "bool")
-"""The types of constants that are sizes, axes and biases, and no weights."""
+"""The types of constants that are sizes, axes or biases, not weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +64,11 @@ class Inspection:
 
     @property
     def constant_bytes(self) -> int:
-        """Bytes of all constants; those that tensors share count once."""
+        """Bytes of all constants; shared ones count once."""
         return sum(_constant_sizes(t for graph in self.file.graphs for t in graph.tensors).values())
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The content as data for JSON."""
         file = self.file
         return {
             "bytes": file.size,
@@ -111,7 +111,7 @@ class Inspection:
 
 
 def inspect(file: str | os.PathLike | bytes) -> Inspection:
-    """Say what is in a LiteRT file of any origin.
+    """List the content of a LiteRT file of any origin.
 
     Args:
         file: Path of a `.tflite` file, or its bytes.

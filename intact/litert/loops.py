@@ -1,4 +1,4 @@
-"""Loops of a file: steps that are equal, written as one WHILE."""
+"""Writes equal steps of a file as one WHILE loop."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ class Joined:
         op: The concatenation.
         place: Which output it joins.
         first: The place of the first of them among its inputs.
-        turned: Whether that is the last step's, and the first step's is the last.
+        turned: Whether the order is reversed, so that the first step's output comes last.
     """
 
     op: Operator
@@ -59,17 +59,17 @@ class Step:
 
 @dataclass(eq=False)
 class Loop:
-    """Steps that are equal, and how they hang together.
+    """Equal steps, and how they are connected.
 
     Args:
         steps: The steps.
-        carried: What a step reads of the one before it, by place.
-        initial: For each of these, what the first step reads in its place.
+        carried: The places in the step before whose outputs a step reads.
+        initial: For each of these, the tensor that the first step reads instead.
         fixed: Tensors that all steps read.
         slices: Places of ops that take a step's part of such a tensor, with its axis.
         first: Where these begin in the first step.
         stride: How much further they begin in each step after it: 1 or -1.
-        joined: What joins an output of all steps, if anything does.
+        joined: The concatenation of all steps' outputs, if there is one.
     """
 
     steps: list[Step]
@@ -96,7 +96,7 @@ def has_room(x: Tensor, joined: Tensor, steps: int) -> bool:
 
 
 def write_loop(builder: Builder, loop: Loop, number: int) -> list[Subgraph]:
-    """Put a loop in the place of its steps.
+    """Replace steps by a loop.
 
     Args:
         builder: The file's builder.
@@ -119,7 +119,7 @@ def write_loop(builder: Builder, loop: Loop, number: int) -> list[Subgraph]:
 
 
 def _in_order(operators: list[Operator]) -> list[Operator]:
-    """Ops in an order of execution: each behind those whose outputs it reads, else as they were."""
+    """Ops in an order of execution: each after the ops that it reads, otherwise unchanged."""
     maker = {id(tensor): op for op in operators for tensor in op.outputs}
     order: dict[int, Operator] = {}
     waiting = operators[::-1]
@@ -152,7 +152,7 @@ class _Writer:
         return step.all[place[0]].outputs[place[1]]
 
     def main(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What the WHILE reads and writes."""
+        """The inputs and outputs of the WHILE."""
         loop, builder = self.loop, self.builder
         start = builder.constant(np.array([loop.first], "int32"))
         inputs = [start, *loop.initial]
@@ -279,7 +279,7 @@ class _Graph:
         return tensor
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """What stands for a tensor of the main graph; constants share its data."""
+        """The counterpart of a main graph's tensor; constants share its data."""
         if id(tensor) not in self._copies:
             self._copies[id(tensor)] = self.tensor(replace(tensor))
         return self._copies[id(tensor)]

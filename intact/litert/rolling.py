@@ -1,11 +1,11 @@
-"""Loops: the steps of a recurrent layer, one after the other in a file, as one WHILE.
+"""Finds the equal steps of a recurrent layer in a file, which become one WHILE loop.
 
-Lowering writes a step as often as there are steps. Here the ops that repeat are found again, by
-what they read and write alone: nothing is known of layers. One copy of them becomes the body of a
-loop, whose kernels are the same, and so are its values. What does not repeat exactly stays.
+Lowering writes every step. This module finds the ops that repeat from their inputs and outputs
+alone; it knows nothing of layers. One copy of them becomes the body of a loop, with the same
+kernels and so the same values. Steps that do not repeat exactly stay.
 
 The ops of a step begin at its anchors, ops with weights that every step has (the product with the
-state before). A step is all that depends on its anchors, and not on those of the next one.
+state before). A step is everything that depends on its anchors and not on the next step's.
 """
 
 import itertools
@@ -19,10 +19,10 @@ from intact.litert.loops import Joined, Loop, Place, Step, has_room, write_loop
 from intact.litert.writing import Operator, Subgraph, Tensor
 
 LEAST = 8
-"""How many equal steps are worth a loop: it takes a microsecond or less for each of them."""
+"""The fewest equal steps that become a loop, which costs up to a microsecond per step."""
 
 BOUNDS = ("beginMask", "endMask")
-"""The options of a STRIDED_SLICE that say where it begins and ends, as its constants do."""
+"""The options of a STRIDED_SLICE that repeat what its constants say."""
 
 
 def roll(builder: Builder, ends: Sequence[Tensor]) -> list[Subgraph]:
@@ -59,7 +59,7 @@ class _Finder:
         for op in operators:
             for tensor in {id(t): t for t in op.inputs if t is not None}.values():
                 self.readers.setdefault(id(tensor), []).append(op)
-        # Of each op, what depends on it, as the bits of a number.
+        # For each op, the ops that depend on it, as a bit mask.
         self.after: dict[int, int] = {}
         for n in reversed(range(len(operators))):
             bits = 1 << n
@@ -72,7 +72,7 @@ class _Finder:
         return [reader for t in op.outputs for reader in self.readers.get(id(t), [])]
 
     def anchors(self) -> list[list[list[Operator]]]:
-        """What steps may begin at: their ops with weights, for each number of steps."""
+        """Candidates for the anchors of steps: ops with weights, for each number of steps."""
         groups: dict[Any, list[Operator]] = {}
         for op in self.operators:
             weights = [t for t in op.inputs[1:] if t is not None and t.buffer and len(t.shape) > 1]
@@ -89,14 +89,14 @@ class _Finder:
         return choices
 
     def _aligned(self, row: list[Operator], other: list[Operator]) -> bool:
-        """Whether ops stand beside each other, step by step."""
+        """Whether ops are in the same order in every step."""
         pairs = zip(row, other[1:], strict=False)
         reach = all(self.after[id(op)] >> self.number[id(next_)] & 1 for op, next_ in pairs)
         back = zip(other, row[1:], strict=False)
         return reach and all(self.after[id(a)] >> self.number[id(b)] & 1 for a, b in back)
 
     def loop(self, anchors: list[list[Operator]]) -> Loop | None:
-        """The loop of the steps that begin at some ops, if they are equal."""
+        """The loop of the steps that begin at the given ops, if they are equal."""
         reach = [0] * (len(anchors) + 1)
         for n, step in enumerate(anchors):
             for op in step:
@@ -122,7 +122,7 @@ class _Finder:
         return loop
 
     def _ordered(self, ops: list[Operator]) -> Step:
-        """The ops of a step in an order that only depends on what they are and read."""
+        """The ops of a step in an order that depends only on their kinds and inputs."""
         place: dict[int, Place] = {}
         inside = {id(t) for op in ops for t in op.outputs}
         order: list[Operator] = []
@@ -141,7 +141,7 @@ class _Finder:
         return Step(order)
 
     def _like(self, model: Step, before: Step, anchors: list[Operator]) -> Step | None:
-        """The ops that do behind the last anchors what those of a step do behind its own."""
+        """The ops behind the last anchors that correspond to those of a full step."""
         places, carried = model.places(), before.places()
         kinds = [_kind(op) for op in anchors]
         matches: list[Operator] = []
@@ -188,7 +188,7 @@ class _Finder:
         return True
 
     def _leaves(self, loop: Loop) -> bool:
-        """Whether a loop has what is read of the steps behind them; notes what joins them."""
+        """Whether a loop provides all that later ops read of its steps; notes the concatenation."""
         inside = {id(op) for step in loop.steps for op in step.all}
         outside: dict[Place, list[set[int]]] = {}
         for n, step in enumerate(loop.steps):
@@ -210,7 +210,7 @@ class _Finder:
         return all(place in loop.carried for place, readers in outside.items() if readers[-1])
 
     def _joined(self, loop: Loop, place: Place, reader: int) -> Joined | None:
-        """What joins an output of all steps along their axis, in order."""
+        """The concatenation of an output of all steps in order, if there is one."""
         op = next(op for op in self.operators if id(op) == reader)
         outputs = [step.all[place[0]].outputs[place[1]] for step in loop.steps]
         ids, own = [id(t) for t in op.inputs], [id(t) for t in outputs]
@@ -225,7 +225,7 @@ class _Finder:
 
 
 def _kind(op: Operator) -> tuple[Any, ...]:
-    """All of an op but which tensors it works on."""
+    """An op's description, without its tensors."""
     tensors = [_described(t) for t in (*op.inputs, *op.outputs)]
     return op.name, op.version, repr(sorted(op.options.items())), len(op.inside), *tensors
 
@@ -240,7 +240,7 @@ def _described(tensor: Tensor | None) -> tuple[Any, ...]:
 
 
 class _Matcher:
-    """Compares what steps read, input by input, with what the second one does."""
+    """Compares the inputs of steps with those of the second one."""
 
     def __init__(self, finder: "_Finder", steps: list[Step]) -> None:
         self.finder = finder
@@ -250,7 +250,7 @@ class _Matcher:
         self.fixed: dict[int, Tensor] = {}
 
     def loop(self) -> Loop | None:
-        """The loop of the steps; None if they differ in more than a slice's begin."""
+        """The loop of the steps; None if they differ in anything but the begin of slices."""
         taken = {id(op) for step in self.steps for op in step.ops}
         self.model.sources = self._sources(taken)
         others = [step for step in self.steps if step is not self.model]
@@ -269,7 +269,7 @@ class _Matcher:
         return Loop(self.steps, carried, initial, list(self.fixed.values()), axes, *ways.pop())
 
     def _sources(self, taken: set[int]) -> list[Operator]:
-        """The ops that only the second step reads, less those that depend on its anchors."""
+        """The ops that only the second step reads, without those that depend on its anchors."""
         inside = {id(op): op for op in self.model.ops}
         waiting = list(self.model.ops)
         sources: list[Operator] = []
@@ -282,12 +282,12 @@ class _Matcher:
                 if not ends and all(id(reader) in inside for reader in self.finder.read_by(op)):
                     inside[id(op)] = op
                     sources.append(op)
-                    # What was looked at too early may have all its readers now.
+                    # An op that was visited too early may have all its readers now.
                     waiting = list(inside.values())
         return sorted(sources, key=lambda op: self.finder.number[id(op)])
 
     def _find_sources(self, step: Step) -> bool:
-        """Find a step's sources: the ops that it reads where the second one reads its own."""
+        """Find a step's sources: the ops at the places of the second step's sources."""
         pairs = dict(zip(map(id, self.model.ops), step.ops, strict=True))
         for source in reversed(self.model.sources):
             reader = next(r for r in self.finder.read_by(source) if id(r) in pairs)
@@ -302,7 +302,7 @@ class _Matcher:
         return True
 
     def _slice(self, ops: list[Operator]) -> tuple[int, int, int] | None:
-        """Axis, first begin and stride of slices that take one place each, one after the other."""
+        """Axis, first begin and stride of slices that each take the next place."""
         if ops[0].name != "STRIDED_SLICE" or any(
             op.inputs[0] is not ops[0].inputs[0] for op in ops
         ):
@@ -315,7 +315,7 @@ class _Matcher:
         return axes.pop(), begins[0], strides.pop()
 
     def _same(self, n: int, slices: dict[int, Any]) -> bool:
-        """Whether a step reads what the second one does, or its own counterpart of that."""
+        """Whether a step reads the second step's input, or its own counterpart."""
         step, own = self.steps[n], self.steps[n].places()
         places, before = self.model.places(), self.steps[0].places()
         for number, (op, other) in enumerate(zip(self.model.all, step.all, strict=True)):
@@ -336,7 +336,7 @@ class _Matcher:
         return True
 
     def _carries(self, n: int, place: Place, tensor: Tensor) -> bool:
-        """Whether a step reads an output of the step before; what the first one reads is noted."""
+        """Whether a step reads an output of the step before; notes the first step's input."""
         if n == 0:
             return self.carried.setdefault(place, tensor) is tensor
         op = self.steps[n - 1].all[place[0]]
@@ -344,14 +344,14 @@ class _Matcher:
 
 
 def _outline(op: Operator) -> tuple[Any, ...]:
-    """All of an op but its constants and which tensors it works on."""
+    """An op's description, without its constants and tensors."""
     tensors = [_described(t) for t in (*op.inputs, *op.outputs) if t is None or not t.buffer]
     options = {key: value for key, value in op.options.items() if key not in BOUNDS}
     return op.name, repr(sorted(options.items())), *tensors
 
 
 def _place_taken(op: Operator, buffers: list[Any]) -> tuple[int, int] | None:
-    """The axis along which a STRIDED_SLICE takes one place, and that place; None of other ones."""
+    """The axis and index at which a STRIDED_SLICE takes one place; None for any other slice."""
     x = op.inputs[0]
     bounds = [np.asarray(buffers[t.buffer]).view("int32").tolist() for t in op.inputs[1:]]
     if any(value for key, value in op.options.items() if key not in BOUNDS) or set(bounds[2]) != {

@@ -1,4 +1,4 @@
-"""Runs LiteRT files, float in and float out whatever the file's types."""
+"""Runs LiteRT files on real values, whatever the file's types."""
 
 import os
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ class LiteRTModel:
     """
 
     input_details: dict[str, dict]
-    """What LiteRT tells of each input: its "shape", "dtype", "quantization" and more."""
+    """LiteRT's details of each input: "shape", "dtype", "quantization" and more."""
 
     resolvers = {
         "default": OpResolverType.AUTO,
@@ -96,11 +96,11 @@ class LiteRTModel:
 
     @property
     def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Per input its shape; None where any size goes."""
+        """The shape of each input; None for any size."""
         return {name: _shape(detail) for name, detail in self.input_details.items()}
 
     def _allocate(self) -> bool:
-        """Allocate the tensors, unless sizes are open that are yet too small for the kernels."""
+        """Allocate the tensors, unless an open size is still too small for the kernels."""
         try:
             self.interpreter.allocate_tensors()
         except RuntimeError:
@@ -151,9 +151,9 @@ class LiteRTModel:
         return next(iter(results.values())) if len(results) == 1 else results
 
     def runs_batches(self) -> bool:
-        """Whether the file runs several samples at once; where it does not, `predict` splits them.
+        """Whether the file runs several samples at once; otherwise `predict` splits them.
 
-        Kernels do not always say so before they run.
+        Some kernels reveal it only when they run.
         """
         shapes = {name: _shape(detail) for name, detail in self.input_details.items()}
         if any(not shape or shape[0] is not None for shape in shapes.values()):
@@ -172,7 +172,7 @@ class LiteRTModel:
         return not self._one_by_one
 
     def reset_states(self) -> None:
-        """Begin anew, where the file keeps a state from one call to the next."""
+        """Reset the state of a file that keeps one between calls."""
         self.interpreter.reset_all_variables()
 
     def run_on_zeros(self) -> None:
@@ -263,7 +263,7 @@ class LiteRTModel:
             except RuntimeError as error:
                 if size == 1 or not dynamic:
                     raise IntactError(f"LiteRT cannot run this file: {error}") from error
-                # Some kernels (TRANSPOSE_CONV without XNNPACK) have their batch fixed.
+                # Some kernels (TRANSPOSE_CONV without XNNPACK) have a fixed batch.
                 self._one_by_one = True
         samples = ({n: a[i : i + 1] for n, a in chunk.items()} for i in range(size))
         results = [self._run_batch(sample, dynamic) for sample in samples]
@@ -274,7 +274,7 @@ class LiteRTModel:
         return {n: self.interpreter.get_tensor(d["index"]) for n, d in self._outputs.items()}
 
     def invoke(self, chunk: dict[str, np.ndarray]) -> None:
-        """Run the kernels; `view` looks at what they leave.
+        """Run the kernels; `view` shows their outputs.
 
         Args:
             chunk: An array for each input, of the values that the file stores.
@@ -295,7 +295,7 @@ class LiteRTModel:
         self.interpreter.invoke()
 
     def view(self, name: str) -> np.ndarray:
-        """An output as the last run left it; not a copy, so let go of it before the next."""
+        """The output of the last run, not a copy: release it before the next run."""
         return self.interpreter.tensor(self._outputs[name]["index"])()
 
 
@@ -305,7 +305,7 @@ def _shape(detail: dict) -> tuple[int | None, ...]:
 
 
 def delegated(content: bytes) -> list[bool]:
-    """Which ops of a file's first graph XNNPACK takes over, as the runtime does it.
+    """Which ops of a file's first graph the runtime hands to XNNPACK.
 
     Args:
         content: The file's bytes.

@@ -14,7 +14,7 @@ from intact.names import Kernels
 
 @dataclass(frozen=True)
 class Timing:
-    """What `benchmark` returns; printing it says it in words.
+    """What `benchmark` returns; printing it gives a sentence.
 
     Args:
         best: Shortest time of a run, in seconds.
@@ -87,7 +87,7 @@ def benchmark(
 
 
 def spans(models: Sequence[LiteRTModel], seconds: float) -> list[list[float]]:
-    """How long runs of files take, in turns, so that other work of the machine slows all alike.
+    """The run times of files, measured in turns, so that other load slows all alike.
 
     Args:
         models: The files, loaded.
@@ -97,7 +97,7 @@ def spans(models: Sequence[LiteRTModel], seconds: float) -> list[list[float]]:
         For each file, the seconds of its runs: at least one.
     """
     for model in models:
-        # This sets the inputs and warms up; what is timed is the runtime alone.
+        # This sets the inputs and warms up, so that only the runtime is timed.
         model.run_on_zeros()
     times_of: list[list[float]] = [[] for _ in models]
     end = time.perf_counter() + seconds * len(models)

@@ -1,4 +1,4 @@
-"""Whether a LiteRT file keeps the rules that the runtime does not check."""
+"""Checks a LiteRT file against rules that the runtime does not check."""
 
 import os
 from collections import Counter
@@ -76,7 +76,7 @@ class Findings(list[Finding]):
         return [f for f in self if f.severity == INFO]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The findings as data for JSON."""
         findings = [{**asdict(f), "where": f.where} for f in self]
         unchecked = [f.op_name for f in self.unchecked]
         return {"errors": len(self.errors), "not_checked": unchecked, "findings": findings}

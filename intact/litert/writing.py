@@ -1,4 +1,4 @@
-"""Tensors and ops as they are written, and their bytes."""
+"""The tensors and ops to write, and their bytes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,8 +112,8 @@ class Subgraph:
         name: Its name.
         tensors: Its tensors, in order of their `index`.
         operators: Its ops, in order of execution.
-        inputs: The tensors that it is given.
-        outputs: The tensors that it returns.
+        inputs: Its input tensors.
+        outputs: Its output tensors.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From a quantized model to a plain inference model: what the file holds, in Keras."""
+"""From a quantized model to a plain inference model: the content of the file, in Keras."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ def freeze(model: keras.Model) -> keras.Model:
     """Make the inference model of a quantized one.
 
     Weights are the integers of the file, batch norms are folded into them, ranges are fixed.
-    Nothing trains and nothing is observed any more; the outputs and the exported file are
-    those of the model given, which is not changed.
+    Nothing trains or observes any more. The outputs and the exported file stay the same, and the
+    given model is not changed.
 
     Args:
         model: A quantized model whose ranges have seen data.
@@ -29,7 +29,7 @@ def freeze(model: keras.Model) -> keras.Model:
 
     Raises:
         NotCalibratedError: Ranges are missing.
-        IntactError: It is no quantized model.
+        IntactError: The model is not quantized.
         ExportError: A layer cannot be written.
 
     Example:
@@ -81,12 +81,12 @@ class _Freezer:
     def _node(self, node: Any) -> None:
         args, kwargs = keras.tree.map_structure(self._new, (node.args, dict(node.kwargs)))
         if kwargs.pop("folds", False):
-            # The layer before has it in its weights.
+            # The weights of the layer before contain it.
             outputs = args[0]
         else:
             kwargs.pop("again", None)
             if isinstance(node.layer, FakeQuantize):
-                # Ranges that are fixed look at no products.
+                # Fixed ranges need no products.
                 args, _ = args[:1], kwargs.pop("shapes", None)
             outputs = self._layer(node)(*args, **kwargs)
         for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):

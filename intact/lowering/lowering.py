@@ -1,7 +1,7 @@
 """From a built model (quantized or float) to a LiteRT file.
 
-Goes through the model's kernels once. What is fused and rounded is decided by the plan and read
-from the kernel graph; it is only followed here.
+Goes through the model's kernels once. The plan has decided what is fused and rounded, and the
+kernel graph says so; this module only follows.
 """
 
 import keras
@@ -86,7 +86,7 @@ class Lowering:
         check_calibrated(self.model, "exporting")
         content = self._run(integer_only)
         while self.widened:
-            # Other tensors of a range that was widened have its old scale.
+            # Other tensors of a widened range still have its old scale.
             self._begin()
             content = self._run(integer_only)
         return content
@@ -117,7 +117,7 @@ class Lowering:
         dtype = self.dtypes[0]
         unread = not self.graph.consumers(tensor) and not self.graph.is_output(tensor)
         if unread and tensor.dtype == "float32" != dtype:
-            # Whatever its integers mean, nothing reads them.
+            # Nothing reads its integers, so any scale is right.
             return name, self.builder.tensor(tensor.shape, dtype, name, scale=1.0, zero_point=0)
         if quantizer is None:
             entry = self._unquantized(tensor, name)
@@ -173,7 +173,7 @@ class Lowering:
             )
 
     def _shifted(self, stored: Tensor, dtype: str) -> Tensor:
-        """A tensor of the same scale and of a given type: the tensor itself, or another."""
+        """The tensor, or one of the same scale in the given type."""
         if dtype == stored.dtype:
             return stored
         if "int16" in (dtype, stored.dtype):
@@ -187,7 +187,7 @@ class Lowering:
         return real
 
     def _as_counts(self, tensor: Tensor) -> Tensor:
-        """Whole numbers without the scale of 1 that bytes have inside the file."""
+        """Whole numbers without the scale of 1 that kernels for bytes expect."""
         if not tensor.quantized:
             return tensor
         counts = self.builder.tensor(tensor.shape, tensor.dtype, f"{tensor.name}_counts")
@@ -214,7 +214,7 @@ class Lowering:
             self.tensors[id(kernel.output)] = self._dequantized(kernel)
 
     def _quantize(self, kernel: Kernel) -> Tensor:
-        """A tensor that is rounded to another range, unless its own is the same."""
+        """A tensor rounded to another range, or itself if its range is the same."""
         quantizer = kernel.layer
         source = self._tensor(kernel.call.inputs[0])
         scale, zero_point = stored_params(quantizer)
@@ -273,7 +273,7 @@ class Lowering:
         return self._clamped(self._emit(node, tensor), kernel, node.activation)
 
     def _clamped(self, tensor: Tensor, kernel: Kernel, fused: str) -> Tensor:
-        """A tensor within the bounds of its quantizer, if its kernel leaves them."""
+        """A tensor clamped to the bounds of its quantizer, if its kernel exceeds them."""
         quantizer = kernel.quantizer
         assert quantizer is not None
         if quantizer.rule.signs:
@@ -329,7 +329,7 @@ class Lowering:
         return self.tensors[id(tensor)]
 
     def _unquantized(self, tensor: keras.KerasTensor, name: str) -> Tensor:
-        """The file's tensor of a type that Keras has, too."""
+        """The file's tensor in a type that Keras has, too."""
         # Kernels for bytes expect a scale: whole numbers are in steps of 1.
         scaled = self.quantized and tensor.dtype in ("int8", "uint8")
         scale = np.float32(1) if scaled else None
@@ -343,7 +343,7 @@ class Lowering:
         return node.output
 
     def _fit(self, node: LoweringNode, output: Tensor) -> None:
-        """Keep one step of an op's sums within as many of the output's as its kernel takes."""
+        """Keep the ratio of accumulator scale to output scale below the kernel's limit."""
         step, quantizer = node.op.accumulator_scale(node), node.quantizer
         most = node.op.max_accumulator_scale
         limit = most * output.scale
@@ -352,7 +352,7 @@ class Lowering:
         assert quantizer is not None
         by_sums = node.sums is not None and node.kernel_rounding == "accumulator"
         if by_sums and quantizer.spec.bits <= 8:
-            # All sums but 0 saturate, as they do where their step is just below the limit.
+            # All sums but 0 saturate, as they do just below the limit.
             most = np.float32(0.999 * limit) / node.sums.input_scale
             scale = np.clip(node.sums.weight_scale, -most, most)
             node.sums = node.sums._replace(weight_scale=scale)
@@ -386,7 +386,7 @@ class Lowering:
 def fused_activation(bounds: Clamp, scale: float = np.inf) -> str:
     """The activation that a kernel fuses, by the bounds of its output and the output's scale.
 
-    Other limits are where the integers of the range end, and so is one that is not within them.
+    The ends of the integer range enforce other limits.
     """
     lower, upper = bounds
     plain = "RELU" if lower == 0 else "NONE"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 LAST = ScaleLayout((-1,))
-"""A scale for each place on the last axis, as weights have that no op describes."""
+"""A scale for each channel of the last axis, for weights that no op describes."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Stored:
         scale: Scale of whole numbers, per channel or one for all.
         zero_point: Their zero point, likewise.
         layout: Where the channels are.
-        dynamic: The kernel takes whole numbers for its float input.
+        dynamic: Whether the kernel quantizes its float input at run time.
     """
 
     values: np.ndarray
@@ -57,7 +57,7 @@ class Stored:
             return replace(self, values=self.values * self.spread(factor))
         negative = factor < 0
         sign = self.spread(np.where(negative, np.float32(-1), np.float32(1)))
-        # Ones' complement: the negative of the smallest integer has a place, too.
+        # The ones' complement, because the negative of the smallest integer does not exist.
         zero_point = np.where(
             negative & np.any(self.zero_point), -1 - self.zero_point, self.zero_point
         )
@@ -80,7 +80,7 @@ class LoweringNode:
         sums: Bias and scales of the integer sums, for integer ops with weights.
         real_bias: Bias of a float op.
         activation: The fused activation, by the schema's name.
-        quantizer: What rounds the output, if it is known.
+        quantizer: The quantizer of the output, if there is one.
         kernel_rounding: How it is rounded, likewise.
     """
 
@@ -111,7 +111,7 @@ class LoweringNode:
         return self._output
 
     def alias(self, tensor: Tensor) -> None:
-        """Let the output be another tensor: there is nothing to compute."""
+        """Make the output another tensor, because there is nothing to compute."""
         self._output = tensor
 
     def fold(self, norm: Any) -> None:
@@ -173,7 +173,7 @@ class LoweringNode:
 
 
 def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
-    """The weights of an integer op, as it computes them in Keras."""
+    """The weights of an integer op, computed as in Keras."""
     op = node.op
     if not isinstance(op, Weighted):
         if quantized.spec is not None:
@@ -205,7 +205,7 @@ def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
 
 
 def stored_weights(node: LoweringNode, quantized: Quantized) -> None:
-    """The weights of an op as its spec says."""
+    """The weights of an op, stored as its spec says."""
     spec = quantized.spec
     assert spec is not None
     if spec.wide:
@@ -231,7 +231,7 @@ def stored_weights(node: LoweringNode, quantized: Quantized) -> None:
 
 
 def settle_signs(node: LoweringNode) -> None:
-    """Move the signs of the channels' scales into weights and bias, for scales are positive."""
+    """Move the signs of the channels' scales into weights and bias, because scales are positive."""
     acc, planned = node.sums, node.weights["kernel"]
     sign = np.where(acc.weight_scale < 0, np.float32(-1), np.float32(1))
     counts = sign * acc.values
@@ -240,7 +240,7 @@ def settle_signs(node: LoweringNode) -> None:
         values = values * planned.spread(counts)
     bias = np.broadcast_to(acc.bias * sign, (node.shape[-1] or 0,))
     scale = np.abs(acc.weight_scale)
-    # Where all is 0, any scale does: one that no kernel finds too small.
+    # If all weights are 0, any scale is right; this one is not too small for any kernel.
     layout = planned.layout if scale.ndim else PER_TENSOR
     idle = ~values.any(axis=layout.shared(values.ndim)).reshape(scale.shape)
     idle &= bias == 0 if scale.ndim else not bias.any()
@@ -250,7 +250,7 @@ def settle_signs(node: LoweringNode) -> None:
 
 
 def float_weights(node: LoweringNode, holder: Any) -> None:
-    """The weights of a float op, whose layer may be held by one that quantizes them."""
+    """The weights of a float op, which another layer may quantize."""
     op, layer = node.op, node.layer
     if isinstance(holder, QuantizedWeights):
         stored_weights(node, holder)

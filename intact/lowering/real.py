@@ -1,4 +1,4 @@
-"""A quantized model as a float file: what its tensors would be without rounding."""
+"""Writes a quantized model as a float file, which computes its tensors without rounding."""
 
 from dataclasses import replace
 
@@ -17,13 +17,13 @@ from intact.ops.registry import get_op
 def lower_real(
     model: keras.Model, tensors: list[keras.KerasTensor], exact: bool = False
 ) -> tuple[bytes, list[str]]:
-    """Write a quantized model as a float file, to look at what its activations would be.
+    """Write a quantized model as a float file, to look at its real activations.
 
-    Weights and biases are rounded as they are in the integer model, and nothing else is.
+    Only weights and biases are rounded, as in the integer model.
 
     Args:
         model: A quantized model.
-        tensors: The tensors of its graph to look at: of quantized ones, the values.
+        tensors: The tensors of its graph to return; for a `QTensor`, its values.
         exact: Do not round the weights, either.
 
     Returns:
@@ -38,7 +38,7 @@ def lower_real(
 
 
 def lower_products(model: keras.Model, nodes: list[Node], kernels: list[np.ndarray]) -> bytes:
-    """Write some calls of layers as a float file, side by side, with kernels of one's own.
+    """Write calls of layers side by side as a float file, with the given kernels.
 
     Args:
         model: A quantized model.
@@ -64,7 +64,7 @@ def lower_products(model: keras.Model, nodes: list[Node], kernels: list[np.ndarr
 
 
 class _RealLowering(Lowering):
-    """The same walk, with float tensors wherever there are quantized ones."""
+    """Lowers the same kernels, with float tensors in place of quantized ones."""
 
     def run_for(self, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
@@ -127,7 +127,7 @@ class _ExactLowering(_RealLowering):
         for name, stored in node.weights.items():
             value = quantized.weight(name, numpy_ops)
             if node.integer:
-                # In units of the scales, which a batch norm is about to change.
+                # In units of the current scales, before a batch norm changes them.
                 value = value / stored.spread(stored.scale)
                 node.weights[name] = replace(stored, values=value)
             else:

@@ -1,1 +1,1 @@
-"""Affine quantization, fixed-point arithmetic and what single backends compute better."""
+"""Affine quantization, fixed-point arithmetic, and kernels of single backends."""

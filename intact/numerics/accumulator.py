@@ -15,7 +15,7 @@ from intact.numerics.straight_through import _upstream, round_through, round_whe
 from intact.numerics.tensors import Tensor, symbols
 
 MAX_BIAS = float(np.float32(2.0**29))
-"""Largest magnitude of an int32 bias: room is left for the products added to it."""
+"""Largest magnitude of an int32 bias; the products need the rest of the range."""
 
 
 class Accumulator(NamedTuple):
@@ -23,10 +23,10 @@ class Accumulator(NamedTuple):
 
     The scales stay apart because kernels multiply them in this order; the sign of a
     batch norm's factor lives in `weight_scale` until export. `bias` is the integer bias.
-    Where real values pass (`whole` is false), the bias is not rounded, and may be of any size.
-    Behind a batch norm that trains, values are real already, and the rest is None. Where a file
-    is written, `values` are what the weights of each channel are multiplied with, 1 or 0.
-    Where 16-bit inputs make sums that float32 rounds, the exact ones are `256 * high + low`.
+    If the sums are real values (`whole` is false), the bias is not rounded, and may have any size.
+    Behind a batch norm that trains, `values` are real, and the rest is None. While a file is
+    written, `values` are the factors of each channel's weights, 1 or 0. If float32 would round the
+    sums of 16-bit inputs, the exact ones are `256 * high + low`.
     """
 
     values: Tensor
@@ -114,7 +114,7 @@ def _counted(values: Tensor, kept: Tensor, ratio: Tensor) -> Tensor:
 def accumulator(
     values: Any, input_scale: Any, weight_scale: Any, xp: Any = ops, whole: Any = True
 ) -> Accumulator:
-    """Sums without a bias yet.
+    """Sums without a bias.
 
     Args:
         values: The sums; None where they are yet to be filled in.
@@ -132,8 +132,8 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
 
     A channel whose weights are so small beside its bias that the bias would not fit
     in 32 bits gets a larger weight scale; `rescaled` gives the weights that go with it. Sums that
-    are there already cannot have another scale: they count as they are, or not at all where that
-    is nearer. To real values on their way through, the bias is added as it is.
+    exist already cannot change their scale: they count as they are, or not at all if that is
+    nearer. A bias of real values is added as it is.
 
     Args:
         acc: The sums.
@@ -145,11 +145,11 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
     """
     bias = xp.cast(xp.convert_to_tensor(bias), "float32")
     before = acc.weight_scale
-    # The sum of all biases must fit, those of before included.
+    # The sum of all biases must fit, including earlier ones.
     total = xp.abs(acc.bias * (acc.input_scale * before) + bias)
     needed = xp.maximum(total, xp.abs(bias)) * (np.float32(1 / MAX_BIAS) / acc.input_scale)
     if not len(before.shape):
-        # One scale for all channels stays one.
+        # One scale for all channels stays one scale.
         needed = xp.max(needed)
     floor = xp.maximum(xp.where(acc.whole, needed, np.float32(0)), np.float32(MIN_SCALE))
     floor = xp.stop_gradient(floor)
@@ -171,7 +171,7 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
 
 
 def rescaled(n: Any, before: Any, acc: Accumulator, layout: ScaleLayout, xp: Any = ops) -> Any:
-    """Whole numbers of weights for the scale that a bias has left them.
+    """Weights as whole numbers of the scale that `add_bias` chose.
 
     Args:
         n: The whole numbers.

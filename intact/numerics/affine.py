@@ -28,8 +28,8 @@ class Affine(NamedTuple):
 class QTensor(NamedTuple):
     """A quantized activation: `real = values * scale`, `values = q - zero_point`.
 
-    Before a model is calibrated, and until a schedule begins to round, the values are real ones
-    on their way through: then `whole` is false, the scale is 1, and nothing may round them.
+    Before a model is calibrated, and until a schedule begins to round, the values are real: then
+    `whole` is false, the scale is 1, and nothing may round them.
     """
 
     values: Tensor
@@ -55,7 +55,7 @@ class WideTensor(QTensor):
 
 
 def unquantized(real: Tensor) -> QTensor:
-    """Real values on their way through, where integers are expected.
+    """Real values in the type of quantized ones.
 
     Args:
         real: The values.

@@ -267,7 +267,7 @@ MOVES = (
         runs_on=on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
         edge_tpu=(),
     ),
-    # Its graphs run on the same kernels, XNNPACK's too.
+    # Its graphs run on the same kernels, including XNNPACK's.
     Kernel(
         "WHILE",
         versions(1),

@@ -52,7 +52,7 @@ PRODUCTS = (
             "keeps dimensions": 5,
             "no bias": 6,
         },
-        # Needed by two inputs; writers differ over a third one that is left out.
+        # Two inputs need it; writers differ about an omitted third one.
         optional=("no bias",),
         weights=Places(1, 2, axis=0),
         narrow=("int2", "int4"),

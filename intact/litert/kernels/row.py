@@ -56,7 +56,7 @@ class OptionField(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is known of one kernel of LiteRT.
+    """The facts about one kernel of LiteRT.
 
     Args:
         name: Its name in the schema.
@@ -66,7 +66,7 @@ class Kernel:
         later: Later versions by the condition that needs them, a key of `CONDITIONS`. Where
             several conditions hold, the first counts.
         optional: The conditions of `later` that allow their version, and do not need it.
-        accepted: Versions that other writers give an op, by condition, and that it does not need.
+        accepted: Versions that other writers use without need, by condition.
         data: Places of the inputs that `scales` is about; none stands for all.
         scales: What the kernel requires of scales and zero points.
         fixed: The scale and zero point of the output by type, if they are prescribed.

@@ -20,7 +20,8 @@ from intact.litert.rules.rule import ERROR, Fault, rule
 def data_of_wrong_size(t: FileTensor) -> Iterator[Fault]:
     """A constant has more or fewer bytes than its type and shape need.
 
-    Kernels read as many bytes as shape and type say, or refuse the file. Types of less than 8 bits
+    Kernels read as many bytes as shape and type imply, or refuse the file. Types of less than 8
+    bits
     share bytes: the first value stands in the lowest bits, over all dimensions.
     """
     bits = BITS.get(t.dtype)
