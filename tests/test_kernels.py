@@ -7,7 +7,17 @@ from keras import layers, ops
 from small import compiled, gradient, gradients, host, ready
 
 import intact
-from intact.numerics.backend_kernels import batch_norm, moments, round_clip, shared, with_shape
+from intact.numerics.affine import QTensor
+from intact.numerics.backend_kernels import (
+    batch_norm,
+    moments,
+    multiply_add,
+    round_clip,
+    shared,
+    with_shape,
+)
+from intact.ops.relu import RequantizeRounding
+from intact.rounding.kernel_rounding import KernelRounding
 
 
 def test_round_clip_passes_the_gradient_inside_only():
@@ -24,6 +34,54 @@ def test_round_clip_scales_values_and_gradient():
     np.testing.assert_allclose(found, [0, 0, 12, 16, 20, 0, 0], rtol=1e-4, atol=1e-4)
     rounded = host(round_clip(np.array(start, "float32"), -1.0, 3.0, 4.0))
     assert rounded.tolist() == [-1, -1, 0, 1, 3, 3, 3]
+
+
+def test_round_clip_has_a_gradient_for_its_factor():
+    x = np.array([-3.0, -0.2, 0.5, 9.0], "float32")
+    (found,) = gradients(lambda w: ops.sum(round_clip(x, -1.0, 3.0, w)), 4.0)
+    np.testing.assert_allclose(host(found), -0.2 + 0.5, rtol=1e-5)
+
+
+def test_multiply_add_broadcasts(rng):
+    x, factor, offset = (rng.normal(size=n).astype("float32") for n in ((5, 3), 3, 3))
+    found = host(multiply_add(*map(ops.convert_to_tensor, (x, factor, offset))))
+    np.testing.assert_allclose(found, x * factor + offset, rtol=1e-5, atol=1e-6)
+
+
+SCALED = [
+    rounding
+    for rounding in KernelRounding.registry.values()
+    if "scaled" in vars(rounding) and rounding.scaled.__func__ is not KernelRounding.scaled.__func__
+]
+
+
+@pytest.mark.parametrize("rounding", SCALED, ids=lambda rounding: rounding.name)
+def test_scaled_values_are_the_real_ones(rounding, rng):
+    fields = {"scale": 0.01, "scale_a": 0.3, "scale_b": 0.02, "input_scale": 0.1, "share": 0.2}
+    fields["weight_scale"] = np.array([0.2, -0.1, 0.3], "float32")
+
+    def filled(kind):
+        def value(name):
+            return fields[name] if name in fields else rng.integers(-9, 9, (4, 3))
+
+        parts = (np.asarray(value(name), "float32") for name in kind._fields)
+        return kind(*map(ops.convert_to_tensor, parts))
+
+    kind = rounding.takes
+    operands = kind._fields == ("a", "b")
+    pending = kind(*(filled(QTensor) for _ in kind._fields)) if operands else filled(kind)
+    real, scaled = rounding.real(pending), rounding.scaled(pending).real()
+    np.testing.assert_allclose(host(scaled), host(real), rtol=1e-5, atol=1e-6)
+
+
+def test_a_rounding_of_other_real_values_has_other_scaled_ones():
+    class Doubled(RequantizeRounding):
+        @staticmethod
+        def real(pending):
+            return pending * 2.0
+
+    x = ops.ones((2,))
+    assert host(Doubled.scaled(x).real()).tolist() == [2.0, 2.0]
 
 
 def test_moments_are_those_of_the_channels():

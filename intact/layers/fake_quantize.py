@@ -10,7 +10,7 @@ from keras import ops
 from intact.layers.base import Gives, activity_loss
 from intact.layers.schedule import Schedule, schedule_config, schedule_from_config
 from intact.layers.tracked_range import TrackedRange, clamped
-from intact.numerics.affine import Affine, QTensor, integer_range, unquantized
+from intact.numerics.affine import Affine, QTensor, Scaled, integer_range, unquantized
 from intact.numerics.backend_kernels import (
     either,
     number_ops,
@@ -160,22 +160,22 @@ class FakeQuantize(TrackedRange):
         if self.clock is not None:
             now = self.clock.tick(again=slot > 0)
             on = self.clock.reached("quant_delay", now)
-        real = rule.real(pending)
-        if self.fixed is None and self.trainable:
-            self._observe(slot, ops.stop_gradient(real), products, lower, upper, now)
-        if final:
-            return unquantized(clamped(real, lower, upper))
+        scaled = rule.scaled(pending)
         by_numbers = not (self.learns or self.rule.signs or rule.in_training)
-        xp = number_ops(real) if by_numbers else ops
+        xp = number_ops(*scaled) if by_numbers else ops
+        if self.fixed is None and self.trainable:
+            self._observe(slot, scaled, products, lower, upper, now)
+        if final:
+            return unquantized(clamped(scaled.real(), lower, upper))
         grid = self.grid(self._count(rule, pending), now, xp)
 
         def quantized() -> QTensor:
-            values = self._rounded(rule, pending, real, grid, lower, upper, xp)
+            values = self._rounded(rule, pending, scaled, grid, lower, upper, xp)
             scale, zero_point = map(ops.convert_to_tensor, grid[:2])
             return QTensor(values, scale, zero_point, ops.ones((), "bool"))
 
         def unrounded() -> QTensor:
-            values = clamped(real, lower, upper)
+            values = clamped(scaled.real(), lower, upper)
             if self.learns:
                 # The gradient of trained numbers is 0 before they are used, and not missing.
                 values = values + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
@@ -228,36 +228,36 @@ class FakeQuantize(TrackedRange):
         self,
         rule: type[KernelRounding],
         pending: Any,
-        real: Tensor | None,
+        scaled: Scaled | None,
         grid: Grid,
         lower: float | None,
         upper: float | None,
         xp: Any = ops,
     ) -> Tensor:
-        """Whole numbers; while training, `real` are the values without rounding, else None."""
+        """Whole numbers; while training, `scaled` are the values without rounding, else None."""
         first = self.first_grid(grid)
         params = Affine(first.scale, first.zero_point)
         low, high = self.bounds(first, lower, upper, xp)
-        training = real is not None
-        if training and (self.learns or self.spec.stochastic) and not self.rule.signs:
+        if scaled and (self.learns or self.spec.stochastic) and not self.rule.signs:
             moves = self.learns and (self.rule.trains_bounds or upper is not None)
-            return self._trained(real * inverse_of(grid.scale, xp), low, high, moves)
-        if training and not rule.in_training:
+            return self._trained(scaled.real() * inverse_of(grid.scale, xp), low, high, moves)
+        if scaled and not rule.in_training:
             # Rounded once; few values differ from those of the kernels, by 1. What is rounded to
             # an end of the range is not clipped: constants, which are one, have gradients. Other
             # formulas say themselves where theirs ends.
             margin = 0.5 if self.rule.name == RangeQuantizer.name else 0.0
             beyond = first._replace(low=first.low - margin, high=first.high + margin)
             passes = self.bounds(beyond, lower, upper, xp)
-            values = round_clip(real, low, high, inverse_of(first.scale, xp), passes)
+            factor = xp.convert_to_tensor(scaled.unit) * inverse_of(first.scale, xp)
+            values = round_clip(scaled.values, low, high, factor, passes)
         elif self.spec.bits > 8:
             values = rule.quantize_wide(pending, params, low, high)
         else:
             values = rule.quantize(pending, params, low, high)
         if self.rule.signs:
             values = ops.where(values < 0, -1.0, 1.0)
-            if training:
-                smooth = ops.clip(clamped(real, lower, upper), -1.0, 1.0)
+            if scaled:
+                smooth = ops.clip(clamped(scaled.real(), lower, upper), -1.0, 1.0)
                 values = straight_through(values, smooth)
         return values
 

@@ -8,7 +8,7 @@ from keras import ops
 
 from intact.layers.base import QuantizedLayer
 from intact.layers.schedule import Schedule, make_clock
-from intact.numerics.affine import QTensor, affine_params, integer_range
+from intact.numerics.affine import QTensor, Scaled, affine_params, integer_range
 from intact.numerics.backend_kernels import either, number_ops
 from intact.numerics.exact import MIN_SCALE
 from intact.numerics.numpy_ops import numpy_ops
@@ -194,13 +194,14 @@ class TrackedRange(QuantizedLayer):
     def _observe(
         self,
         slot: int,
-        real: Tensor,
+        scaled: Scaled,
         products: list[tuple[QTensor, Any]],
         lower: float | None,
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        xp = number_ops(real)
+        values, unit = map(ops.stop_gradient, map(ops.convert_to_tensor, scaled))
+        xp = number_ops(values)
         names = [*Range._fields, *(["size"] if self.learns else [])]
         before = [self._value(name, xp) for name in names]
         kept = [value[slot] for value in before]
@@ -211,16 +212,18 @@ class TrackedRange(QuantizedLayer):
 
         def followed() -> list[Any]:
             observer = following(self.spec.momentum)
-            seen = Range(*map(xp.convert_to_tensor, observer.look(real)))
+            seen = Range(*map(xp.convert_to_tensor, observer.look(values)))
             # The ends of what is clamped are the ends, clamped.
-            minimum, maximum = (clamped(end, lower, upper, xp) for end in seen[:2])
+            size = xp.convert_to_tensor(unit)
+            minimum, maximum = (clamped(end * size, lower, upper, xp) for end in seen[:2])
             seen = Range(minimum, maximum, seen.count)
             if products:
-                seen = self._needed(clamped(real, lower, upper), products, seen, state, xp)
+                seen = self._needed(clamped(values * unit, lower, upper), products, seen, state, xp)
             new = observer.update(state, seen, xp)
             if not self.learns:
                 return [*new]
-            mean = xp.convert_to_tensor(ops.mean(ops.abs(clamped(real, lower, upper))))
+            mean = ops.mean(ops.abs(clamped(values * unit, lower, upper)))
+            mean = xp.convert_to_tensor(mean)
             return [*new, kept[-1] + (mean - kept[-1]) / new.count]
 
         observes = state.count == 0
@@ -246,7 +249,8 @@ class TrackedRange(QuantizedLayer):
         for x, shape in products:
             # Before a schedule's delay is over, partners are not rounded.
             step = xp.convert_to_tensor(ops.where(x.whole, x.scale, 0.0))
-            use = look(real, ops.stop_gradient(x.values * x.scale), shape, most=SAMPLE)
+            partner, unit = map(ops.stop_gradient, (x.values, x.scale))
+            use = look(real, partner, shape, most=SAMPLE, unit=unit)
             use = Use(*map(xp.convert_to_tensor, use))
             low, high, known = reach(use, self.steps, xp, step)
             # A sample that needs all of its values needs those beside them, too.

@@ -7,7 +7,7 @@ import numpy as np
 from keras import KerasTensor, ops
 
 from intact.numerics.affine import QTensor, WideTensor
-from intact.numerics.backend_kernels import no_bias
+from intact.numerics.backend_kernels import holds, multiply_add, no_bias
 from intact.numerics.exact import MIN_SCALE, inverse_of
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import ScaleLayout
@@ -64,6 +64,11 @@ class Accumulator(NamedTuple):
         if self.bias is None:
             return self.values
         return (self.values + self.bias) * (self.input_scale * self.weight_scale)
+
+    def shifted(self) -> Tensor:
+        """The real values to within their rounding, in one pass; there is a bias."""
+        scale = self.input_scale * self.weight_scale
+        return multiply_add(self.values, scale, self.bias * scale)
 
 
 def digits(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,6 +159,9 @@ def add_bias(acc: Accumulator, bias: Any, xp: Any = ops) -> Accumulator:
     floor = xp.maximum(xp.where(acc.whole, needed, np.float32(0)), np.float32(MIN_SCALE))
     floor = xp.stop_gradient(floor)
     enough = xp.abs(before) >= floor
+    if holds(enough):
+        units = bias * inverse_of(acc.input_scale * before, xp)
+        return acc._replace(bias=acc.bias + round_where(acc.whole, units, xp))
     weight_scale = xp.where(enough, before, xp.where(before < 0, -floor, floor))
     units = round_where(acc.whole, bias * inverse_of(acc.input_scale * weight_scale, xp), xp)
     smaller = acc.bias * xp.stop_gradient(before * inverse_of(weight_scale, xp))

@@ -54,6 +54,20 @@ class WideTensor(QTensor):
     __slots__ = ()
 
 
+class Scaled(NamedTuple):
+    """Real values as a tensor and what it counts in: `values * unit`.
+
+    Training observes and rounds them so, and need not multiply. A unit is positive.
+    """
+
+    values: Tensor
+    unit: Any = 1.0
+
+    def real(self) -> Tensor:
+        """The real values."""
+        return self.values * self.unit
+
+
 def unquantized(real: Tensor) -> QTensor:
     """Real values in the type of quantized ones.
 

@@ -205,18 +205,82 @@ def native(name: str) -> Callable:
     return getattr(home, name, None) or getattr(ops, name)
 
 
-def number_ops(x: Any) -> Any:
+def multiply_add(x: Any, factor: Any, offset: Any) -> Any:
+    """`x * factor + offset`, in one pass where the backend can; rounded once or twice.
+
+    Args:
+        x: Values.
+        factor: Factors, which broadcast to them.
+        offset: Offsets, which broadcast to them.
+    """
+    if TORCH:
+        return torch_kernels.multiply_add(x, factor, offset)
+    return x * factor + offset
+
+
+def number_ops(x: Any, *scalars: Any) -> Any:
     """Where to compute the few numbers that go with a tensor, such as its range and its scale.
 
     Torch takes longer to call an operation than numpy takes to compute it.
 
     Args:
         x: The tensor.
+        *scalars: What the numbers are computed from.
 
     Returns:
-        `numpy_ops` where torch computes op by op on this machine's processor, else `keras.ops`.
+        `numpy_ops` where torch computes op by op on this machine's processor, and the scalars
+        have no gradient; else `keras.ops`.
     """
-    return numpy_ops if TORCH and torch_kernels.on_host(x) else ops
+    return numpy_ops if TORCH and torch_kernels.on_host(x, *scalars) else ops
+
+
+def holds(x: Any) -> bool:
+    """Whether truth values are known, and are all true: no branch of a graph is needed then.
+
+    Args:
+        x: A truth value, or several.
+
+    Returns:
+        False where a graph or another device will compute them.
+    """
+    if not ops.is_tensor(x):
+        return bool(np.all(x))
+    return TORCH and torch_kernels.on_host(x) and bool(x.all())
+
+
+def straight_through(exact: Any, smooth: Any) -> Any:
+    """The value of `exact` with the gradient of `smooth`.
+
+    Args:
+        exact: Values.
+        smooth: Values of the same shape.
+    """
+    if not TORCH:
+        return _through(exact, smooth)
+    exact = exact if ops.is_tensor(exact) else ops.convert_to_tensor(exact)
+    return torch_kernels.straight_through(exact, smooth)
+
+
+@ops.custom_gradient
+def _through(exact: Any, smooth: Any) -> Any:
+    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any]:
+        g = args[0] if upstream is None else upstream
+        return ops.zeros_like(g), g
+
+    return exact, grad
+
+
+def unfused(x: Any) -> Any:
+    """A product as float32 rounds it, also where a compiler would make one with what follows.
+
+    A fused multiply-add rounds once where kernels round twice, and TensorFlow moves a
+    constant factor from one product to the next; the (empty) clamp between keeps them apart.
+    Torch without a compiler needs none.
+
+    Args:
+        x: The product.
+    """
+    return x if TORCH and torch_kernels.on_host(x) else ops.clip(x, -3e38, 3e38)
 
 
 def extremes(x: Any, xp: Any = ops) -> tuple[Any, Any]:
@@ -237,8 +301,9 @@ def _round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any)
 
     def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, ...]:
         g = args[0] if upstream is None else upstream
-        inside = ops.where(ops.logical_and(y > first, y < last), g * factor, 0.0)
-        return inside, *(ops.zeros_like(scalar) for scalar in (factor, low, high, first, last))
+        inside = ops.where(ops.logical_and(y > first, y < last), g, 0.0)
+        others = (ops.zeros_like(scalar) for scalar in (low, high, first, last))
+        return inside * factor, ops.sum(inside * x), *others
 
     return ops.clip(ops.round(y), low, high), grad
 
@@ -252,7 +317,7 @@ def round_clip(
         x: Values.
         low: Smallest result, scalar.
         high: Largest result, scalar.
-        factor: What the values are multiplied by, a positive scalar without a gradient.
+        factor: What the values are multiplied by, a positive scalar.
         passes: Other bounds inside which the gradient passes.
 
     Returns:

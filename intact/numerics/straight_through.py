@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from intact.numerics import backend_kernels
+from intact.numerics.backend_kernels import holds
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
 
@@ -13,15 +15,6 @@ from intact.numerics.tensors import Tensor
 def _upstream(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tensor:
     # TensorFlow and torch pass the gradient positionally or by name, JAX positionally.
     return args[0] if upstream is None else upstream
-
-
-@ops.custom_gradient
-def _straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        g = _upstream(args, upstream)
-        return ops.zeros_like(g), g
-
-    return exact, grad
 
 
 @ops.custom_gradient
@@ -96,7 +89,7 @@ def straight_through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
 
     The straight-through estimator: Bengio et al., arXiv:1308.3432.
     """
-    return exact if xp is numpy_ops else _straight_through(exact, smooth)
+    return exact if xp is numpy_ops else backend_kernels.straight_through(exact, smooth)
 
 
 def round_through(x: Any, xp: Any = ops) -> Any:
@@ -106,6 +99,8 @@ def round_through(x: Any, xp: Any = ops) -> Any:
 
 def round_where(whole: Any, x: Any, xp: Any = ops) -> Any:
     """Rounded half to even where integers are expected, else as it is; with the gradient of `x`."""
+    if holds(whole):
+        return round_through(x, xp)
     return straight_through(xp.where(whole, xp.round(x), x), x, xp)
 
 
@@ -143,7 +138,8 @@ def reparametrized(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> A
 def unfused(x: Any, xp: Any = ops) -> Any:
     """A product as float32 rounds it, also where a compiler would make one with what follows.
 
-    A fused multiply-add rounds once where kernels round twice, and TensorFlow moves a
-    constant factor from one product to the next; the (empty) clamp between keeps them apart.
+    Args:
+        x: The product.
+        xp: `keras.ops`, or `numpy_ops`.
     """
-    return xp.clip(x, -3e38, 3e38)
+    return np.clip(x, -3e38, 3e38) if xp is numpy_ops else backend_kernels.unfused(x)

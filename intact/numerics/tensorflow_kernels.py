@@ -136,7 +136,8 @@ def round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) 
         # A select is as slow as ten other ops; this is one, with bounds of 0 and 6.
         part = 6.0 / tf.maximum(last - first, 1e-30)
         six = x * (factor * part) - first * part
-        return tf.raw_ops.Relu6Grad(gradients=g, features=six) * factor, *5 * [None]
+        inside = tf.raw_ops.Relu6Grad(gradients=g, features=six)
+        return inside * factor, tf.reduce_sum(inside * x), *4 * [None]
 
     y = tf.round(x * factor)
     return tf.raw_ops.ClipByValue(t=y, clip_value_min=low, clip_value_max=high), grad

@@ -5,14 +5,46 @@ from typing import Any
 import torch
 
 
-def on_host(x: Any) -> bool:
-    """Whether a tensor is computed op by op by this machine's processor."""
-    return bool(x.device.type == "cpu") and not torch.compiler.is_compiling()
+def on_host(x: Any, *scalars: Any) -> bool:
+    """Whether a tensor is computed op by op on this machine, and scalars have no gradient.
+
+    Args:
+        x: The tensor.
+        *scalars: Tensors or numbers.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not any(torch.is_tensor(scalar) and scalar.requires_grad for scalar in scalars)
+
+
+def multiply_add(x: Any, factor: Any, offset: Any) -> Any:
+    """`x * factor + offset`, in one pass."""
+    return torch.addcmul(offset, x, factor)
 
 
 def extremes(x: Any) -> tuple[Any, Any]:
     """The smallest and the largest value, in one pass."""
     return torch.aminmax(x.detach())
+
+
+class StraightThrough(torch.autograd.Function):
+    """The value of one tensor with the gradient of another."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Any, smooth: Any) -> Any:
+        """The first one.
+
+        Args:
+            ctx: Torch's.
+            exact: Values.
+            smooth: Values of the same shape.
+        """
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradient of the second one."""
+        return None, *gradients
 
 
 class RoundClip(torch.autograd.Function):
@@ -32,7 +64,7 @@ class RoundClip(torch.autograd.Function):
             last: Where it ends to, scalar.
         """
         # Scalars as numbers halve the time; on other devices that would wait for them.
-        ctx.numbers = on_host(x) or not torch.is_tensor(factor)
+        ctx.numbers = on_host(x, factor) or not torch.is_tensor(factor)
         if ctx.numbers:
             factor, low, high, first, last = map(float, (factor, low, high, first, last))
             ctx.scalars = factor, first, last
@@ -43,7 +75,7 @@ class RoundClip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradient of `x`."""
+        """The gradients of `x` and the factor."""
         (g,) = gradients
         if ctx.numbers:
             (x,), (factor, first, last) = ctx.saved_tensors, ctx.scalars
@@ -51,7 +83,9 @@ class RoundClip(torch.autograd.Function):
             return inside.mul_(factor), *5 * [None]
         x, factor, first, last = ctx.saved_tensors
         y = x * factor
-        return torch.where((y > first) & (y < last), g * factor, 0.0), *5 * [None]
+        inside = torch.where((y > first) & (y < last), g, 0.0)
+        of_factor = torch.sum(inside * x) if ctx.needs_input_grad[1] else None
+        return inside * factor, of_factor, *4 * [None]
 
 
 class Moments(torch.autograd.Function):
@@ -118,6 +152,7 @@ class BatchNorm(torch.autograd.Function):
         return torch.movedim(of_x, 1, -1), of_gamma, of_beta, of_epsilon
 
 
+straight_through = StraightThrough.apply
 round_clip = RoundClip.apply
 moments = Moments.apply
 batch_norm = BatchNorm.apply

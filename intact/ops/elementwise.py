@@ -7,8 +7,8 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator
-from intact.numerics.affine import Affine, QTensor
-from intact.numerics.backend_kernels import round_clip, shared
+from intact.numerics.affine import Affine, QTensor, Scaled
+from intact.numerics.backend_kernels import multiply_add, round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
 from intact.numerics.straight_through import straight_through
@@ -78,6 +78,12 @@ class AddRounding(KernelRounding):
     def real(cls, pending: Operands) -> Tensor:
         a, b = pending
         return a.values * a.scale + b.values * (b.scale * float(cls.sign))
+
+    @classmethod
+    def scaled(cls, pending: Operands) -> Scaled:
+        a, b = pending
+        ratio = b.scale / a.scale * float(cls.sign)
+        return Scaled(multiply_add(b.values, ratio, a.values), a.scale)
 
     @classmethod
     def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
@@ -187,6 +193,11 @@ class MultiplyRounding(AddRounding):
     @classmethod
     def real(cls, pending: Operands) -> Tensor:
         return cls.sums(pending).real()
+
+    @classmethod
+    def scaled(cls, pending: Operands) -> Scaled:
+        a, b = pending
+        return Scaled(a.values * b.values, a.scale * b.scale)
 
     @classmethod
     def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.accumulator import digits
-from intact.numerics.affine import Affine, QTensor, WideTensor
+from intact.numerics.affine import Affine, QTensor, Scaled, WideTensor
 from intact.numerics.backend_kernels import round_clip, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
@@ -64,6 +64,10 @@ class MatMulRounding(KernelRounding):
     @staticmethod
     def real(pending: MatMulSums) -> Tensor:
         return pending.values * (pending.scale_a * pending.scale_b)
+
+    @classmethod
+    def scaled(cls, pending: MatMulSums) -> Scaled:
+        return Scaled(pending.values, pending.scale_a * pending.scale_b)
 
     @staticmethod
     def quantize(pending: MatMulSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from keras import layers, ops
 
 from intact.graph.view import made_by
 from intact.numerics.accumulator import exact_sums
-from intact.numerics.affine import Affine, QTensor
+from intact.numerics.affine import Affine, QTensor, Scaled
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import Multiplier, multiplier, multiply, round_away
@@ -109,6 +109,10 @@ class MeanRounding(KernelRounding):
     @staticmethod
     def real(pending: MeanSums) -> Tensor:
         return pending.total * (pending.scale * pending.share)
+
+    @classmethod
+    def scaled(cls, pending: MeanSums) -> Scaled:
+        return Scaled(pending.total, pending.scale * pending.share)
 
     @staticmethod
     def quantize(pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:

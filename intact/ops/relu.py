@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import Affine, QTensor
+from intact.numerics.affine import Affine, QTensor, Scaled
 from intact.numerics.backend_kernels import round_clip
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.numpy_ops import numpy_ops
@@ -66,6 +66,10 @@ class RequantizeRounding(KernelRounding):
     @staticmethod
     def real(pending: Any) -> Tensor:
         return pending.values * pending.scale
+
+    @classmethod
+    def scaled(cls, pending: Any) -> Scaled:
+        return Scaled(pending.values, pending.scale)
 
     @staticmethod
     def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:

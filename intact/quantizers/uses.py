@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from intact.numerics.backend_kernels import extremes
 from intact.numerics.exact import MIN_SCALE
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
@@ -70,6 +71,7 @@ def look(
     shape: tuple[int, ...] | None,
     xp: Any = ops,
     most: int | None = None,
+    unit: Any = 1.0,
 ) -> Use:
     """What a batch of a factor is like.
 
@@ -79,9 +81,10 @@ def look(
         shape: The factor's shape in the product, without the batch; None where it is its own.
         xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
         most: About how many of the values to look at, if not at all of them.
+        unit: What the partner's values count in.
     """
     x = x if shape is None else xp.reshape(x, (-1, *shape))
-    size = _size(partner, x.shape, xp)
+    size = _size(partner, x.shape, xp) * unit
     # Each may be broadcast along axes of the other.
     values = xp.reshape(x * xp.ones_like(size), (-1,))
     size = xp.reshape(size * xp.ones_like(x), (-1,))
@@ -101,8 +104,9 @@ def look(
         xp.maximum(xp.segment_max(part, level, num_segments=LEVELS), np.float32(0))
         for part in (-values, values)
     )
-    top, bottom = xp.maximum(xp.max(partner), 0.0), xp.minimum(xp.min(partner), 0.0)
-    return Use(count, logs, energy, -lower, upper, top - bottom)
+    bottom, top = extremes(partner, xp)
+    span = (xp.maximum(top, 0.0) - xp.minimum(bottom, 0.0)) * unit
+    return Use(count, logs, energy, -lower, upper, span)
 
 
 def _size(partner: Tensor, shape: tuple[int | None, ...], xp: Any) -> Tensor:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from intact.numerics.accumulator import Accumulator
-from intact.numerics.affine import Affine, QTensor
+from intact.numerics.affine import Affine, QTensor, Scaled
 from intact.numerics.backend_kernels import (
     inverse,
     round_clip,
@@ -33,6 +33,9 @@ class KernelRounding:
     graph of a quantized model stores. Training rounds once and to the nearest, whatever
     the kernel does, but where `in_training` says that it does as the kernel.
 
+    A subclass has its own `real`. Training takes `scaled` instead: the same real values, unless
+    the subclass says how they come in fewer passes over the data.
+
     What is pending, which the op's `call` returns, is of the type `takes`: a named tuple with a
     class method `symbolic`, which gives its form in a graph. Without a type, it is one tensor.
 
@@ -50,6 +53,9 @@ class KernelRounding:
     def __init_subclass__(cls, replace: bool = False) -> None:
         if "name" in vars(cls):
             KernelRounding.registry.add(cls.name, cls, replace)
+        if "real" in vars(cls) and "scaled" not in vars(cls):
+            # Those of the class above are of other real values.
+            cls.scaled = classmethod(KernelRounding.scaled.__func__)  # type: ignore
 
     @classmethod
     def typed(cls, pending: Any) -> Any:
@@ -74,6 +80,11 @@ class KernelRounding:
     def real(pending: Any) -> Tensor:
         """The results as real values, for observers."""
         raise NotImplementedError
+
+    @classmethod
+    def scaled(cls, pending: Any) -> Scaled:
+        """The results as real values to within their rounding, for training."""
+        return Scaled(cls.real(pending))
 
     @staticmethod
     def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
@@ -161,6 +172,10 @@ class AccumulatorRounding(KernelRounding):
     def real(pending: Accumulator) -> Tensor:
         return pending.real()
 
+    @classmethod
+    def scaled(cls, pending: Accumulator) -> Scaled:
+        return Scaled(pending.real() if pending.bias is None else pending.shifted())
+
     @staticmethod
     def quantize(pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         acc = pending
@@ -245,6 +260,10 @@ class ConvertRounding(KernelRounding):
     @staticmethod
     def real(pending: QTensor) -> Tensor:
         return pending.values * pending.scale
+
+    @classmethod
+    def scaled(cls, pending: QTensor) -> Scaled:
+        return Scaled(pending.values, pending.scale)
 
     @classmethod
     def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
