@@ -1,4 +1,4 @@
-"""Checks of paths, made before long work for them, and the writing of whole files."""
+"""Checks paths before long work begins, and writes files as a whole."""
 
 import contextlib
 import os
@@ -95,7 +95,7 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
 
     Args:
         content: The bytes.
-        path: Where to; a file that is there is replaced at the end, and a link is followed.
+        path: The path; an existing file is replaced at the end, and a link is followed.
 
     Raises:
         ExportError: The path is a folder, a pipe or a device, or cannot be written.
@@ -113,7 +113,7 @@ def write_whole(content: bytes, path: str | os.PathLike) -> None:
 
 
 def _behind_links(path: str | os.PathLike) -> Path:
-    """Where a link leads; another path as it was written, so that errors name it as it was."""
+    """The target of a link; any other path unchanged, so that errors name it as the user did."""
     # `Path.is_symlink` raises an error for a name that is too long.
     is_link = os.path.islink(path)  # noqa: PTH114
     return Path(os.path.realpath(path) if is_link else path)

@@ -1,4 +1,4 @@
-"""Names by which schemes and saved models call things, of ours and of a user's own."""
+"""Registries of the names that schemes and saved models use."""
 
 from typing import Generic, TypeVar
 
@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, T], Generic[T]):
-    """Things of one kind by their names.
+    """Objects of one kind by their names.
 
-    A user's own stands beside ours, and takes the place of another only where that is asked for.
+    A user's own objects join intact's, and replace one only with `replace=True`.
 
     Args:
-        kind: What they are, for errors: "quantizer".
-        remedy: What to do about a name that is unknown, for errors.
+        kind: What they are, for errors, such as "quantizer".
+        remedy: What to do about an unknown name, for errors.
 
     Example:
 
@@ -34,11 +34,11 @@ class Registry(dict[str, T], Generic[T]):
 
         Args:
             name: Its name.
-            item: The thing.
-            replace: Whether it may take the place of another.
+            item: The object.
+            replace: Whether it may replace another one.
 
         Raises:
-            IntactError: Another has the name already.
+            IntactError: Another object has the name already.
         """
         known = self.get(name)
         if known is not None and not replace and not is_same(item, known):
@@ -65,7 +65,7 @@ class Registry(dict[str, T], Generic[T]):
 
 
 def is_same(item: object, other: object) -> bool:
-    """Whether a class is another one that is defined anew, as when a notebook's cell runs again."""
+    """Whether a class is a new definition of another one, as when a notebook's cell runs again."""
     return _path_of(item) == _path_of(other)
 
 

@@ -1,4 +1,4 @@
-"""Checks of an op, for those of a user's own and for intact's: the battery.
+"""The battery: checks of an op, for intact's ops and a user's own.
 
 Each check takes a `Trial`, which is one case of an op with its float model, its quantized model and
 data. `check_op` runs all of them on all cases of an op.
@@ -33,7 +33,7 @@ UNKNOWN = 6
 """The first unknown size of a case; the next ones are larger."""
 
 BEYOND = 3.0
-"""How many times as wide as the calibration's the data of the saturation check is."""
+"""How many times as wide as the calibration data the data of the saturation check is."""
 
 
 def build_model(case: Case, rng: np.random.Generator) -> keras.Model:
@@ -41,7 +41,7 @@ def build_model(case: Case, rng: np.random.Generator) -> keras.Model:
 
     Args:
         case: The case.
-        rng: Where the weights come from.
+        rng: The source of the weights.
     """
     shapes = case.shape if isinstance(case.shape, list) else [case.shape]
     inputs = [
@@ -64,7 +64,7 @@ def randomize(model: keras.Model, rng: np.random.Generator) -> None:
 
     Args:
         model: The model.
-        rng: Where they come from.
+        rng: Their source.
     """
     for layer in model.layers:
         for variable in layer.weights:
@@ -83,7 +83,7 @@ def make_data(case: Case, rng: np.random.Generator, samples: int = 64, width: fl
 
     Args:
         case: The case.
-        rng: Where they come from.
+        rng: Their source.
         samples: How many samples.
         width: How many times as wide as the case says; for real values alone.
     """
@@ -101,7 +101,7 @@ def first(data: Any, count: int) -> Any:
 
 
 class Trial:
-    """One case of an op on its way through intact. The checks share it, and change none of it.
+    """One case of an op with its models and data. The checks share it, and do not change it.
 
     Args:
         case: The case.
@@ -110,9 +110,9 @@ class Trial:
     Attributes:
         model: Its float model.
         data: Data for it.
-        untrained: What the quantized model computes before it is calibrated.
+        untrained: The outputs of the quantized model before calibration.
         q: The calibrated model.
-        outputs: What the calibrated model computes.
+        outputs: The outputs of the calibrated model.
     """
 
     def __init__(self, case: Case, scheme: SchemeName = "int8") -> None:
@@ -126,17 +126,17 @@ class Trial:
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """What the float model computes."""
+        """The outputs of the float model."""
         return self.model.predict(self.data, verbose=0)
 
     @property
     def span(self) -> float:
-        """From the smallest to the largest value of the float model's output."""
+        """The difference of the float model's largest and smallest output value."""
         return float(self.expected.max() - self.expected.min())
 
 
 def equals_litert(trial: Trial) -> None:
-    """The file computes what the quantized model does: every value, or within one step."""
+    """The file computes the quantized model's values, exactly or within one step."""
     content = export(trial.q, output_dtype="int8", integer_only=True)
     _same(trial, content, trial.data, trial.outputs)
 
@@ -161,7 +161,7 @@ def _same(trial: Trial, content: bytes, data: Any, outputs: np.ndarray) -> None:
 def is_close_to_float(trial: Trial) -> None:
     """Few values are more than a few steps from the float model's."""
     error = np.abs(trial.outputs - trial.expected)
-    # But for the few values beside a jump of the function.
+    # Except for the few values beside a jump of the function.
     assert np.quantile(error, 0.98) <= 0.05 * trial.span, (error.max(), trial.span)
 
 
@@ -179,7 +179,7 @@ def has_only_integers(trial: Trial) -> None:
 
 
 def float_file_equals_keras(trial: Trial) -> None:
-    """The float model's file computes what Keras does, but for the order of sums."""
+    """The float model's file computes what Keras does, except for the order of sums."""
     outputs = load_litert(export(trial.model)).predict(trial.data)
     np.testing.assert_allclose(outputs, trial.expected, atol=2e-5, rtol=2e-4)
 
@@ -199,7 +199,7 @@ def gradients_reach_the_weights(trial: Trial) -> None:
     for old, variable in zip(before, q.trainable_variables, strict=True):
         new = to_numpy(variable)
         assert np.isfinite(new).all(), variable.path
-        # The mean that a batch norm takes away takes the gradient of a bias with it. A bias of the
+        # A batch norm subtracts the mean, and with it the gradient of a bias. A bias of the
         # keys moves all scores of a query alike, and their softmax does not see it.
         unseen = variable.path.endswith("key/bias") or (
             variable.path.endswith("bias") and normalized

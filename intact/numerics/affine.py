@@ -133,9 +133,9 @@ def affine_params(
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover a range of real values.
 
-    The range is widened to contain 0, which then is exactly representable. A range
-    that is just `{0}` gets the smallest scale, so that it is nothing beside any other
-    number, and 0 in its middle, where gradients pass.
+    The range is widened to contain 0, which then is exactly representable. The range `{0}` gets the
+    smallest scale, so that it is negligible beside any other number, with 0 in its middle, where
+    gradients pass.
 
     Args:
         minimum: Smallest real value, any shape.

@@ -1,4 +1,4 @@
-"""What a single backend needs or does better, behind one function each."""
+"""Computations that one backend needs or does faster, each behind one function."""
 
 import contextlib
 import importlib
@@ -35,7 +35,7 @@ def exact_convolution() -> contextlib.AbstractContextManager:
 
 
 def no_gradients() -> contextlib.AbstractContextManager:
-    """A context in which calls remember nothing for gradients; only torch would, outside one."""
+    """A context without gradients; outside of it, only PyTorch records calls for them."""
     if keras.backend.backend() == "torch":
         import torch
 
@@ -44,9 +44,9 @@ def no_gradients() -> contextlib.AbstractContextManager:
 
 
 def wide_types() -> contextlib.AbstractContextManager:
-    """A context in which integers and floats have 64 bits where an op asks for that.
+    """A context in which ops can compute on 64 bits.
 
-    JAX would make them 32 bits wide outside of it.
+    Outside of it, JAX reduces 64 bits to 32.
     """
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()
@@ -58,7 +58,7 @@ def wide_types() -> contextlib.AbstractContextManager:
 
 
 def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tuple[Any, ...]:
-    """What one of two functions returns, at the least cost.
+    """The result of one of two functions, at the least cost.
 
     Args:
         condition: A scalar truth value.
@@ -75,13 +75,13 @@ def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tup
 
 
 def shared(key: Hashable, function: Callable[..., tuple], *arguments: Any) -> tuple[Any, ...]:
-    """Call a function that stands in a graph once, however often it is called.
+    """Call a function that a graph contains only once, however often it is called.
 
     TensorFlow traces, optimizes and stores each op of a graph, and a quantized layer has a
     hundred scalars to compute. Other backends have nothing to gain.
 
     Args:
-        key: What tells the function from others; those of the same key must do the same.
+        key: Identifies the function; functions with the same key must do the same.
         function: Takes tensors and returns a tuple of tensors, scalars last. It reads no other
             tensors, and no sizes but by `ops.shape`.
         *arguments: Tensors, in any structure, or None.
@@ -97,8 +97,8 @@ def shared(key: Hashable, function: Callable[..., tuple], *arguments: Any) -> tu
 def no_bias(scale: Any) -> Any:
     """Zeros of the shape of some scales.
 
-    TensorFlow makes a copy of a shared graph at each call that gets constants. Of these zeros
-    it does not know that they are constant.
+    TensorFlow copies a shared graph at each call that gets constants. It does not see that these
+    zeros are constant.
 
     Args:
         scale: The scales.
@@ -110,7 +110,7 @@ def no_bias(scale: Any) -> Any:
 
 
 def with_shape(x: Any, shape: tuple[int | None, ...]) -> Any:
-    """A tensor of a graph that does not know its sizes, with those that are known.
+    """A tensor of a graph, with the known sizes that the graph lost.
 
     Args:
         x: A tensor.
@@ -219,7 +219,7 @@ def multiply_add(x: Any, factor: Any, offset: Any) -> Any:
 
 
 def number_ops(x: Any, *scalars: Any) -> Any:
-    """Where to compute the few numbers that go with a tensor, such as its range and its scale.
+    """The operations to compute the few numbers of a tensor with, such as its range and scale.
 
     Torch takes longer to call an operation than numpy takes to compute it.
 

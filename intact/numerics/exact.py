@@ -1,4 +1,4 @@
-"""Arithmetic that comes to the same bits on every backend."""
+"""Arithmetic with the same bits on every backend."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ def inverse_of(x: Any, xp: Any = ops) -> Any:
 
 
 def exact_mean(x: Any, axes: tuple[int, ...], xp: Any = ops) -> Any:
-    """The mean of values that are not negative, to the same bits everywhere.
+    """The mean of values that are not negative, with the same bits everywhere.
 
     Float sums depend on their order; these are sums of whole numbers of 31 bits.
 
     Args:
         x: Values, not negative.
-        axes: The axes to take it over, which stay with size 1.
+        axes: The axes of the mean, which keep size 1.
         xp: `keras.ops`, or `numpy_ops`.
 
     Returns:

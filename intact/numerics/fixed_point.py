@@ -61,7 +61,7 @@ def multiplier(a: Tensor, b: Tensor, c: Tensor | float) -> Multiplier:
 
 
 def ratio(a: Tensor, b: Tensor, c: Tensor | float) -> Tensor:
-    """`a * b / c` in float64; to be called where there are such types.
+    """`a * b / c` in float64; needs `wide_types`.
 
     Args:
         a: float32.
@@ -84,7 +84,7 @@ def multiply(values: Tensor, by: Multiplier, half_up: Tensor | bool = False) -> 
             vectorized kernels.
 
     Returns:
-        int32; what a multiplier above 1 would make larger than that saturates.
+        int32; products that do not fit saturate.
 
     Example:
 
@@ -144,7 +144,7 @@ def round_away(x: Tensor) -> Tensor:
 
 
 def beyond_vectors(x: Tensor, size: int) -> Tensor | None:
-    """Which values of a batch a vectorized kernel computes one by one, behind full vectors.
+    """Which values a vectorized kernel computes one by one, after the last full vector.
 
     Args:
         x: The values.

@@ -1,4 +1,4 @@
-"""Rounding with the gradient of what is not rounded."""
+"""Rounding with the gradient of the unrounded values."""
 
 import math
 from typing import Any
@@ -98,14 +98,14 @@ def round_through(x: Any, xp: Any = ops) -> Any:
 
 
 def round_where(whole: Any, x: Any, xp: Any = ops) -> Any:
-    """Rounded half to even where integers are expected, else as it is; with the gradient of `x`."""
+    """Rounded half to even under a condition, otherwise unchanged; with the gradient of `x`."""
     if holds(whole):
         return round_through(x, xp)
     return straight_through(xp.where(whole, xp.round(x), x), x, xp)
 
 
 def reparametrized(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> Any:
-    """A trained number: what it was first, and how far training has moved it.
+    """A trained number, as its first value and the distance that training has moved it.
 
     The distance counts in units of the first value, so that the steps of an optimizer such
     as Adam fit numbers of any size; its gradient is such that plain gradient descent moves
@@ -136,7 +136,7 @@ def reparametrized(first: Any, delta: Any, xp: Any = ops, unit: Any = None) -> A
 
 
 def unfused(x: Any, xp: Any = ops) -> Any:
-    """A product as float32 rounds it, also where a compiler would make one with what follows.
+    """A product rounded to float32, even where a compiler would fuse it with the next operation.
 
     Args:
         x: The product.

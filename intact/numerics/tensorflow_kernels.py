@@ -1,4 +1,4 @@
-"""What TensorFlow, which runs op by op on CPUs, computes faster its own way."""
+"""Kernels for TensorFlow, which runs op by op on CPUs."""
 
 import contextlib
 import functools
@@ -71,9 +71,9 @@ def _reference_variable() -> Any:
 
 @contextlib.contextmanager
 def _unoptimized() -> Iterator[None]:
-    """A context in which calls of graphs are traced that TensorFlow does not optimize.
+    """A context in which traced calls of graphs are not optimized by TensorFlow.
 
-    To optimize a graph of a hundred small ops takes longer than they ever save.
+    Optimizing a graph of a hundred small ops takes longer than it ever saves.
     """
     name = "disable_meta_optimizer"
     before = tf.config.optimizer.get_experimental_options().get(name, False)
@@ -89,7 +89,7 @@ def _is_constant(leaf: Any) -> bool:
 
 
 def _graph(function: Callable[..., tuple], skeleton: Any, specs: tuple) -> Any:
-    """A function as a graph that is not inlined, and so looked at once.
+    """A function as a graph that is not inlined, and so processed only once.
 
     It returns its scalars, which come last, as one tensor. Of an output that is not used,
     TensorFlow would make another graph at each call.
@@ -105,7 +105,7 @@ def _graph(function: Callable[..., tuple], skeleton: Any, specs: tuple) -> Any:
         return (*others, tf.stack(scalars) if scalars else None)
 
     inner = _not_inlined(flat, specs)
-    # Several passes copy the graph that is called at each call; so this one has nothing but a call.
+    # Several passes copy the called graph at each call, so this one contains only a call.
     return _not_inlined(lambda *tensors: inner(*tensors), specs)
 
 
@@ -133,7 +133,7 @@ def round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) 
     """
 
     def grad(g: Any) -> tuple[Any, ...]:
-        # A select is as slow as ten other ops; this is one, with bounds of 0 and 6.
+        # A select is as slow as ten other ops; this is a single op, with bounds of 0 and 6.
         part = 6.0 / tf.maximum(last - first, 1e-30)
         six = x * (factor * part) - first * part
         inside = tf.raw_ops.Relu6Grad(gradients=g, features=six)
@@ -167,7 +167,7 @@ def batch_norm(x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
     factor = gamma * tf.math.rsqrt(spread)
 
     def grad(g: Any, *_: Any) -> tuple[Any, Any, Any, Any]:
-        # That of the kernel's own epsilon is the same for all channels.
+        # The kernel has one epsilon for all channels.
         back = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=tf.reshape(g, tf.shape(image)),
             x=image,

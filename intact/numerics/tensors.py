@@ -1,4 +1,4 @@
-"""What a tensor is: symbolic, whole or trainable; and its values on the host."""
+"""Tells symbolic, whole and trainable tensors apart, and reads values on the host."""
 
 from typing import Any
 
@@ -27,8 +27,8 @@ def is_symbolic(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether a tensor, array or number holds whole numbers or truth values.
 
-    Whole numbers are never quantized: they keep their type, in Keras and in the file. This is the
-    one place that tells them from real values.
+    Whole numbers are never quantized: they keep their type, in Keras and in the file. Only this
+    function tells them from real values.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What torch, which runs op by op, computes in fewer passes over the data. Needs torch."""
+"""Kernels for PyTorch, which runs op by op, with fewer passes over the data. Needs PyTorch."""
 
 from typing import Any
 

@@ -38,7 +38,7 @@ def weight_params(
         minimum = xp.minimum(xp.min(w, axis=reduced, keepdims=True), np.float32(0))
         span = xp.maximum(xp.max(w, axis=reduced, keepdims=True), np.float32(0)) - minimum
         steps = high - low
-    # Weights of 0 get the smallest scale: that of a bias is then as fine as the bias needs.
+    # Weights of 0 get the smallest scale, so that the bias's scale is fine enough.
     scale = xp.maximum(span * np.float32(1 / steps), np.float32(MIN_SCALE))
     if symmetric:
         return scale, xp.zeros_like(scale)
@@ -63,7 +63,7 @@ def quantize_weight(
     """
     w = xp.cast(xp.convert_to_tensor(w), "float32")
     scale, zero_point = weight_params(w, bits, layout, xp, symmetric)
-    # Times the inverse, as some compilers divide by a scale anyway.
+    # Multiply by the inverse, because some compilers do so in place of a division.
     n = w * inverse_of(scale, xp)
     if not symmetric:
         # A rounded zero point may leave an end of the range just outside.
@@ -73,7 +73,7 @@ def quantize_weight(
 
 
 def half_precision(w: Any, xp: Any = ops) -> Any:
-    """Values as float16 has them, with a straight-through gradient."""
+    """Values rounded to float16, with a straight-through gradient."""
     w = xp.cast(xp.convert_to_tensor(w), "float32")
     return straight_through(xp.cast(xp.cast(w, "float16"), "float32"), w, xp)
 

@@ -44,7 +44,7 @@ def _as_activation(layer: Any, x: Any, tracer: Any, function: str) -> Any:
 
 
 def _along_last(layer: Any, x: Any, tracer: Any, emit: Callable[[Any], Any]) -> Any:
-    """Emit what runs along the last axis for a layer that may run along another."""
+    """Emit a function of the last axis for a layer that may use another axis."""
     axis: Any = getattr(layer, "axis", -1)
     rank = len(x.shape)
     if isinstance(axis, list | tuple) and len(axis) == 1:

@@ -75,13 +75,13 @@ def attention(
         key: Tensor of shape `(batch, sources, heads, size)`.
         value: Tensor of shape `(batch, sources, heads, size)`.
         scale: The factor of the scores.
-        layer: The layer that it stands for.
+        layer: The user's layer.
         tracer: The tracer.
         mask: Truth values that broadcast to `(batch, heads, targets, sources)`, in an array
             or a tensor; or None.
         dropout: A dropout layer for the shares, or None.
-        bias: What is added to the scaled scores, shaped as a mask: a tensor, an array, a
-            variable, or None.
+        bias: Added to the scaled scores, with the shape of a mask: a tensor, an array, a variable,
+            or None.
 
     Returns:
         The output, shaped as the query, and the shares `(batch, heads, targets, sources)`.
@@ -97,7 +97,7 @@ def attention(
 
 
 def _unscaled(bias: Any, scale: float, tracer: Any) -> Any:
-    """A bias of scores before they are scaled, as a tensor of the new graph."""
+    """A bias divided by the scale of the scores, as a tensor of the new graph."""
     if not (is_symbolic(bias) or is_trainable(bias)):
         return tracer.constant(to_numpy(bias) / np.float32(scale), "bias", 4)
     bias = bias if is_symbolic(bias) else tracer.constant(bias, "bias", 4)
@@ -126,7 +126,7 @@ def attend(
 def step_mask(
     query: Any, key: Any, layer: Any, tracer: Any, causal: bool, window: int | None = None
 ) -> np.ndarray | None:
-    """Which sources each target sees by its place, or None if it sees all.
+    """Which sources each target sees because of its position, or None if it sees all.
 
     Args:
         query: The queries, steps behind the batch.
@@ -134,7 +134,7 @@ def step_mask(
         layer: The layer, for errors.
         tracer: The tracer.
         causal: Whether a target sees no source behind its own place.
-        window: How far a source may be from the target's place, and one more; or None.
+        window: One more than the largest distance of a source from its target; or None.
     """
     if not causal and window is None:
         return None
@@ -240,7 +240,7 @@ class MultiHeadAttention(Op):
             tracer.refuse(layer, "attention scores of several axes are not known")
         with tracer.scope(layer):
             if arguments.get("query_mask") is not None:
-                # As all sources are hidden from them, they get the mean of all.
+                # All sources are hidden from them, so they get the mean of all.
                 y = tracer.expand(Named("rows"), _row_or_mean, arguments["query_mask"], y, v)
             y = places.part(y)
             if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
@@ -250,7 +250,7 @@ class MultiHeadAttention(Op):
         return (y, shares) if arguments.get("return_attention_scores") else y
 
     def mask(self, layer: Any, arguments: dict[str, Any], tracer: Any) -> Any:
-        """Which sources each target sees, by all that a call says about it; None for all."""
+        """Which sources each target sees, from all masks of a call; None for all."""
         query, key = arguments["query"], arguments["key"]
         attention_mask, causal = (
             arguments.get("attention_mask"),
@@ -271,14 +271,14 @@ class MultiHeadAttention(Op):
 
 
 def repeated(x: Any, count: int, tracer: Any) -> Any:
-    """Heads of keys or values, each for as many heads of the queries."""
+    """Heads of keys or values, each repeated for its heads of queries."""
     if count == 1:
         return x
     return tracer.expand(Named("repeat"), lambda t: ops.repeat(t, count, axis=2), x)
 
 
 def _of_joined(mask: Any, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
-    """A mask of several axes of targets and of sources, with one axis of either."""
+    """A mask of several target and source axes, with one axis for each."""
     if mask is None:
         return None
     steps = [t.shape[1:-1] for t in (query, key)]
@@ -292,7 +292,7 @@ def _of_joined(mask: Any, layer: Any, query: Any, key: Any, tracer: Any) -> Any:
 
 
 class _Places:
-    """The axes of steps of a MultiHeadAttention as one; the others become part of the batch.
+    """Joins the attention axes of a MultiHeadAttention; other axes become part of the batch.
 
     Args:
         layer: The layer.

@@ -32,7 +32,7 @@ class Weight:
     Args:
         axis: The axes of the output channels; each channel may have its own scale.
         kernels: The types that the integer kernels take.
-        dynamic: The types that the kernels take which quantize their input at run time.
+        dynamic: The types that kernels take if they quantize their input at run time.
     """
 
     axis: tuple[int, ...] = (-1,)
@@ -79,7 +79,7 @@ ANY_WHOLE: tuple[str, ...] = ("bool", "uint8", "int16", "int32", "int64")
 """The types of whole numbers that layers have; Keras has no layers of type int8."""
 
 COUNTS: tuple[str, ...] = ("int32", "int64")
-"""Those that LiteRT's kernels compute in."""
+"""The types of whole numbers that LiteRT's kernels compute in."""
 
 INT8: tuple[str, ...] = ("int8",)
 BYTES: tuple[str, ...] = ("int8", "uint8")
@@ -133,11 +133,12 @@ class Op:
     * `fuses`: whether the kernel can clamp like a ReLU at the end.
     * `folds_batch_norm`: whether a batch norm can follow into the weights.
     * `clamps_by_range`: whether it relies on its output's range to saturate.
-    * `own_range`: whether nothing else may share its output's range, for a state is kept in it.
-    * `pointwise`: whether it looks at each value alone, wherever it stands.
+    * `own_range`: whether nothing else may share its output's range, because a state has that
+    range.
+    * `pointwise`: whether it is elementwise, wherever a value stands.
     * `max_accumulator_scale`: the largest ratio of the scale of its sums to that of the output,
       before kernels refuse it or overflow.
-    * `fit_accumulator_scale`: the ratio that a range of the output is widened to for that.
+    * `fit_accumulator_scale`: the ratio to which the output's range is widened to stay below that.
     * `notes`: constraints in words.
     * `cases`: models that test it.
     * `float_cases`: models that test an op that computes in float only.
@@ -195,14 +196,14 @@ class Op:
         return tracer.emit(layer, args[0])
 
     def before_move(self, layer: Any, move: Any) -> Any:
-        """What does the same before a reshape or permutation as a layer does behind it.
+        """The layer that before a reshape or permutation does what this one does behind it.
 
         Args:
             layer: The layer.
             move: The call (`intact.graph.view.Node`) that moves its input's values.
 
         Returns:
-            A layer, mostly the same one; None if there is none.
+            A layer, usually the same one; None if there is none.
         """
         return layer if self.pointwise else None
 
@@ -221,7 +222,7 @@ class Op:
     def folds_into_weights(self, layer: Any, shape: tuple[int | None, ...]) -> bool:
         """Whether the layer only scales and shifts the channels of the op before it.
 
-        Such an op has a method `fold`, that applies it to the op's sums.
+        Such an op has a method `fold` that applies it to the sums of the op before it.
 
         Args:
             layer: The canonical layer.
@@ -234,7 +235,7 @@ class Op:
 
         Args:
             layer: The canonical layer.
-            acc: The sums; their values are only looked at while training.
+            acc: The sums; their values are only needed while training.
             training: Whether the model trains; a truth value of the graph where a schedule
                 freezes batch norms.
             xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
@@ -245,7 +246,7 @@ class Op:
         raise NotImplementedError
 
     def shift(self, layer: Any, amount: np.ndarray) -> None:
-        """Let the layer add an amount to the sums, if it has a weight for it.
+        """Make the layer add an amount to its sums, if it has a weight for it.
 
         Args:
             layer: The canonical layer.
@@ -254,7 +255,7 @@ class Op:
         raise NotImplementedError
 
     def factors(self, layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """The real factor and offset of each channel, of an op that scales and shifts them."""
+        """The real factor and offset of each channel, for an op that scales and shifts channels."""
         raise NotImplementedError
 
     def call(
@@ -350,7 +351,7 @@ class Weighted(Op):
         raise NotImplementedError
 
     def patches(self, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
-        """What the kernel is multiplied with at some places of an input, on the host.
+        """The im2col patches that the kernel is multiplied with at some positions, on the host.
 
         Sums of products are `einsum("nkg,kgm->ngm", patches, kernel.reshape(k, g, m))`.
 
@@ -458,8 +459,8 @@ def computes_whole(
 
     Args:
         op: The op of the layer that is called.
-        inputs: What it is called on.
-        outputs: What it returns.
+        inputs: The tensors that it is called on.
+        outputs: The tensors that it returns.
     """
     read = [tensor for index, tensor in enumerate(inputs) if index not in op.plain]
     return bool(op.whole or not read) and all(map(is_whole, (*read, *outputs)))

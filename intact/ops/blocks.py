@@ -76,7 +76,7 @@ class Blocks(Moving):
 
     dtypes = INTEGERS
     wide = "RESHAPE, TRANSPOSE"
-    notes = "Channels last, for the backends of Keras disagree about channels first."
+    notes = "Channels last, because Keras' backends disagree about channels first."
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         kind = self.keras_layers[0]

@@ -12,18 +12,18 @@ from intact.ops.registry import register_op
 from intact.ops.whole import whole_indices
 
 MAX_SPAN = 2**20
-"""How far apart the numbers of a vocabulary may be: each one between has a row in a table."""
+"""The largest span of a vocabulary, because each number in it has a row in a table."""
 
 
 def encoded(layer: Any, indices: Any, depth: int, tracer: Any, weights: Any = None) -> Any:
-    """Indices as a layer's `output_mode` has them.
+    """Indices encoded according to a layer's `output_mode`.
 
     Args:
         layer: The layer, with an `output_mode`.
         indices: A tensor of whole numbers of the new graph.
         depth: How many categories there are.
         tracer: Makes the new graph.
-        weights: What each index counts, in mode "count"; or None for 1.
+        weights: The weight of each index in mode "count"; None for 1.
 
     Returns:
         The output tensor.
@@ -75,7 +75,7 @@ class CategoryEncoding(Op):
 
 @register_op
 class Discretization(Op):
-    """The bin that a number is in: how many boundaries it has reached."""
+    """The bin of a number: how many boundaries it has reached."""
 
     keras_layers = (layers.Discretization,)
     litert = ("GREATER_EQUAL", "CAST", "ADD", "GATHER")

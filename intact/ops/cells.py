@@ -1,4 +1,4 @@
-"""Recurrent cells, as steps of ops that there are."""
+"""Recurrent cells, as steps made of other ops."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ SYMMETRIC = (keras.activations.sigmoid, keras.activations.hard_sigmoid)
 def dense(
     cell: Any, role: str, kernel: np.ndarray, bias: np.ndarray | None, x: Any, tracer: Any
 ) -> Any:
-    """A product with a part of a cell's weights; one layer for all steps.
+    """A product with a part of a cell's weights, by one layer for all steps.
 
     Args:
         cell: The cell.
@@ -78,7 +78,7 @@ class Cell(Op):
         return keras.tree.flatten(cell.state_size)
 
     def project(self, cell: Any, x: Any, tracer: Any) -> Any:
-        """What the inputs give to the sums of a step; for all steps at once.
+        """The inputs' part of the sums of all steps.
 
         Args:
             cell: The cell.
@@ -195,8 +195,8 @@ def end_of_tanh(bits: int) -> float:
 class LSTMCell(Cell):
     """Long short-term memory (Hochreiter & Schmidhuber, 1997).
 
-    What it remembers is read through tanh, and rounded at each step. Its range ends where
-    tanh does, so that the steps are small; a cell that holds more is held there.
+    The cell state is read through tanh, and rounded at each step. Its range ends where tanh
+    saturates, so that its scale is small; a larger state is clipped.
     """
 
     keras_layers = (layers.LSTMCell,)
@@ -231,7 +231,7 @@ class LSTMCell(Cell):
         return h, [h, new]
 
     def recur(self, cell: Any, h: Any, tracer: Any) -> Any:
-        """What the output of the step before gives to the sums of a step."""
+        """The previous output's part of the sums of a step."""
         return dense(cell, "recurrent", to_numpy(cell.recurrent_kernel), None, h, tracer)
 
 
@@ -239,7 +239,7 @@ class LSTMCell(Cell):
 class GRUCell(Cell):
     """Gated recurrent unit (Cho et al., arXiv:1406.1078).
 
-    The new state is `h + g * (n - h)`, with `g = 1 - z`: what is kept is kept as it is.
+    The new state is `h + g * (n - h)`, with `g = 1 - z`, so that a kept state is not rounded.
     """
 
     keras_layers = (layers.GRUCell,)
@@ -261,7 +261,7 @@ class GRUCell(Cell):
     def input_weights(self, cell: Any) -> tuple[np.ndarray, np.ndarray | None]:
         kernel, bias = super().input_weights(cell)
         if bias is not None and cell.reset_after:
-            # That of the recurrent product joins the same sums, but for the new value's.
+            # The recurrent bias joins the same sums, except for those of the new value.
             bias = bias[0] + bias[1] * np.repeat(np.array([1, 1, 0], "float32"), cell.units)
         signs = self.signs(cell)
         return kernel * signs, None if bias is None else bias * signs

@@ -1,4 +1,4 @@
-"""Values that do not depend on the model's inputs, and rows looked up in them."""
+"""Constants, and rows looked up in them."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class Constant(keras.layers.Layer):
     """A weight as a tensor of the graph, for ops that take two tensors.
 
     Args:
-        shape: Its shape; the first size is 1 where the batch stands.
+        shape: Its shape; the first size is 1 in place of the batch.
         broadcast: Whether the first size, 1, goes with any number of samples. Keras would take it
             for the size of the batch.
 
@@ -154,7 +154,7 @@ class Lookup(Op):
 
 
 def add_gather(node: Any, builder: Any, options: dict[str, Any]) -> None:
-    """Write a GATHER of an op's first input by its second, as integers that the kernel takes.
+    """Write a GATHER of an op's first input by its second, in integers that the kernel takes.
 
     Args:
         node: The op on its way into the file.

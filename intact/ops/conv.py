@@ -41,7 +41,7 @@ def same_padding(sizes: Any, kernel: Any, strides: Any, dilation: Any) -> list[t
 
 
 class Convolution(Weighted):
-    """Base of the convolutions, which take over a zero padding that is SAME's."""
+    """Base of the convolutions, which absorb a zero padding that equals SAME."""
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         before = made_by(args[0])
@@ -134,7 +134,7 @@ class Conv2D(Convolution):
         return "fixed_point" if layer.groups > 1 else "fixed_point_vector"
 
     def rows(self, layer: Any, rank: int) -> tuple[int, ...]:
-        # XNNPACK takes such a convolution for a product of matrices.
+        # XNNPACK computes such a convolution as a matrix product.
         one = (*layer.kernel_size, *layer.strides, layer.groups) == (1, 1, 1, 1, 1)
         return (rank - 1,) if one else super().rows(layer, rank)
 

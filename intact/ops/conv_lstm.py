@@ -23,7 +23,7 @@ def convolution(cell: Any, recurrent: bool, x: Any, tracer: Any) -> Any:
 
     Args:
         cell: The cell.
-        recurrent: Whether it is that of the step before; else of the inputs.
+        recurrent: Whether it is the recurrent convolution, or else that of the inputs.
         x: A tensor of the new graph, with an axis for the time.
         tracer: The tracer.
 
@@ -96,5 +96,5 @@ class ConvLSTM(Op):
         if layer.stateful or kwargs.get("mask") is not None:
             tracer.refuse(layer, "a mask, or a state between calls, is not known for convolutions")
         if layer.data_format == "channels_first":
-            tracer.refuse(layer, "its channels come first; it takes them last")
+            tracer.refuse(layer, "its channels must come last")
         return Recurrent().trace(layer, args, kwargs, tracer)

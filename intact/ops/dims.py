@@ -1,4 +1,4 @@
-"""Layers of one or three spatial axes: traced into those of two."""
+"""Layers of one or three spatial axes, traced into layers of two."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def _constraints(layer: Any) -> dict[str, Any]:
 
 @register_op
 class OneDimensional(Op):
-    """Layers of one spatial axis: those of two, on images of one row."""
+    """Layers of one spatial axis, as layers of two on images of one row."""
 
     kinds: ClassVar[dict[type, type]] = {
         layers.Conv1D: layers.Conv2D,
@@ -126,8 +126,8 @@ def _known(layer: Any, x: Any, tracer: Any) -> tuple[int, int, int, int]:
 class Conv3D(Op):
     """A 2D convolution of every slice together with those beside it.
 
-    The slices that the kernel sees at once are put side by side along the channels; what
-    comes of them is one image per place of the kernel along the depth.
+    The slices that the kernel covers are concatenated along the channels; each position of the
+    kernel along the depth becomes one image.
     """
 
     keras_layers = (layers.Conv3D,)
@@ -191,7 +191,7 @@ class Conv3D(Op):
 
 
 def _fit(x: Any, before: int, after: int, layer: Any, tracer: Any) -> Any:
-    """Zeros before and after the first axis; fewer than none are cut off."""
+    """Zeros before and after the first axis; a negative number crops."""
     x = _crop(x, ((0, max(-after, 0)), (0, 0)), f"{layer.name}_fit", tracer)
     after = max(after, 0)
     if before or after:
@@ -252,7 +252,7 @@ class ThreeDimensional(Op):
 
 @register_op
 class GlobalPooling3D(Op):
-    """The mean or the largest value over three spatial axes: over two, all but one as one."""
+    """The mean or maximum over three spatial axes, two of which are joined first."""
 
     kinds: ClassVar[dict[type, type]] = {
         layers.GlobalAveragePooling3D: layers.GlobalAveragePooling2D,

@@ -22,7 +22,7 @@ from intact.rounding.kernel_rounding import AccumulatorRounding, KernelRounding
 
 
 def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:
-    """The shape that two shapes broadcast to; unknown sizes are taken to fit."""
+    """The shape that two shapes broadcast to; unknown sizes are assumed to fit."""
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b)
     return tuple(
@@ -57,8 +57,7 @@ class Operands(NamedTuple):
 class AddRounding(KernelRounding):
     """XNNPACK's sum: 20-bit fixed-point multipliers, and a shift that rounds half up.
 
-    Beside an operand whose steps are much smaller or larger than the output's, another kernel
-    rounds twice.
+    If an operand's scale is much smaller or larger than the output's, another kernel rounds twice.
     """
 
     name = "add"
@@ -102,7 +101,7 @@ class AddRounding(KernelRounding):
                 ops.minimum(ratio_a, ratio_b) >= 2.0**-10, ops.maximum(ratio_a, ratio_b) < 2.0**8
             ),
             lambda: ops.right_shift(whole_a * factor_a + whole_b * factor_b + half, shift),
-            # A graph of its own: TensorFlow prepares it only where it runs.
+            # A separate graph, which TensorFlow prepares only if it runs.
             lambda: shared(
                 (cls.twice, cls.sign), cls.twice, whole_a, a.scale, whole_b, b.scale, params.scale
             )[0],
@@ -113,7 +112,7 @@ class AddRounding(KernelRounding):
     def twice(
         cls, a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, scale: Tensor
     ) -> tuple[Tensor]:
-        """The sum as the kernel rounds it that takes what XNNPACK does not.
+        """The sum as rounded by the kernel for scales that XNNPACK refuses.
 
         Args:
             a: Whole numbers, int32.
@@ -213,7 +212,7 @@ class MultiplyRounding(AddRounding):
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
 
-# There is a kernel of 16 bits for scales that are powers of two, which takes few of them.
+# The 16-bit kernel for powers of two takes only few scales.
 ANY_SCALE = {"potScaleInt16": False}
 
 
@@ -223,7 +222,7 @@ class Binary(Op):
     dtypes = INTEGERS
     fuses = True
     pointwise = True
-    # An output that is nothing beside the steps of its inputs is 0, and their rounding no noise.
+    # An output far below the scale of its inputs is 0, so that their rounding adds no noise.
     max_accumulator_scale, fit_accumulator_scale = 2**13, 0.25
     layer: ClassVar[type]
     wide_options: ClassVar[dict[str, Any]] = {}
@@ -241,7 +240,7 @@ class Binary(Op):
         if by_channel and values.size in (1, x.shape[-1]):
             turns = reverse and self.layer not in (layers.Add, layers.Multiply)
             if turns and is_trainable(constant):
-                # The weight stays one that trains.
+                # The weight keeps training.
                 return tracer.expand(layer, lambda x: ops.add(-x, constant), x)
             if isinstance(constant, keras.Variable) and not turns:
                 scaled = self.variable_scale(layer, constant, x.shape[-1], tracer)
@@ -403,7 +402,7 @@ class Multiply(Binary):
 
 @register_op
 class Divide(Op):
-    """Division by a constant, or of one; else a product with a table of inverses."""
+    """Division by or of a constant; otherwise a product with a table of inverses."""
 
     operations = ("TrueDivide", "Divide")
     cases = (
@@ -423,7 +422,7 @@ class Divide(Op):
 
 @register_op
 class Negative(Op):
-    """The sign changed."""
+    """The negative."""
 
     operations = ("Negative",)
     cases = (Case(lambda: lambda x: -x, (6,)),)

@@ -13,14 +13,14 @@ from intact.ops.registry import register_op
 
 
 class FloatOnly(Op):
-    """Base of the ops whose kernels know no integers."""
+    """Base of the ops without integer kernels."""
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
         return f"{self.litert[0]} has no integer kernel"
 
 
 MAX_SUMS = 512
-"""Along how many values sums are a matrix product, whose matrix has the square of that."""
+"""The longest axis whose cumulative sum is a matrix product; the matrix has its square."""
 
 
 def _sums(x: Tensor, axis: int, size: int) -> Tensor:
@@ -30,7 +30,7 @@ def _sums(x: Tensor, axis: int, size: int) -> Tensor:
 
 @keras.saving.register_keras_serializable("intact")
 class CumulativeSum(FunctionLayer):
-    """Sums of all values up to each one, along an axis.
+    """Cumulative sums along an axis.
 
     Args:
         axis: The axis.
@@ -45,7 +45,7 @@ class CumulativeSum(FunctionLayer):
 
 @register_op
 class CumSum(FloatOnly):
-    """Sums of all values up to each one."""
+    """Cumulative sums."""
 
     keras_layers = (CumulativeSum,)
     operations = ("Cumsum",)
@@ -79,7 +79,7 @@ class Conv3DTranspose(FloatOnly):
 
     keras_layers = (layers.Conv3DTranspose,)
     litert = ("CONV_3D_TRANSPOSE",)
-    # No integer kernel: only schemes for weights alone round them.
+    # There is no integer kernel; only weight-only schemes round them.
     weights = {"kernel": Weight(axis=(3,), kernels=(), dynamic=())}
     notes = "In float only, without dilation. Channels last; spatial sizes must be known."
     float_cases = (

@@ -49,7 +49,7 @@ def _part(x: Any, axis: int, start: int, stop: int) -> Any:
 
 
 def _scanned(axis: int, function: Callable[..., Any], values: Any) -> Any:
-    """What an associative function makes of all values up to each one (Hillis and Steele, 1986)."""
+    """A prefix scan with an associative function (Hillis and Steele, 1986)."""
     size, step = keras.tree.flatten(values)[0].shape[axis], 1
     while step < size:
         head, before, after = (
@@ -112,7 +112,7 @@ def _pooled(layer: Any, x: Tensor) -> Tensor:
 
 
 def _reduced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A reduction of what is always a number, for one that leaves out what is none."""
+    """A plain reduction in place of one that skips NaN, because values are always numbers."""
     return lambda layer, x: function(x, axis=layer.axis, keepdims=layer.keepdims)
 
 
@@ -136,7 +136,7 @@ _BETWEEN: dict[str, Callable[[float], float]] = {
     "midpoint": lambda rest: 0.5 if rest else 0.0,
     "nearest": lambda rest: float(np.rint(rest)),
 }
-"""By the method of a quantile, how much the upper of two values counts."""
+"""The weight of the upper of two values, by the method of a quantile."""
 
 
 def _has_quantile(layer: Any, x: Tensor, q: Any = 0.5) -> bool:
@@ -147,7 +147,7 @@ def _has_quantile(layer: Any, x: Tensor, q: Any = 0.5) -> bool:
 
 
 def _sparsemax(layer: Any, x: Tensor) -> Tensor:
-    """What is above a threshold, which is that of Keras: of the sum of all partial sums."""
+    """The values above Keras' threshold, from the sum of all partial sums."""
     axis, size = layer.axis, x.shape[layer.axis]
     ordered = ops.flip(ops.sort(x, axis), axis)
     sums = ops.cumsum(ordered, axis)
@@ -254,7 +254,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "InTopK": _among_largest,
     **dict.fromkeys(("Median", "Nanmedian", "Quantile", "Nanquantile"), _quantile),
     **dict.fromkeys(("Percentile", "Nanpercentile"), partial(_quantile, whole=100.0)),
-    # Keras says that the type of the result is that of the numbers.
+    # In Keras, the result has the type of the numbers.
     "MultiHot": lambda layer, x: ops.max(ops.one_hot(x, layer.num_classes, dtype=x.dtype), axis=-2),
     "Nanargmax": lambda layer, x: ops.argmax(x, layer.axis, layer.keepdims),
     "Nanargmin": lambda layer, x: ops.argmin(x, layer.axis, layer.keepdims),
@@ -296,7 +296,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "Triu": _kept,
     "ZerosLike": lambda layer, x: _filled(layer, x, 0),
 }
-"""Per operation, what it does, of the operation and its operands."""
+"""Per operation, its formula: a function of the operation and its operands."""
 
 
 def _runs(layer: Any, x: Any) -> bool:
@@ -381,7 +381,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
         (lambda layer, x: None not in x.shape[-2:], "the sizes of its matrices must be known"),
     ),
 }
-"""Where a formula does not hold for all of an operation: when it does, and what to say."""
+"""Limits of formulas: the condition under which one applies, and the reason otherwise."""
 
 
 CASES: dict[str, Case] = {

@@ -23,7 +23,7 @@ def _channels_last(formula: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _margins(layer: Any, x: Tensor, sign: int) -> list[tuple[int, int]]:
-    """What is added to (or, with a sign of -1, taken from) the ends of both axes."""
+    """The rows and columns to add to (or, with a sign of -1, remove from) both axes."""
     margins = []
     ends = (("top", "bottom", "height"), ("left", "right", "width"))
     for axis, (first, last, size) in enumerate(ends, 1):
@@ -62,7 +62,7 @@ def _hsv(layer: Any, x: Tensor) -> Tensor:
 
 def _rgb(layer: Any, x: Tensor) -> Tensor:
     hue, saturation, value = ops.split(x, 3, axis=-1)
-    # Of a hue from 0 to 1, how much red, green and blue are in it.
+    # The red, green and blue of a hue from 0 to 1.
     angle = (hue - ops.floor(hue)) * 6.0
     red = ops.clip(ops.abs(angle - 3.0) - 1.0, 0.0, 1.0)
     green, blue = (ops.clip(2.0 - ops.abs(angle - place), 0.0, 1.0) for place in (2.0, 4.0))
@@ -173,7 +173,7 @@ def _sampled(layer: Any, x: Tensor, rows: Any, columns: Any) -> Tensor:
 
 
 def _affine(layer: Any, x: Tensor, transform: Any) -> Tensor:
-    """Pixels from the places that `[a0, a1, a2, b0, b1, b2, c0, c1]` sends theirs to."""
+    """Pixels taken from the coordinates to which `[a0, a1, a2, b0, b1, b2, c0, c1]` maps them."""
     height, width, channels = x.shape[1:]
     grid = np.stack(np.meshgrid(*map(np.arange, (height, width, channels)), indexing="ij"))
     places = np.concatenate([grid.reshape(3, -1), np.ones((1, height * width * channels))])
@@ -188,7 +188,7 @@ def _affine(layer: Any, x: Tensor, transform: Any) -> Tensor:
 
 
 def _perspective(layer: Any, x: Tensor, start: Any, end: Any) -> Tensor:
-    """Pixels from the places that a homography sends theirs to."""
+    """Pixels taken from the coordinates to which a homography maps them."""
     height, width, channels = x.shape[1:]
     (u, v), (a, b) = (to_numpy(points).reshape(4, 2).T.astype("float64") for points in (start, end))
     one, zero = np.ones(4), np.zeros(4)
@@ -219,7 +219,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "ScaleAndTranslate": _scaled,
     "SobelEdges": _channels_last(_edges),
 }
-"""Per operation, what it does, of the operation and its operands."""
+"""Per operation, its formula: a function of the operation and its operands."""
 
 
 def _is_batch(layer: Any, x: Tensor, *others: Any) -> bool:
@@ -265,7 +265,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
         "its scale and translation are constant, and it leaves the batch alone",
     ),
 }
-"""Where a formula does not hold for all of an operation: when it does, and what to say."""
+"""Limits of formulas: the condition under which one applies, and the reason otherwise."""
 
 TURN = np.array([0.9, 0.2, -0.3, -0.1, 1.1, 0.4, 0.0, 0.0], "float32")
 MOVES = np.array([0.1] * 6 + [0.0] * 2, "float32")

@@ -1,4 +1,4 @@
-"""Formulas that put values in other places: joins, splits, turns, diagonals and windows."""
+"""Formulas that move values: joins, splits, rotations, diagonals and windows."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _turned(layer: Any, x: Tensor) -> Tensor:
-    """A quarter of a turn, as often as it is wanted."""
+    """Rotations by 90 degrees."""
     first, second = layer.axes
     turns = layer.k % 4
     if turns == 2:
@@ -148,7 +148,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "Unfold": _unfolded,
     "UnravelIndex": _index_parts,
 }
-"""Per operation, what it does, of the operation and its operands."""
+"""Per operation, its formula: a function of the operation and its operands."""
 
 
 def _has_sizes(layer: Any, x: Tensor) -> bool:
@@ -190,7 +190,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
         "it does not turn the batch",
     ),
 }
-"""Where a formula does not hold for all of an operation: when it does, and what to say."""
+"""Limits of formulas: the condition under which one applies, and the reason otherwise."""
 
 CASES: dict[str, Case] = {
     "rot90 fliplr diagonal": Case(

@@ -62,7 +62,7 @@ def _inverse_matrix(bins: int, length: int) -> np.ndarray:
     """The matrix from real and imaginary parts of a transform to values of a length."""
     known = min(bins, length // 2 + 1)
     angles = _turns(known, length, length)
-    # All but the first frequency, and the one of alternating signs, stand for two.
+    # Every frequency counts twice, except the first one and the Nyquist frequency.
     weights = np.full((known, 1), 2.0 / length)
     weights[0] = 1.0 / length
     if length % 2 == 0 and known == length // 2 + 1:
@@ -147,7 +147,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "RFFT": _real_fourier,
     "STFT": _short_time,
 }
-"""Per operation, what it does, of the operation and its operands."""
+"""Per operation, its formula: a function of the operation and its operands."""
 
 MAX_SIZE = 4096
 """The longest signal that is transformed by one matrix."""
@@ -171,7 +171,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     ),
     **dict.fromkeys(("STFT", "ISTFT"), (_has_length, "the sizes of its signals must be known")),
 }
-"""Where a formula does not hold for all of an operation: when it does, and what to say."""
+"""Limits of formulas: the condition under which one applies, and the reason otherwise."""
 
 CASES: dict[str, Case] = {
     "fft2": Case(lambda: lambda a, b: ops.fft2((a, b))[0], [(4, 6), (4, 6)]),

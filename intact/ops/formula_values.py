@@ -111,7 +111,7 @@ def _close(layer: Any, a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -
 
 
 def _same(layer: Any, x: Tensor) -> Tensor:
-    """A tensor of real values, which are no complex numbers, as it is."""
+    """The tensor itself, because its values are real."""
     return ops.convert_to_tensor(x)
 
 
@@ -123,7 +123,7 @@ def _among(layer: Any, x: Tensor, values: Any) -> Tensor:
 def _normalized(
     layer: Any, x: Tensor, mean: Any, variance: Any, offset: Any = None, scale: Any = None
 ) -> Tensor:
-    """A batch norm by statistics that are handed over."""
+    """A batch norm with given statistics."""
     shape = [-1 if axis == layer.axis % len(x.shape) else 1 for axis in range(len(x.shape))]
     mean, variance, offset, scale = (
         None if part is None else ops.reshape(part, shape)
@@ -194,10 +194,10 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "Signbit": lambda layer, x: x < 0.0,
     "Sinc": _sinc,
 }
-"""Per operation, what it does, of the operation and its operands."""
+"""Per operation, its formula: a function of the operation and its operands."""
 
 LIMITS: dict[str, tuple[Callable[..., bool], str]] = {}
-"""Where a formula does not hold for all of an operation: when it does, and what to say."""
+"""Limits of formulas: the condition under which one applies, and the reason otherwise."""
 
 
 def _joined(*names: str) -> Any:

@@ -9,7 +9,7 @@ from intact.ops.base import Op
 from intact.ops.registry import register_op
 
 TABLES = (formula_axes, formula_values, formula_moves, formula_signals, formula_images)
-"""The modules that have formulas, what limits them, and cases."""
+"""The modules with formulas, their limits and their cases."""
 
 FORMULAS = {name: formula for table in TABLES for name, formula in table.FORMULAS.items()}
 LIMITS = {name: limit for table in TABLES for name, limit in table.LIMITS.items()}
@@ -23,7 +23,7 @@ CASES = tuple(
 
 @register_op
 class Formula(Op):
-    """Made of other operations."""
+    """An operation that a formula rewrites as other operations."""
 
     operations = tuple(FORMULAS)
     notes = " ".join(f"`{name}`: {reason}." for name, (_, reason) in LIMITS.items())

@@ -1,4 +1,4 @@
-"""What the layers have in common that are a function of tensors and its settings."""
+"""The base of layers that are a function of tensors with settings."""
 
 import inspect
 from typing import Any, ClassVar

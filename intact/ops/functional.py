@@ -1,4 +1,4 @@
-"""Functions that are layers: convolutions by kernels that are handed over, and pooling."""
+"""Operations that are layers: convolutions with given kernels, and pooling."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ class Form(NamedTuple):
 
     Args:
         layer: The name of the layer's class, without its number of axes.
-        attributes: What it takes from the function.
-        sizes: What it takes from the shapes of the kernels.
+        attributes: Its settings from the operation.
+        sizes: Its settings from the shapes of the kernels.
     """
 
     layer: str
@@ -51,7 +51,7 @@ KERNEL = np.linspace(-0.5, 0.5, 54, dtype="float32").reshape(3, 3, 3, 2)
 
 @register_op
 class Functional(Op):
-    """A layer whose weights, if it has some, are operands."""
+    """A layer whose weights, if it has any, are operands."""
 
     operations = tuple(FORMS)
     notes = "Kernels are weights or constants."
@@ -71,7 +71,7 @@ class Functional(Op):
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         x, *kernels = (*args, *kwargs.values())
         if any(map(is_symbolic, kernels)) or not is_symbolic(x):
-            tracer.refuse(layer, "its kernel is no weight and no constant; no kernel takes that")
+            tracer.refuse(layer, "its kernel must be a weight or a constant")
         form, kind = FORMS[type(layer).__name__], type(layer).__name__
         attributes = {name: getattr(layer, name) for name in form.attributes}
         rank, shape = len(x.shape) - 2, x.shape

@@ -1,4 +1,4 @@
-"""What changes gradients and no values."""
+"""Layers that change gradients, but no values."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from intact.ops.shape import Moving
 
 @keras.saving.register_keras_serializable("intact")
 class WithoutGradient(FunctionLayer):
-    """Values that training takes for constants.
+    """Values that training treats as constants.
 
     Example:
 
@@ -29,7 +29,7 @@ class WithoutGradient(FunctionLayer):
 
 @register_op
 class StopGradient(Moving):
-    """Nothing in inference and in the file; training has no gradient there."""
+    """Nothing in inference and in the file; it stops gradients in training."""
 
     keras_layers = (WithoutGradient,)
     operations = ("StopGradient",)

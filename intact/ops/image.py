@@ -16,7 +16,7 @@ from intact.ops.shape import reshaped
 from intact.ops.slicing import Take, sliced
 
 GREY = (0.2989, 0.587, 0.114)
-"""How much red, green and blue count in a grey value, as all backends of Keras have it."""
+"""The weights of red, green and blue in a grey value, on all backends of Keras."""
 
 
 @register_op
@@ -96,7 +96,7 @@ class ExtractPatches(Op):
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
-        # Older versions of Keras know images alone.
+        # Older versions of Keras take images only.
         if getattr(layer, "is_3d", False):
             tracer.refuse(layer, "patches of volumes have no kernel")
         if layer.data_format == "channels_last":

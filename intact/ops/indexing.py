@@ -79,7 +79,7 @@ class Taking(Op):
 
 @keras.saving.register_keras_serializable("intact")
 class GatherAlong(FunctionLayer):
-    """Values of one axis, by indices of their own for each place of the axes before it.
+    """Values of one axis, with separate indices for each position of the axes before it.
 
     Args:
         axis: The axis; the indices have all axes up to it.
@@ -113,7 +113,7 @@ class GatherAlong(FunctionLayer):
 
 @register_op
 class TakeAlongAxis(Op):
-    """Values of one axis, by indices of their own for each place: a gather in batches."""
+    """Values of one axis, with separate indices for each position: a batched gather."""
 
     keras_layers = (GatherAlong,)
     operations = ("TakeAlongAxis",)
@@ -156,7 +156,7 @@ class TakeAlongAxis(Op):
         for a in range(1, rank):
             if a != axis and x.shape[a] == 1 != indices.shape[a]:
                 x = taken(tracer, layer, x, a, np.zeros(indices.shape[a], int))
-        # The axes of which the indices know nothing go behind.
+        # Axes that the indices lack move to the end.
         behind = [a for a in range(1, rank) if a != axis and indices.shape[a] != x.shape[a]]
         order = [a for a in range(1, rank) if a not in (axis, *behind)]
         dims = (*order, axis, *behind)

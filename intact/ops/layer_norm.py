@@ -14,7 +14,7 @@ from intact.ops.registry import register_op
 
 
 def inverse_root(epsilon: float) -> Callable:
-    """`1 / sqrt(v + epsilon)`, and 0 where that would be a division by 0."""
+    """`1 / sqrt(v + epsilon)`, or 0 instead of a division by 0."""
 
     def function(v: Any) -> Any:
         return ops.where(v + epsilon > 0.0, ops.rsqrt(ops.maximum(v + epsilon, 1e-30)), 0.0)
@@ -29,11 +29,11 @@ def standardized(x: Any, axes: Any, epsilon: float, centre: bool = True) -> Any:
         x: A tensor.
         axes: The axes of the statistics.
         epsilon: Added to the variance.
-        centre: Whether the mean is taken away.
+        centre: Whether to subtract the mean.
     """
     centred = x - ops.mean(x, axes, keepdims=True) if centre else x
     variance = ops.mean(centred * centred, axes, keepdims=True)
-    # A function of each value alone: one table.
+    # It is elementwise: one table.
     return centred * layers.Activation(inverse_root(epsilon), name="inverse_root")(variance)
 
 

@@ -1,4 +1,4 @@
-"""Choices: comparisons, where, and the place of the largest value."""
+"""Choices: comparisons, where, argmax."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ WHOLE_LIMITS = {
     "Less": np.ceil,
     "LessEqual": np.floor,
 }
-"""How a limit of whole numbers becomes one of them, by the comparison."""
+"""Per comparison, the rounding of a limit of whole numbers."""
 
 SWAPPED = {
     "Greater": "Less",
@@ -302,7 +302,7 @@ class ArgMax(Op):
     def lower(self, node: Any, builder: Any) -> None:
         x, axis = node.input, builder.constant(np.array(node.layer.axis, "int32"))
         if x.dtype == "int16":
-            # There is no kernel; the order is that of the integers.
+            # There is no kernel; the integers have the same order.
             x = builder.like(x, x.shape, dtype="int32")
             builder.convert(node.input, x)
         builder.add("ARG_MAX", [x, axis], [node.output], {"outputType": "int32"})

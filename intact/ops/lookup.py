@@ -1,7 +1,7 @@
 """Functions of each value alone, as tables of all the integers that a tensor can have.
 
 A table of 8 bits has 256 entries, one of 16 bits has up to 65536. The entries of 16 bits are
-computed in float64, for float32 is not fine enough to round them alike everywhere.
+computed in float64, because float32 cannot round them alike on all backends.
 """
 
 from typing import Any, NamedTuple
@@ -20,10 +20,10 @@ from intact.numerics.tensors import Tensor, symbols, to_numpy
 from intact.rounding.kernel_rounding import KernelRounding, RealRounding
 
 COST = "a table of up to 65536 entries (128 kB)"
-"""What a function of one tensor takes with 16 bits."""
+"""How functions of one tensor compute on 16 bits."""
 
 TRIMMED = 8192
-"""How many equal entries at an end of a table are worth a kernel that ends the index there."""
+"""The fewest equal entries at an end of a table that a clamp of the index replaces."""
 
 
 FINITE = {
@@ -65,7 +65,7 @@ class TableValues(NamedTuple):
 
 
 class TableRounding(RealRounding):
-    """As `real`; what is infinite saturates, and does not count for the range.
+    """As `real`; infinite values saturate, and do not count for the range.
 
     With 16 bits, the values are the sum of two float32 tensors, and are rounded in float64.
     """
@@ -108,13 +108,13 @@ class FiniteTableRounding(TableRounding):
 
 
 def split(real: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of float64 as the sum of two tensors of float32; to be called where there are such.
+    """Values of float64 as the sum of two float32 tensors; needs `wide_types`.
 
     Args:
         real: The values.
 
     Returns:
-        `(real, rest)`: the nearest float32 values, and what they lack.
+        `(real, rest)`: the nearest float32 values, and the remainders.
     """
     nearest = ops.cast(real, "float32")
     rest = ops.cast(real - ops.cast(nearest, "float64"), "float32")
@@ -143,7 +143,7 @@ def entries(pending: Any, kernel_rounding: type[KernelRounding], y: Any) -> np.n
     """The table of a function.
 
     Args:
-        pending: What the op's `call` makes of `all_values` of the input.
+        pending: The result of the op's `call` on `all_values` of the input.
         kernel_rounding: How it is rounded.
         y: The output, a tensor of a file.
 
@@ -173,7 +173,7 @@ def look_up(
         y: The output.
         table: The stored integer of the output for each of the input, in order.
         builder: The file's builder.
-        kernel: A kernel that takes the table's place if it computes the same; or None.
+        kernel: A kernel that replaces the table if it computes the same values; or None.
         options: The kernel's options.
     """
     options = options or {}
@@ -188,10 +188,10 @@ def look_up(
 
 
 def _index(x: Any, start: int, stop: int, size: int, builder: Any) -> Any:
-    """The place of each value in a part of a table, an int32 tensor; one for all tables alike."""
+    """The index of each value in a part of a table, an int32 tensor that equal tables share."""
 
     def make() -> Any:
-        # BITCAST for ADD would be a fifth faster; microcontrollers do not have it.
+        # BITCAST in place of ADD would be a fifth faster, but microcontrollers lack it.
         index = builder.like(x, x.shape, dtype="int32")
         builder.convert(x, index)
         first = int(np.iinfo(x.dtype).min)
@@ -212,7 +212,7 @@ def _index(x: Any, start: int, stop: int, size: int, builder: Any) -> Any:
 
 
 def _varying(table: np.ndarray) -> tuple[int, int]:
-    """The part of a table that the file has: without long runs of one value at its ends."""
+    """The part of a table to store: without long runs of one value at its ends."""
     changes = np.flatnonzero(np.diff(table))
     if not changes.size:
         changes = np.array([0])
@@ -221,7 +221,7 @@ def _varying(table: np.ndarray) -> tuple[int, int]:
 
 
 def _has_table(kernel: str, options: dict[str, Any], x: Any, y: Any, table: np.ndarray) -> bool:
-    """Whether an integer kernel gives just the values of a table."""
+    """Whether an integer kernel computes exactly the values of a table."""
     builder = Builder("")
     source, target = (
         builder.tensor(table.shape, t.dtype, name, scale=t.scale, zero_point=t.zero_point)

@@ -1,4 +1,4 @@
-"""Masks of scores: which of them a softmax sees."""
+"""Masks that hide scores from a softmax."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from intact.numerics.tensors import is_symbolic, is_whole, to_numpy
 from intact.ops.whole import WholeNumbers, truths
 
 MASKED = 16.0
-"""How far below the others a masked score is put: e^-16 of attention is left to it.
+"""How much is subtracted from a masked score, which keeps e^-16 of its attention.
 
 A score of minus infinity would leave no integers for the others.
 """
@@ -28,7 +28,7 @@ class Named:
 
 
 def whole_mask(parts: list[Any], layer: Any, tracer: Any, rank: int = 4) -> Any:
-    """Masks of scores as one.
+    """Merge masks of scores.
 
     Args:
         parts: Truth values or whole numbers, in arrays or tensors of the new graph; or None.
@@ -60,12 +60,12 @@ def whole_mask(parts: list[Any], layer: Any, tracer: Any, rank: int = 4) -> Any:
 
 
 def hide(scores: Any, mask: Any, scale: float, tracer: Any) -> Any:
-    """Scores of which a softmax sees those where a mask holds.
+    """Hide scores from a softmax where a mask does not hold.
 
     Args:
         scores: A tensor of the new graph.
         mask: Truth values that broadcast to the scores, in an array or a tensor.
-        scale: What the softmax multiplies the scores by.
+        scale: The factor by which the softmax multiplies the scores.
         tracer: The tracer.
     """
     low = np.float32(-MASKED / scale)

@@ -27,8 +27,8 @@ Labels = str
 class MatMulSums(NamedTuple):
     """The sums of a matrix product of two activations.
 
-    Where inputs of 16 bits make sums that float32 rounds, the exact ones have the digits `high`,
-    `mixed` and `low`, to the base 256.
+    If float32 would round the sums of 16-bit inputs, `high`, `mixed` and `low` are the digits of
+    the exact ones, to the base 256.
     """
 
     values: Tensor
@@ -191,7 +191,7 @@ def contract(
         if lb[0] != la[0]:
             tracer.refuse(layer, f"{equation!r} does not keep the batch of both operands")
     elif batch:
-        # A matrix of its own for every place: the same for the whole batch.
+        # A separate matrix for every position, the same for the whole batch.
         b = tracer.constant(b, f"{layer.name}_constant", b.ndim + 1)
         lb = la[0] + lb
         free_a = [label for label in free_a if label != la[0]]
@@ -231,7 +231,7 @@ class _Shaper:
         self.layer, self.tracer, self.sizes, self.batch = layer, tracer, sizes, batch
 
     def arrange(self, x: Any, labels: Labels, groups: list[list[str]]) -> Any:
-        """Axes in the order of groups; each group becomes one axis, an empty one of size 1."""
+        """Axes in the order of groups; each group becomes one axis, of size 1 if it is empty."""
         wanted = [label for group in groups for label in group]
         if wanted[0] != labels[0] or wanted[0] != self.batch:
             self.tracer.refuse(self.layer, "it moves the axis of the batch")
@@ -261,7 +261,7 @@ class _Shaper:
 
 
 def expand_ellipsis(equation: str, ranks: Sequence[int]) -> str:
-    """An einsum's equation with letters in the place of an ellipsis.
+    """An einsum's equation with letters instead of an ellipsis.
 
     Args:
         equation: With or without an ellipsis.

@@ -1,9 +1,8 @@
-"""Reshapes and permutations on their way through the graph, while a model is traced.
+"""Keeps reshapes and permutations from piling up while a model is traced.
 
 Layers of one or three spatial axes, or with their channels first, are traced into 2D
-layers with a move of the values before and behind. What keeps these moves from piling
-up is here: moves that follow each other become one or none, and ops that do not care
-where values stand are applied before a move rather than after it.
+layers with a move of the values before and behind. Here, consecutive moves become one or none, and
+ops that work wherever values stand are applied before a move rather than after it.
 """
 
 import math
@@ -34,7 +33,7 @@ class Moved(FunctionLayer):
 
 @keras.saving.register_keras_serializable("intact")
 class BatchReshape(Moved):
-    """A new shape for the values of the whole batch, whose size takes what is over.
+    """A new shape for the values of the whole batch, whose size absorbs the rest.
 
     Args:
         target_shape: The shape without the batch.
@@ -65,7 +64,7 @@ def reshape(x: keras.KerasTensor, shape: Shape, name: str, tracer: "Tracer") -> 
 
     Args:
         x: A tensor of the new graph.
-        shape: The new shape without the batch; the batch takes what is over. One size
+        shape: The new shape without the batch; the batch absorbs the rest. One size
             may be unknown if the batch stays as it is.
         name: The name of the layer, if one is needed.
         tracer: Makes the new graph.
@@ -105,7 +104,7 @@ def channel_last(x: keras.KerasTensor, axis: int, name: str, tracer: "Tracer") -
 
 
 def emit_moved(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str, Any]) -> Any:
-    """Emit a layer so that no move is in vain; `Tracer.emit` asks here first.
+    """Emit a layer without needless moves; `Tracer.emit` tries this first.
 
     Args:
         tracer: Makes the new graph.
@@ -114,13 +113,13 @@ def emit_moved(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str, A
         overrides: Changes to its config.
 
     Returns:
-        The output tensor, or None if there is nothing to be gained.
+        The output tensor, or None if nothing would be gained.
     """
     if isinstance(layer, RESHAPES):
         return _merge_reshapes(layer, inputs, tracer)
     if isinstance(layer, layers.Permute):
         return _merge_permutations(layer, inputs, tracer)
-    # What repeats itself has the same form every time.
+    # A repeated layer has the same form every time.
     return None if tracer.in_step else _emit_before(tracer, layer, inputs, overrides)
 
 
@@ -133,7 +132,7 @@ def _merge_reshapes(layer: Any, x: Any, tracer: "Tracer") -> Any:
     before = made_by(x)
     if isinstance(before.layer, RESHAPES):
         (source,) = before.inputs
-        # As many values of equal shape are equally many samples.
+        # Tensors of equal shape and size have equally many samples.
         return source if source.shape == shape else reshape(source, shape[1:], layer.name, tracer)
     if isinstance(layer, layers.Flatten):
         return reshape(x, shape[1:], layer.name, tracer)
@@ -160,12 +159,12 @@ def _moves_ones(shape: Shape, dims: tuple[int, ...]) -> bool:
 
 
 def _emit_before(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str, Any]) -> Any:
-    """Emit a layer before the move that made its input, if that comes to the same."""
+    """Emit a layer before the move that made its input, if the result is the same."""
     tensors = keras.tree.flatten(inputs)
     moves = [node for node in map(made_by, tensors) if isinstance(node.layer, MOVES)]
     op, rank = find_op(layer), tracer.built_rank(layer)
     if moves and op is not None:
-        # Of several moves rather a permutation, for other inputs may be turned for nothing.
+        # Of several moves, prefer a permutation, because moving other inputs may be in vain.
         move = min(moves, key=lambda node: isinstance(node.layer, RESHAPES))
         earlier = op.before_move(layer, move)
         origins = [_origin(tensor, move, tracer) for tensor in tensors]
@@ -180,7 +179,7 @@ def _emit_before(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str,
 
 
 def _origin(tensor: Any, move: Node, tracer: "Tracer") -> Callable[[], Any] | None:
-    """What gives the tensor before a move, where that takes no move the other way."""
+    """A tensor before a move, if getting it needs no inverse move."""
     producer = made_by(tensor)
     if isinstance(move.layer, RESHAPES):
         if not isinstance(producer.layer, RESHAPES) or tensor.shape != move.outputs[0].shape:

@@ -17,7 +17,7 @@ from intact.ops.moves import channel_last
 from intact.ops.registry import register_op
 
 UNIT = 127.0
-"""A factor of 1 as a weight: as fine as 8 bits make it, so that biases are fine too."""
+"""A factor of 1 as a weight, with the finest scale of 8 bits, so that biases are fine, too."""
 
 
 class ByChannel(Weighted):
@@ -162,7 +162,7 @@ class BatchNormalization(ByChannel):
         # Where weights are 0, the unit is too small to divide by its square.
         size = ops.maximum(ops.abs(unit), 1e-15)
         gamma = unit / size * (layer.gamma if layer.scale else 1.0)
-        # A bias before it changes nothing: its gradient is 0, and not missing.
+        # A bias before it has no effect; its gradient is 0, and not missing.
         beta = ones * (layer.beta if layer.center else 0.0) + 0.0 * acc.bias
         epsilon = layer.epsilon / (size * size)
         # The moving mean is near the batch's.
@@ -175,7 +175,7 @@ class BatchNormalization(ByChannel):
         return _sigma(layer.epsilon, variance, xp)
 
     def gain(self, layer: Any, variance: Any, xp: Any = ops) -> Any:
-        """What each channel is multiplied by, for a variance."""
+        """The factor of each channel for a variance."""
         return _factor(_weight(layer, "gamma", xp), layer.epsilon, variance, xp)
 
     def fold(self, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:

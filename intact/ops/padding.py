@@ -81,7 +81,7 @@ class Padding(Moving):
         return x
 
     def with_number(self, layer: Any, x: Any, pads: list, number: float, tracer: Any) -> Any:
-        """A tensor with a number around it that is not 0."""
+        """Pads with a number that is not 0."""
         if number == -np.inf and not is_whole(x):
             return tracer.emit(PadLowest(pads, name=layer.name), x)
         if not np.isfinite(number):
@@ -161,7 +161,7 @@ class PadLowest(Pad):
 
 @register_op
 class LowestPadding(Op):
-    """The lowest integer around the edges, in the place of minus infinity."""
+    """The lowest integer around the edges, in place of minus infinity."""
 
     keras_layers = (PadLowest,)
     litert = ("PADV2",)
@@ -186,7 +186,7 @@ class LowestPadding(Op):
         (x,) = inputs
         bits = 16 if isinstance(x, WideTensor) else 8
         integer = -float(2 ** (bits - 1)) - x.zero_point
-        # Real values have no lowest one; none is below the lowest that there is.
+        # Real values have no lowest one, so pad with the lowest that occurs.
         lowest = ops.where(x.whole, integer, ops.stop_gradient(ops.min(x.values)))
         number = ops.reshape(lowest, (1,) * len(x.values.shape))
         return x._replace(values=PadNumber(layer.padding)([x.values, number]))

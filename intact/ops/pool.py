@@ -82,7 +82,7 @@ class AveragePooling2D(Op):
         mean = total * share
         # The kernel divides the sum of the stored integers, zero points included.
         stored = ops.round(total) + x.zero_point * count
-        # Half a unit more keeps the floor clear of rounding; it changes no quotient.
+        # Half a unit more protects the floor from rounding; it changes no quotient.
         half = ops.floor(ops.convert_to_tensor(count) * 0.5) + 0.5
         quotient = ops.sign(stored) * ops.floor((ops.abs(stored) + half) * share)
         exact = ops.where(x.whole, quotient - x.zero_point, mean)

@@ -1,7 +1,7 @@
 """Operations of Keras on float64.
 
-Keras computes some operations in float32 although they are given float64, or has constants of
-float32 in them: which ones depends on the backend. Tables of 16 bits need them as they are.
+Keras computes some operations on float64 in float32, or with float32 constants; which ones depends
+on the backend. Tables of 16 bits need full precision.
 """
 
 from collections.abc import Callable
@@ -78,4 +78,4 @@ PRECISE: dict[str, Callable] = {
     "LeakyRelu": _leaky_relu,
     **{name: native(function) for name, function in _NARROWED.items()},
 }
-"""What stands in float64 for operations, by the class name of the operation."""
+"""The float64 form of operations, by the class name of the operation."""

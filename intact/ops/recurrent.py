@@ -169,8 +169,8 @@ def run(
         states = [row(t, tracer) for t in states if t is not None]
         x = op.project(cell, x, tracer)
         if not states and len(order) >= LEAST:
-            # A first step like the others can be a part of a loop; of few steps, it leaves out
-            # what zeros make needless.
+            # A first step like the others can join a loop; with few steps, it omits products of
+            # zeros.
             sizes = op.state_sizes(cell)
             states = [tracer.emit(Zeros(n, True, name="start"), x) for n in sizes]
         for i, is_seen in zip(order, seen, strict=True):
@@ -189,7 +189,7 @@ def run(
 
 
 def shown(layer: Any, steps: list, seen: list, tracer: Any) -> list:
-    """The outputs of all steps, where those of masked steps are the last before them."""
+    """The outputs of all steps; a masked step repeats the output before it."""
     last = nothing(steps[0], tracer)
     repeats = not getattr(layer, "zero_output_for_mask", False)
     outputs = []
@@ -206,14 +206,14 @@ def select(name: str, condition: Any, a: Any, b: Any, tracer: Any) -> Any:
 
 
 class CustomCell:
-    """A cell that nobody registered, by what its `call` does."""
+    """A cell that no op stands for, as the operations of its `call`."""
 
     def state_sizes(self, cell: Any) -> list[int]:
         """The size of the last axis of each state."""
         return keras.tree.flatten(cell.state_size)
 
     def project(self, cell: Any, x: Any, tracer: Any) -> Any:
-        """Nothing can be said of all steps at once."""
+        """The inputs themselves, because nothing is known of all steps at once."""
         return x
 
     def advance(self, cell: Any, x: Any, states: list, tracer: Any) -> tuple[Any, list]:

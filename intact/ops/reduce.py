@@ -25,7 +25,7 @@ from intact.rounding.kernel_rounding import KernelRounding
 
 
 class Reduction(FunctionLayer):
-    """Base of the layers that make one value of all along some axes.
+    """Base of the layers that reduce axes.
 
     Args:
         axes: Which; not the batch.
@@ -76,7 +76,7 @@ class Min(Reduction):
 class MeanSums(NamedTuple):
     """The sums of a mean or sum: `real = total * scale * share`, of `count` values each.
 
-    Where inputs of 16 bits make sums that float32 rounds, the exact ones are `256 * high + low`.
+    If float32 would round the sums of 16-bit inputs, the exact ones are `256 * high + low`.
     """
 
     total: Tensor
@@ -93,7 +93,7 @@ class MeanSums(NamedTuple):
         return cls(*symbols(shape, (), (), (), (), shape, shape))
 
     def exact(self) -> Tensor:
-        """The sums as int32, exactly where they are known so."""
+        """The sums as int32, from their exact digits if there are any."""
         if self.high is None:
             return ops.cast(self.total, "int32")
         return ops.cast(self.high, "int32") * 256 + ops.cast(self.low, "int32")
@@ -319,7 +319,7 @@ class Variance(Reducing):
 
 
 class Extremum(Op):
-    """Base of the larger and the smaller of tensors, which share one range."""
+    """Base of the elementwise maximum and minimum of tensors, which share one range."""
 
     dtypes = INTEGERS
     output = ALL_SAME

@@ -1,4 +1,4 @@
-"""What LiteRT has no kernels for, and why."""
+"""Operations and layers for which LiteRT has no kernel, with the reason."""
 
 from typing import Any
 
@@ -21,21 +21,21 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "LiteRT has no kernel for it": (
         *("CTCDecode", "CTCLoss", "Gcd", "Lcm", "Nextafter", "SSIM", "View"),
     ),
-    "it takes a function for each sample, or its derivative; write what it does for the batch": (
+    "it applies a function to each sample, or its derivative; write it for the whole batch": (
         *("JVP", "Map", "VectorizedMap"),
     ),
-    "outside of a layer's `call`, in which it is unrolled, Keras does not say what it computes": (
+    "Keras does not record what it computes outside of a layer's `call`, in which it is unrolled": (
         *("Cond", "ForiLoop", "Scan", "Switch", "WhileLoop"),
     ),
     "it draws random numbers in inference": ("ElasticTransform",),
-    "it prepares data with code of its own; let it do so before the model": (
+    "it prepares data with its own code; apply it before the model": (
         *("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization"),
         *("MaxNumBoundingBoxes", "RandomCrop"),
     ),
-    "it hashes or splits text, for which LiteRT has no kernel; do so before the model": (
+    "it hashes or splits text, for which LiteRT has no kernel; apply it before the model": (
         *("HashedCrossing", "Hashing", "StringLookup", "TextVectorization"),
     ),
-    "it holds code of another framework": (
+    "it contains code of another framework": (
         *("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
     ),
 }

@@ -82,16 +82,16 @@ def _check_names(op: type[Op]) -> None:
 
 
 def known_class(layer: Any) -> Any:
-    """The registered class that a layer is of, or that its class only gives another name.
+    """The registered class of a layer, even if the layer's own class only renames it.
 
-    A subclass that overrides a method which does something in a call (`call`, `build`, ...) is
-    no such class; it may have its own `__init__` and config.
+    A subclass may have its own `__init__` and config. If it overrides a method that affects a call
+    (`call`, `build`, ...), it is a class of its own.
 
     Args:
         layer: A Keras layer.
 
     Returns:
-        The registered class; the layer's own where there is none.
+        The registered class, or else the layer's own.
 
     Example:
 
@@ -111,20 +111,20 @@ def known_class(layer: Any) -> Any:
 
 
 def _is_idle(name: str) -> bool:
-    """Whether what has a name in a layer class does nothing in a call."""
+    """Whether an attribute of a layer class has no effect on a call."""
     special = name.startswith("__") and name != "__call__"
     return special or name in ("get_config", "from_config")
 
 
 _CODE = ("activation", "_constraint", "_initializer", "_regularizer")
-"""How the names of those attributes end that may be code of the user's, without a config."""
+"""Suffixes of the attributes that may be a user's code without a config."""
 
 
 def known_config(layer: Any) -> dict[str, Any]:
-    """The config of a layer, for its `known_class`, without what may be code of the user's.
+    """The config of a layer for its `known_class`, without attributes that may be a user's code.
 
-    That is its activation, initializers, regularizers and constraints. `share_code` gives the
-    last two to a layer made of the config.
+    These are its activation, initializers, regularizers and constraints. `share_code` gives the
+    last two to a layer made from the config.
 
     Args:
         layer: A Keras layer.
@@ -148,12 +148,12 @@ def known_config(layer: Any) -> dict[str, Any]:
 
 
 def share_code(layer: Any, target: Any, changes: dict[str, Any]) -> None:
-    """Give a layer the regularizers, constraints and initializers of another.
+    """Give a layer the regularizers, constraints and initializers of another one.
 
     Args:
-        layer: The layer of the user's.
-        target: One made of its `known_config`, not built.
-        changes: What is not to be as in the user's layer.
+        layer: The user's layer.
+        target: A layer made from its `known_config`, not built.
+        changes: Attributes that differ from the user's layer.
     """
     for name, value in vars(layer).items():
         shared = name.endswith(("_constraint", "_regularizer")) and name != "activity_regularizer"

@@ -47,7 +47,7 @@ def _multiply_256(values: Tensor, ratio: Tensor) -> Tensor:
 
 
 def _multiply_31(values: Tensor, ratio: Tensor) -> Tensor:
-    """The product of the kernels that take a factor that is too small or large for XNNPACK."""
+    """The product as computed by the kernels for factors that XNNPACK refuses."""
     return ops.cast(multiply(ops.cast(values, "int32"), multiplier(ratio, 1.0, 1.0)), "float32")
 
 
@@ -138,8 +138,8 @@ class ReLU(Requantizing):
 
     def lower(self, node: Any, builder: Any) -> None:
         if node.output.quantized:
-            # The upper limit is where the integers end; where 0 is not where they begin, a
-            # maximum follows. The kernel RELU rounds otherwise, and no better.
+            # The integers end at the upper limit; if they do not begin at 0, a maximum follows. The
+            # kernel RELU rounds differently, and no better.
             builder.add("QUANTIZE", [node.input], [node.output])
             return
         upper = node.layer.max_value
@@ -324,7 +324,7 @@ class Clip(Requantizing):
 
     @staticmethod
     def emit(lower: float | None, upper: float | None, layer: Any, x: Any, tracer: Any) -> Any:
-        """Put a ReLU, a clamp or the table of one where a layer stands."""
+        """Replace a layer by a ReLU, a clamp or a table."""
         if lower == 0.0 and (upper is None or upper > 0.0):
             return tracer.emit(layers.ReLU(upper, name=layer.name), x)
         if (lower or 0.0) <= 0.0 <= (upper or 0.0):
@@ -364,7 +364,7 @@ class PReLU(Op):
     litert = ("QUANTIZE", "MUL", "ADD")
     dtypes = ("int8", "int16")
     kernel_rounding = "multiply"
-    # No kernel multiplies by 8-bit slopes that quantizes its input at run time.
+    # No kernel that quantizes its input at run time multiplies by 8-bit slopes.
     weights = {"alpha": Weight(axis=(), dynamic=())}
     cases = (
         Case(lambda: layers.PReLU(shared_axes=[1, 2]), (4, 5, 3)),

@@ -123,7 +123,7 @@ def resampled(layer: Any, x: Any, size: tuple[int, int], tracer: Any) -> Any:
     *image, _ = known_size(layer, x, tracer)
     matrices = []
     for old, new in zip(image, size, strict=True):
-        # What becomes of each pixel alone: a column of pixels, and a channel for each.
+        # The image of each single pixel: a column of pixels, with a channel for each.
         column = ops.image.resize(
             np.eye(old, dtype="float32").reshape(1, old, 1, old),
             (new, 1),
@@ -141,7 +141,7 @@ def resampled(layer: Any, x: Any, size: tuple[int, int], tracer: Any) -> Any:
 
 
 class Resampling(Op):
-    """Base of what gives images another size; pixels count by their centres."""
+    """Base of the ops that resize images, with half-pixel centers."""
 
     dtypes = INTEGERS
     litert: ClassVar[tuple[str, ...]] = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
@@ -193,7 +193,7 @@ class Resampling(Op):
     def nearest_options(self, node: Any) -> dict[str, Any]:
         """The options of a file that takes the nearest pixels."""
         pairs = zip(node.output.shape[1:3], node.input.shape[1:3], strict=True)
-        # Where pixels are just repeated, older readers know what to do.
+        # Older readers handle pixels that are only repeated.
         repeats = all(old is not None and new % old == 0 for new, old in pairs)
         return {} if repeats else {"halfPixelCenters": True}
 

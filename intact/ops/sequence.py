@@ -1,4 +1,4 @@
-"""Recurrent layers that keep their state: one kernel for all steps."""
+"""Recurrent layers that keep their state, as one kernel for all steps."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from intact.rounding.int16_tables import GATE_BITS
 from intact.rounding.lstm import GATES, LSTMRounding, State, StateKeeper, Steps, Sums, in_float
 
 LIMITS = {"regularizer": keras.regularizers, "constraint": keras.constraints}
-"""What may go with a weight, and where Keras has it."""
+"""Regularizers and constraints of weights, and where Keras keeps them."""
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -68,7 +68,7 @@ class StatefulLSTM(StateKeeper, layers.Layer):
         )
 
     def call(self, x: Tensor) -> Tensor:
-        """All outputs, from the state that was kept; the one after is kept.
+        """All outputs from the kept state; keeps the new state.
 
         Args:
             x: (batch, steps, inputs).
@@ -137,7 +137,7 @@ class SequenceLSTM(Op):
 
     keras_layers = (StatefulLSTM,)
     litert = ("UNIDIRECTIONAL_SEQUENCE_LSTM",)
-    wide = "8 bits inside, for the kernel has no others; QUANTIZE before and behind it"
+    wide = "8 bits inside, because the kernel has no others; QUANTIZE before and after it"
     # Per gate one scale.
     weights = {
         "input_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
@@ -184,7 +184,7 @@ class SequenceLSTM(Op):
         inputs, recurrent = (_by_gates(node, name, builder) for name in self.weights)
         if node.integer:
             cell = {"dtype": "int16", "scale": np.float32(to_numpy(node.quantizer.cell_scale()))}
-            # The kernel takes the scale of the products of the last one, and none of the others'.
+            # The kernel uses the scale of the last gate's products only.
             fields = {"dtype": "int16", "scale": np.float32(2.0 ** (GATE_BITS - 15))}
             inside = [builder.tensor((0,), name=f"{layer.name}/{g}_sums", **fields) for g in GATES]
             inside.append(builder.like(y, (0,)))

@@ -1,4 +1,4 @@
-"""Ops that move values and change none."""
+"""Ops that move values without changing them."""
 
 import math
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from intact.ops.registry import register_op
 
 
 class Moving(Op):
-    """Base of the ops whose Keras layer can be applied to whole numbers as it is."""
+    """Base of the ops whose Keras layer works on whole numbers, too."""
 
     dtypes = INTEGERS
     whole = ANY_WHOLE
@@ -60,7 +60,7 @@ class Reshape(Moving):
         Case(lambda: lambda x: ops.squeeze(x), (1, 4, 1)),
         Case(lambda: layers.Reshape((-1, 2, 3)), (None, 6)),
         Case(lambda: layers.Reshape((-1, 2)), (None, None, 6)),
-        # Windows: the batch takes them in, and gives them back.
+        # Windows join the batch, and leave it again.
         Case(
             lambda: (
                 lambda x: ops.reshape(layers.Dense(4)(ops.reshape(x, (-1, 2, 3))), (-1, 3, 2, 4))
@@ -89,7 +89,7 @@ class Reshape(Moving):
             tracer.refuse(layer, "the batch axis must stay the first")
         if before % after and after % before:
             tracer.refuse(layer, f"a sample has {before} values and a row of its output {after}")
-        # The batch takes other axes in, or gives them back.
+        # Other axes join the batch, or leave it.
         return reshape(x, tuple(sizes), layer.name, tracer)
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
@@ -257,7 +257,7 @@ class Stack(Op):
 
 @register_op
 class Dropout(Op):
-    """At work while training; nothing in inference and in the file."""
+    """Active in training only; nothing in inference and in the file."""
 
     dtypes = INTEGERS
     keras_layers = (
@@ -272,7 +272,7 @@ class Dropout(Op):
     cases = (Case(lambda: layers.Dropout(0.5), (6,)),)
 
     def before_move(self, layer: Any, move: Any) -> Any:
-        # Whole channels share their fate where there is a noise shape, or "Spatial" in the name.
+        # Whole channels are dropped if there is a noise shape, or "Spatial" in the name.
         shared = type(layer).__name__.startswith("Spatial") or getattr(layer, "noise_shape", None)
         return None if shared else layer
 
@@ -290,12 +290,12 @@ AUGMENTATIONS = tuple(
     if (name.startswith("Random") and name != "RandomCrop")
     or name in ("AugMix", "CutMix", "MixUp", "RandAugment", "Solarization")
 )
-"""Layers that change images while training, and leave their sizes."""
+"""Layers that change images in training, but not their sizes."""
 
 
 @register_op
 class Augmentation(Op):
-    """At work on the real values while training; nothing in inference and in the file."""
+    """Active in training only, on real values; nothing in inference and in the file."""
 
     dtypes = INTEGERS
     keras_layers = AUGMENTATIONS
@@ -314,7 +314,7 @@ class Augmentation(Op):
 
 @register_op
 class Identity(Op):
-    """Nothing at all: traced away."""
+    """Does nothing: traced away."""
 
     keras_layers = (layers.Identity, layers.ActivityRegularization)
     operations = ("Identity", "ConvertToTensor")
@@ -327,7 +327,7 @@ class Identity(Op):
 
 @register_op
 class Masking(Op):
-    """Nothing at all, or zeros for what is masked; the mask is a comparison."""
+    """Does nothing, or writes zeros where the mask, a comparison, says so."""
 
     keras_layers = (layers.Masking,)
     notes = "Those who read the mask say whether they can."

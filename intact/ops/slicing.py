@@ -15,7 +15,7 @@ from intact.ops.registry import register_op
 from intact.ops.shape import Moving, reshaped
 
 MAX_RUNS = 4
-"""Up to as many slices side by side are quicker than a gather."""
+"""Up to this number, slices side by side are faster than a gather."""
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -105,7 +105,7 @@ class Gather(Moving):
 
 
 def sliced(tracer: Any, layer: Any, x: Any, key: Iterable[Any]) -> Any:
-    """What a Python index selects from a tensor.
+    """The part of a tensor that a Python index selects.
 
     Args:
         tracer: Makes the new graph.
@@ -162,7 +162,7 @@ def sliced(tracer: Any, layer: Any, x: Any, key: Iterable[Any]) -> Any:
 
 
 def taken(tracer: Any, layer: Any, x: Any, axis: int, index: np.ndarray) -> Any:
-    """Values of one axis, by their indices, in the quickest way there is.
+    """Values of one axis, by their indices, in the fastest way.
 
     Args:
         tracer: Makes the new graph.
@@ -282,12 +282,12 @@ class Split(Op):
 
 
 class Rearranging(Op):
-    """Base of the operations that pick values of one axis after the other."""
+    """Base of the operations that pick values axis by axis."""
 
     litert = ("STRIDED_SLICE", "CONCATENATION", "GATHER")
 
     def moves(self, layer: Any, x: Any) -> dict[int, Callable[[np.ndarray], np.ndarray]]:
-        """What becomes of the indices of each axis.
+        """How the indices of each axis change.
 
         Args:
             layer: The operation.

@@ -39,7 +39,7 @@ class TopValues(Moved):
 
 @keras.saving.register_keras_serializable("intact")
 class TopPlaces(TopValues):
-    """The places of the largest values along the last axis; of equal ones, the first comes first.
+    """The indices of the largest values along the last axis, equal ones in order.
 
     Args:
         k: How many.

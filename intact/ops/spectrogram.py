@@ -49,7 +49,7 @@ class MelSpectrogram(Op):
         return tracer.expand(layer, spectrogram, x)
 
     def decibels(self, layer: Any, power: Tensor) -> Tensor:
-        """Powers in decibels, above the quietest that counts."""
+        """Powers in decibels, with a lower limit."""
         reference = 10.0 * log10(max(abs(float(layer.ref_power)), layer.min_power))
         level = ops.log10(ops.maximum(power, layer.min_power)) * 10.0 - reference
         loudest = ops.max(level, axis=tuple(range(1, len(level.shape))), keepdims=True)

@@ -16,7 +16,7 @@ from intact.ops.shape import Moving
 
 @keras.saving.register_keras_serializable("intact")
 class Zeros(FunctionLayer):
-    """A state before the first step, where nothing can be left out for it.
+    """The zero state before a first step that cannot omit it.
 
     Args:
         units: The size of its last axis; the others are the input's.
@@ -38,7 +38,7 @@ class Zeros(FunctionLayer):
 
 @register_op
 class ZeroState(Op):
-    """Zeros for as many samples as there are, in the range of the state that follows them."""
+    """Zeros for each sample, in the range of the state that follows them."""
 
     keras_layers = (Zeros,)
     litert = ("STRIDED_SLICE", "MUL")
@@ -55,7 +55,7 @@ class ZeroState(Op):
         shape = (*y.shape[:-1], 1)
 
         def one() -> Any:
-            """One place of each axis that is not the input's."""
+            """One index of each axis that is not the input's."""
             part = builder.like(x, shape)
             cut = {rank - 1, 1} if first else {rank - 1}
             masks = sum(1 << axis for axis in range(rank) if axis not in cut)
@@ -77,11 +77,10 @@ class ZeroState(Op):
 
 @keras.saving.register_keras_serializable("intact")
 class Carried(FunctionLayer):
-    """A state on its way from step to step: nothing happens to it.
+    """Passes a state from step to step unchanged.
 
-    XLA computes a chain of elementwise ops anew for everything that reads from it, so
-    that the time to compile would grow with the square of the steps. It takes no matrix
-    product into such a chain, not even that with the identity.
+    XLA recomputes a chain of elementwise ops for every reader, so compile time would grow with the
+    square of the steps. A matrix product, even with the identity, ends such a chain.
     """
 
     def call(self, x: Tensor) -> Tensor:
@@ -103,5 +102,5 @@ class Carry(Moving):
 
 
 def nothing(like: Any, tracer: Any) -> Any:
-    """Zeros in the place of one step's values, in the range of those that they are chosen from."""
+    """Zeros in place of one step's values, in the range of the values that they are chosen from."""
     return tracer.constant(np.zeros((1, *like.shape[1:]), "float32"), "nothing", len(like.shape))

@@ -1,4 +1,4 @@
-"""Functions of each value alone, as steps that are operations of Keras."""
+"""Elementwise functions, as steps that are operations of Keras."""
 
 from collections.abc import Callable
 from math import log, pi
@@ -56,7 +56,7 @@ KERNELS = {
 """The float kernels of Keras' operations, by the operation's class name."""
 
 PLAIN = {"alpha": 1.0, "decimals": 0}
-"""Attributes for which there is a kernel only if they have these values."""
+"""The values of attributes that kernels require."""
 
 EXPANSIONS: dict[str, Callable] = {
     "Arccos": lambda x: ops.arctan2(ops.sqrt(1.0 - x * x), x),
@@ -69,7 +69,7 @@ EXPANSIONS: dict[str, Callable] = {
     "Clip": lambda x, x_min, x_max: clip(x, x_min, x_max),
     "Cosh": lambda x: 0.5 * (ops.exp(x) + ops.exp(-x)),
     "Elu": lambda x, alpha: ops.relu(x) + alpha * ops.elu(ops.minimum(x, 0.0)),
-    # Of the two forms of the error function, one is right near 0 and one elsewhere.
+    # One form of the error function is accurate near 0, the other one elsewhere.
     "Erf": lambda x: ops.where(
         ops.abs(x) < 1e-3,
         x * (2 / pi**0.5),
@@ -109,7 +109,7 @@ EXPANSIONS: dict[str, Callable] = {
     ),
     "Trunc": lambda x: ops.sign(x) * ops.floor(ops.abs(x)),
 }
-"""What operations without a float kernel are made of, so that nothing overflows."""
+"""Formulas of operations without a float kernel, chosen so that nothing overflows."""
 
 COMPARISONS = ("Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual")
 
@@ -127,7 +127,7 @@ def clip(x: Any, lower: float | None, upper: float | None) -> Any:
 
 
 def make_step(operation: Any, operands: list[Any], index: dict[int, int]) -> Step | None:
-    """An operation's call as data, or None if it is no function of each value alone.
+    """An operation's call as data, or None if it is not elementwise.
 
     Args:
         operation: The Keras operation.
@@ -162,7 +162,7 @@ def _operand(value: Any, index: dict[int, int]) -> int | float | None:
 
 
 def make_steps(model: keras.Model) -> list[Step] | None:
-    """The steps of a functional model that is a function of each value alone, or None."""
+    """The steps of an elementwise functional model, or None for any other model."""
     graph = view(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1 or graph.outputs[0].dtype == "bool":
         return None
@@ -181,7 +181,7 @@ def make_steps(model: keras.Model) -> list[Step] | None:
 
 
 def kernel_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The attributes that kernels know; the others have their plain values."""
+    """The attributes that kernels have options for."""
     return {k: v for k, v in config.items() if k not in PLAIN}
 
 

@@ -1,4 +1,4 @@
-"""Functions of each value alone, looked up in tables."""
+"""Elementwise functions, looked up in tables."""
 
 import re
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from intact.ops.registry import register_op
 from intact.ops.steps import KERNELS, Step, clip, kernel_options, lower_steps, make_step
 
 EXACT: dict[str, Callable] = {"Divide": divide, "Reciprocal": inverse, "TrueDivide": divide}
-"""What stands for operations that compilers would replace by approximations."""
+"""Exact forms of operations that compilers would replace by approximations."""
 
 DOMAINS = {
     "Arccos": (-1.0, 1.0),
@@ -44,14 +44,14 @@ DOMAINS = {
     "Rsqrt": (0.0, None),
     "Sqrt": (0.0, None),
 }
-"""Where operations are defined, if not everywhere."""
+"""Domains of operations that are not defined everywhere."""
 
 TABLE_KERNELS = {
     "int8": ("Elu", "Exp", "Gelu", "Log"),
     "uint8": ("Elu", "Exp", "Gelu", "Log"),
     "int16": ("Absolute", "Fabs"),
 }
-"""Operations whose integer kernel may have the very same values, and is ten times as fast.
+"""Operations whose integer kernel may compute the same values, ten times as fast.
 
 The int16 kernels of EXP, GELU and LOG interpolate in small tables, which loses 2 to 9000 LSB.
 """
@@ -59,7 +59,7 @@ The int16 kernels of EXP, GELU and LOG interpolate in small tables, which loses 
 
 @keras.saving.register_keras_serializable("intact")
 class Elementwise(keras.layers.Layer):
-    """A function of each value alone, in steps that are operations of Keras.
+    """An elementwise function, in steps that are operations of Keras.
 
     Args:
         steps: The steps: of each the operation's class name, its operands (a float, or
@@ -97,7 +97,7 @@ class Elementwise(keras.layers.Layer):
 
         Args:
             x: The input.
-            extended: Let functions go on beyond where they are defined, as at the end.
+            extended: Whether functions are constant beyond their domain.
         """
         results = [x]
         for name, operands, config in self.steps:
@@ -108,7 +108,7 @@ class Elementwise(keras.layers.Layer):
         return results[-1]
 
     def precise(self, x: Tensor) -> Tensor:
-        """The function's values in float64, beyond where it is defined as at the end.
+        """The function's values in float64, constant beyond its domain.
 
         Args:
             x: The input, of float64.
@@ -134,10 +134,10 @@ class Elementwise(keras.layers.Layer):
 
 @register_op
 class Table(Op):
-    """Any function of each value alone: looked up in a table of all its integers.
+    """Any elementwise function, looked up in a table of all its integers.
 
-    The entries are computed as the model computes them, so that the two are equal. Where
-    an integer kernel has the very same table, it takes its place.
+    The entries are computed as the model computes them, so that the two are equal. An integer
+    kernel with exactly the same values replaces the table.
     """
 
     dtypes = INTEGERS
@@ -234,7 +234,7 @@ class Table(Op):
 
     @staticmethod
     def emit(name: str, config: dict[str, Any], layer: Any, x: Any, tracer: Any) -> Any:
-        """Put the table of one operation where a layer stands."""
+        """Replace a layer by the table of one operation."""
         return tracer.emit(Elementwise([(name, [0], config)], name=layer.name), x)
 
     def rounding(self, layer: Any, dtype: str) -> str:

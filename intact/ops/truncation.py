@@ -16,7 +16,7 @@ from intact.ops.steps import Step, lower_steps
 from intact.ops.table import Elementwise
 
 LARGEST = 2.0**30
-"""Where whole numbers end that real values become."""
+"""The largest whole numbers that real values become."""
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -77,7 +77,7 @@ class Truncation(Op):
         (x,) = inputs
         values = x.values
         if layer.function is None:
-            # What was 2 may have been rounded to 1.98; half a step is what rounding moves it by.
+            # A 2 may have been rounded to 1.98; rounding moves a value by half a step at most.
             half = ops.where(x.whole, 0.5, 0.0)
             values = values + half * ops.sign(values)
         return layer(unfused(values * x.scale))

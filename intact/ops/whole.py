@@ -61,16 +61,16 @@ BITWISE = (
 """The operations on the bits of whole numbers."""
 
 FUSABLE = ("ADD", "MUL", "SUB")
-"""The kernels that have to be told that no activation is fused into them."""
+"""The kernels with an option for a fused activation."""
 
 NARROW = ("int8", "uint8", "int16")
-"""The types that are computed in int32; back in their own type, the results wrap around."""
+"""The types that are computed in int32; cast back, the results wrap around."""
 
 
 def _bitwise_and(layer: Any, a: Any, b: Any) -> Any:
-    """The sum of two numbers is their XOR and twice their AND; the lowest bits are products.
+    """The sum of two numbers is their XOR plus twice their AND; the lowest bits are products.
 
-    So nothing overflows, for the halves of two numbers are added.
+    Only halves are added, so nothing overflows.
     """
     high_a, high_b = ops.bitwise_right_shift(a, 1), ops.bitwise_right_shift(b, 1)
     high = high_a + high_b - ops.bitwise_xor(high_a, high_b)
@@ -89,7 +89,7 @@ EXPANSIONS: dict[str, Callable[..., Any]] = {
     "Relu": lambda layer, x: ops.maximum(x, 0),
     "Square": lambda layer, x: x * x,
 }
-"""Operations that are made of others, of the operation and its operands."""
+"""Operations made of others: functions of the operation and its operands."""
 
 
 def _limit(value: Any) -> Any:
@@ -269,11 +269,11 @@ class WholeNumber(Op):
         return y
 
     def emit(self, kind: str, layer: Any, operands: list[Any], tracer: Any) -> Any:
-        """Put an operation on whole numbers where a layer or operation stands.
+        """Replace a layer or operation by an operation on whole numbers.
 
         Args:
             kind: A name in `KINDS`.
-            layer: What it stands for, for names and errors.
+            layer: The layer or operation, for names and errors.
             operands: Tensors of the new graph, arrays and numbers; one at least is a tensor.
             tracer: The tracer.
         """
@@ -307,7 +307,7 @@ class WholeNumber(Op):
     def check_constant(
         self, layer: Any, values: np.ndarray, rank: int, dtype: str, tracer: Any
     ) -> None:
-        """Refuse a constant that does not go with tensors of a rank and a type."""
+        """Refuse a constant that does not fit tensors of a rank and a type."""
         if not fits(values, dtype):
             tracer.refuse(layer, f"its constant {values} has no place in {dtype}")
         if values.ndim > rank or (values.ndim == rank and values.shape[0] != 1):
@@ -328,7 +328,7 @@ def kind_of(layer: Any) -> str:
 
 
 def counts(layer: Any, operands: Iterable[Any]) -> bool:
-    """Whether a layer or operation is one on whole numbers here.
+    """Whether a call of a layer or operation computes on whole numbers.
 
     Args:
         layer: The user's layer or operation.
@@ -340,7 +340,7 @@ def counts(layer: Any, operands: Iterable[Any]) -> bool:
 
 
 def fits(values: np.ndarray, dtype: str) -> bool:
-    """Whether whole numbers have a place in a type; truth values and real types take all."""
+    """Whether whole numbers fit a type; truth values and real types take all."""
     if not dtype.startswith(("int", "uint")) or not values.size:
         return True
     limits = np.iinfo(dtype)
@@ -348,7 +348,7 @@ def fits(values: np.ndarray, dtype: str) -> bool:
 
 
 def common_type(values: Iterable[Any]) -> str:
-    """The type of whole numbers that tensors have in common; constants go along with them."""
+    """The common type of tensors of whole numbers; constants adapt to it."""
     types = (
         x.dtype if is_symbolic(x) else bool if to_numpy(x).dtype == bool else int for x in values
     )
@@ -356,7 +356,7 @@ def common_type(values: Iterable[Any]) -> str:
 
 
 def truths(value: Any, name: str, rank: int, tracer: Any) -> Any:
-    """Truth values as a tensor of the new graph: those that hold of what is not 0.
+    """Truth values as a tensor of the new graph; a number is true if it is not 0.
 
     Args:
         value: An array or a number, or a tensor already.
@@ -372,7 +372,7 @@ def truths(value: Any, name: str, rank: int, tracer: Any) -> Any:
 
 
 def whole_indices(x: Any, layer: Any, tracer: Any) -> Any:
-    """The indices that a layer takes; an input of unknown type will be one of whole numbers.
+    """A layer's indices; a model input of unknown type becomes one of whole numbers.
 
     Args:
         x: A tensor of the new graph.

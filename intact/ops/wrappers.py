@@ -14,7 +14,7 @@ from intact.ops.registry import find_op, register_op
 
 @register_op
 class Bidirectional(Op):
-    """Two recurrent layers, one of which reads from the end."""
+    """Two recurrent layers, one of which reads the sequence from its end."""
 
     keras_layers = (layers.Bidirectional,)
     masks = True
@@ -73,12 +73,12 @@ MERGES = {
 
 
 POINTWISE = (layers.Dense, layers.Activation, layers.ReLU, layers.LeakyReLU, layers.Rescaling)
-"""Layers that need not be told where a step ends."""
+"""Layers that apply to all steps at once."""
 
 
 @register_op
 class TimeDistributed(Op):
-    """A layer for every step: the steps are samples to it."""
+    """A layer applied to every step, as if steps were samples."""
 
     keras_layers = (layers.TimeDistributed,)
     litert = ("RESHAPE",)

@@ -1,1 +1,1 @@
-"""What becomes of each layer and tensor: specs, rules, filters and the planner."""
+"""Decides how each layer and tensor is quantized: specs, rules, filters and the planner."""

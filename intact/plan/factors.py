@@ -1,4 +1,4 @@
-"""Which tensors of a canonical model are factors, and what they are multiplied with."""
+"""Finds the factors of a canonical model, and the tensors that they are multiplied with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Product:
 class Factors:
     """Finds the factors of a graph.
 
-    A factor is a function of each value, such as `1 / x` or `rsqrt(x)`, or in proportion to one.
-    Products alone read it, perhaps by way of functions of each value.
+    A factor is an elementwise function, such as `1 / x` or `rsqrt(x)`, or proportional to one. Only
+    products read it, perhaps through other elementwise functions.
 
     Args:
         graph: The view of a canonical model.
@@ -45,10 +45,10 @@ class Factors:
         self._products: dict[int, list[Product]] = {}
 
     def products(self, tensor: keras.KerasTensor) -> list[Product]:
-        """The products that say how far the range of a tensor has to reach.
+        """The products that determine how far the range of a tensor has to reach.
 
         Args:
-            tensor: What a node computes.
+            tensor: A node's output.
 
         Returns:
             The products; none where the tensor is no factor, or a partner depends on it.
@@ -79,10 +79,10 @@ class Factors:
     def _read(
         self, tensor: keras.KerasTensor, shape: Shape
     ) -> list[tuple[keras.KerasTensor, Shape]] | None:
-        """What a factor is multiplied with, and its shape there; None if it has other readers.
+        """The partners of a factor, with its shape beside each; None if it has other readers.
 
         Args:
-            tensor: The factor, or what was computed from it.
+            tensor: The factor, or a tensor computed from it.
             shape: The factor's shape beside `tensor`.
         """
         reads: list[tuple[keras.KerasTensor, Shape]] = []
@@ -103,7 +103,7 @@ class Factors:
             return self._read(out, shape)
         if not isinstance(get_op(node.layer), Multiply):
             return None
-        # A product of factors is needed where it is multiplied in turn.
+        # A product of factors is a factor itself, if it is multiplied in turn.
         beyond = self._read(out, shape) if self._is_factor(out) else None
         if beyond:
             return beyond
@@ -127,7 +127,7 @@ class Factors:
 
 
 def _is_simple(node: Node) -> bool:
-    """Whether a node computes each value from one value alone, wherever it stands."""
+    """Whether a node computes each value from one input value, wherever that stands."""
     op = get_op(node.layer)
     return len(node.inputs) == 1 and (
         op.pointwise or isinstance(op, ByChannel) or isinstance(node.layer, RESHAPES)

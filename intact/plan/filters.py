@@ -1,4 +1,4 @@
-"""Filters: which layers of the user's model are quantized; the rest stays in float."""
+"""Filters choose the user's layers that are quantized; the rest stays in float."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,16 +8,16 @@ from intact.errors import IntactError
 from intact.plan.scheme import FLOAT_RULE, Rule
 
 Filters = str | Sequence[str] | Callable[[Any], bool]
-"""A regular expression that is searched in a layer's name, several, or a function of the layer."""
+"""One or several regular expressions for layers' names, or a function of a layer."""
 
 
 class LayerFilter:
-    """Asks filters about layers, and remembers which of them ever said yes.
+    """Applies filters to layers, and remembers which of them ever matched.
 
     Args:
-        filters: A regular expression that is searched for in layers' names, a list of them, of
-            which one must be found, or a function of a layer that returns a bool: as in
-            Keras' own `model.quantize(filters=...)`. None chooses every layer.
+        filters: A regular expression that is searched for in layers' names, a list of them, one of
+            which must match, or a function of a layer that returns a bool: as in Keras' own
+            `model.quantize(filters=...)`. None chooses every layer.
 
     Raises:
         IntactError: Neither of these, or a pattern that is no regular expression.
@@ -48,10 +48,10 @@ class LayerFilter:
         self._names: list[str] = []
 
     def rule(self, layer: Any) -> Rule | None:
-        """The rule that a layer is given: to stay in float, or None, which is by the scheme.
+        """The rule of a layer: to stay in float, or None, which leaves it to the scheme.
 
         Args:
-            layer: A layer of the user's, or an operation (`x + 1`).
+            layer: A user's layer, or an operation (`x + 1`).
         """
         if self._all or self._says_yes(layer):
             return None
@@ -67,7 +67,7 @@ class LayerFilter:
         return bool(matching)
 
     def check(self) -> list[str]:
-        """The patterns that were found in no name, after all layers were asked about.
+        """The patterns that matched no name, once all layers have been seen.
 
         Raises:
             IntactError: No layer was chosen at all.

@@ -1,4 +1,4 @@
-"""How weights and inputs are quantized so that a kernel takes them."""
+"""Adapts the quantization of weights and inputs to the kernels."""
 
 from dataclasses import replace
 
@@ -12,13 +12,13 @@ from intact.plan.scheme import NARROW, Rule, TensorSpec
 
 
 def _as_kernels_have_it(layer: keras.layers.Layer, op: Op, rule: Rule) -> TensorSpec:
-    """A rule's spec of weights; stored in more bits where there is no kernel for so few."""
+    """A rule's spec of weights, stored in more bits if no kernel takes so few."""
     spec, activations = rule.weights, rule.activations
     assert spec is not None
     if activations is None or spec.kind != "int":
         return spec
     if not isinstance(op, Weighted):
-        # Slopes of a PReLU: part of an activation.
+        # The slopes of a PReLU are part of an activation.
         return TensorSpec(symmetric=True, per_axis=True)
     if spec.dtype not in NARROW:
         return spec
@@ -31,12 +31,12 @@ def _as_kernels_have_it(layer: keras.layers.Layer, op: Op, rule: Rule) -> Tensor
 
 
 def _has_one_scale(weights: TensorSpec | None) -> bool:
-    """Whether one scale, by their range, is for all the weights of a layer."""
+    """Whether all weights of a layer share one scale, chosen by their range."""
     return weights is not None and not weights.per_axis and weights.rule.name == "range"
 
 
 def _taken_in(spec: TensorSpec) -> TensorSpec:
-    """How a layer's input is quantized, if nothing but its output's spec says it."""
+    """The spec of a layer's input, if only that of its output is known."""
     return TensorSpec() if spec.rule.signs else spec
 
 
@@ -49,7 +49,7 @@ def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tup
         )
     wide = spec.activation_dtype == "int16"
     low, high = (0, 0) if wide else (128, 128) if spec.symmetric else (0, 255)
-    # In Keras integers are signed; 127.5 becomes 128.
+    # Keras holds signed integers; 127.5 becomes 128.
     zero_point = float(np.rint(mean))
     if not low <= zero_point <= high or spec.bits not in (8, 16):
         raise IntactError(
@@ -62,7 +62,7 @@ def _fixed_input(name: str, stats: tuple[float, float], spec: TensorSpec) -> tup
 
 
 def _without_type(op: Op, step: Step) -> str | None:
-    """Why there is no kernel for an op's activations, if there is none."""
+    """Why an op's activations have no kernel, or None if they have one."""
     assert step.activations is not None
     dtype = step.activations.activation_dtype
     known = dtype in op.dtypes or op.output == NotQuantized("bool")
@@ -70,7 +70,7 @@ def _without_type(op: Op, step: Step) -> str | None:
 
 
 def _without_kernel(op: Op, step: Step) -> str | None:
-    """Why there is no kernel for an op's weights, if there is none."""
+    """Why an op's weights have no kernel, or None if they have one."""
     weights, activations = step.weights, step.activations
     if weights is None:
         return None
@@ -93,7 +93,7 @@ def _without_kernel(op: Op, step: Step) -> str | None:
 
 
 def _as_op_has_it(rule: Rule, op: Op | None) -> Rule:
-    """A rule for 16-bit activations, with 8 bits if an op has such kernels and none of 16 bits."""
+    """A rule for 16-bit activations, with 8 bits if the op's kernels take only these."""
     spec = rule.activations
     if op is None or not rule.integer or spec is None or op.output == NotQuantized("bool"):
         return rule

@@ -1,4 +1,4 @@
-"""What was decided for each layer and each range of a model, as plain data."""
+"""The decisions for each layer and each range of a model, as plain data."""
 
 from dataclasses import dataclass, field
 
@@ -6,18 +6,18 @@ from intact.plan.factors import Product
 from intact.plan.scheme import Rule, TensorSpec
 
 BY_CHOICE = ("by rule", "left out")
-"""Why a layer stays in float that need not: by the scheme, or by `filters` and annotations."""
+"""Reasons for a layer to stay in float by choice: the scheme, or `filters` and annotations."""
 
 
 @dataclass
 class RangePlan:
-    """One range: the tensors that share it, and how it is found.
+    """One range, and the tensors that share it.
 
     Args:
         name: Named after the first layer whose output has it.
         spec: How its tensors are quantized.
         fixed: `(scale, zero_point)` if prescribed.
-        private: A clamp relies on it; it cannot be widened by other tensors.
+        private: Whether a clamp relies on it, so that other tensors cannot widen it.
         sites: Names of the tensors that are quantized to it.
     """
 
@@ -30,7 +30,7 @@ class RangePlan:
 
 @dataclass
 class Site:
-    """One tensor that is quantized: its range, slot, rounding, clamp, and products if a factor."""
+    """One quantized tensor: its range, slot, rounding, clamp, and products if it is a factor."""
 
     range: RangePlan
     slot: int
@@ -42,7 +42,7 @@ class Site:
 
 @dataclass
 class Step:
-    """What becomes of one node of the canonical graph.
+    """How one node of the canonical graph is quantized.
 
     Args:
         name: The layer's name.
@@ -50,14 +50,14 @@ class Step:
         integer: Whether it computes on integers.
         whole: The type of the whole numbers that it computes, which are never quantized; empty
             where there are real values.
-        why_float: Why not, if not.
-        weights: How its weights are quantized, if it has weights that are.
+        why_float: Why it stays in float, if it does.
+        weights: How its weights are quantized, if they are.
         activations: How its output is quantized, if it is.
         folds: Whether it is a batch norm that folds into the op before it.
         fused: Whether it is an activation that fuses into the op before it.
         takes_in: The batch norm that becomes part of its weights before these are rounded.
-        keeps_norm: Whether that batch norm trains on; else it is part of them for good.
-        site: The quantization of its output, if it is quantized just there.
+        keeps_norm: Whether that batch norm keeps training; otherwise it is merged for good.
+        site: The quantization of its output, if that is quantized right there.
         requantize: Per index of input, the quantization to another range.
     """
 
@@ -90,7 +90,7 @@ class Step:
 
     @property
     def type(self) -> str:
-        """What it computes with, in a word: "int8", "w4 a8", "w8", "float16", ..."""
+        """The types that it computes with: "int8", "w4 a8", "w8", "float16", ..."""
         weights, activations = self.weights, self.activations
         if self.whole:
             return self.whole
@@ -112,11 +112,11 @@ class Plan:
 
     Args:
         scheme: Name of the scheme.
-        steps: What becomes of each node.
+        steps: How each node is quantized.
         ranges: The ranges.
-        entries: The quantization of float tensors that integer nodes read, or that a model
-            returns as it got them.
-        unused: The rules that count for no layer.
+        entries: The quantization of float tensors that integer nodes read, or of inputs that are
+            also outputs.
+        unused: The rules that match no layer.
     """
 
     scheme: str

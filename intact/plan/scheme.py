@@ -1,4 +1,4 @@
-"""What to quantize and how: frozen data, read by the plan."""
+"""Schemes: frozen data that says what to quantize, and how."""
 
 import fnmatch
 from collections.abc import Callable, Iterable
@@ -28,25 +28,25 @@ class TensorSpec:
         kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
         dynamic: The range is that of each row or sample, found at run time (activations
             only): the tensor stays in float, and sums of products are computed on integers.
-        observer: How `calibrate` finds the range, if it is not told (activations only): an
-            `Observer`, or the name of one.
-        momentum: Share of the old range that a training step keeps (activations only): with 0
-            it is the last batch's, with 1 it only grows.
+        observer: How `calibrate` finds the range by default (activations only): an `Observer`, or
+            the name of one.
+        momentum: Share of the old range that a training step keeps (activations only): 0 takes the
+            last batch's, and with 1 ranges only grow.
         quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
             "lsq_plus", "pact", "dorefa", "sign", "xnor", "ternary", "twn" or "ttq", or a
             `Quantizer`; `intact/widths.py` says what each of them is.
         power_of_two: Scales are powers of two.
-        stochastic: Training rounds at random, up with the probability that is the distance
-            from below (arXiv:1502.02551); inference and files round to the nearest.
-        limit: The range ends at `-limit` and `limit` at the latest, whatever the data (ranges of
-            activations only): for what a function reads that is constant beyond.
-        whole: The values are whole numbers, for which steps of less than 1 are of no use
-            (ranges of activations only).
+        stochastic: Training rounds at random, up with a probability of the distance from below
+            (arXiv:1502.02551); inference and files round to the nearest.
+        limit: The range never exceeds `-limit` and `limit`, whatever the data (ranges of
+            activations only): for inputs of a function that is constant beyond.
+        whole: The values are whole numbers, for which a scale below 1 is useless (ranges of
+            activations only).
         stored: The type in the file, "int4" or "int8" for weights of fewer bits; by default,
             the narrowest that holds them.
 
     Raises:
-        IntactError: A width, kind, quantizer or observer that there is not.
+        IntactError: A width, kind, quantizer or observer does not exist.
 
     Example:
 
@@ -91,7 +91,7 @@ class TensorSpec:
             )
         if self.limit is not None and not self.limit > 0:
             raise IntactError(f"Expected a limit above 0, or None. Received: {self.limit!r}.")
-        # From its name, or from what a saved model has of it.
+        # From its name, or from its config in a saved model.
         object.__setattr__(self, "observer", get_observer(self.observer))
 
     @property
@@ -107,7 +107,7 @@ class TensorSpec:
 
     @property
     def wide(self) -> bool:
-        """Whether weights have more bits than any integer kernel takes: they only train."""
+        """Whether weights have more bits than any kernel takes, so that they cannot be exported."""
         return self.kind == "int" and self.dtype not in (*NARROW, "int8")
 
     @property
@@ -124,7 +124,7 @@ class TensorSpec:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "TensorSpec":
-        """What `get_config` was called on."""
+        """The spec of a config."""
         quantizer = quantizer_from_config(config.get("quantizer", "range"))
         return cls(**{**config, "quantizer": quantizer})
 
@@ -177,7 +177,7 @@ class Rule:
         return weights is not None and activations is not None and not activations.dynamic
 
     def matches(self, layer: keras.layers.Layer) -> bool:
-        """Whether the rule speaks of this layer."""
+        """Whether the rule matches a layer."""
         if self.match is None:
             return True
         if isinstance(self.match, str):
@@ -192,14 +192,14 @@ class Scheme:
     """An ordered list of rules; the first that matches a layer counts.
 
     Layers that become one kernel, such as a convolution, its batch norm and its ReLU, have one
-    output: of their rules, `activations` of the one that comes first in the list counts.
+    output: among their rules, the `activations` of the first one in the list count.
 
     Args:
         name: What tables and errors call it.
         rules: The rules.
-        inputs: How tensors that come in float are quantized: the model's inputs, and what
-            float layers compute. None: as the outputs of the layer that reads them, or with
-            8 bits where these are signs.
+        inputs: How float tensors are quantized that integer layers read: the model's inputs, and
+            outputs of float layers. None: as the outputs of the layer that reads them, or with 8
+            bits if these are signs.
 
     Example:
 
@@ -215,7 +215,7 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.inputs is not None and self.inputs.rule.signs:
             raise IntactError(
-                f"What comes into scheme {self.name!r} cannot be reduced to its signs. Received: "
+                f"Scheme {self.name!r} cannot reduce its inputs to their signs. Received: "
                 f"inputs={self.inputs!r}. Give the inputs 8 bits: `TensorSpec()`."
             )
 
@@ -239,7 +239,7 @@ class Scheme:
         return "\n".join(lines)
 
     def unused_rules(self, layers: Iterable[keras.layers.Layer]) -> list[Rule]:
-        """The rules with a `match` that count for none of some layers.
+        """The rules with a `match` that match none of some layers.
 
         Args:
             layers: The layers.

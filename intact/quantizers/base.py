@@ -1,4 +1,4 @@
-"""What a quantizer is: a formula for weights and activations of some width."""
+"""The base of quantizers: formulas for weights and activations of some width."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +20,7 @@ from intact.registry import Registry
 
 @dataclass(frozen=True)
 class QuantizeContext:
-    """Where a quantizer is at work, and what it needs from there.
+    """The facts that a quantizer needs about a tensor.
 
     Args:
         bits: Width in bits.
@@ -54,16 +54,16 @@ class QuantizeContext:
         return int(np.prod([w.shape[a] for a in self.reduced(w)], dtype="int64"))
 
     def mean(self, x: Any) -> Any:
-        """The mean of values that are not negative, per scale: of the same bits everywhere."""
+        """The mean of values that are not negative, per scale, with the same bits everywhere."""
         return exact_mean(x, self.reduced(x), self.xp)
 
     def scale(self, scale: Any) -> Any:
-        """A scale as it is used: positive, and a power of two if it must be."""
+        """A valid scale: positive, and a power of two if required."""
         scale = straight_through(self.xp.maximum(scale, np.float32(MIN_SCALE)), scale, self.xp)
         return power_of_two_above(scale, self.xp) if self.power_of_two else scale
 
     def round(self, x: Any) -> Any:
-        """Whole numbers with a straight-through gradient; stochastic if that is asked for."""
+        """Whole numbers with a straight-through gradient; stochastic if requested."""
         if self.noise is not None:
             return straight_through(self.xp.round(x + self.noise(x)), x, self.xp)
         return round_through(x, self.xp)
@@ -78,7 +78,7 @@ class QuantizeContext:
 
 
 class ActivationStats(NamedTuple):
-    """What was seen of an activation before training, each a scalar.
+    """Statistics of an activation from before training, each a scalar.
 
     `size` is the mean of the absolute values.
     """
@@ -161,7 +161,7 @@ class Quantizer:
         return bits
 
     def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:
-        """The trained numbers that go with weights, as they start.
+        """The initial values of the trained numbers of weights.
 
         Args:
             w: The weights.
@@ -197,7 +197,7 @@ class Quantizer:
         return (-1, 1) if self.signs else stored_range(bits, symmetric)
 
     def fixed(self, bits: int) -> tuple[float, float] | None:
-        """Scale and zero point of activations, where neither data nor training moves them.
+        """Scale and zero point of activations, if neither data nor training moves them.
 
         Args:
             bits: Width of the activations.
@@ -208,7 +208,7 @@ class Quantizer:
         """The grid of activations.
 
         Args:
-            seen: What was seen of them before training.
+            seen: Their statistics from before training.
             learned: How far training has moved each of `trained`.
             at: The setting.
         """
@@ -288,7 +288,7 @@ def quantizer_config(quantizer: str | Quantizer) -> Any:
 
 
 def quantizer_from_config(config: Any) -> str | Quantizer:
-    """What `quantizer_config` made."""
+    """The quantizer of a config."""
     if isinstance(config, str):
         return config
     settings = {key: value for key, value in config.items() if key != "name"}

@@ -39,7 +39,7 @@ class LSQ(Quantizer):
     trained = ("scale",)
 
     def stored_bits(self, bits: int) -> int:
-        # All four integers of 2 bits, and each of them turned round.
+        # All four integers of 2 bits, and their negatives.
         return 3 if bits == 2 else bits
 
     def weight_state(self, w: np.ndarray, at: QuantizeContext) -> dict[str, np.ndarray]:

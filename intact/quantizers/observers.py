@@ -1,9 +1,9 @@
-"""Observers: how the range of a tensor follows the data that is seen.
+"""Observers choose the range of a tensor from the data that they see.
 
 An observer is a rule in pure parts. It looks at a batch, which gives a small state (a
 range, or a histogram); it takes what it saw into the state that it has; and in the end
-it chooses the bounds of the range from the state. States live with who asks: in
-variables while training (`intact.layers.fake_quantize.FakeQuantize`), on the host while
+it chooses the bounds of the range from the state. The caller keeps the states: in variables while
+training (`intact.layers.fake_quantize.FakeQuantize`), on the host while
 calibrating. Ranges start from the first data seen, never from a constant.
 """
 
@@ -24,7 +24,7 @@ from intact.registry import Registry
 BINS = 8192
 """Bins of a histogram, half of them for each sign."""
 
-# What the sizes of a tensor's values may all be below, and the bins per unit that go with it.
+# An upper bound of the magnitudes of a tensor's values, and its bins per unit.
 _REACHES = np.append(2.0 ** np.arange(-60, 128), np.inf).astype("float32")
 _UNITS = (BINS / 2 / 2.0 ** np.arange(-60, 129)).astype("float32")
 
@@ -38,7 +38,7 @@ class Range(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """How often values occur, in `BINS` bins around 0, and the range of them all.
+    """Counts of values in `BINS` bins around 0, and their range.
 
     The width of a bin is the power of two that the range needs, so that histograms of
     different widths have edges in common, and none of their counts is ever divided.
@@ -96,7 +96,7 @@ class Observer:
         return {**asdict(self), "name": self.name or type(self).__name__}
 
     def look(self, x: Tensor, xp: Any = ops) -> Any:
-        """What a batch of a tensor is like.
+        """The state of one batch of a tensor.
 
         Args:
             x: Real values, of any shape.
@@ -108,20 +108,20 @@ class Observer:
         return Range(*extremes(x, xp), xp.ones((), "float32"))
 
     def join(self, a: Any, b: Any, xp: Any = ops) -> Any:
-        """What two parts of one batch are like together.
+        """The joint state of two parts of one batch.
 
         Args:
-            a: What `look` returned for one.
-            b: What it returned for the other.
+            a: The result of `look` on one part.
+            b: Its result on the other part.
             xp: As for `look`.
         """
         return Range(xp.minimum(a.minimum, b.minimum), xp.maximum(a.maximum, b.maximum), a.count)
 
     def update(self, state: Any, seen: Any, xp: Any = ops) -> Any:
-        """Take in one batch.
+        """Update the state with one batch.
 
         Args:
-            state: The state until now; ignored where its `count` is 0.
+            state: The state so far; ignored if its `count` is 0.
             seen: What `look` returned for the batch.
             xp: As for `look`.
 
@@ -192,7 +192,7 @@ class MovingAverage(Observer):
 
     def update(self, state: Range, seen: Range, xp: Any = ops) -> Range:
         count = state.count + 1.0
-        # In float32 on both sides, so that the first step is exactly 1.
+        # Both are float32, so that the first step is exactly 1.
         rest = float(np.float32(1) - np.float32(self.momentum))
         step = rest / (1.0 - xp.power(np.float32(self.momentum), count))
         return Range(
@@ -221,9 +221,9 @@ def following(momentum: float) -> Observer:
 
 @dataclass(frozen=True)
 class HistogramObserver(Observer):
-    """Base of the observers that choose bounds from all that was seen.
+    """Base of the observers that choose bounds from a histogram of all data.
 
-    Tensors that share a range are looked at as one.
+    Tensors that share a range share one histogram.
     """
 
     def look(self, x: Tensor, xp: Any = ops) -> Histogram:
@@ -234,7 +234,7 @@ class HistogramObserver(Observer):
         return Histogram(minimum, maximum, counts)
 
     def join(self, a: Histogram, b: Histogram, xp: Any = ops) -> Histogram:
-        """Both histograms in the wider of their bins. This is done on the host alone."""
+        """Both histograms with the wider of their bins, on the host."""
         minimum, maximum = np.minimum(a.minimum, b.minimum), np.maximum(a.maximum, b.maximum)
         unit = _unit(minimum, maximum, numpy_ops)
         counts = np.zeros(BINS, "int64")
@@ -255,7 +255,7 @@ class HistogramObserver(Observer):
         """The bounds of a range.
 
         Args:
-            state: All that was seen.
+            state: The histogram of all data.
             grid: As for `bounds`.
 
         Returns:
@@ -416,13 +416,13 @@ _BETWEEN = 2.0 ** (np.linspace(1, -1, 17) / 8)
 def _search(cost: Callable[..., float], state: Histogram, grid: Grid) -> tuple[float, float]:
     """The bounds of smallest cost, found from the whole range inwards.
 
-    First both ends are clipped at one size, which is all where one of them is 0; then each
-    end by itself. Sizes go down in steps of a twelfth, and then in smaller ones around the
-    best. Of equal costs the widest range is taken.
+    First both ends are clipped at one magnitude, which suffices if one of them is 0; then each end
+    by itself. Sizes go down in steps of a twelfth, and then in smaller ones around the
+    best. Of equal costs, the widest range wins.
 
     Args:
         cost: Of a range `low, high` whose integers are `scale, first, last`.
-        state: All that was seen.
+        state: The histogram of all data.
         grid: As for `Observer.bounds`.
     """
     whole = bounds = float(state.minimum), float(state.maximum)

@@ -49,7 +49,7 @@ class TWN(Quantizer):
         xp = at.xp
         size = xp.abs(xp.stop_gradient(w))
         large = xp.cast(size > at.mean(size) * np.float32(self.threshold), "float32")
-        # Where all weights are 0, any scale does.
+        # If all weights are 0, any scale is right.
         share = xp.maximum(at.mean(large), np.float32(1e-9))
         scale = at.scale(at.mean(size * large) * inverse_of(share, xp))
         return straight_through(_sign(w, xp) * large, w * inverse_of(scale, xp), xp), scale

@@ -1,10 +1,10 @@
-"""How far the range of a factor has to reach: as far as its products need it.
+"""Chooses the range of a factor as wide as its products need.
 
 A factor is a tensor that is only multiplied: the inverse of a deviation or of a sum, say. In blank
-rows (padding, silence, dead channels) it is as large as an epsilon lets it be, and what it is
-multiplied with, its partner, is 0 there. A range with room for such values has no integers left
-for the others. So a factor's values are told apart by the size of their partners, and those
-beside the smallest partners may saturate where the products gain by it.
+rows (padding, silence, dead channels) it is as large as an epsilon allows, and its partner, the
+tensor that it is multiplied with, is 0 there. A range with room for such values has no integers
+left for the others. So a factor's values are grouped by the magnitude of their partners, and values
+beside the smallest partners may saturate if the products gain by it.
 
 The relative error of a product has two parts: the rounding of the partner, which counts more the
 smaller the partner is, and the rounding of the factor, which counts more the wider its range is.
@@ -25,13 +25,13 @@ from intact.numerics.tensors import Tensor
 from intact.quantizers.observers import Observer
 
 LEVELS = 128
-"""Sizes of partners that are told apart: octaves, around 1."""
+"""The number of octaves, around 1, by which partners are grouped."""
 
 LOST = 1 / 12
 """Relative squared error of a partner as small as its step: its products are lost."""
 
 SURE = 1e-2
-"""Relative squared error (-20 dB) of a partner whose products are right."""
+"""Largest relative squared error (-20 dB) of a partner whose products count as right."""
 
 SHARE = 5e-3
 """Share of the energy of right products that may be lost."""
@@ -40,16 +40,16 @@ TOLERANCE = math.log(10) / 10
 """One decibel, in the natural logarithm of a squared error."""
 
 SAMPLE = 4096
-"""About how many values a step of training looks at."""
+"""Roughly how many values a training step samples."""
 
 _LEAST = np.float32(2.0**-100)
 
 
 class Use(NamedTuple):
-    """What a factor is like, by the octave of its partner's size.
+    """Statistics of a factor, by the octave of its partner's magnitude.
 
     Args:
-        count: How many values it has beside such partners.
+        count: How many of its values have such partners.
         logs: The sum of the logarithms of their sizes.
         energy: The sum of their squared products.
         minimum: The smallest of them, or 0.
@@ -73,23 +73,23 @@ def look(
     most: int | None = None,
     unit: Any = 1.0,
 ) -> Use:
-    """What a batch of a factor is like.
+    """The statistics of one batch of a factor.
 
     Args:
         x: The factor.
-        partner: What it is multiplied with.
+        partner: The tensor that it is multiplied with.
         shape: The factor's shape in the product, without the batch; None where it is its own.
         xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
-        most: About how many of the values to look at, if not at all of them.
+        most: Roughly how many values to sample; None for all.
         unit: What the partner's values count in.
     """
     x = x if shape is None else xp.reshape(x, (-1, *shape))
     size = _size(partner, x.shape, xp) * unit
-    # Each may be broadcast along axes of the other.
+    # Either one may be broadcast along axes of the other.
     values = xp.reshape(x * xp.ones_like(size), (-1,))
     size = xp.reshape(size * xp.ones_like(x), (-1,))
     if most is not None:
-        # An odd step meets all places of a row.
+        # An odd stride reaches all places of a row.
         step = ops.shape(values)[0] // most // 2 * 2 + 1
         values, size = values[::step], size[::step]
     octave = xp.floor(xp.log(xp.maximum(size, _LEAST)) * np.float32(1 / math.log(2)))
@@ -99,7 +99,7 @@ def look(
         xp.segment_sum(part, level, num_segments=LEVELS)
         for part in (xp.ones_like(values), logs, (values * size) ** 2)
     )
-    # What is beside no values is 0; a range has a 0 anyway.
+    # A level without values gets 0, which every range contains.
     lower, upper = (
         xp.maximum(xp.segment_max(part, level, num_segments=LEVELS), np.float32(0))
         for part in (-values, values)
@@ -110,10 +110,10 @@ def look(
 
 
 def _size(partner: Tensor, shape: tuple[int | None, ...], xp: Any) -> Tensor:
-    """The root mean square of the partners of each value, zeros apart: these have no error.
+    """The root mean square of each value's partners, without zeros, which have no error.
 
     Args:
-        partner: What a factor is multiplied with.
+        partner: The tensor that a factor is multiplied with.
         shape: The shape of the factor.
         xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
     """
@@ -129,14 +129,14 @@ def reach(use: Use, steps: int, xp: Any = ops, least: Any = 0.0) -> tuple[Tensor
     """The range that a factor needs.
 
     Args:
-        use: What the factor is like.
+        use: The statistics of the factor.
         steps: How many steps its range has, and its partner's.
         xp: As for `look`.
         least: The smallest step that the partner may have.
 
     Returns:
         `(minimum, maximum, known)`: the range, and 1 or 0 for whether any partner is large enough
-        to tell. Where none is, the range is empty.
+        to tell. If none is, the range is empty.
 
     Example:
 
@@ -153,12 +153,12 @@ def reach(use: Use, steps: int, xp: Any = ops, least: Any = 0.0) -> tuple[Tensor
     partner = xp.minimum(step / middle, np.float32(1)) ** 2 * np.float32(LOST)
     weight = xp.where(partner < LOST, use.count, xp.zeros_like(partner))
     total = xp.sum(weight)
-    # A row for each range: that of the values beside partners of one level and above.
+    # A row for each range: of the values whose partners are of one level and above.
     kept = xp.convert_to_tensor(np.triu(np.ones((LEVELS, LEVELS), "float32")))
     low, high = xp.min(use.minimum * kept, axis=1), xp.max(use.maximum * kept, axis=1)
     loss = xp.sum(_errors(use, partner, low, high, steps, xp) * weight, axis=1)
     loss = loss / xp.maximum(total, np.float32(1))
-    # Of the products that would be right, next to nothing may be lost.
+    # Hardly any of the right products may be lost.
     right = xp.where(partner < SURE, use.energy, xp.zeros_like(partner))
     lost = xp.sum(right * (1 - kept), axis=1) > xp.sum(right) * np.float32(SHARE)
     loss = xp.where(lost, xp.zeros_like(loss), loss)
@@ -183,7 +183,7 @@ def _errors(use: Use, partner: Any, low: Any, high: Any, steps: int, xp: Any) ->
     """
     size = xp.exp(use.logs / xp.maximum(use.count, np.float32(1)))
     width, end = (xp.reshape(x, (-1, 1)) for x in (high - low, xp.maximum(-low, high)))
-    # More than this is lost anyway.
+    # A larger error is a loss in any case.
     own = xp.minimum(width / size * np.float32(1 / steps), np.float32(4))
     missing = xp.maximum(1.0 - end / size, 0.0)
     # Products are rounded, too: about as finely as the largest partners.
@@ -203,11 +203,11 @@ class UseObserver(Observer):
     shape: tuple[int, ...] | None = None
 
     def look(self, x: tuple[Tensor, Tensor], xp: Any = ops) -> Use:
-        """What a batch of a factor is like, of the factor and its partner."""
+        """The statistics of one batch, from the factor and its partner."""
         return look(*x, self.shape, xp)
 
     def join(self, a: Use, b: Use, xp: Any = ops) -> Use:
-        """What two parts of the data are like together."""
+        """The joint statistics of two parts of the data."""
         return Use(
             a.count + b.count,
             a.logs + b.logs,
@@ -223,14 +223,14 @@ class UseObserver(Observer):
 
 
 def limits(uses: list[Use], steps: int) -> tuple[float, float]:
-    """Where a factor's range ends at the latest.
+    """The widest range of a factor.
 
     Args:
-        uses: What it is like beside each partner, if it is a factor.
+        uses: Its statistics for each partner, if it is a factor.
         steps: As for `reach`.
 
     Returns:
-        `(minimum, maximum)`; infinite where nothing tells.
+        `(minimum, maximum)`; infinite if nothing is known.
     """
     known = [ends[:2] for ends in (reach(use, steps, numpy_ops) for use in uses) if ends[2]]
     if not known:

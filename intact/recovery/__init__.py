@@ -1,1 +1,1 @@
-"""Accuracy that quantization costs, won back without labels."""
+"""Recovers accuracy that quantization costs, without labels."""

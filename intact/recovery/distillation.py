@@ -1,4 +1,4 @@
-"""Distillation: a quantized model learns from the float model it was made of."""
+"""Distillation: a quantized model learns from its float model."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -89,7 +89,7 @@ def distill(
     source = Source(data, steps, batch_size, model.inputs, np.random.default_rng(seed))
     count = source.total(1)
     if not count:
-        # How long an epoch is has to be known beforehand; a generator's batches are kept.
+        # The length of an epoch must be known beforehand, so a generator's batches are kept.
         count = sum(1 for _ in source)
     joint = _joint(model, canonicalize(teacher), loss, temperature, tuple(features))
     if optimizer is None:
@@ -122,7 +122,7 @@ def _forever(source: Source) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def _norm_of(layer: Any) -> Any:
-    """What to freeze for a layer's batch norm to stand still, if it has one."""
+    """The layer to freeze so that a layer's batch norm stands still; None if it has none."""
     is_norm = isinstance(getattr(layer, "layer", None), layers.BatchNormalization)
     return layer if is_norm else getattr(layer, "norm", None)
 
@@ -134,7 +134,7 @@ def _joint(
     temperature: float,
     features: tuple[str, ...],
 ) -> keras.Model:
-    """A model whose output is the distance of student and teacher, of each sample."""
+    """A model that returns the distance of student and teacher for each sample."""
     student, expert = kernel_graph(model), kernel_graph(teacher)
     ours, theirs = [], []
     kinds: list[str] = []
@@ -173,8 +173,8 @@ def _feature(model: keras.Model, kernels: KernelGraph, name: str) -> keras.Keras
                 return node.outputs[0]
     if inside:
         raise IntactError(
-            f"The output of layer {name!r} goes on to an activation or batch norm without being "
-            "rounded. Name the layer that it goes on to."
+            f"The output of layer {name!r} is not rounded before the activation or batch norm "
+            "behind it. Name that layer instead."
         )
     raise IntactError(
         f"Model {model.name!r} has no layer {name!r}. `print(intact.explain(model))` shows "
@@ -183,7 +183,7 @@ def _feature(model: keras.Model, kernels: KernelGraph, name: str) -> keras.Keras
 
 
 class _Distance(layers.Layer):
-    """How far the first half of some tensors is from the second, of each sample."""
+    """The distance, per sample, of the first half of some tensors from the second half."""
 
     def __init__(self, kinds: list[str], temperature: float) -> None:
         super().__init__(dtype="float32")

@@ -1,4 +1,4 @@
-"""Moving scales between layers, so that the channels of a tensor fill its range alike.
+"""Moves scales between layers, so that the channels of a tensor fill its range evenly.
 
 A ReLU commutes with a positive factor: what a layer's channel is divided by, the layer that
 reads it can be multiplied with, and the float model stays the same (cross-layer equalization,
@@ -38,7 +38,7 @@ HOMOGENEOUS = (
 """Layers that commute with a positive factor per channel."""
 
 HEADROOM = 1.1
-"""How far beyond the largest value seen a limited ReLU still lets values through."""
+"""How much larger than the largest value seen the limit of a ReLU stays."""
 
 LARGEST = 64.0
 """The largest factor, or divisor, of a channel."""
@@ -52,7 +52,7 @@ class Pair:
         first: The kernel that makes the tensor.
         upper: Where a ReLU clamps it.
         second: The kernel that reads it.
-        factors: What its channels are divided by.
+        factors: The divisors of its channels.
     """
 
     first: Kernel
@@ -78,10 +78,10 @@ def pairs(kernels: KernelGraph) -> Iterator[Pair]:
 
 
 def _reader(kernels: KernelGraph, first: Kernel) -> tuple[float | None, Kernel | None]:
-    """The kernel that reads another's output, behind what commutes with a positive factor.
+    """The kernel that reads another's output through layers that commute with a positive factor.
 
     Returns:
-        Where that output is clamped, and the kernel that reads it, if scales can move there.
+        The limit that clamps that output, and the kernel that reads it, if scales can move there.
     """
     upper, kernel = None, first
     while True:
@@ -102,21 +102,21 @@ def _reader(kernels: KernelGraph, first: Kernel) -> tuple[float | None, Kernel |
 
 
 def _input_channels(layer: Any) -> int | None:
-    """How many channels a layer reads, if each has weights of its own on the axis -2."""
+    """How many channels a layer reads, if each has its own weights along axis -2."""
     if getattr(layer, "groups", 1) > 1 or isinstance(layer, layers.Conv2DTranspose):
         return None
     return layer.kernel.shape[-2]
 
 
 def equalize(model: keras.Model, batches: list[list[Any]]) -> int:
-    """Move scales between the layers of a quantized model; its ranges are to be found anew.
+    """Move scales between the layers of a quantized model; calibrate it again afterwards.
 
     Args:
         model: The model; its float weights change, but not what they compute.
         batches: Per batch, the arrays of the inputs.
 
     Returns:
-        Between how many pairs of layers.
+        The number of pairs of layers.
     """
     graph = view(model)
     walk = Walk(graph, batches)
@@ -125,7 +125,7 @@ def equalize(model: keras.Model, batches: list[list[Any]]) -> int:
         if node.is_input:
             continue
         if id(node) in by_reader:
-            # Ahead of the call, which forgets its inputs.
+            # Read them before the call, which forgets its inputs.
             pair = by_reader[id(node)]
             peaks = [_peaks(to_numpy(x)) for x in walk.real(node.args[0])]
             pair.factors = _factors(np.max(peaks, axis=0), pair.upper, pair.second.layer)
@@ -140,7 +140,7 @@ def _peaks(x: np.ndarray) -> np.ndarray:
 
 
 def _factors(peaks: np.ndarray, upper: float | None, reader: Any) -> np.ndarray:
-    """What the channels of a tensor are divided by.
+    """The divisors of a tensor's channels.
 
     Args:
         peaks: The largest magnitude of each channel.
@@ -155,13 +155,14 @@ def _factors(peaks: np.ndarray, upper: float | None, reader: Any) -> np.ndarray:
         return np.ones(len(peaks), "float32")
     even = np.where(live, peaks, peak) / peak
     if not isinstance(get_op(reader), DepthwiseConv2D):
-        # Per channel of output, for each has a scale of its own.
+        # Per output channel, because each has its own scale.
         share = (kernel / np.maximum(kernel.max(axis=0), 1e-30)).max(axis=1)
         even = np.sqrt(even / np.where(live, share, 1.0))
         even = even * (peaks[live] / even[live]).max() / peak
     factors = np.clip(even, 1 / LARGEST, LARGEST)
     if upper is not None:
-        # Enlarged, and not up to where it clamps; never made smaller, for it would clamp no more.
+        # Enlarge it, but not up to the limit; never shrink it, because it would no longer be
+        # clamped.
         factors = np.clip(factors, np.minimum(HEADROOM * peaks / upper, 1.0), 1.0)
     return np.where(live, factors, 1.0).astype("float32")
 

@@ -1,12 +1,12 @@
-"""Whether a step makes a model better on samples that it was not fitted to.
+"""Decides whether a step makes a model better on samples that it was not fitted to.
 
 The samples are cut into folds. For each fold, the model is fitted to all the others, with the
 step and without it, and judged by the fold (k-fold cross-validation). So each sample is judged by
 a model that has not seen it, and all samples judge.
 
-Two things may go wrong. A gain may be chance of the samples: so it has to pass a test over all of
-them. And a fit may fail where others succeed, as equalization does that meets an extreme sample:
-so each of the fits has to be better than the one without the step.
+Two things may go wrong. A gain may be due to chance, so it has to pass a test over all samples. And
+a fit may fail where others succeed, as equalization does with an extreme sample, so each of the
+fits has to be better than the one without the step.
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ def folds(count: int, seed: int) -> list[np.ndarray]:
 
 
 def chance(errors: np.ndarray, before: np.ndarray) -> float:
-    """How likely a gain as large as this one is by chance alone, sample by sample.
+    """The probability that chance alone gives a gain as large as this one, sample by sample.
 
-    A one-sided t-test of pairs. What helps a few samples much and others not at all proves
-    little by it.
+    A one-sided t-test of pairs. A step that helps a few samples much, and others not at all, proves
+    little.
 
     Args:
         errors: The error of each sample with a step.
@@ -65,12 +65,13 @@ def chance(errors: np.ndarray, before: np.ndarray) -> float:
 def surely_better(
     errors: Sequence[np.ndarray], before: Sequence[np.ndarray], tried: int = 1
 ) -> bool:
-    """Whether a step helps in each fit, and over all samples by more than chance.
+    """Whether a step helps in each fit, and helps over all samples by more than chance.
 
     Args:
         errors: Per fold, the error of each sample with the step.
         before: The same without it.
-        tried: How many steps are tried; they share the doubt (Bonferroni's correction).
+        tried: How many steps are tried; they share the significance level (Bonferroni's
+            correction).
 
     Example:
 

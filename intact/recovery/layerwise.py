@@ -1,4 +1,4 @@
-"""Layer after layer: ranges of weights, learned rounding and biases, from a model's own inputs."""
+"""Adjusts ranges of weights, rounding and biases layer by layer, from a model's own inputs."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from intact.ops.registry import get_op
 from intact.recovery.rounding import Covariance, Grid, descend, half_grid, integer_grid, shrunk
 
 WINDOWS = 8192
-"""How many patches a layer's covariance comes from, beside two for each of its taps."""
+"""How many patches a layer's covariance uses, in addition to two for each of its taps."""
 
 MAX_TAPS = 4608
-"""Layers with more taps are left alone: the covariance would fill the memory."""
+"""Layers with more taps are skipped, because the covariance would fill the memory."""
 
 
 def float_sums(model: keras.Model, batch: list[Any]) -> dict[str, np.ndarray]:
-    """What the float model has in the mean before each bias that `adjust` may correct.
+    """The float model's mean before each bias that `adjust` may correct.
 
     Args:
         model: A quantized model; its own float weights are what it should compute.
@@ -56,7 +56,7 @@ def adjust(
 ) -> None:
     """Change the weights of a calibrated model, layer by layer.
 
-    Each layer sees what the layers before it, changed already, give it.
+    Each layer reads the outputs of the layers before it, which are changed already.
 
     Args:
         model: A quantized model; its own float weights are what it should compute.
@@ -64,7 +64,7 @@ def adjust(
         targets: The mean of the batches' `float_sums`.
         weight_scales: Search the range of each channel's weights.
         learned: Learn whether weights are rounded up or down.
-        bias_correction: Take back what all this shifts in the mean.
+        bias_correction: Undo the shift of the mean by all this.
         seed: Of the choice of patches.
         bar: Counts the calls made.
     """
@@ -88,7 +88,7 @@ def adjust(
 
 
 def adjustable(layer: Any) -> bool:
-    """Whether a layer has a kernel that is quantized by its range, and that `adjust` may know."""
+    """Whether a layer has a kernel that is quantized by its range, and that `adjust` handles."""
     spec = layer.spec if isinstance(layer, Quantized) else None
     if spec is None or spec.rule.name != "range" or spec.power_of_two:
         return False
@@ -102,10 +102,10 @@ def _is_once(node: Node, walk: Walk) -> bool:
 
 
 def _mean_sums(node: Node, walk: Walk, kernel: Any) -> np.ndarray:
-    """The mean of a layer's sums of products, per channel, with some kernel."""
+    """The mean of a layer's sums of products, per channel, with a given kernel."""
     parts = walk.real(node.args[0])
     count = sum(len(part) for part in parts)
-    # Products are linear: the mean over the samples may be taken first.
+    # Products are linear, so the mean over the samples can be taken first.
     mean = sum(to_numpy(ops.sum(part, axis=0, keepdims=True)) for part in parts) / count
     op: Any = get_op(node.layer.layer)
     with no_gradients():
@@ -129,7 +129,7 @@ def _covariance(node: Node, walk: Walk, rng: np.random.Generator) -> Covariance 
 def _adjust(
     quantized: Quantized, covariance: Covariance, norm: Any, weight_scales: bool, learned: bool
 ) -> np.ndarray:
-    """Change a layer's kernel; the values that it is then rounded to."""
+    """Change a layer's kernel, and return its rounded values."""
     variable, spec = quantized.layer.kernel, quantized.spec
     assert spec is not None
     value = to_numpy(variable)
@@ -149,7 +149,7 @@ def _adjust(
     chosen = grid.rounded
     if learned:
         chosen = descend(covariance, kernel, chosen, grid.snap, grid.fixed)
-    # Where only ranges changed, or nothing, the model rounds what is left as it always does.
+    # If only ranges changed, or nothing, the model rounds the kernel as usual.
     written = chosen if learned else grid.kernel
     variable.assign(written.swapaxes(0, 1).reshape(value.shape))
     return chosen.swapaxes(0, 1).reshape(value.shape)

@@ -1,4 +1,4 @@
-"""Accuracy without labels: what calibration alone leaves on the table."""
+"""Recovers accuracy beyond calibration, without labels."""
 
 import sys
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from intact.recovery.folds import folds, surely_better
 from intact.recovery.layerwise import adjust, adjustable, float_sums
 
 STEPS = ("round", "bias_correction", "weight_scales", "equalize")
-"""What is tried, in this order."""
+"""The steps, in the order in which they are tried."""
 
 
 def recover(
@@ -53,11 +53,10 @@ def recover(
     Calibrates the model, too. By default each step is tried, and kept where the model's outputs
     are nearer to the float model's than before, by more than chance. Each sample is judged by a
     model whose weights, biases and ranges come from other samples: there are five of them, each
-    fitted to four fifths. What is kept is then fitted to all samples. If nothing is, the model
+    fitted to four fifths. The kept steps are then fitted to all samples. If none is kept, the model
     is as `calibrate` leaves it.
 
-    The weights that come out are whole multiples of their scales, so that the file holds
-    just these.
+    The new weights are whole multiples of their scales, so that the file holds exactly these.
 
     Args:
         model: What `quantize_model` returned, calibrated or not, but not trained: its own
@@ -75,7 +74,7 @@ def recover(
         equalize: Move scales between layers through ReLUs, so that channels fill the range
             of their tensor alike (arXiv:1906.04721, section 4.1).
         observer: As for `calibrate`.
-        seed: Of the fifths, and of the places in images that are looked at.
+        seed: Seed of the fifths, and of the sampled places in images.
         verbose: 1 shows a progress bar, and what was kept and rejected; 0 nothing.
 
     Returns:
@@ -121,7 +120,8 @@ class Trial:
     Args:
         name: Which one.
         error: The squared error of the outputs with it, on samples that were not fitted to, in
-            units of their variance. What does not help on the first folds is not tried on the rest.
+            units of their variance. A step that does not help on the first folds is not tried on
+            the rest.
         before: The same without it, on the same samples.
         kept: Whether it was kept.
     """
@@ -136,7 +136,7 @@ class Trial:
 
 
 def describe(trials: Sequence[Trial]) -> str:
-    """What was kept of a recovery, and what was not.
+    """The kept and the rejected steps of a recovery.
 
     Args:
         trials: The steps that were tried.
@@ -163,12 +163,12 @@ def try_steps(
     seed: int = 0,
     verbose: int = 0,
 ) -> list[Trial]:
-    """Recover a model, and say what was tried.
+    """Recover a model, and return the steps that were tried.
 
     Args:
         model: As for `recover`.
-        data: As for `recover`; so are those that are not named here.
-        options: By the name of a step, whether it is made; None tries it. By default each is.
+        data: As for `recover`, like the arguments that are not listed here.
+        options: By the name of a step, whether to take it; None tries it, which is the default.
 
     Returns:
         The steps that were tried, in their order.
@@ -202,7 +202,7 @@ def try_steps(
 class _Recovery:
     """Attempts to quantize one model, each judged on samples that it has not seen.
 
-    A *way* says of each step whether it is taken.
+    A *way* says for each step whether it is taken.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class _Recovery:
         self.errors: dict[tuple[tuple[bool, ...], int], np.ndarray] = {}
 
     def run(self, options: dict[str, bool | None]) -> list[Trial]:
-        """Try the options that are open one after the other, and keep what surely helps."""
+        """Try the open options one after the other, and keep those that surely help."""
         way = {name: value is True for name, value in options.items()}
         open_options = [name for name, value in options.items() if value is None]
         self.corrects = options["bias_correction"] is not False
@@ -231,7 +231,7 @@ class _Recovery:
         self.bar = keras.utils.Progbar(fits * self.calls, verbose=self.verbose)
 
         as_given = None if any(way.values()) or not _calibrated(self.model) else State(self.model)
-        # As it is, before what calibration corrected is taken back.
+        # Keep the state before earlier corrections are undone.
         first_outputs = self._outputs_of_all(as_filed) if as_given and open_options else None
         take_back_corrections(self.model)
         self.real = State(self.model)
@@ -254,10 +254,10 @@ class _Recovery:
     def _choose(
         self, way: dict[str, bool], options: dict[str, bool | None]
     ) -> tuple[dict[str, bool], list[Trial]]:
-        """The way that is surely better than the first, and the steps that were tried.
+        """The best way that is surely better than the first one, and the steps that were tried.
 
         Args:
-            way: What is done at the beginning.
+            way: The way to begin with.
             options: The steps to try are None.
         """
         trials = []
@@ -345,7 +345,7 @@ class _Recovery:
         return [self._outputs(batches, call) for batches in self.batches]
 
     def _outputs(self, batches: list[list[np.ndarray]], call: Call) -> list[np.ndarray]:
-        """What the model says, before shares are made of it."""
+        """The model's outputs, before a softmax or sigmoid."""
         parts = zip(*run(self.model, batches, call, self.judged), strict=True)
         return [np.concatenate(part) for part in parts]
 

@@ -1,10 +1,10 @@
-"""Rounding weights so that the sums of products change least, not the weights themselves.
+"""Rounds weights so that the sums of products change least, not the weights themselves.
 
 For a layer with weights `w` and inputs `x`, the weights `q` on the grid are sought that minimise
 the mean of `(w x - q x)**2`, a quadratic form of `q`: the objective of AdaRound (Nagel et al.,
-arXiv:2004.10568, equation 13). It is solved for one weight of every output channel after the
-other, in turns, each time exactly (coordinate descent: Behdin et al., arXiv:2309.01885). The
-inputs are those that the quantized model has; what it lacks in the mean, a bias makes up for.
+arXiv:2004.10568, equation 13). It is solved exactly for one weight of every output channel at a
+time, in turns (coordinate descent: Behdin et al., arXiv:2309.01885). The inputs are those of the
+quantized model; a bias corrects its mean.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 @dataclass
 class Covariance:
-    """What a layer's weights are multiplied with: the covariance of its patches, in groups.
+    """The covariance of the patches that a layer's weights are multiplied with, in groups.
 
     Args:
         square: Covariance of the taps in the quantized model, `(groups, taps, taps)`.
@@ -37,9 +37,9 @@ class Covariance:
         """Covariance of patches.
 
         Args:
-            patches: `(patches, taps, groups)`, as the quantized model has them.
-            damping: What is added to the variances, for patches that were not seen: a share
-                of their mean.
+            patches: `(patches, taps, groups)`, of the quantized model.
+            damping: A share of the mean variance that is added to all variances, for unseen
+                patches.
         """
         taps = np.ascontiguousarray(patches.transpose(2, 1, 0))
         taps -= taps.mean(axis=-1, keepdims=True)

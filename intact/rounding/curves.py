@@ -32,11 +32,11 @@ _TABLE = np.rint(65536 / (1 + np.exp(-np.arange(256) / 24))).astype("int32")
 _TABLE[list(_ABOVE)] += 1
 
 NEAR = 2.0**1e-3
-"""A scale within this factor of a power of two is one to the kernels."""
+"""Kernels treat a scale within this factor of a power of two as that power."""
 
 
 def _argument(x: QTensor) -> Tensor:
-    """The input in steps of 1 / 12288, of which a multiplier of 15 bits makes them."""
+    """The input in steps of 1 / 12288, computed with a 15-bit multiplier."""
     whole, exponent = mantissa(x.scale)
     whole = whole * 3
     drop = 10 + ops.cast(whole >= 1 << 25, "int32")
@@ -68,7 +68,7 @@ def _lookup(argument: Tensor, bits: int) -> Tensor:
 
 
 def of_integers(function: Callable[[Tensor], Tensor], x: QTensor) -> Tensor:
-    """A function of each value, which is computed once for each integer and looked up.
+    """An elementwise function, computed once for each integer and looked up.
 
     Args:
         function: The function of real values.
@@ -154,7 +154,7 @@ def _near(scale: Tensor, exponent: int) -> Tensor:
 
 
 class TanhRounding(SigmoidRounding):
-    """The hyperbolic tangent, which is that of twice the argument, stretched."""
+    """The hyperbolic tangent: the logistic function of twice the argument, rescaled."""
 
     name = "tanh"
     function: ClassVar[Callable] = staticmethod(ops.tanh)
@@ -227,7 +227,7 @@ class SoftmaxRounding(SigmoidRounding):
         x, smooth = pending, cls.real(pending) * inverse(params.scale)
         powers, total, _ = _powers(x)
         share = powers * inverse(total * params.scale)
-        # Halves go up.
+        # Halves round up.
         whole = ops.floor(share)
         exact = whole + ops.cast(share - whole >= 0.5, "float32")
         exact = ops.where(x.whole, exact, smooth)

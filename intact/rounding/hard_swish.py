@@ -45,7 +45,7 @@ class HardSwishRounding(KernelRounding):
 
     @classmethod
     def quantize_wide(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        """There is no kernel of 16 bits, but a table."""
+        """A table takes the place of a 16-bit kernel."""
         with wide_types():
             values, step, scale = (
                 ops.cast(ops.stop_gradient(x), "float64")
@@ -75,7 +75,7 @@ def _doubling_high_multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _saturating_shift(x: Tensor, by: Tensor) -> Tensor:
-    # By more than 15 bits, nothing but zeros would stay.
+    # A shift by more than 15 bits would leave only zeros.
     return ops.clip(ops.left_shift(x, ops.minimum(by, 15)), -32768, 32767)
 
 

@@ -14,17 +14,17 @@ import numpy as np
 
 LOW, HIGH = -32768, 32767
 OFFSET = -LOW
-"""Where the entry for 0 stands in a table."""
+"""The index of the entry for 0 in a table."""
 
 GATE_BITS = 3
-"""Integer bits of the sums that gates are functions of."""
+"""Integer bits of the gates' sums."""
 
 CELL_BITS = range(7)
 """Integer bits that a cell state may have."""
 
 
 def _constant(x: float) -> int:
-    """A number of no integer bits; kernels have it of 31 bits first."""
+    """A number without integer bits; kernels round it to 31 bits first."""
     return _shifted(np.array(round(x * 2.0**31)), 16).item()
 
 
@@ -117,7 +117,7 @@ def tanh_table(bits: int = GATE_BITS) -> np.ndarray:
     """
 
     def tanh(x: np.ndarray) -> np.ndarray:
-        # Of twice the number, for it is (1 - exp(-2x)) / (1 + exp(-2x)).
+        # The tables hold exp of twice the number: tanh is (1 - exp(-2x)) / (1 + exp(-2x)).
         size = _raised(_reciprocal(_exponential(-np.abs(x), bits + 1)) - (1 << 13), 2)
         return np.sign(x) * size
 

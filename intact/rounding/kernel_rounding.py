@@ -30,16 +30,16 @@ class KernelRounding:
     """How an op's results become integers of the output's scale.
 
     A subclass is one kernel's way of rounding. It is found by `name`, which the
-    graph of a quantized model stores. Training rounds once and to the nearest, whatever
-    the kernel does, but where `in_training` says that it does as the kernel.
+    graph of a quantized model stores. Training rounds once, to the nearest, whatever the kernel
+    does, unless `in_training` says that it rounds as the kernel does.
 
     A subclass has its own `real`. Training takes `scaled` instead: the same real values, unless
     the subclass says how they come in fewer passes over the data.
 
-    What is pending, which the op's `call` returns, is of the type `takes`: a named tuple with a
-    class method `symbolic`, which gives its form in a graph. Without a type, it is one tensor.
+    The pending result that the op's `call` returns is of the type `takes`: a named tuple whose
+    class method `symbolic` gives its form in a graph. Without a type, it is one tensor.
 
-    Where `any_size` says that `real` and `quantize` read no sizes, all calls share one graph.
+    If `any_size` says that `real` and `quantize` read no sizes, all calls share one graph.
     """
 
     name: ClassVar[str]
@@ -59,12 +59,12 @@ class KernelRounding:
 
     @classmethod
     def typed(cls, pending: Any) -> Any:
-        """What is pending, in its type: a saved graph has plain tuples."""
+        """The pending result in its type, because a saved graph has plain tuples."""
         return pending if cls.takes is None else cls.takes(*pending)
 
     @classmethod
     def symbolic(cls, shape: tuple[int | None, ...]) -> Any:
-        """The form in a graph of what is pending.
+        """The form of the pending result in a graph.
 
         Args:
             shape: The shape of the op's output.
@@ -117,7 +117,7 @@ class KernelRounding:
     def saturated(
         cls, exact: Tensor, pending: Any, params: Affine, low: Tensor, high: Tensor
     ) -> Tensor:
-        """What a kernel computes, saturated, with the gradient of the real values.
+        """A kernel's results, saturated, with the gradient of the real values.
 
         Args:
             exact: The kernel's results, less the zero point.
@@ -150,7 +150,7 @@ class RealRounding(KernelRounding):
         rest = beyond_vectors(pending, 8)
         if rest is None:
             return values
-        # What is left behind the vectors of eight is divided by the scale, halves away from zero.
+        # Values after the last vector of eight are divided by the scale, halves away from zero.
         with wide_types():
             quotient = ops.cast(round_away(ratio(pending, 1.0, params.scale)), "float32")
         smooth = pending * inverse(params.scale)
@@ -216,7 +216,7 @@ class FixedPointRounding(AccumulatorRounding):
 
     @staticmethod
     def half_up(channels: Any) -> Any:
-        """The channels whose halves go up instead."""
+        """The channels whose halves round up instead."""
         return False
 
     @classmethod
@@ -242,7 +242,7 @@ class VectorRounding(FixedPointRounding):
 
 
 class BlocksRounding(FixedPointRounding):
-    """The sums in fixed point: vectors of eight channels, and what is left one by one."""
+    """The sums in fixed point: vectors of eight channels, then the rest one by one."""
 
     name = "fixed_point_blocks"
 

@@ -40,7 +40,7 @@ GATES = ("input", "forget", "cell", "output")
 
 
 class Sums(NamedTuple):
-    """What an LSTM's integer sums are made from.
+    """The parts of an LSTM's integer sums.
 
     Args:
         inputs: Sums of products with the inputs, whole numbers (batch, steps, 4, units).
@@ -71,7 +71,7 @@ class Sums(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What an LSTM makes: its hidden states and its cells, (batch, steps, units)."""
+    """The hidden states and cells of an LSTM's steps, (batch, steps, units)."""
 
     hidden: Tensor
     cell: Tensor
@@ -96,7 +96,7 @@ class StateKeeper:
     cell: Any
 
     def keep(self, state: State) -> None:
-        """Begin the next call with a state; no gradient goes there.
+        """Keep a state for the next call, without a gradient.
 
         Args:
             state: The state.
@@ -105,7 +105,7 @@ class StateKeeper:
             variable.assign(ops.stop_gradient(value))
 
     def reset_state(self) -> None:
-        """Begin anew: hidden state and cell are zero, as after LiteRT's `reset_all_variables`."""
+        """Reset hidden state and cell to zero, like LiteRT's `reset_all_variables`."""
         for variable in (self.hidden, self.cell):
             variable.assign(np.zeros(variable.shape, "float32"))
 
@@ -114,7 +114,7 @@ def in_float(inputs: Tensor, recurrent: Tensor, before: State) -> Steps:
     """All steps of an LSTM in float (Hochreiter & Schmidhuber, 1997).
 
     Args:
-        inputs: What the inputs and the bias give to the sums, (batch, steps, 4, units).
+        inputs: The sums of products with the inputs, with the bias, (batch, steps, 4, units).
         recurrent: The recurrent weights, (units, 4, units).
         before: The state before.
 
@@ -196,7 +196,7 @@ def _scan(step: Any, before: Any, inputs: Tensor) -> Steps:
 
 
 def _product(hidden: Tensor, recurrent: Tensor) -> Tensor:
-    """What the hidden state gives to the sums, (batch, 4, units)."""
+    """The products with the hidden state, (batch, 4, units)."""
     units = recurrent.shape[0]
     flat = ops.matmul(hidden, ops.reshape(recurrent, (units, 4 * units)))
     return ops.reshape(flat, (-1, 4, units))
@@ -207,7 +207,7 @@ def _gates(sums: Tensor) -> list[Tensor]:
 
 
 class Run:
-    """One call of an LSTM: its sums, and what is made of them when asked for.
+    """One call of an LSTM: its sums, and the steps that are computed on demand.
 
     Args:
         sums: The sums.
@@ -236,7 +236,7 @@ class Run:
 
 
 class LSTMRounding(KernelRounding):
-    """The steps of the kernel UNIDIRECTIONAL_SEQUENCE_LSTM; what is pending is a `Run`."""
+    """The steps of the kernel UNIDIRECTIONAL_SEQUENCE_LSTM; the pending result is a `Run`."""
 
     name = "lstm"
     takes = Sums

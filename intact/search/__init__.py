@@ -1,1 +1,1 @@
-"""Which scheme, and which layer in which width: sensitivity, mixed precision, advice."""
+"""Searches for a scheme, or for a width for each layer: sensitivity, mixed precision, advice."""

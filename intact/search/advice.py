@@ -1,4 +1,4 @@
-"""Every way to quantize a model after training, measured side by side, and one recommended."""
+"""Measures the ways to quantize a model after training side by side, and recommends one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from intact.targets.micro_trial import dense_scales_note
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one way to quantize a model comes to.
+    """The measurements of one way to quantize a model.
 
     Args:
         name: The preset, with "+recover" if accuracy was recovered.
@@ -91,9 +91,9 @@ def advise(
 ) -> Advice:
     """Try every way to quantize a model after training, and recommend one.
 
-    Each becomes a file, which is measured on LiteRT, one thread. The recommendation is the
-    fastest of the files that lose no more than is tolerated; the smallest of those that are
-    nearly as fast. So it follows TensorFlow's decision tree for post-training quantization
+    Each becomes a file, which is measured on LiteRT, one thread. Among the files within the
+    tolerance, it recommends the fastest; of those nearly as fast, the smallest. So it follows
+    TensorFlow's decision tree for post-training quantization
     (integers where they are good enough, 16-bit activations or float16 where not), by
     measuring instead of by rule.
 
@@ -116,7 +116,7 @@ def advise(
         The advice; print it.
 
     Raises:
-        IntactError: An option that there is not.
+        IntactError: An option does not exist.
         InvalidDataError: The data is empty, not finite, or wrongly shaped, or there is not one
             label for each sample.
 

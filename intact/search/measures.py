@@ -1,4 +1,4 @@
-"""What is measured of a file: size, time, and how good its outputs are."""
+"""Measures of a file: latency, and the quality of its outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ Metric = Callable[[Any], float]
 
 
 def top1(labels: np.ndarray) -> Metric:
-    """A metric: the share of samples whose largest output is that of the label.
+    """A metric: the share of samples whose largest output is at the label.
 
     Args:
         labels: Whole numbers, or one-hot rows.
@@ -31,7 +31,7 @@ def top1(labels: np.ndarray) -> Metric:
 def agreement(expected: Any) -> Metric:
     """A metric: the share of samples whose largest output is where it was expected.
 
-    For outputs that are no shares of classes it is 1 less the error relative to the variance.
+    For outputs that are no classes, it is 1 minus the error relative to the variance.
 
     Args:
         expected: The outputs of the float model: an array, or a dict of them.

@@ -1,4 +1,4 @@
-"""A scheme that is as fine where it matters, and as coarse where it may be, as a budget says."""
+"""Mixed precision: chooses fine and coarse schemes for layers under a budget."""
 
 import glob
 from collections import Counter
@@ -66,7 +66,7 @@ def mixed(
         The scheme, for `quantize_model`; print it.
 
     Raises:
-        IntactError: A budget that is unknown, or that no rung keeps.
+        IntactError: A budget is unknown, or no rung keeps it.
         InvalidDataError: The data is empty, not finite, or wrongly shaped.
 
     Example:
@@ -90,7 +90,7 @@ def mixed(
 
 
 class _Ladder:
-    """Schemes from the coarsest to the finest, and what each of them comes to."""
+    """Schemes from the coarsest to the finest, with the measurements of each."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Ladder:
         )
 
     def _first(self, holds: Callable[[int], bool]) -> int | None:
-        """The lowest rung of which something holds that holds of all above it, too."""
+        """The lowest rung for which a condition holds that also holds for all rungs above it."""
         size = len(self.groups)
         ends = [*range(0, self.top + 1, size)]
         end = next((rung for rung in ends if holds(rung)), None)
@@ -176,7 +176,7 @@ class _Ladder:
         return self.files[rung]
 
     def _scheme(self, rung: int) -> Scheme:
-        """The scheme of a rung: one rule for each layer that is not as most are."""
+        """The scheme of a rung: one rule for each layer that differs from most layers."""
         coarse, count = divmod(rung, len(self.groups))
         finer = set(self._ranking(coarse)[:count]) if count else set()
         rules = {
@@ -210,7 +210,7 @@ class _Ladder:
 
 
 def _groups(model: keras.Model) -> dict[str, list[str]]:
-    """Per layer that becomes an op of its own, its name and those of what follows into it."""
+    """Per layer that becomes a separate op, its name and those of the layers merged into it."""
     canonical = simplify(canonicalize(model), SCHEMES["int8"])
     graph = view(canonical)
     plan = make_plan(canonical, SCHEMES["int8"], allow_float=True)
@@ -228,7 +228,7 @@ def _groups(model: keras.Model) -> dict[str, list[str]]:
 
 
 def _rules(model: keras.Model, scheme: Scheme) -> dict[str, Specs]:
-    """Per layer, how a preset quantizes it; what has no kernel for it stays in float."""
+    """Per layer, how a preset quantizes it; a layer without a kernel for it stays in float."""
     canonical = simplify(canonicalize(model), scheme)
     plan = make_plan(canonical, scheme, allow_float=True)
     specs: dict[str, Specs] = {}

@@ -1,4 +1,4 @@
-"""What quantizing each layer alone does to a model's outputs."""
+"""Measures how quantizing each layer alone changes a model's outputs."""
 
 import math
 from collections import Counter
@@ -28,7 +28,7 @@ from intact.tables import table
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """What quantizing one layer does to the outputs of a model that is float else.
+    """How quantizing a single layer changes the outputs of a model that is otherwise float.
 
     Args:
         name: The layer.
@@ -148,7 +148,7 @@ def sensitivity(
     entries: dict[str, LayerSensitivity] = {}
     for kernel, outputs in zip(alone, per_kernel, strict=True):
         entry = _damage(kernel, joined, _join(outputs))
-        # Of a layer that is called more than once, the call that does most.
+        # If a layer is called more than once, the worst call counts.
         if calls[entry.name] == 1 or entries.get(entry.name, entry).snr >= entry.snr:
             entries[entry.name] = entry
     name = scheme if isinstance(scheme, str) else scheme.name
@@ -157,12 +157,12 @@ def sensitivity(
 
 
 def rounds(kernel: Kernel) -> bool:
-    """Whether a kernel rounds anything that can be told apart from what others round."""
+    """Whether a kernel does any rounding of its own."""
     return kernel.quantized is not None and (kernel.role is Role.FLOAT or kernel.rounds_sums)
 
 
 def _quantize_alone(walk: Walk, kernel: Kernel) -> None:
-    """Run one kernel on integers, and what follows from it in float again."""
+    """Run one kernel on integers, and the kernels that depend on it in float again."""
     calls = {id(node) for node in kernel.calls}
     changed: set[int] = set()
     for node in walk.graph.nodes:
@@ -182,7 +182,7 @@ def _quantize_alone(walk: Walk, kernel: Kernel) -> None:
 
 
 def _on_integers(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
-    """Call a layer on inputs that are rounded to their ranges first."""
+    """Round a layer's inputs to their ranges, and call it."""
     op, layer = get_op(node.layer.layer), node.layer
     single = len(layer.shapes) == 1
     tensors, operands = ([node.args[0]], [args[0]]) if single else (node.args[0], args[0])

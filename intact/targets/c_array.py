@@ -12,7 +12,7 @@ _BYTES_PER_LINE = 12
 
 
 def c_array(file: bytes, name: str, header: str = "") -> tuple[str, str]:
-    """Write a LiteRT file as C: an aligned constant array, and what to know of it.
+    """Write a LiteRT file as C: an aligned constant array, and facts about it.
 
     Args:
         file: The file's bytes.
@@ -67,7 +67,7 @@ def c_name(path: str) -> str:
         path: The file.
 
     Returns:
-        Its name without the ending; what no identifier may have is an underscore.
+        Its name without the suffix; characters that no identifier may have become underscores.
 
     Example:
 
@@ -80,7 +80,7 @@ def c_name(path: str) -> str:
 
 def _ops(graph: FileGraph) -> list[str]:
     names = sorted({op.name for op in graph.ops})
-    # A name may hold what ends a comment.
+    # A name may contain the end of a comment.
     shown = ", ".join(re.sub(r"\W", "_", name) for name in names)
     return [f"/* {len(names)} kinds of ops, for the resolver: {shown} */"]
 

@@ -1,4 +1,4 @@
-"""Whether a model or a file runs on a target, and where its ops run there."""
+"""Checks whether a model or a file runs on a target, and where its ops run."""
 
 import os
 from typing import cast
@@ -24,10 +24,10 @@ def check(
     data: Data | None = None,
     scheme: SchemeName | Scheme = "int8",
 ) -> Placement:
-    """Say whether a model or a file runs on a target, and where its ops run there.
+    """Check whether a model or a file runs on a target, and where its ops run.
 
-    The target's own tool is asked: TFLite Micro runs the file and is compared with LiteRT's
-    reference kernels, Vela compiles it for an Ethos-U, LiteRT hands ops over to XNNPACK. For the
+    The target's own tool decides: TFLite Micro runs the file and is compared with LiteRT's
+    reference kernels, Vela compiles it for an Ethos-U, LiteRT delegates ops to XNNPACK. For the
     Edge TPU there are the rules of its documentation. The tools come with
     `pip install 'keras-intact[targets]'`.
 

@@ -1,4 +1,4 @@
-"""What runs on the Edge TPU, by the documentation of its compiler, which is not a package.
+"""The rules of the Edge TPU, from the documentation of its compiler, which is not a package.
 
 Source: "TensorFlow models on the Edge TPU", coral.ai/docs/edgetpu/models-intro.
 """
@@ -14,7 +14,7 @@ from intact.litert.reader import FileOp, FileTensor
 
 
 def _integers(op: FileOp, place: int) -> np.ndarray | None:
-    """The values of an input that is a constant of int32."""
+    """The values of a constant int32 input."""
     tensor = op.inputs[place] if len(op.inputs) > place else None
     if tensor is None or tensor.data is None or tensor.dtype != "int32" or len(tensor.data) % 4:
         return None
@@ -22,7 +22,7 @@ def _integers(op: FileOp, place: int) -> np.ndarray | None:
 
 
 def _reduces_inside(op: FileOp) -> bool:
-    """Whether a reduction goes over height and width alone, of (batch, height, width, channels)."""
+    """Whether a reduction is over height and width only, of (batch, height, width, channels)."""
     axes, x = _integers(op, 1), op.inputs[0]
     return axes is not None and x is not None and set(axes % max(len(x.shape), 1)) <= {1, 2}
 
@@ -84,7 +84,7 @@ LIMITS: dict[EdgeTpuLimit, tuple[Callable[[FileOp], bool], str]] = {
     "reduces height and width": (_reduces_inside, "it reduces more than height and width"),
     "steps of one": (_has_steps_of_one, "its steps are not one"),
 }
-"""Whether an op keeps a limit, and what to say if not; by the names in `Kernel.edge_tpu`."""
+"""Per limit in `Kernel.edge_tpu`, whether an op keeps it, and the message if not."""
 
 
 def refused(ops: tuple[FileOp, ...]) -> dict[int, str]:

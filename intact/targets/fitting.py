@@ -1,4 +1,4 @@
-"""Files for a target: of fixed sizes where it needs them, and refused where it cannot run them."""
+"""Adapts files to a target: fixes their sizes if it needs that, and refuses what it cannot run."""
 
 from intact.errors import ExportError, IntactError, TargetError
 from intact.litert.dtypes import BITS
@@ -9,7 +9,7 @@ from intact.litert.runtime import fix_sizes
 
 
 def keep_to(file: bytes, target: str) -> bytes:
-    """Fix a file's sizes where a target needs that, and refuse what it cannot run.
+    """Fix a file's sizes if a target needs that, and refuse files that it cannot run.
 
     Args:
         file: The file's bytes.
@@ -51,7 +51,7 @@ def keep_to(file: bytes, target: str) -> bytes:
 
 
 def working_type(op: FileOp) -> str:
-    """What an op works on, as `intact.litert.kernels.targets.RUNS_ON` names it.
+    """The type that an op works on, a key of `Kernel.runs_on`.
 
     Args:
         op: The op.

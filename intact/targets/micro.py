@@ -22,7 +22,7 @@ from intact.litert.reader import FileGraph, LiteRTFile, read
 from intact.litert.writing import pack
 
 SECONDS = 600
-"""How long the interpreter may take."""
+"""Seconds that the interpreter may take."""
 
 _ARENA = re.compile(r"Arena allocation total (\d+) bytes")
 _KILLED = "it ends the process"
@@ -130,7 +130,7 @@ def _result(place: Path, log: str) -> MicroRun:
 
 
 def _arena(file: LiteRTFile) -> int:
-    """Bytes that are enough: all tensors side by side, and as much for the kernels."""
+    """A sufficient arena size: all tensors side by side, and as much for the kernels."""
     return 2 * sum(map(_bytes, file.graphs)) + file.size + 2**20
 
 

@@ -41,7 +41,7 @@ def run(path: Path, arena: int) -> None:
 
 
 def every(get: Callable[[int], Any]) -> list[Any]:
-    """All values that a method of the interpreter has; it does not say how many.
+    """All values of a method of the interpreter, which does not tell their number.
 
     Args:
         get: Takes an index.

@@ -13,7 +13,7 @@ from intact.targets import micro
 
 @dataclass(frozen=True)
 class Trial:
-    """How a file fares on TFLite Micro.
+    """The result of trying a file on TFLite Micro.
 
     Args:
         runs: Whether it runs.
@@ -39,7 +39,7 @@ def try_file(file: bytes, data: Any, samples: int) -> Trial:
         samples: How many random ones.
 
     Returns:
-        How it fares. Where it does not run or computes other values, each op is tried alone.
+        The result. If the file does not run, or computes other values, each op is tried alone.
 
     Raises:
         MissingToolError: TFLite Micro is not installed.
@@ -56,13 +56,13 @@ def try_file(file: bytes, data: Any, samples: int) -> Trial:
 
 
 def dense_scales_note(file: bytes) -> str:
-    """What the scales per channel of FULLY_CONNECTED cost on TFLite Micro, and the remedy.
+    """The cost of FULLY_CONNECTED's scales per channel on TFLite Micro, and the remedy.
 
     Args:
         file: The file's bytes.
 
     Returns:
-        Two sentences; none where the file has no such scales.
+        Two sentences; none if the file has no such scales.
     """
     dense = [op.inputs[1] for op in read(file).graphs[0].ops if op.name == "FULLY_CONNECTED"]
     channels = sum(len(w.scales) for w in dense if w is not None and len(w.scales) > 1)
@@ -78,7 +78,7 @@ def dense_scales_note(file: bytes) -> str:
 def _outputs(model: LiteRTModel, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The stored outputs of a file for stored inputs, sample by sample."""
     if not inputs:
-        # An op of constants alone.
+        # An op that reads only constants.
         model.interpreter.invoke()
         details = model.interpreter.get_output_details()
         return [model.interpreter.get_tensor(detail["index"]) for detail in details]
@@ -120,7 +120,7 @@ def _reference(file: bytes) -> LiteRTModel | None:
 
 
 def _agree(expected: np.ndarray, values: np.ndarray) -> bool:
-    """Whether outputs are equal but for rounding: by one step, or by 20 dB."""
+    """Whether outputs are equal except for rounding: within one step, or 20 dB."""
     gaps = _gaps(expected, values)
     finite = expected[np.isfinite(expected)].astype("float64")
     step = 1.0 if expected.dtype.kind != "f" else 1e-4 * np.abs(finite).max(initial=0)
@@ -128,7 +128,7 @@ def _agree(expected: np.ndarray, values: np.ndarray) -> bool:
 
 
 def _gaps(expected: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """By how much each value differs; the last batch may have been filled up."""
+    """The difference of each value; the last batch may be padded."""
     a = expected.reshape(-1).astype("float64")
     b = values.reshape(-1)[: a.size].astype("float64")
     with np.errstate(invalid="ignore"):

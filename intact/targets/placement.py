@@ -1,4 +1,4 @@
-"""Where the ops of a file run on a target: its own tool says so, if it has one."""
+"""Tells where the ops of a file run on a target, from the target's own tool if it has one."""
 
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -20,7 +20,7 @@ class PlacedOp:
 
     Args:
         index: Its place.
-        op: What it is.
+        op: Its name.
         output: The name of its output.
         on_target: Whether it runs on the target, and not on its host's processor or nowhere.
         where: What it runs on.
@@ -49,7 +49,7 @@ class Placement:
         tool: The target's tool, with its version.
         ops: One entry per op of the file.
         runs: Whether the target with its host runs the file at all.
-        figures: Numbers that the tool tells; the names say the unit.
+        figures: Numbers from the tool, with their units in the names.
         settings: What the tool assumes.
         agrees: Whether the outputs equal those of LiteRT's reference kernels, except for rounding.
         notes: More to know, in sentences.
@@ -86,7 +86,7 @@ class Placement:
         return tuple(op for op in self.ops if not op.on_target)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The placement as data for JSON."""
         return {**asdict(self), "share": self.share, "ok": self.ok}
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class Placement:
 
 
 def place(file: bytes, target: str, data: Any = None, samples: int = 8) -> Placement:
-    """Say where the ops of a file run on a target.
+    """Find where the ops of a file run on a target.
 
     Args:
         file: The file's bytes.

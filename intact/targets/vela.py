@@ -21,7 +21,7 @@ ACCELERATORS = {
 """Vela's names for NPUs that are named without their number of MACs."""
 
 SECONDS = 600
-"""How long the compiler may take."""
+"""Seconds that the compiler may take."""
 
 FIGURES = {
     "sram_memory_used": ("sram_bytes", 1024),
@@ -57,7 +57,7 @@ class Compiled:
 
 
 def command() -> list[str]:
-    """How to start Vela: from this environment, or the one on the path.
+    """The command that starts Vela, from this environment or from the path.
 
     Raises:
         MissingToolError: There is none.
@@ -111,7 +111,7 @@ def compile_file(file: bytes, accelerator: str) -> Compiled:
 
 
 def _run(path: Path, accelerator: str) -> str:
-    """Compile a file into its folder; the log."""
+    """Compile a file into its folder, and return the log."""
     options = ["--accelerator-config", accelerator, "--output-dir", str(path.parent)]
     try:
         done = subprocess.run(

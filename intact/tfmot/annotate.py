@@ -21,7 +21,7 @@ from intact.tfmot.schemes import Preserving
 
 @keras.saving.register_keras_serializable("intact.tfmot")
 class QuantizeAnnotate(keras.layers.Layer):
-    """A layer that is to be quantized; it computes what the layer inside does.
+    """A layer that is marked to be quantized; it computes what the layer inside computes.
 
     Args:
         layer: The layer, or a nested model.
@@ -39,7 +39,7 @@ class QuantizeAnnotate(keras.layers.Layer):
     ) -> None:
         shape = getattr(layer, "_input_shape_arg", None)
         if shape is not None:
-            # The first layer of a Sequential model may say what its input is.
+            # The first layer of a Sequential model may declare the input.
             kwargs.setdefault("input_shape", shape)
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
@@ -53,7 +53,7 @@ class QuantizeAnnotate(keras.layers.Layer):
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Any = None) -> None:
-        """Nothing: the layer inside is built by a call of its own."""
+        """Do nothing, because a call of the layer inside builds it."""
 
     def call(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """What the layer inside returns."""
@@ -82,7 +82,7 @@ class QuantizeAnnotate(keras.layers.Layer):
 
 @register_op
 class Annotated(Op):
-    """Whatever the layer inside becomes, under the rule that its annotation says."""
+    """Replaced by the layer inside, under the rule of its annotation."""
 
     keras_layers = (QuantizeAnnotate,)
     masks = True
@@ -191,7 +191,7 @@ def quantize_annotate_model(to_annotate: keras.Model) -> keras.Model:
 def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.Model:
     """Quantize the layers of a model that are annotated; the others stay in float.
 
-    An operation between layers (`x + 1`) is quantized unless it reads what is not.
+    An operation between layers (`x + 1`) is quantized unless it reads a tensor that is not.
 
     Args:
         model: A built model with annotated layers, at any depth.
@@ -221,7 +221,7 @@ def quantize_apply(model: keras.Model, scheme: str | Scheme = "int8") -> keras.M
     }
     canonical.output_names = [inner.get(name, name) for name in canonical.output_names]
     scheme = get_scheme(scheme)
-    # What comes in is quantized as the scheme says, whatever the config of its reader.
+    # Inputs are quantized as the scheme says, whatever the config of their reader.
     rule = scheme.rules[-1]
     inputs = scheme.inputs or (rule.activations if rule.integer else None)
     plan = make_plan(canonical, Scheme(scheme.name, scheme.rules, inputs))

@@ -11,8 +11,8 @@ from intact.tfmot.quantizers import Quantizer
 class QuantizeConfig:
     """How one layer is quantized; a subclass returns its quantizers.
 
-    It is asked once, by `quantize_apply`. Nothing is put in place of the layer's weights and
-    activation, so `set_quantize_weights` and `set_quantize_activations` are not called.
+    Only `quantize_apply` reads it, once. It does not replace the layer's weights and activation, so
+    `set_quantize_weights` and `set_quantize_activations` are not called.
 
     * Weights and activation (or output): the layer computes on integers.
     * Weights alone: they are rounded, and the layer computes in float.
@@ -55,7 +55,7 @@ class QuantizeConfig:
         """Not called: rounded weights are computed where they are used."""
 
     def set_quantize_activations(self, layer: Any, quantize_activations: list) -> None:
-        """Not called: what comes out of an activation is quantized behind it."""
+        """Not called: the output of an activation is quantized behind it."""
 
     def get_output_quantizers(self, layer: Any) -> list[Quantizer]:
         """The quantizer of the layer's output, in a list.
@@ -66,7 +66,7 @@ class QuantizeConfig:
         return []
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that it was made with."""
+        """The arguments of its constructor."""
         return {}
 
     @classmethod
@@ -76,7 +76,7 @@ class QuantizeConfig:
 
 
 def rule_of_config(config: QuantizeConfig, layer: Any) -> Rule:
-    """The rule that says what a config says of a layer.
+    """The rule for a layer with a config.
 
     Args:
         config: The config.
@@ -86,7 +86,7 @@ def rule_of_config(config: QuantizeConfig, layer: Any) -> Rule:
         The rule.
 
     Raises:
-        IntactError: The quantizers are none, or differ where there can be but one.
+        IntactError: A quantizer is of another type, or several differ where there can be only one.
     """
     pairs = [*config.get_weights_and_quantizers(layer)]
     bias = getattr(layer, "bias", None)

@@ -20,9 +20,9 @@ from intact.quantizers.base import QuantizeContext
 class Quantizer:
     """How a tensor is quantized: base of the toolkit's quantizers.
 
-    A subclass with a `__call__` of its own is an algorithm for weights. What it returns is
-    stored in 8 bits per channel, so values on a grid of up to 255 levels around 0 stay what
-    they are, to half a percent of the largest. Trained numbers are added in `build`. For
+    A subclass with a `__call__` of its own is an algorithm for weights. Its result is stored in 8
+    bits per channel, so values on a grid of up to 255 levels around 0 are kept to half a percent of
+    the largest. Trained numbers are added in `build`. For
     activations there is `intact.Quantizer`, whose `grid` says what integer kernels do.
 
     Example:
@@ -43,7 +43,7 @@ class Quantizer:
             layer: Has `add_weight`, as a Keras layer.
 
         Returns:
-            What `layer.add_weight` returned, by names of one's own.
+            The results of `layer.add_weight`, under any names.
         """
         return {}
 
@@ -62,7 +62,7 @@ class Quantizer:
         raise NotImplementedError
 
     def spec(self, activation: bool) -> TensorSpec:
-        """The spec that says the same.
+        """The equivalent spec.
 
         Args:
             activation: Whether it is for an activation, or else for a weight.
@@ -84,7 +84,7 @@ class Quantizer:
         raise IntactError(f"{type(self).__name__} has neither a range nor a `__call__`.")
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that it was made with."""
+        """The arguments of its constructor."""
         return {}
 
     @classmethod
@@ -140,7 +140,7 @@ class OwnAlgorithm(widths.Quantizer):
 
 
 class _Recorder:
-    """Takes the place of a layer in `Quantizer.build`, and notes how its weights start."""
+    """Replaces a layer in `Quantizer.build`, and notes the initial values of its weights."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
@@ -262,7 +262,7 @@ class AllValuesQuantizer(_RangeQuantizer):
 
 @keras.saving.register_keras_serializable("intact.tfmot")
 class FixedQuantizer(Quantizer):
-    """A range that is known, and that no data moves.
+    """A known range that no data moves.
 
     Args:
         num_bits: Width in bits.
