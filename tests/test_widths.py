@@ -625,7 +625,7 @@ def test_signs_of_what_has_but_one():
     few = TensorSpec(1, quantizer="sign")
     with pytest.raises(IntactError, match=r"'act'.*'sign'.*constant"):
         intact.quantize_model(cnn(), Scheme("few", (Rule(activations=few),)))
-    with pytest.raises(IntactError, match="'few' cannot be reduced to its signs"):
+    with pytest.raises(IntactError, match="'few' cannot reduce its inputs to their signs"):
         Scheme("few", inputs=few)
 
 
