@@ -12,8 +12,10 @@ SchemeName = Literal[
     "int16x8",
     "uint8",
     "dynamic_range",
+    "dynamic_range_4_blocks",
     "weight_only_8",
     "weight_only_4",
+    "weight_only_4_blocks",
     "float16",
     "float32",
 ]

@@ -16,18 +16,9 @@ from typing import Any
 SAVED_CLASSES = {
     "intact": (
         *("BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp", "Comparison"),
-        *("Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize"),
-        *(
-            "Elementwise",
-            "FakeQuantize",
-            "FreeConv2DTranspose",
-            "FreeUpSampling2D",
-            "Frozen",
-            "Gather",
-            "GatherAlong",
-            "Max",
-            "Mean",
-        ),
+        *("Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize", "Elementwise"),
+        *("EmbeddingTable", "FakeQuantize", "FreeConv2DTranspose", "FreeUpSampling2D", "Frozen"),
+        *("Gather", "GatherAlong", "Max", "Mean"),
         *("Min", "Pad", "PadLowest", "PadNumber", "Place", "Quantized", "QuantizedModel"),
         *("QuantizedWeights", "ScaledSoftmax", "Select", "Slice", "SpaceToDepth"),
         *("StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together", "TopPlaces"),

@@ -8,10 +8,14 @@
 | `int16x8` | 8 bits, per channel | 16 bits, zero point 0 | yes |
 | `uint8` | 8 bits unsigned, per tensor, with a zero point | 8 bits unsigned | yes |
 | `dynamic_range` | 8 bits, per channel | float, 8 bits inside the kernels | no |
+| `dynamic_range_4_blocks` | 4 bits, in blocks of 32 | float, 8 bits inside the kernels | no |
 | `weight_only_8` | 8 bits, per channel | float | no |
 | `weight_only_4` | 4 bits, per channel | float | no |
+| `weight_only_4_blocks` | 4 bits, in blocks of 32 | float | no |
 | `float16` | float16 | float | no |
 | `float32` | float | float | no |
+
+Blocks are those of `Dense` and `Embedding`; other layers have a scale per channel.
 """
 
 from keras import layers
@@ -22,6 +26,8 @@ from intact.registry import Registry
 _TENSOR_8 = TensorSpec(8, symmetric=True)
 _CHANNELS_8 = TensorSpec(8, symmetric=True, per_axis=True)
 _CHANNELS_4 = TensorSpec(4, symmetric=True, per_axis=True)
+
+_BLOCKS_4 = TensorSpec(4, symmetric=True, block=32)
 
 int8 = Scheme("int8")
 # Kernels of microcontrollers and NPUs copy the scales of each FULLY_CONNECTED into their arena.
@@ -34,8 +40,12 @@ uint8 = Scheme(
     "uint8", (Rule(weights=TensorSpec(kind="uint"), activations=TensorSpec(kind="uint")),)
 )
 dynamic_range = Scheme("dynamic_range", (Rule(activations=TensorSpec(dynamic=True)),))
+dynamic_range_4_blocks = Scheme(
+    "dynamic_range_4_blocks", (Rule(weights=_BLOCKS_4, activations=TensorSpec(dynamic=True)),)
+)
 weight_only_8 = Scheme("weight_only_8", (Rule(weights=_CHANNELS_8, activations=None),))
 weight_only_4 = Scheme("weight_only_4", (Rule(weights=_CHANNELS_4, activations=None),))
+weight_only_4_blocks = Scheme("weight_only_4_blocks", (Rule(weights=_BLOCKS_4, activations=None),))
 float16 = Scheme("float16", (Rule(weights=TensorSpec(16, kind="float"), activations=None),))
 float32 = Scheme("float32", (FLOAT_RULE,))
 
@@ -49,8 +59,10 @@ for _preset in (
     int16x8,
     uint8,
     dynamic_range,
+    dynamic_range_4_blocks,
     weight_only_8,
     weight_only_4,
+    weight_only_4_blocks,
     float16,
     float32,
 ):

@@ -12,7 +12,10 @@ import intact
 from intact import IntactError, Rule, Scheme, TensorSpec, UnusedRuleWarning, schemes
 from intact.schemes import SCHEMES
 
-WEIGHTS_ALONE = ("weight_only_8", "weight_only_4", "float16", "dynamic_range")
+WEIGHTS_ALONE = (
+    *("weight_only_8", "weight_only_4", "weight_only_4_blocks", "float16"),
+    *("dynamic_range", "dynamic_range_4_blocks"),
+)
 # How far the quantized model may be from the float one, as a share of the outputs' span.
 ACCURACY = {
     "int8": 0.03,
@@ -21,8 +24,10 @@ ACCURACY = {
     "int16x8": 0.02,
     "uint8": 0.06,
     "dynamic_range": 0.02,
+    "dynamic_range_4_blocks": 0.25,
     "weight_only_8": 0.02,
     "weight_only_4": 0.25,
+    "weight_only_4_blocks": 0.25,
     "float16": 1e-3,
 }
 # How far the file may be from Keras: in LSB of each tensor, or as a share of the span.
@@ -36,10 +41,12 @@ EQUAL_LSB = {
 EQUAL = {
     "weight_only_8": 1e-6,
     "weight_only_4": 1e-6,
+    "weight_only_4_blocks": 1e-6,
     # Keras rounds the weights, the file those that a batch norm was folded into.
     "float16": 1e-3,
     # Float sums in another order may move an input that is halfway between two integers.
     "dynamic_range": 2e-3,
+    "dynamic_range_4_blocks": 2e-3,
 }
 
 
@@ -170,6 +177,8 @@ def test_trains(kind, scheme):
         ("weight_only_8", 0.27),
         ("int4", 0.15),
         ("weight_only_4", 0.15),
+        ("weight_only_4_blocks", 0.17),
+        ("dynamic_range_4_blocks", 0.17),
     ],
 )
 def test_size_of_the_file(scheme, limit, rng):
@@ -198,6 +207,7 @@ TYPES = {
     "dynamic_range": ["w8 dynamic", "float", "float", "w8 dynamic", "float", "w8 dynamic"],
     "weight_only_8": ["w8", "float", "float", "w8", "float", "w8"],
     "weight_only_4": ["w4", "float", "float", "w4", "float", "w4"],
+    "weight_only_4_blocks": ["w4", "float", "float", "w4", "float", "w4"],
     "float16": ["float16", "float", "float", "float16", "float", "float16"],
     "float32": ["float (by rule)"] * 6,
 }
@@ -337,6 +347,20 @@ def test_observer_of_a_rule(rng):
         found[observer] = [float(host(fake.scale)) for fake in layer]
     assert found[None] == [found["moving_average"][0], found["min_max"][1]]
     assert found["min_max"][0] != found["moving_average"][0]
+
+
+@pytest.mark.parametrize("inputs", [12, 33])
+def test_dense_layers_have_one_dynamic_range_in_all_kernels(inputs, rng):
+    model = enliven(keras.Sequential([keras.Input((inputs,)), layers.Dense(7)]), rng)
+    data = rng.normal(size=(40, inputs)).astype("float32") + 1
+    for bits in (4, 8):
+        spec = TensorSpec(bits, symmetric=True, per_axis=True)
+        rule = Rule(weights=spec, activations=TensorSpec(dynamic=True))
+        q = intact.quantize_model(model, Scheme("own", (rule,)))
+        expected = q.predict(data, verbose=0)
+        for kernels in ("default", "builtin", "reference"):
+            outputs = intact.load_litert(intact.export(q), kernels=kernels).predict(data)
+            np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-6 * np.ptp(expected))
 
 
 def test_versions_of_the_files():

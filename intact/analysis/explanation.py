@@ -84,6 +84,7 @@ class Explained:
         range: The name of the range that its output is rounded to; "-" where it has none.
         reason: Why it computes in float.
         known: Whether there is any kernel at all.
+        rounded: Whether its weights are rounded.
         wide: How it computes on 16-bit activations, if the rule asks for them and no kernel takes
             them.
 
@@ -101,6 +102,7 @@ class Explained:
     range: str = "-"
     reason: str = ""
     known: bool = True
+    rounded: bool = False
     wide: str = ""
 
 
@@ -137,12 +139,15 @@ class Explanation:
         rows += [
             (e.name, e.kind, e.type, ", ".join(e.kernels), e.range)
             for e in self.layers
-            if e.integer
+            if e.integer or e.rounded
         ]
-        floats = [e for e in self.layers if not e.integer]
+        floats = [e for e in self.layers if not e.integer and e.reason]
         lines = [table(rows, left=None)]
-        count = len(self.layers) - len(floats)
+        count = sum(e.integer for e in self.layers)
         lines += ["", f"{count} of {len(self.layers)} layers run on integers."]
+        alone = sum(e.rounded and not e.integer for e in self.layers)
+        if alone:
+            lines.append(f"{alone} compute in float with rounded weights.")
         lines += [f"{entry.name} has {entry.wide}." for entry in self.layers if entry.wide]
         for entry in floats:
             fate = "stays float" if entry.known else "cannot be exported"
@@ -197,10 +202,20 @@ def explain(
         op = get_op(layer)
         known, integer = not isinstance(op, UnknownOp), step.integer or bool(step.whole)
         kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert
-        place, why = step.output_range, step.why_float
         wide = _wide(step, op, getattr(layer, "own_rule", None) or scheme.rule_for(layer))
         entries.append(
-            Explained(step.name, step.op, step.type, kernels, integer, place, why, known, wide)
+            Explained(
+                name=step.name,
+                kind=step.op,
+                type=step.type,
+                kernels=kernels,
+                integer=integer,
+                range=step.output_range,
+                reason=step.why_float,
+                known=known,
+                rounded=step.weights is not None,
+                wide=wide,
+            )
         )
     return Explanation(tuple(entries), plan)
 

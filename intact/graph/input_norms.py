@@ -134,7 +134,7 @@ def with_norm_before(reader: Node, norm: Any) -> Any:
     channels = kernel.shape[op.input_axis]
     factor, offset = _factors(norm, channels)
     shape = [channels if axis == op.input_axis % kernel.ndim else 1 for axis in range(kernel.ndim)]
-    outputs = {axis % kernel.ndim for axis in op.weights["kernel"].axis}
+    outputs = {axis % kernel.ndim for axis in op.weights["kernel"].layout.axes}
     taps = tuple(axis for axis in range(kernel.ndim) if axis not in outputs)
     shift = (kernel * offset.reshape(shape)).sum(taps).reshape(-1)
     bias = 0.0 if layer.bias is None else to_numpy(layer.bias)

@@ -102,6 +102,7 @@ class Tracer:
         dtype: str = "float32",
         broadcast: bool = False,
         shape: tuple[int, ...] = (),
+        kind: type[Constant] = Constant,
     ) -> keras.KerasTensor:
         """A variable or array of the user's as a tensor of the new graph.
 
@@ -112,6 +113,7 @@ class Tracer:
             dtype: The type of the tensor.
             broadcast: Whether its first size, 1, goes with any number of samples.
             shape: Another shape for it; its own by default.
+            kind: The class of the layer that holds it.
 
         Returns:
             The tensor.
@@ -127,7 +129,7 @@ class Tracer:
             values = values.astype(dtype)
             values = values.reshape(shape or (1,) * (rank - values.ndim) + values.shape)
             trains = is_trainable(value)
-            constant = Constant(
+            constant = kind(
                 values.shape, broadcast=broadcast, name=name, trainable=trains, dtype=dtype
             )
             constant.value.regularizer = getattr(value, "regularizer", None)

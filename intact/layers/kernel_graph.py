@@ -87,6 +87,12 @@ class Kernel:
         return _layer_of(self.norms[0]) if self.norms else None
 
     @property
+    def takes_factors(self) -> bool:
+        """Whether a factor of each channel can go into its weights, or into their scales."""
+        layouts = () if self.quantized is None else self.quantized.layouts().values()
+        return all(layout.takes_factors for layout in layouts)
+
+    @property
     def quantizer(self) -> FakeQuantize | None:
         """The quantizer of its output; None if that is float, or has an input's range."""
         return None if self.range_call is None else self.range_call.layer
@@ -194,7 +200,8 @@ class KernelGraph:
         op = find_op(node.layer)
         if op is None or self.graph.sole_consumer(node.inputs[0]) is not node:
             return False
-        if kernel.op.folds_batch_norm and op.folds_into_weights(node.layer, node.inputs[0].shape):
+        takes = kernel.op.folds_batch_norm and kernel.takes_factors
+        if takes and op.folds_into_weights(node.layer, node.inputs[0].shape):
             kernel.norms.append(node)
             return True
         if kernel.op.fuses and relu_bounds(node.layer) in FUSED:

@@ -86,7 +86,7 @@ class Quantized(QuantizedLayer):
             layer.build(self.shapes[0] if len(self.shapes) == 1 else self.shapes)
         self.norm = norm
         if norm is not None and not norm.built:
-            axes = get_op(layer).weights["kernel"].axis
+            axes = get_op(layer).weights["kernel"].layout.axes
             norm.build((None, math.prod(layer.kernel.shape[a] for a in axes)))
         self.keep_zeros = keep_zeros
         # Per name of a weight, where the first weight of each one's value stands.
@@ -114,7 +114,8 @@ class Quantized(QuantizedLayer):
     def _add_learned(self, spec: TensorSpec) -> None:
         for weight, layout in self.layouts().items():
             value = self.weight(weight, numpy_ops)
-            first = spec.rule.weight_state(value, self._setting(layout))
+            setting = self._setting(layout.parts(value.ndim))
+            first = spec.rule.weight_state(layout.split(value, numpy_ops), setting)
             self.learned[weight] = {
                 name: [
                     self.add_weight(
@@ -218,12 +219,14 @@ class Quantized(QuantizedLayer):
                 )
                 for key, (first, delta) in learned.items()
             }
-            setting = self._setting(layout, xp, training, now)
-            n, scale = self.spec.rule.weights(w, state, setting)
+            parts = layout.split(w, xp)
+            setting = self._setting(layout.parts(len(w.shape)), xp, training, now)
+            n, scale = self.spec.rule.weights(parts, state, setting)
+            scale = layout.stored(scale, xp)
             if self.clock is not None and training:
                 on = self.clock.reached("quant_delay", now)
-                n = ops.where(on, n, w * inverse(scale))
-            weights[name] = n, layout.flat(scale, xp)
+                n = ops.where(on, n, parts * inverse(scale))
+            weights[name] = layout.merge(n, w.shape, xp), layout.flat(scale, xp)
         return weights
 
     def unrounded(self, *args: Any, **kwargs: Any) -> Any:
@@ -237,9 +240,8 @@ class Quantized(QuantizedLayer):
 
     def layouts(self) -> dict[str, ScaleLayout]:
         """Per name of a quantized weight, which of its values share a scale."""
-        per_axis = self.spec is not None and self.spec.per_axis
-        weights = get_op(self.layer).weights
-        return {name: w.layout if per_axis else PER_TENSOR for name, w in weights.items()}
+        spec, weights = self.spec, get_op(self.layer).weights
+        return {n: spec.layout(w.layout) if spec else PER_TENSOR for n, w in weights.items()}
 
     def real_weights(self, training: bool = False, now: Tensor | None = None) -> dict[str, Tensor]:
         """Per name of a quantized weight, its rounded values.

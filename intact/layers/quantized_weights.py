@@ -50,10 +50,14 @@ class QuantizedWeights(Quantized):
         if not self.dynamic:
             operands = [inputs] if len(self.shapes) == 1 else inputs
             return op.real(self.layer, operands, self.real_weights(bool(training), now))
-        n, scale = quantize_rows(inputs, op.rows(self.layer, len(inputs.shape)))
+        assert self.spec is not None
+        rows = op.rows(self.layer, len(inputs.shape), self.spec.dtype)
+        n, scale = quantize_rows(inputs, rows)
         if self.clock is not None and training:
             n = ops.where(self.clock.reached("quant_delay", now), n, inputs * inverse(scale))
-        kernel, weight_scale = self.quantized_weights(training=bool(training), now=now)["kernel"]
+        kernel, weight_scale = self.layouts()["kernel"].summed(
+            *self.quantized_weights(training=bool(training), now=now)["kernel"]
+        )
         with exact_convolution():
             sums = op.products(self.layer, n, kernel)
         y = sums * scale * weight_scale

@@ -162,6 +162,21 @@ class Builder:
             self.add("RESHAPE", [x, new], [y])
         return y
 
+    def dequantized(self, constant: Tensor) -> Tensor:
+        """The real values of a constant, computed in the file.
+
+        Args:
+            constant: The constant.
+        """
+        real = self.tensor(constant.shape, "float32", f"{constant.name}_float")
+        if constant.groups.block:
+            # There is no DEQUANTIZE of blocks: all rows are looked up.
+            rows = self.constant(np.arange(constant.shape[0] or 0, dtype="int32"))
+            self.add("EMBEDDING_LOOKUP", [rows, constant], [real])
+        else:
+            self.add("DEQUANTIZE", [constant], [real])
+        return real
+
     def sizes(self, x: Tensor, first: int, last: int) -> Tensor:
         """Sizes of a tensor, of type int32, as the runtime finds them.
 

@@ -192,7 +192,7 @@ def _row(op: FileOp) -> tuple[str, ...]:
         op.name,
         str(op.version),
         _kind(first) if first else "",
-        weights.dtype if weights else "",
+        weights.kind if weights else "",
         _kind(output) if output else "",
         scale,
         zero_point,
@@ -242,7 +242,7 @@ def _graph_dict(graph: FileGraph) -> dict[str, Any]:
                 # JSON has no NaN: such a scale is a text.
                 "scales": [s if abs(s) < float("inf") else str(s) for s in t.scales.tolist()],
                 "zero_points": t.zero_points.tolist(),
-                "axis": t.axis,
+                **t.groups._asdict(),
                 "bytes": t.bytes,
             }
             for t in graph.tensors

@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from intact.errors import IntactError
 from intact.litert.kernels import get_kernel
+from intact.litert.quantization import Groups, read_quantization
 
 IDENTIFIER = b"TFL3"
 
@@ -39,9 +40,9 @@ class FileTensor:
         name: Its name.
         dtype: Its type.
         shape: Its sizes; None where they may be resized.
-        scales: None, one or one per channel.
+        scales: None, one, or those of all groups.
         zero_points: The same of zero points.
-        axis: The axis of the channels.
+        groups: Which integers share a scale.
         data: The bytes of a constant, else None.
         buffer: Where they are.
     """
@@ -52,7 +53,7 @@ class FileTensor:
     shape: tuple[int | None, ...]
     scales: np.ndarray
     zero_points: np.ndarray
-    axis: int
+    groups: Groups
     data: memoryview | None
     buffer: int
 
@@ -60,6 +61,11 @@ class FileTensor:
     def quantized(self) -> bool:
         """Whether its integers stand for real values."""
         return len(self.scales) > 0
+
+    @property
+    def kind(self) -> str:
+        """Its type, and how its integers share scales where that is unusual."""
+        return self.groups.describe(self.dtype)
 
     @property
     def bytes(self) -> int:
@@ -304,7 +310,8 @@ def _read_buffer(buffer: _Table) -> memoryview | None:
 
 
 def _read_graph(graph: _Table, codes: list, buffers: list) -> FileGraph:
-    tensors = tuple(_read_tensor(i, t, buffers) for i, t in enumerate(graph.tables(0)))
+    tables = list(graph.tables(0))
+    tensors = tuple(_read_tensor(i, tables, buffers) for i in range(len(tables)))
     ops = tuple(_read_op(i, op, codes, tensors) for i, op in enumerate(graph.tables(3)))
     inputs, outputs = (
         tuple(_pick(tensors, int(i), "tensor") for i in graph.array(field, "<i4"))
@@ -313,7 +320,12 @@ def _read_graph(graph: _Table, codes: list, buffers: list) -> FileGraph:
     return FileGraph(graph.text(4), tensors, ops, inputs, outputs)
 
 
-def _read_tensor(index: int, tensor: _Table, buffers: list) -> FileTensor:
+def _read_tensor(index: int, tables: list[_Table], buffers: list) -> FileTensor:
+    def data(place: int) -> memoryview | None:
+        number = _pick(tables, place, "tensor").scalar(2, "I")
+        return _pick(buffers, number, "buffer") if number else None
+
+    tensor = tables[index]
     shape = tensor.array(0, "<i4").tolist()
     signature = tensor.array(7, "<i4").tolist() or shape
     if len(signature) != len(shape) or any(size < 0 for size in shape):
@@ -321,19 +333,17 @@ def _read_tensor(index: int, tensor: _Table, buffers: list) -> FileTensor:
     code = tensor.scalar(1, "b")
     if code not in DTYPE_NAMES:
         raise damaged(f"type {code} of tensor {index}")
-    quantization = tensor.table(4)
-    none = np.zeros(0)
-    number = tensor.scalar(2, "I")
+    scales, zero_points, groups = read_quantization(tensor.table(4), data)
     return FileTensor(
         index=index,
         name=tensor.text(3),
         dtype=DTYPE_NAMES[code],
         shape=tuple(None if s < 0 else n for s, n in zip(signature, shape, strict=True)),
-        scales=none if quantization is None else quantization.array(2, "<f4"),
-        zero_points=none if quantization is None else quantization.array(3, "<i8"),
-        axis=0 if quantization is None else quantization.scalar(6, "i"),
-        data=_pick(buffers, number, "buffer") if number else None,
-        buffer=number,
+        scales=scales,
+        zero_points=zero_points,
+        groups=groups,
+        data=data(index),
+        buffer=tensor.scalar(2, "I"),
     )
 
 

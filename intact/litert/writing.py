@@ -8,6 +8,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from intact.litert.kernels import get_kernel
+from intact.litert.quantization import WHOLE, Groups, pack_quantization
 from intact.litert.reader import IDENTIFIER
 
 DTYPES = {
@@ -38,9 +39,9 @@ class Tensor:
         shape: Sizes; None where they may be resized.
         dtype: Its type.
         name: Its name.
-        scale: Scale, per tensor or per channel; None if it is not quantized.
+        scale: Its scale, or those of its groups; None if it is not quantized.
         zero_point: Zero point, likewise.
-        axis: The axis of the channels' scales.
+        groups: Which integers share a scale.
         buffer: Index of its constant data; 0 for none.
         variable: Whether the runtime keeps its values from one call to the next.
         index: Its place in the file.
@@ -51,7 +52,7 @@ class Tensor:
     name: str
     scale: Any = None
     zero_point: Any = 0
-    axis: int = 0
+    groups: Groups = WHOLE
     buffer: int = 0
     variable: bool = False
     index: int = -1
@@ -63,8 +64,8 @@ class Tensor:
 
     @property
     def scales(self) -> np.ndarray:
-        """The scales as the file has them: none, one, or one for each channel."""
-        return np.atleast_1d(np.asarray([] if self.scale is None else self.scale, "float32"))
+        """The scales as the file has them: none, one, or those of all groups, in a row."""
+        return np.asarray([] if self.scale is None else self.scale, "float32").reshape(-1)
 
 
 @dataclass(eq=False)
@@ -143,22 +144,29 @@ def pack_file(
         The bytes.
     """
     codes = sorted({(op.name, op.version) for graph in graphs for op in graph.operators})
+    packed_buffers = [schema.BufferT(data) for data in buffers]
     return pack(
         schema.ModelT(
             version=3,
             operatorCodes=[_pack_code(*code) for code in codes],
-            subgraphs=[_pack_graph(graph, codes) for graph in graphs],
+            subgraphs=[_pack_graph(graph, codes, packed_buffers) for graph in graphs],
             description=description,
-            buffers=[schema.BufferT(data) for data in buffers],
+            buffers=packed_buffers,
             signatureDefs=[_pack_signature(inputs, outputs)],
         )
     )
 
 
-def _pack_graph(graph: Subgraph, codes: list[tuple[str, int]]) -> schema.SubGraphT:
+def _pack_graph(
+    graph: Subgraph, codes: list[tuple[str, int]], buffers: list[schema.BufferT]
+) -> schema.SubGraphT:
+    tensors = [_pack_tensor(t) for t in graph.tensors]
+    for tensor, packed in zip(graph.tensors, list(tensors), strict=True):
+        if tensor.quantized:
+            packed.quantization = pack_quantization(tensor, tensors, buffers)
     return schema.SubGraphT(
         name=graph.name,
-        tensors=[_pack_tensor(t) for t in graph.tensors],
+        tensors=tensors,
         inputs=[t.index for t in graph.inputs],
         outputs=[t.index for t in graph.outputs],
         operators=[_pack_operator(op, codes) for op in graph.operators],
@@ -184,14 +192,6 @@ def _pack_code(name: str, version: int) -> schema.OperatorCodeT:
 
 
 def _pack_tensor(tensor: Tensor) -> schema.TensorT:
-    quantization = None
-    if tensor.quantized:
-        scales = np.atleast_1d(np.asarray(tensor.scale, "float32"))
-        quantization = schema.QuantizationParametersT(
-            scale=scales,
-            zeroPoint=np.broadcast_to(tensor.zero_point, scales.shape).astype("int64"),
-            quantizedDimension=tensor.axis,
-        )
     shape = [1 if size is None else size for size in tensor.shape]
     return schema.TensorT(
         shape=shape,
@@ -201,7 +201,6 @@ def _pack_tensor(tensor: Tensor) -> schema.TensorT:
         type=DTYPES[tensor.dtype],
         buffer=tensor.buffer,
         name=tensor.name,
-        quantization=quantization,
         isVariable=tensor.variable,
         hasRank=True,
     )

@@ -4,6 +4,8 @@ Goes through the model's kernels once. The plan has decided what is fused and ro
 kernel graph says so; this module only follows.
 """
 
+import functools
+
 import keras
 import numpy as np
 
@@ -195,6 +197,9 @@ class Lowering:
         return counts
 
     def _as_float(self, tensor: Tensor) -> Tensor:
+        if tensor.buffer and tensor.dtype != "float32":
+            write = functools.partial(self.builder.dequantized, tensor)
+            return self.builder.once(("real", tensor.index), write)
         if not tensor.quantized:
             return tensor
         real = self.builder.tensor(tensor.shape, "float32", f"{tensor.name}_float")
@@ -307,7 +312,11 @@ class Lowering:
         op, call = get_op(kernel.layer), kernel.call
         if not computes_whole(op, call.inputs, call.outputs):
             self.float_ops.append(f"{kernel.layer.name} ({type(kernel.layer).__name__})")
-        inputs = [self._tensor(tensor) for tensor in call.inputs]
+        inputs = [self._tensor(x) for x in call.inputs]
+        inputs = [
+            tensor if index in op.stored or is_whole(x) else self._as_float(tensor)
+            for index, (x, tensor) in enumerate(zip(call.inputs, inputs, strict=True))
+        ]
         node = LoweringNode(self, kernel.layer, op, inputs, call.outputs[0].shape, kernel.name)
         self._put_weights(node, kernel)
         for norm in kernel.norms:

@@ -11,9 +11,10 @@ from intact.layers.frozen import Frozen
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.litert.builder import Shape, Tensor
+from intact.litert.quantization import Groups
 from intact.numerics.accumulator import accumulator, rescaled
 from intact.numerics.numpy_ops import numpy_ops
-from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
+from intact.numerics.scale_layout import PER_CHANNEL, PER_TENSOR, ScaleLayout
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import weight_params
 from intact.ops.base import Op, Weighted
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from intact.lowering.lowering import Lowering
 
 
-LAST = ScaleLayout((-1,))
-"""A scale for each channel of the last axis, for weights that no op describes."""
-
-
 @dataclass
 class Stored:
     """The values of a weight, as the file stores them.
@@ -34,9 +31,9 @@ class Stored:
     Args:
         values: Real values, or whole numbers: integers less their zero point.
         dtype: The type in the file.
-        scale: Scale of whole numbers, per channel or one for all.
+        scale: Scales of whole numbers, as `layout` has them, or one for all.
         zero_point: Their zero point, likewise.
-        layout: Where the channels are.
+        layout: Which values share a scale, where there is more than one.
         dynamic: Whether the kernel quantizes its float input at run time.
     """
 
@@ -44,7 +41,7 @@ class Stored:
     dtype: str = "float32"
     scale: Any = None
     zero_point: Any = 0
-    layout: ScaleLayout = LAST
+    layout: ScaleLayout = PER_CHANNEL
     dynamic: bool = False
 
     def spread(self, values: np.ndarray) -> np.ndarray:
@@ -121,14 +118,27 @@ class LoweringNode:
         bias = 0.0 if self.real_bias is None else self.real_bias
         self.real_bias = bias * factor + offset
 
-    def constant(
+    def constant(self, weight: str, *form: Any, **options: Any) -> Tensor:
+        """A weight as the kernel reads it: a constant of the file, or the real values of one.
+
+        Args:
+            weight: Its name in `Op.weights`.
+            *form: As for `stored`.
+            **options: Likewise.
+        """
+        tensor, stored = self.stored(weight, *form, **options), self.weights[weight]
+        if self.integer or stored.dynamic or stored.dtype == "float32":
+            return tensor
+        return self.lowering.builder.dequantized(tensor)
+
+    def stored(
         self,
         weight: str,
         transpose: tuple[int, ...] | None = None,
         shape: tuple[int, ...] | None = None,
         axis: int = 0,
     ) -> Tensor:
-        """A weight as a constant of the file.
+        """A weight as a constant of the file, as it is stored.
 
         Args:
             weight: Its name in `Op.weights`.
@@ -151,13 +161,10 @@ class LoweringNode:
         builder = self.lowering.builder
         fields = {}
         if stored.scale is not None:
-            fields = {"scale": stored.scale, "zero_point": stored.zero_point, "axis": axis}
-        tensor = builder.constant(values, name, dtype=dtype, **fields)
-        if self.integer or stored.dynamic or dtype == "float32":
-            return tensor
-        real = builder.tensor(tensor.shape, "float32", f"{name}_float")
-        builder.add("DEQUANTIZE", [tensor], [real])
-        return real
+            scale = stored.layout.ordered(stored.scale, stored.values.shape, transpose)
+            groups = Groups(axis, stored.layout.block or 0)
+            fields = {"scale": scale, "zero_point": stored.zero_point, "groups": groups}
+        return builder.constant(values, name, dtype=dtype, **fields)
 
     def bias(self) -> Tensor | None:
         """The bias as a constant of the file: int32, or float; zeros where there is none."""
@@ -169,7 +176,7 @@ class LoweringNode:
         acc = self.sums
         scale = acc.input_scale * acc.weight_scale
         dtype = "int64" if self.input.dtype == "int16" else "int32"
-        return builder.constant(acc.bias, name, dtype=dtype, scale=scale, axis=0)
+        return builder.constant(acc.bias, name, dtype=dtype, scale=scale)
 
 
 def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
@@ -182,7 +189,7 @@ def integer_weights(node: LoweringNode, quantized: Quantized) -> None:
     if isinstance(quantized, Frozen):
         scale, zero_point = quantized.kernel_scale, to_numpy(quantized.kernel_zero_point)
         values = to_numpy(quantized.kernel).astype("float32")
-        layout = op.weights["kernel"].layout if op.weights else LAST
+        layout = op.weights["kernel"].layout if op.weights else PER_CHANNEL
         stored = Stored(values, quantized.stored, to_numpy(scale), zero_point, layout)
         node.weights["kernel"] = stored
         node.sums = quantized.sums(np.float32(1), node.input.scale, numpy_ops)
@@ -222,7 +229,7 @@ def stored_weights(node: LoweringNode, quantized: Quantized) -> None:
             node.weights[name] = Stored(value, spec.dtype, layout=channels)
             continue
         values, scale = quantized_values[name]
-        stored = Stored(values, spec.dtype, scale, layout=channels)
+        stored = Stored(values, spec.dtype, scale, layout=layout if layout.axes else channels)
         if spec.quantizer == "range" and not spec.symmetric:
             _, zero_point = weight_params(value, spec.bits, layout, numpy_ops, False)
             shift = 128 if spec.kind == "uint" else 0

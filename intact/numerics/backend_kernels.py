@@ -141,6 +141,7 @@ def over(numerator: float, x: Any, xp: Any = ops) -> Any:
 
     TensorFlow turns a division of 1 into an approximate reciprocal, off by one unit in the
     last place in a third of all cases. The (empty) bound hides that the numerator is constant.
+    Torch divides a number by a tensor as the number times the reciprocal.
 
     Args:
         numerator: A constant.
@@ -154,6 +155,8 @@ def over(numerator: float, x: Any, xp: Any = ops) -> Any:
         return np.float32(numerator) / x
     if TENSORFLOW:
         return ops.minimum(ops.abs(x) + abs(numerator), numerator) / x
+    if TORCH and numerator != 1:
+        return ops.full_like(x, numerator) / x
     return numerator / x
 
 

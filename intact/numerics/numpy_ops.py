@@ -15,6 +15,7 @@ def _segment_max(data: np.ndarray, ids: np.ndarray, num_segments: int) -> np.nda
 
 numpy_ops = SimpleNamespace(
     abs=np.abs,
+    broadcast_to=np.broadcast_to,
     cast=lambda x, dtype: np.asarray(x, dtype),
     convert_to_tensor=lambda x: to_numpy(x).astype("float32", copy=False),
     exp=np.exp,

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from intact.numerics.affine import integer_range
-from intact.numerics.backend_kernels import inverse
+from intact.numerics.backend_kernels import inverse, over
 from intact.numerics.exact import MIN_SCALE, inverse_of
 from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.straight_through import round_through, straight_through
@@ -92,7 +92,7 @@ def quantize_rows(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     minimum = ops.minimum(ops.min(fixed, axis=axes, keepdims=True), 0.0)
     maximum = ops.maximum(ops.max(fixed, axis=axes, keepdims=True), 0.0)
     span = maximum - minimum
-    factor = ops.where(span > 0, 255.0 / ops.where(span > 0, span, 1.0), 1.0)
+    factor = ops.where(span > 0, over(255.0, ops.where(span > 0, span, 1.0)), 1.0)
     low, high = -128.0 - minimum * factor, 127.0 - maximum * factor
     # The end of the range that its zero point leaves with the smaller error.
     error = (-128.0 + minimum * factor) + (127.0 + maximum * factor)

@@ -16,13 +16,14 @@ from keras import ops
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exact_sums, rescaled
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import exact_convolution, shared, with_shape
-from intact.numerics.scale_layout import ScaleLayout
+from intact.numerics.scale_layout import PER_CHANNEL, ScaleLayout
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.rounding.kernel_rounding import KernelRounding
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
     from intact.lowering.node import LoweringNode
+    from intact.plan.scheme import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,16 @@ class Weight:
     """A weight that is quantized.
 
     Args:
-        axis: The axes of the output channels; each channel may have its own scale.
+        layout: Which of its values share a scale, where each output channel has its own.
         kernels: The types that the integer kernels take.
         dynamic: The types that kernels take if they quantize their input at run time.
+        alone: The types that files hold for float kernels, which read real values.
     """
 
-    axis: tuple[int, ...] = (-1,)
+    layout: ScaleLayout = PER_CHANNEL
     kernels: tuple[str, ...] = ("int8", "uint8")
     dynamic: tuple[str, ...] = ("int8",)
-
-    @property
-    def layout(self) -> ScaleLayout:
-        """A scale for each channel."""
-        return ScaleLayout(self.axis)
+    alone: tuple[str, ...] = ("int2", "int4", "int8")
 
 
 @dataclass(frozen=True)
@@ -125,6 +123,7 @@ class Op:
     * `output`: where the output's scale comes from.
     * `masks`: whether `trace` takes masks that depend on the inputs, by Keras' names for them.
     * `plain`: which inputs are taken as they are, not quantized (indices, truth values).
+    * `stored`: which inputs the float kernel takes as they are stored, where they are weights.
     * `whole`: the types of whole numbers that the layer and its kernel take as they are, where
       all inputs are whole; other layers read whole numbers as real values.
     * `dtypes`: the types of integer activations for which there are kernels.
@@ -161,6 +160,7 @@ class Op:
     output: ClassVar[Output] = OBSERVED
     masks: ClassVar[bool] = False
     plain: ClassVar[tuple[int, ...]] = ()
+    stored: ClassVar[tuple[int, ...]] = ()
     whole: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = INT8
     wide: ClassVar[str] = ""
@@ -285,6 +285,15 @@ class Op:
         """
         return self.kernel_rounding
 
+    def stores(self, layer: Any, spec: "TensorSpec") -> bool:
+        """Whether the kernel takes the weights of a layer as a spec has them.
+
+        Args:
+            layer: The canonical layer.
+            spec: The spec; `spec.dtype` is one of the types that the kernel takes.
+        """
+        return True
+
     def real(self, layer: Any, inputs: list[Tensor], weights: dict[str, Tensor]) -> Tensor:
         """Compute in float, with given values of the weights.
 
@@ -384,22 +393,13 @@ class Weighted(Op):
         """
         return acc if layer.bias is None else add_bias(acc, layer.bias, xp)
 
-    def stores(self, layer: Any, dtype: str, per_axis: bool) -> bool:
-        """Whether the kernel takes weights of one of its types for a layer.
-
-        Args:
-            layer: The canonical layer.
-            dtype: The type.
-            per_axis: Whether each output channel has a scale of its own.
-        """
-        return True
-
-    def rows(self, layer: Any, rank: int) -> tuple[int, ...]:
+    def rows(self, layer: Any, rank: int, dtype: str) -> tuple[int, ...]:
         """The axes over which kernels look for the range of an input at run time.
 
         Args:
             layer: The canonical layer.
             rank: How many axes the input has.
+            dtype: The type of the weights.
         """
         return tuple(range(1, rank))
 

@@ -1,11 +1,13 @@
 """Constants, and rows looked up in them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.litert.dtypes import BITS
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import ANY_WHOLE, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op, Weight
 from intact.ops.function_layer import FunctionLayer
@@ -64,7 +66,7 @@ class ConstantTensor(Op):
     kernel_rounding = "real"
     dtypes = INTEGERS
     weights = {"value": Weight(kernels=(), dynamic=())}
-    cases = (
+    cases: ClassVar[tuple[Case, ...]] = (
         Case(lambda: lambda x: x + ops.convert_to_tensor([[0.5, -1.0], [0.1, 2.0]]), (2, 2)),
         Case(lambda: lambda x: ops.convert_to_tensor([[0.5], [-1.0]]) * x, (2, 3)),
     )
@@ -84,9 +86,37 @@ class ConstantTensor(Op):
         if y.quantized:
             node.alias(builder.quantized_constant(values, y, y.name))
         elif node.weights:
-            node.alias(node.constant("value", axis=values.ndim - 1))
+            (axis,) = self.weights["value"].layout.axes
+            node.alias(node.stored("value", axis=axis % values.ndim))
         else:
             node.alias(builder.constant(values.astype(y.dtype), y.name))
+
+
+@keras.saving.register_keras_serializable("intact")
+class EmbeddingTable(Constant):
+    """A matrix of which an op looks up rows.
+
+    Example:
+
+    >>> EmbeddingTable((7, 3)).value.shape
+    (7, 3)
+    """
+
+
+@register_op
+class EmbeddingTensor(ConstantTensor):
+    """A table: a constant of the file, with a scale for each row where it is stored alone."""
+
+    keras_layers = (EmbeddingTable,)
+    weights = {
+        "value": Weight(
+            ScaleLayout((0,)),
+            kernels=(),
+            dynamic=(),
+            alone=("int2", "int4", "int8", "int2 blocks", "int4 blocks"),
+        )
+    }
+    cases = ()
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -111,11 +141,11 @@ class Gather(FunctionLayer):
 
 @register_op
 class Embedding(Op):
-    """Rows of a weight, by indices: the whole table is quantized with one scale."""
+    """Rows of a weight, by indices: with integers, the whole table has one scale."""
 
     keras_layers = (layers.Embedding,)
-    litert = ("GATHER",)
-    notes = "The table is quantized as a whole."
+    litert = ("GATHER", "EMBEDDING_LOOKUP")
+    notes = "With integer activations, the table has one scale; else each row has its own."
     cases = (
         Case(lambda: layers.Embedding(7, 3), (5,), low=0, high=6, dtype="int32"),
         Case(
@@ -129,7 +159,7 @@ class Embedding(Op):
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         indices = whole_indices(args[0], layer, tracer)
-        table = tracer.constant(layer.embeddings, f"{layer.name}_table")
+        table = tracer.constant(layer.embeddings, f"{layer.name}_table", kind=EmbeddingTable)
         return tracer.emit(Gather(name=layer.name), [table, indices])
 
 
@@ -139,8 +169,9 @@ class Lookup(Op):
 
     dtypes = INTEGERS
     keras_layers = (Gather,)
-    litert = ("GATHER",)
+    litert = ("GATHER", "EMBEDDING_LOOKUP")
     plain = (1,)
+    stored = (0,)
     whole = ANY_WHOLE
     output = SAME_AS_INPUT
     cases = (Case(lambda: layers.Embedding(4, 2), (), low=0, high=3, dtype="int32"),)
@@ -150,7 +181,29 @@ class Lookup(Op):
         return table._replace(values=layer([table.values, indices]))
 
     def lower(self, node: Any, builder: Any) -> None:
-        add_gather(node, builder, {"axis": 0})
+        (table, indices), y = node.inputs, node.output
+        if table.dtype == y.dtype:
+            add_gather(node, builder, {"axis": 0})
+            return
+        # EMBEDDING_LOOKUP takes rows that begin with a byte.
+        whole_bytes = table.shape[-1] * BITS[table.dtype] % 8 == 0
+        if not table.quantized or not whole_bytes or y.shape.count(None) > 1:
+            node.inputs[0] = builder.dequantized(table)
+            add_gather(node, builder, {"axis": 0})
+            return
+        rows = builder.reshape(_counted(indices, builder, COUNTS[:1]), (None,))
+        flat = builder.like(y, (None, table.shape[-1]))
+        builder.add("EMBEDDING_LOOKUP", [rows, table], [flat])
+        builder.reshape(flat, y.shape, y)
+
+
+def _counted(indices: Any, builder: Any, dtypes: tuple[str, ...]) -> Any:
+    """Indices in a type that a kernel takes."""
+    if indices.dtype in dtypes:
+        return indices
+    whole = builder.like(indices, indices.shape, "int32")
+    builder.convert(indices, whole)
+    return whole
 
 
 def add_gather(node: Any, builder: Any, options: dict[str, Any]) -> None:
@@ -162,8 +215,4 @@ def add_gather(node: Any, builder: Any, options: dict[str, Any]) -> None:
         options: The options of the kernel.
     """
     table, indices = node.inputs
-    if indices.dtype not in COUNTS:
-        whole = builder.like(indices, indices.shape, "int32")
-        builder.convert(indices, whole)
-        indices = whole
-    builder.add("GATHER", [table, indices], [node.output], options)
+    builder.add("GATHER", [table, _counted(indices, builder, COUNTS)], [node.output], options)

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import is_shared, made_by
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted
 from intact.ops.moves import twin
@@ -133,10 +134,10 @@ class Conv2D(Convolution):
             return self.kernel_rounding
         return "fixed_point" if layer.groups > 1 else "fixed_point_vector"
 
-    def rows(self, layer: Any, rank: int) -> tuple[int, ...]:
-        # XNNPACK computes such a convolution as a matrix product.
+    def rows(self, layer: Any, rank: int, dtype: str) -> tuple[int, ...]:
+        # XNNPACK computes such a convolution as a matrix product, if its weights have 8 bits.
         one = (*layer.kernel_size, *layer.strides, layer.groups) == (1, 1, 1, 1, 1)
-        return (rank - 1,) if one else super().rows(layer, rank)
+        return (rank - 1,) if one and dtype == "int8" else super().rows(layer, rank, dtype)
 
     def products(self, layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
         return ops.conv(
@@ -161,7 +162,7 @@ class DepthwiseConv2D(Convolution):
 
     keras_layers = (layers.DepthwiseConv2D,)
     litert = ("DEPTHWISE_CONV_2D",)
-    weights = {"kernel": Weight(axis=(-2, -1), kernels=WEIGHTS)}
+    weights = {"kernel": Weight(ScaleLayout((-2, -1)), kernels=WEIGHTS)}
     input_axis = -2
     cases = (
         *conv_cases(layers.DepthwiseConv2D),
@@ -262,7 +263,7 @@ class Conv2DTranspose(Weighted):
 
     keras_layers = (layers.Conv2DTranspose,)
     litert: ClassVar[tuple[str, ...]] = ("TRANSPOSE_CONV",)
-    weights = {"kernel": Weight(axis=(-2,))}
+    weights = {"kernel": Weight(ScaleLayout((-2,)))}
     notes = "No dilation."
     cases: ClassVar[tuple[Case, ...]] = (
         Case(lambda: layers.Conv2DTranspose(5, 3), (4, 5, 3)),

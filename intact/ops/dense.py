@@ -8,6 +8,7 @@ from keras import layers, ops
 from intact.numerics.tensors import Tensor
 from intact.ops.base import Case, Weight, Weighted
 from intact.ops.registry import register_op
+from intact.plan.scheme import TensorSpec
 
 
 @register_op
@@ -18,7 +19,9 @@ class Dense(Weighted):
     litert = ("FULLY_CONNECTED",)
     weights = {
         "kernel": Weight(
-            kernels=("int2", "int4", "int8", "uint8"), dynamic=("int2", "int4", "int8")
+            kernels=("int2", "int4", "int8", "uint8"),
+            dynamic=("int2", "int4", "int8", "int4 blocks"),
+            alone=("int2", "int4", "int8", "int4 blocks"),
         )
     }
     input_axis = 0
@@ -44,17 +47,29 @@ class Dense(Weighted):
         odd = dtype == "int4" and layer.kernel.shape[0] % 2
         return "fixed_point_vector" if odd else "double"
 
-    def stores(self, layer: Any, dtype: str, per_axis: bool) -> bool:
+    def stores(self, layer: Any, spec: TensorSpec) -> bool:
+        if spec.block is not None:
+            # Without XNNPACK, LiteRT takes no blocks of a narrower layer, and does not say so.
+            return bool(layer.kernel.shape[1] >= 4)
         # XNNPACK takes 2-bit weights four at a time, and the other kernels round otherwise.
-        return dtype != "int2" or (per_axis and layer.kernel.shape[0] % 4 == 0)
+        return spec.dtype != "int2" or (spec.per_axis and layer.kernel.shape[0] % 4 == 0)
 
-    def rows(self, layer: Any, rank: int) -> tuple[int, ...]:
+    def rows(self, layer: Any, rank: int, dtype: str) -> tuple[int, ...]:
         return (rank - 1,)
 
     def lower(self, node: Any, builder: Any) -> None:
         kernel = node.constant("kernel", (1, 0), axis=0)
+        y, activation = node.output, node.activation
+        # LiteRT's own kernel for blocks leaves out the activation.
+        apart = kernel.groups.block and activation != "NONE"
+        if apart:
+            y, activation = builder.like(y, y.shape), "NONE"
         options = {
-            "fusedActivationFunction": node.activation,
+            "fusedActivationFunction": activation,
             "keepNumDims": len(node.input.shape) > 2,
+            # XNNPACK gives inputs a zero point at run time; LiteRT's own kernel is asked to.
+            "asymmetricQuantizeInputs": kernel.quantized and not node.input.quantized,
         }
-        builder.add("FULLY_CONNECTED", [node.input, kernel, node.bias()], [node.output], options)
+        builder.add("FULLY_CONNECTED", [node.input, kernel, node.bias()], [y], options)
+        if apart:
+            builder.add(node.activation, [y], [node.output])

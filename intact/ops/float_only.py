@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.ops.base import COUNTS, Case, Op, Weight
 from intact.ops.function_layer import FunctionLayer
@@ -80,7 +81,7 @@ class Conv3DTranspose(FloatOnly):
     keras_layers = (layers.Conv3DTranspose,)
     litert = ("CONV_3D_TRANSPOSE",)
     # There is no integer kernel; only weight-only schemes round them.
-    weights = {"kernel": Weight(axis=(3,), kernels=(), dynamic=())}
+    weights = {"kernel": Weight(ScaleLayout((3,)), kernels=(), dynamic=())}
     notes = "In float only, without dilation. Channels last; spatial sizes must be known."
     float_cases = (
         Case(

@@ -72,7 +72,9 @@ class Taking(Op):
                 "from axis 0, and move the axes behind it",
             )
         dtype = "int32" if is_whole(table) else "float32"
-        table = tracer.constant(table, f"{layer.name}_table", dtype=dtype)
+        is_matrix = dtype == "float32" and len(table.shape) == 2
+        kind = constant.EmbeddingTable if is_matrix else constant.Constant
+        table = tracer.constant(table, f"{layer.name}_table", dtype=dtype, kind=kind)
         rows = whole_indices(indices, layer, tracer)
         return tracer.emit(constant.Gather(name=layer.name), [table, rows])
 

@@ -365,7 +365,7 @@ class PReLU(Op):
     dtypes = ("int8", "int16")
     kernel_rounding = "multiply"
     # No kernel that quantizes its input at run time multiplies by 8-bit slopes.
-    weights = {"alpha": Weight(axis=(), dynamic=())}
+    weights = {"alpha": Weight(PER_TENSOR, dynamic=())}
     cases = (
         Case(lambda: layers.PReLU(shared_axes=[1, 2]), (4, 5, 3)),
         Case(lambda: layers.PReLU(), (4, 5, 3)),

@@ -12,6 +12,7 @@ from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import exact_convolution
 from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import numpy_ops
+from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.straight_through import round_where
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight
@@ -140,8 +141,8 @@ class SequenceLSTM(Op):
     wide = "8 bits inside, because the kernel has no others; QUANTIZE before and after it"
     # Per gate one scale.
     weights = {
-        "input_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
-        "recurrent_kernel": Weight(axis=(1,), kernels=("int8",), dynamic=()),
+        "input_kernel": Weight(ScaleLayout((1,)), kernels=("int8",), dynamic=()),
+        "recurrent_kernel": Weight(ScaleLayout((1,)), kernels=("int8",), dynamic=()),
     }
     kernel_rounding = LSTMRounding.name
     own_range = True

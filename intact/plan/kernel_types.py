@@ -1,33 +1,43 @@
 """Adapts the quantization of weights and inputs to the kernels."""
 
 from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
 
 from intact.errors import IntactError
-from intact.ops.base import NotQuantized, Op, Weighted
+from intact.ops.base import NotQuantized, Op, Weight, Weighted
 from intact.plan.plan import Step
-from intact.plan.scheme import NARROW, Rule, TensorSpec
+from intact.plan.scheme import Rule, TensorSpec
 
 
-def _as_kernels_have_it(layer: keras.layers.Layer, op: Op, rule: Rule) -> TensorSpec:
-    """A rule's spec of weights, stored in more bits if no kernel takes so few."""
-    spec, activations = rule.weights, rule.activations
-    assert spec is not None
-    if activations is None or spec.kind != "int":
+def _as_kernels_have_it(
+    layer: keras.layers.Layer, op: Op, spec: TensorSpec, activations: TensorSpec | None
+) -> TensorSpec:
+    """A spec of weights, in the first of its forms that the kernel takes."""
+    if spec.kind != "int":
         return spec
-    if not isinstance(op, Weighted):
+    if activations is not None and not isinstance(op, Weighted):
         # The slopes of a PReLU are part of an activation.
         return TensorSpec(symmetric=True, per_axis=True)
-    if spec.dtype not in NARROW:
-        return spec
-    accepted = [w.dynamic if activations.dynamic else w.kernels for w in op.weights.values()]
-    wide = activations.activation_dtype == "int16"
-    for dtype in () if wide else NARROW[NARROW.index(spec.dtype) :]:
-        if all(dtype in known for known in accepted) and op.stores(layer, dtype, spec.per_axis):
-            return spec if dtype == spec.dtype else replace(spec, stored=dtype)
-    return replace(spec, stored="int8")
+    *preferred, last = spec.forms
+    for form in preferred:
+        takes = (_takes(w, getattr(layer, n), form, activations) for n, w in op.weights.items())
+        if all(takes) and (activations is None or op.stores(layer, form)):
+            return form
+    return last
+
+
+def _takes(weight: Weight, value: Any, form: TensorSpec, activations: TensorSpec | None) -> bool:
+    """Whether kernels take a weight in a form."""
+    if activations is None:
+        known = weight.alone
+    elif activations.dynamic:
+        known = weight.dynamic
+    else:
+        known = () if activations.activation_dtype == "int16" else weight.kernels
+    return form.form in known and form.layout(weight.layout).fits(value.shape)
 
 
 def _has_one_scale(weights: TensorSpec | None) -> bool:
@@ -80,7 +90,7 @@ def _without_kernel(op: Op, step: Step) -> str | None:
         )
     for name, weight in op.weights.items():
         known = weight.dynamic if activations.dynamic else weight.kernels
-        if weights.dtype not in known and not (weights.wide and "int8" in weight.kernels):
+        if weights.form not in known and not (weights.wide and "int8" in weight.kernels):
             return (
                 f"its {name} cannot have {weights.bits}-bit weights of type {weights.dtype}, "
                 f"but of {', '.join(known)}"

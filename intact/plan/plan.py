@@ -98,12 +98,12 @@ class Step:
             widths = {activations.bits, (weights or activations).bits}
             if widths in ({8}, {16}) or weights is None:
                 return activations.activation_dtype if max(widths) >= 8 else f"a{max(widths)}"
-            return f"w{weights.bits} a{activations.bits}"
+            return f"{weights.width} a{activations.bits}"
         if weights is None:
             return f"float ({self.why_float})" if self.why_float else "float"
         if weights.kind == "float":
             return weights.dtype
-        return f"w{weights.bits} dynamic" if activations else f"w{weights.bits}"
+        return f"{weights.width} dynamic" if activations else weights.width
 
 
 @dataclass

@@ -174,7 +174,7 @@ class _Planner:
         if not rule.integer and not any(weight.dynamic for weight in op.weights.values()):
             step.activations = None
         if any(weight.kernels or not step.activations for weight in op.weights.values()):
-            step.weights = _as_kernels_have_it(layer, op, rule)
+            step.weights = _as_kernels_have_it(layer, op, rule.weights, step.activations)
         reason = None
         if rule.integer:
             reason = op.refuse(layer, [tensor.shape for tensor in node.inputs])

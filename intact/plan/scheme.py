@@ -2,17 +2,21 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import keras
 
 from intact.errors import IntactError
+from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.quantizers.base import Quantizer, get_quantizer, quantizer_config, quantizer_from_config
 from intact.quantizers.observers import Observer, get_observer
 
 NARROW = ("int2", "int4")
 """The types of weights of fewer than 8 bits, from narrow to wide."""
+
+BLOCKS = (32, 64, 128, 256)
+"""How many weights a block may have: XNNPACK takes multiples of 32."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class TensorSpec:
             of up to 8 bits as int8, and of 9 to 16 bits as int16.
         symmetric: Zero point 0; of activations of less than 8 bits, in the middle.
         per_axis: A scale per output channel (weights only).
+        block: A scale for each block of so many weights of an output channel: 32, 64, 128 or 256
+            (weights of 2 to 4 bits, symmetric). For weights alone and ranges at run time;
+            weights whose kernel takes no blocks have a scale per channel.
         kind: "int"; "uint" for the older unsigned files; "float" for float16 (weights only).
         dynamic: The range is that of each row or sample, found at run time (activations
             only): the tensor stays in float, and sums of products are computed on integers.
@@ -67,6 +74,7 @@ class TensorSpec:
     limit: float | None = None
     whole: bool = False
     stored: str | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         rule = self.rule
@@ -91,8 +99,20 @@ class TensorSpec:
             )
         if self.limit is not None and not self.limit > 0:
             raise IntactError(f"Expected a limit above 0, or None. Received: {self.limit!r}.")
+        if self.block is not None:
+            self._check_block()
+            object.__setattr__(self, "per_axis", True)
         # From its name, or from its config in a saved model.
         object.__setattr__(self, "observer", get_observer(self.observer))
+
+    def _check_block(self) -> None:
+        narrow = self.kind == "int" and self.rule.stored_bits(self.bits) <= 4
+        if self.block not in BLOCKS or not narrow or not self.symmetric:
+            raise IntactError(
+                f"Blocks have {', '.join(map(str, BLOCKS))} weights, of at most 4 bits, with "
+                f"`symmetric=True`. Received: block={self.block!r}, bits={self.bits!r}, "
+                f"kind={self.kind!r}, symmetric={self.symmetric!r}."
+            )
 
     @property
     def rule(self) -> Quantizer:
@@ -104,6 +124,35 @@ class TensorSpec:
         """The type that stores weights: "int2", "int4", "int8", "uint8", "int16" or "float16"."""
         bits = self.rule.stored_bits(self.bits)
         return self.stored or f"{self.kind}{next(n for n in (2, 4, 8, 16, 32) if n >= bits)}"
+
+    @property
+    def forms(self) -> tuple["TensorSpec", ...]:
+        """This spec of weights, and what takes its place where a kernel does not take it so."""
+        if self.dtype not in NARROW:
+            return (self,)
+        wider = NARROW[NARROW.index(self.dtype) + 1 :]
+        if self.block is not None:
+            blocks = (replace(self, stored=dtype) for dtype in wider)
+            return (self, *blocks, *replace(self, block=None).forms)
+        return (self, *(replace(self, stored=dtype) for dtype in (*wider, "int8")))
+
+    @property
+    def form(self) -> str:
+        """The type that stores weights, as ops list those that their kernels take."""
+        return self.dtype if self.block is None else f"{self.dtype} blocks"
+
+    @property
+    def width(self) -> str:
+        """How wide weights are, in a word."""
+        return f"w{self.bits}" if self.block is None else f"w{self.bits}/{self.block}"
+
+    def layout(self, channels: ScaleLayout) -> ScaleLayout:
+        """Which values of a weight share a scale.
+
+        Args:
+            channels: The layout with a scale for each output channel.
+        """
+        return replace(channels, block=self.block) if self.per_axis else PER_TENSOR
 
     @property
     def wide(self) -> bool:
@@ -159,6 +208,12 @@ class Rule:
     activations: TensorSpec | None = TensorSpec()
 
     def __post_init__(self) -> None:
+        if self.integer and self.weights is not None and self.weights.block is not None:
+            raise IntactError(
+                "LiteRT has no kernel for integer activations and weights in blocks. Received: "
+                f"weights={self.weights!r}. Leave out `block`, or leave the activations in float: "
+                "with `activations=None`, or with `activations=TensorSpec(dynamic=True)`."
+            )
         for name, spec in (("weights", self.weights), ("activations", self.activations)):
             if spec is None or spec.kind == "float":
                 continue
@@ -230,7 +285,7 @@ class Scheme:
         lines = [self.name]
         for rule in self.rules:
             what = rule.match.__name__ if callable(rule.match) else rule.match
-            weights = rule.weights.dtype if rule.weights else "float"
+            weights = rule.weights.form if rule.weights else "float"
             activations = "float"
             if rule.activations:
                 spec = rule.activations

@@ -125,26 +125,36 @@ def integer_grid(kernel: np.ndarray, spec: TensorSpec, share: np.ndarray | None 
     if share is not None:
         limit = share * np.abs(kernel).max(axis=1, keepdims=True)
         kernel = np.clip(kernel, -limit, limit)
-    layout = ScaleLayout((0, 2) if spec.per_axis else ())
-    scale, zero_point = weight_params(kernel, spec.bits, layout, numpy_ops, spec.symmetric)
-    scale, zero_point = np.broadcast_arrays(scale, zero_point)
+    layout = spec.layout(ScaleLayout((0, 2)))
+    parts = layout.split(kernel, numpy_ops)
+    params = weight_params(parts, spec.bits, layout.parts(3), numpy_ops, spec.symmetric)
+    scale, zero_point = (
+        layout.merge(np.broadcast_to(p, parts.shape), kernel.shape, numpy_ops)
+        for p in (layout.stored(params[0], numpy_ops), params[1])
+    )
     low, high = integer_range(spec.bits, narrow=spec.symmetric)
 
     def to_grid(values: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
         return np.clip(np.rint(values / scale), low - zero, high - zero) * scale
 
     def snap(values: np.ndarray, tap: int) -> np.ndarray:
-        # One scale for each channel, or for all.
-        return to_grid(values, scale[:, 0], zero_point[:, 0])
+        return to_grid(values, scale[:, tap], zero_point[:, tap])
 
     fixed = np.zeros(kernel.shape, bool)
-    for ends in (np.abs(kernel),) if spec.symmetric else (kernel, -kernel):
-        if spec.per_axis:
-            np.put_along_axis(fixed, ends.argmax(axis=1)[:, None], True, axis=1)
-        else:
-            fixed.flat[ends.argmax()] = True
+    for ends in (np.abs(parts),) if spec.symmetric else (parts, -parts):
+        fixed |= layout.merge(_first_largest(ends, layout.parts(3)), kernel.shape, numpy_ops)
     rounded = np.where(fixed, kernel, to_grid(kernel, scale, zero_point))
     return Grid(kernel, rounded.astype("float32"), snap, fixed)
+
+
+def _first_largest(values: np.ndarray, layout: ScaleLayout) -> np.ndarray:
+    """Where the largest value stands of those that share a scale, the first one of equal ones."""
+    shared = layout.shared(values.ndim)
+    groups = np.moveaxis(values, shared, range(-len(shared), 0))
+    rows = groups.reshape(*groups.shape[: values.ndim - len(shared)], -1)
+    largest = np.zeros(rows.shape, bool)
+    np.put_along_axis(largest, rows.argmax(axis=-1)[..., None], True, axis=-1)
+    return np.moveaxis(largest.reshape(groups.shape), range(-len(shared), 0), shared)
 
 
 def half_grid(kernel: np.ndarray, factor: np.ndarray) -> Grid:

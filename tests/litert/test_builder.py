@@ -5,6 +5,7 @@ import pytest
 from small import op_names, op_versions, parse
 
 from intact.litert.builder import Builder
+from intact.litert.quantization import Groups
 from intact.litert.runtime import load_litert
 
 
@@ -74,7 +75,7 @@ def test_equal_scales_and_zero_points_are_written_once():
         builder = Builder("test")
         x = builder.tensor((2, 64), "int8", "x", scale=1.0)
         for i, scale in enumerate(scales):
-            fields = {"scale": np.full(64, scale), "axis": 1}
+            fields = {"scale": np.full(64, scale), "groups": Groups(1)}
             constant = builder.constant(np.full((2, 64), i, "int8"), f"c{i}", **fields)
             y = builder.tensor((2, 64), "int8", f"y{i}", scale=1.0)
             builder.add("ADD", [x, constant], [y], {"fusedActivationFunction": "NONE"})

@@ -10,6 +10,7 @@ from test_targets import SHAPE, one_op
 from intact import InvalidDataError, MissingToolError, TargetError
 from intact.errors import ExportError, IntactError
 from intact.litert.builder import Builder
+from intact.litert.quantization import Groups
 from intact.litert.reader import read
 from intact.targets import micro, vela
 from intact.targets.fitting import keep_to
@@ -61,7 +62,7 @@ def test_what_micro_gets_wrong_is_seen():
     builder = Builder("a test")
     x, y, z = (builder.tensor((1, 3), "float32", name) for name in "xyz")
     scales = np.array([0.1, 0.2, 0.3], "float32")
-    constant = builder.constant(np.full((1, 3), 10, "int8"), "c", scale=scales, axis=1)
+    constant = builder.constant(np.full((1, 3), 10, "int8"), "c", scale=scales, groups=Groups(1))
     builder.add("DEQUANTIZE", [constant], [y])
     builder.add("ADD", [x, y], [z], {"fusedActivationFunction": "NONE"})
     content = builder.finish([("x", x)], [("z", z)])

@@ -125,7 +125,7 @@ def test_what_an_op_works_on():
     y = builder.tensor((1, 2), "float32", "y")
     weights = np.ones((2, 4), "int8")
     scales = np.array([0.1, 0.2], "float32")
-    kernel = builder.constant(weights, "kernel", scale=scales, axis=0)
+    kernel = builder.constant(weights, "kernel", scale=scales)
     options = {"keepNumDims": False, "fusedActivationFunction": "NONE"}
     builder.add("FULLY_CONNECTED", [x, kernel, None], [y], options)
     z = builder.tensor((2, 4), "float32", "z")

@@ -13,6 +13,7 @@ from small import cnn, enliven, mlp, ready
 import intact
 from intact.litert.builder import Builder
 from intact.litert.kernels import KERNELS
+from intact.litert.quantization import Groups
 from intact.litert.rules import FAMILIES, RULES
 from intact.litert.rules.rule import ERROR, WARNING
 from intact.litert.verification import verify
@@ -71,7 +72,7 @@ def dense(
     x = net.x(**(x or {}))
     values = np.arange(8).reshape(2, 4) if values is None else values
     fields = {"scale": np.float32(weight_scale), "zero_point": weight_zero_point}
-    w = b.constant(values.astype("int8"), "w", axis=weight_axis, **fields)
+    w = b.constant(values.astype("int8"), "w", groups=Groups(weight_axis), **fields)
     if weight_dtype != "int8":
         w.dtype, w.shape = weight_dtype, (2, 4)
     fields = {} if bias_scale is None else {"scale": np.float32(bias_scale)}
@@ -95,7 +96,7 @@ def conv(kind, shape, scales, axis, x=(1, 5, 5, 2), int4=False):
     net = Net()
     b = net.builder
     channels = shape[axis]
-    w = b.constant(np.ones(shape, "int8"), "w", scale=np.float32(scales), axis=axis)
+    w = b.constant(np.ones(shape, "int8"), "w", scale=np.float32(scales), groups=Groups(axis))
     if int4:
         w = b.constant(np.ones((w.shape[-1] + 1) // 2, "int8"), "w", scale=np.float32(scales))
         w.dtype, w.shape = "int4", shape
@@ -115,7 +116,9 @@ def conv(kind, shape, scales, axis, x=(1, 5, 5, 2), int4=False):
 
 def matmul(scale):
     net = Net()
-    w = net.builder.constant(np.ones((4, 2), "int8"), "w", scale=np.float32(scale), axis=1)
+    w = net.builder.constant(
+        np.ones((4, 2), "int8"), "w", scale=np.float32(scale), groups=Groups(1)
+    )
     return net.finish("BATCH_MATMUL", [net.x(), w], net.y((1, 2)), {}, 2)
 
 

@@ -94,5 +94,6 @@ CONDITIONS: dict[str, Callable[[AnyOp], Any]] = {
     "no bias": lambda op: not _has_bias(op, 2),
     "not 4 dimensions": lambda op: len(op.outputs[0].shape) != 4,
     "per channel": _is_per_channel,
+    "weights per channel": lambda op: op.inputs[1] is not None and len(op.inputs[1].scales) > 1,
 }
 """Whether an op meets a condition, by the condition's name in `Kernel.later`."""

@@ -1,6 +1,6 @@
 """Kernels that move, choose, convert or repeat."""
 
-from intact.litert.kernels.row import Kernel, OptionField, activation, on, versions
+from intact.litert.kernels.row import Kernel, OptionField, Places, activation, on, versions
 
 MOVES = (
     Kernel(
@@ -51,6 +51,13 @@ MOVES = (
         mismatch="rejected",
         runs_on=on(int8="M568", int16="M568", int32="568", float32="M"),
         edge_tpu=(),
+    ),
+    Kernel(
+        "EMBEDDING_LOOKUP",
+        later={"2-bit weights": 5, "4-bit weights": 4, "weights per channel": 4},
+        weights=Places(1, 2, axis=0),
+        narrow=("int2", "int4"),
+        runs_on=on(),
     ),
     Kernel(
         "GATHER",

@@ -130,7 +130,6 @@ def scales_do_not_fit_dimension(t: FileTensor) -> Iterator[Fault]:
 
     A tensor has one scale, or one for each index of one dimension.
     """
-    size = t.shape[t.axis] if 0 <= t.axis < len(t.shape) else None
-    if len(t.scales) > 1 and size != len(t.scales):
-        what = f"its {len(t.scales)} scales are for dimension {t.axis} of shape {t.shape}"
+    if len(t.scales) > 1 and t.groups.scales_of(t.shape) != len(t.scales):
+        what = f"its {len(t.scales)} scales are for dimension {t.groups.axis} of shape {t.shape}"
         yield Fault(what, t)

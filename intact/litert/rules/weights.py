@@ -29,8 +29,8 @@ def weights_too_narrow(context: OpContext) -> Iterator[Fault]:
     The runtime refuses the file.
     """
     w = _quantized_weights(context)
-    if w is not None and w.dtype in ("int2", "int4") and w.dtype not in context.kernel.narrow:
-        yield Fault(f"{context.op.name} has no kernel for {w.dtype} weights", w)
+    if w is not None and w.dtype in ("int2", "int4") and w.kind not in context.kernel.narrow:
+        yield Fault(f"{context.op.name} has no kernel for {w.kind} weights", w)
 
 
 @rule(
@@ -65,9 +65,11 @@ def weights_scaled_along_wrong_dimension(context: OpContext) -> Iterator[Fault]:
     All products in a sum must have one scale, so only the output channels may differ.
     """
     w, places = _quantized_weights(context), context.kernel.weights
-    if w is not None and places is not None and len(w.scales) > 1 and w.axis != places.axis:
+    if w is None or places is None or len(w.scales) == 1:
+        return
+    if w.groups.axis != places.axis:
         yield Fault(
-            f"the weights' scales are for dimension {w.axis}, and the kernel takes them for "
+            f"the weights' scales are for dimension {w.groups.axis}, and the kernel takes them for "
             f"dimension {places.axis}",
             w,
         )
