@@ -168,60 +168,104 @@ def contract(
     Returns:
         The output tensor.
     """
-    ins, out = equation.replace(" ", "").split("->")
-    la, lb = ins.split(",")
+    einsum = _Einsum.of(equation)
     if not is_symbolic(a):
-        a, b, la, lb = b, a, lb, la
-    if any(len(set(labels)) < len(labels) for labels in (la, lb, out)):
-        tracer.refuse(layer, f"{equation!r} takes a diagonal, which has no kernel")
-    shared = [label for label in la if label in lb]
-    batch = [label for label in shared if label in out]
-    summed = [label for label in shared if label not in out]
-    free_a = [label for label in la if label not in lb]
-    free_b = [label for label in lb if label not in la]
-    lost = [label for label in (*free_a, *free_b) if label not in out]
-    if lost:
-        tracer.refuse(layer, f"{equation!r} sums over {lost} of one operand alone; use `ops.sum`")
-    if out[0] != la[0]:
-        tracer.refuse(layer, f"{equation!r} moves the axis of the batch")
-    sizes: dict[str, int | None] = dict(zip(la, a.shape, strict=True))
-    sizes |= {k: v for k, v in zip(lb, b.shape, strict=True) if v is not None}
-    shaper = _Shaper(layer, tracer, sizes, la[0])
+        a, b, einsum = b, a, _Einsum(einsum.b, einsum.a, einsum.out)
+    reason = einsum.refused()
+    if reason is not None:
+        tracer.refuse(layer, f"{equation!r} {reason}")
+    sizes: dict[str, int | None] = dict(zip(einsum.a, a.shape, strict=True))
+    sizes |= {k: v for k, v in zip(einsum.b, b.shape, strict=True) if v is not None}
+    first = einsum.a[0]
+    shaper = _Shaper(layer, tracer, sizes, first)
     if is_symbolic(b):
-        if lb[0] != la[0]:
+        if einsum.b[0] != first:
             tracer.refuse(layer, f"{equation!r} does not keep the batch of both operands")
-    elif batch:
-        # A separate matrix for every position, the same for the whole batch.
-        b = tracer.constant(b, f"{layer.name}_constant", b.ndim + 1)
-        lb = la[0] + lb
-        free_a = [label for label in free_a if label != la[0]]
-        batch = [la[0], *batch]
-    else:
-        x = shaper.arrange(a, la, [[label] for label in free_a] + [summed])
-        order = [lb.index(label) for label in (*summed, *free_b)]
-        units = math.prod(b.shape[lb.index(label)] for label in free_b)
+        return _product(a, b, einsum, shaper)
+    if not einsum.batch:
+        return _dense(a, b, einsum, shaper, bias, dense)
+    # A separate matrix for every position, the same for the whole batch.
+    b = tracer.constant(b, f"{layer.name}_constant", b.ndim + 1)
+    return _product(a, b, einsum._replace(b=first + einsum.b), shaper)
 
-        def make() -> layers.Dense:
-            settings = {"kernel_regularizer": getattr(b, "regularizer", None), **dense}
-            dense_layer = layers.Dense(
-                units, use_bias=bias is not None, name=layer.name, **settings
-            )
-            dense_layer.build((None, math.prod(b.shape[lb.index(label)] for label in summed)))
-            dense_layer.kernel.assign(
-                to_numpy(b).transpose(order).reshape(dense_layer.kernel.shape)
-            )
-            if bias is not None:
-                dense_layer.bias.assign(bias)
-            return dense_layer
 
-        y = tracer.emit(tracer.once((b, equation), make), x)
-        return shaper.restore(y, [*free_a, *free_b], out)
-    x = shaper.arrange(a, la, [[label] for label in batch] + [free_a, summed])
-    natural = all(lb.index(s) < lb.index(f) for s in summed for f in free_b)
-    right = [summed, free_b] if natural else [free_b, summed]
-    y = shaper.arrange(b, lb, [[label] for label in batch] + right)
-    product = BatchMatMul(transpose_b=not natural, name=layer.name)
-    return shaper.restore(tracer.emit(product, [x, y]), [*batch, *free_a, *free_b], out)
+class _Einsum(NamedTuple):
+    """An einsum of two operands: the labels of their axes, and of the output's."""
+
+    a: Labels
+    b: Labels
+    out: Labels
+
+    @classmethod
+    def of(cls, equation: str) -> "_Einsum":
+        """The labels of an equation without an ellipsis."""
+        operands, out = equation.replace(" ", "").split("->")
+        a, b = operands.split(",")
+        return cls(a, b, out)
+
+    @property
+    def batch(self) -> list[str]:
+        """The labels of both operands and of the output."""
+        return [label for label in self.a if label in self.b and label in self.out]
+
+    @property
+    def summed(self) -> list[str]:
+        """The labels of both operands that the output lacks."""
+        return [label for label in self.a if label in self.b and label not in self.out]
+
+    @property
+    def free_a(self) -> list[str]:
+        """The labels of the first operand alone."""
+        return [label for label in self.a if label not in self.b]
+
+    @property
+    def free_b(self) -> list[str]:
+        """The labels of the second operand alone."""
+        return [label for label in self.b if label not in self.a]
+
+    def refused(self) -> str | None:
+        """Why the einsum is no matrix product of a batch, or None if it is one."""
+        if any(len(set(labels)) < len(labels) for labels in self):
+            return "takes a diagonal, which has no kernel"
+        lost = [label for label in (*self.free_a, *self.free_b) if label not in self.out]
+        if lost:
+            return f"sums over {lost} of one operand alone; use `ops.sum`"
+        return "moves the axis of the batch" if self.out[0] != self.a[0] else None
+
+
+def _dense(
+    a: Any, b: Any, einsum: _Einsum, shaper: "_Shaper", bias: Any, settings: dict[str, Any]
+) -> Any:
+    """The product with a constant, as a dense layer."""
+    layer, tracer, summed, free = shaper.layer, shaper.tracer, einsum.summed, einsum.free_b
+    sizes = dict(zip(einsum.b, b.shape, strict=True))
+
+    def make() -> layers.Dense:
+        own = {"kernel_regularizer": getattr(b, "regularizer", None), **settings}
+        units = math.prod(sizes[label] for label in free)
+        dense = layers.Dense(units, use_bias=bias is not None, name=layer.name, **own)
+        dense.build((None, math.prod(sizes[label] for label in summed)))
+        order = [einsum.b.index(label) for label in (*summed, *free)]
+        dense.kernel.assign(to_numpy(b).transpose(order).reshape(dense.kernel.shape))
+        if bias is not None:
+            dense.bias.assign(bias)
+        return dense
+
+    x = shaper.arrange(a, einsum.a, [[label] for label in einsum.free_a] + [summed])
+    y = tracer.emit(tracer.once((b, *einsum), make), x)
+    return shaper.restore(y, [*einsum.free_a, *free], einsum.out)
+
+
+def _product(a: Any, b: Any, einsum: _Einsum, shaper: "_Shaper") -> Any:
+    """The product of two tensors of the new graph."""
+    batch, summed, free = einsum.batch, einsum.summed, einsum.free_b
+    x = shaper.arrange(a, einsum.a, [[label] for label in batch] + [einsum.free_a, summed])
+    natural = all(einsum.b.index(s) < einsum.b.index(f) for s in summed for f in free)
+    right = [summed, free] if natural else [free, summed]
+    y = shaper.arrange(b, einsum.b, [[label] for label in batch] + right)
+    product = BatchMatMul(transpose_b=not natural, name=shaper.layer.name)
+    z = shaper.tracer.emit(product, [x, y])
+    return shaper.restore(z, [*batch, *einsum.free_a, *free], einsum.out)
 
 
 class _Shaper:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -122,43 +122,50 @@ def sliced(tracer: Any, layer: Any, x: Any, key: Iterable[Any]) -> Any:
     key[gap : gap + 1] = [slice(None)] * (len(x.shape) - used)
     if key[0] != slice(None):
         tracer.refuse(layer, "the batch axis cannot be indexed, and must stay the first")
-    begin: list[int] = []
-    end: list[int | None] = []
+    cuts: list[_Cut] = []
     sizes: list[int | None] = []
-    picked: dict[int, range] = {}
     for k in key[1:]:
         if k is None:
             sizes.append(1)
             continue
-        axis = len(begin) + 1
-        size = x.shape[axis]
-        part = k if isinstance(k, slice) else slice(k, k + 1 or None)
-        if size is None:
-            if part.step not in (None, 1):
-                tracer.refuse(layer, f"it steps along axis {axis}, whose size is unknown")
-            count = None
-            begin.append(part.start or 0)
-            end.append(part.stop)
-        else:
-            index = range(size)[part]
-            if not index:
-                tracer.refuse(layer, f"it selects nothing from axis {axis} of shape {x.shape}")
-            count = len(index)
-            whole = index.step != 1 and count > 1
-            if whole:
-                picked[axis] = index
-            stop = index[-1] + 1
-            begin.append(0 if whole else index.start)
-            end.append(None if whole or stop == size else stop)
+        cuts.append(_cut(tracer, layer, x, len(cuts) + 1, k))
         if isinstance(k, slice):
-            sizes.append(count)
+            sizes.append(cuts[-1].size)
+    begin, end = [cut.begin for cut in cuts], [cut.end for cut in cuts]
     if any(begin) or any(e is not None for e in end):
         x = tracer.emit(Slice(begin, end, name=layer.name), x)
-    for axis, index in picked.items():
-        x = taken(tracer, layer, x, axis, np.array(index))
+    for axis, cut in enumerate(cuts, 1):
+        if cut.picked is not None:
+            x = taken(tracer, layer, x, axis, np.array(cut.picked))
     if all(isinstance(k, slice) for k in key):
         return x
     return reshaped(tracer, layer, x, sizes)
+
+
+class _Cut(NamedTuple):
+    """The part of an axis that an index selects: a slice, and indices that it cannot express."""
+
+    begin: int
+    end: int | None
+    size: int | None
+    picked: range | None = None
+
+
+def _cut(tracer: Any, layer: Any, x: Any, axis: int, key: Any) -> _Cut:
+    """What an integer or a slice selects from an axis."""
+    size = x.shape[axis]
+    part = key if isinstance(key, slice) else slice(key, key + 1 or None)
+    if size is None:
+        if part.step not in (None, 1):
+            tracer.refuse(layer, f"it steps along axis {axis}, whose size is unknown")
+        return _Cut(part.start or 0, part.stop, None)
+    index = range(size)[part]
+    if not index:
+        tracer.refuse(layer, f"it selects nothing from axis {axis} of shape {x.shape}")
+    if index.step != 1 and len(index) > 1:
+        return _Cut(0, None, len(index), index)
+    stop = index[-1] + 1
+    return _Cut(index.start, None if stop == size else stop, len(index))
 
 
 def taken(tracer: Any, layer: Any, x: Any, axis: int, index: np.ndarray) -> Any:
