@@ -17,10 +17,10 @@ SAVED_CLASSES = {
     "intact": (
         *("BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp", "Comparison"),
         *("Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize", "Elementwise"),
-        *("EmbeddingTable", "FakeQuantize", "FreeConv2DTranspose", "FreeUpSampling2D", "Frozen"),
-        *("Gather", "GatherAlong", "Max", "Mean"),
+        *("EmbeddingTable", "FakeQuantize", "FirstValues", "FreeConv2DTranspose"),
+        *("FreeUpSampling2D", "Frozen", "Gather", "GatherAlong", "Max", "Mean"),
         *("Min", "Pad", "PadLowest", "PadNumber", "Place", "Quantized", "QuantizedModel"),
-        *("QuantizedWeights", "ScaledSoftmax", "Select", "Slice", "SpaceToDepth"),
+        *("QuantizedWeights", "ScaledSoftmax", "Select", "SizedReshape", "Slice", "SpaceToDepth"),
         *("StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together", "TopPlaces"),
         *("TopValues", "Truncated", "Truth", "WholeNumbers", "WithoutGradient", "Zeros"),
     ),

@@ -53,6 +53,51 @@ def encoder(x: Any) -> Any:
     return layers.GlobalAveragePooling1D()(x + layers.Dense(16, activation="gelu")(x))
 
 
+class PixelShuffle(layers.Layer):
+    """Blocks of pixels by the sizes that a tensor has."""
+
+    def call(self, x: Any) -> Any:
+        samples, height, width, channels = ops.shape(x)
+        x = ops.reshape(x, (samples, height, width, 2, 2, channels // 4))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (samples, height * 2, width * 2, channels // 4))
+
+
+class Tokens(layers.Layer):
+    """Pixels as the tokens of a transformer."""
+
+    def call(self, x: Any) -> Any:
+        samples, height, width, channels = ops.shape(x)
+        return ops.reshape(x, (samples, height * width, channels))
+
+
+class Positions(layers.Layer):
+    """A weight for each position, and a constant that is computed from the number of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = layers.Embedding(40, 16)
+
+    def call(self, x: Any) -> Any:
+        steps = ops.shape(x)[1]
+        phase = np.arange(steps, dtype="float32")[:, None] * np.arange(1, 17) / 16
+        return x + self.table(ops.arange(0, steps, 1)) + ops.sin(phase)
+
+
+class Causal(layers.Layer):
+    """Attention under a mask that is computed from the number of steps, for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = layers.MultiHeadAttention(2, 8)
+
+    def call(self, x: Any) -> Any:
+        samples, steps, _ = ops.shape(x)
+        mask = ops.arange(steps)[:, None] >= ops.arange(steps)
+        mask = ops.tile(ops.reshape(mask, (1, steps, steps)), (samples, 1, 1))
+        return x + self.attention(x, x, attention_mask=mask)
+
+
 CASES = {
     "strided convolutions": Sized(
         lambda x: layers.GlobalAveragePooling2D()(layers.DepthwiseConv2D(3, 2)(features(x))),
@@ -89,6 +134,13 @@ CASES = {
     ),
     "one axis": Sized(
         lambda x: layers.UpSampling1D(2)(layers.Conv1DTranspose(8, 3, 2)(x)), (None, 16), STEPS
+    ),
+    "code for blocks of pixels": Sized(lambda x: PixelShuffle()(features(x)), IMAGE, IMAGES),
+    "pixels as tokens": Sized(lambda x: layers.Dense(4)(Tokens()(features(x))), IMAGE, IMAGES),
+    "positions": Sized(lambda x: Positions()(x), (None, 16), STEPS),
+    "mask": Sized(lambda x: Causal()(x), (None, 16), STEPS),
+    "causal attention": Sized(
+        lambda x: layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True), (None, 16), STEPS
     ),
     "attention": Sized(encoder, (None, 16), STEPS),
 }

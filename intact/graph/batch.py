@@ -1,14 +1,15 @@
-"""The batch of a `call` that has been run with two known numbers of samples.
+"""The sizes of a `call` that has been run several times, with known sizes.
 
-Keras runs a `call` on tensors whose sizes are all known, so its code may compute with the size of
-the batch. Here it has run twice, on symbolic tensors of two batch sizes. A size that differs
-between the two graphs is the batch, or a known multiple of it, and is unknown in the merged graph.
+Keras runs a `call` on tensors whose sizes are all known, so its code may compute with them. Here
+it has run several times, on symbolic tensors of different sizes. A size that differs between the
+graphs is the batch, a multiple of it, or depends on an axis of unknown size; it is unknown in the
+merged graph.
 """
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import keras
@@ -16,13 +17,25 @@ import numpy as np
 from keras import ops
 from keras.src.ops.node import Node as KerasNode
 
+from intact.graph.runs import (
+    BatchError,
+    Part,
+    Rows,
+    Runs,
+    are_parts,
+    equal,
+    fold,
+    is_array,
+    leaves,
+    mapped,
+    number,
+    per_sample,
+    sources,
+)
 from intact.graph.stand_ins import StandIn
 from intact.graph.view import Node, made_by, mask_of, set_mask
-from intact.numerics.tensors import Variable, is_symbolic, is_trainable, to_numpy
-from intact.ops.moves import BatchReshape
-
-SIZES = (23, 29)
-"""Two batch sizes that are unlikely to be other sizes of a model, which would hide mistakes."""
+from intact.numerics.tensors import is_symbolic, to_numpy
+from intact.ops.moves import BatchReshape, SizedReshape
 
 BROADCASTING = {
     *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power"),
@@ -43,10 +56,6 @@ SHAPED = ("Reshape", "BroadcastTo", "Slice")
 """Operations that keep the shape of their output."""
 
 
-class BatchError(Exception):
-    """A value that depends on the number of samples and is not a size."""
-
-
 def batch_factor(tensor: keras.KerasTensor, factors: dict[int, int]) -> int:
     """How many rows of a tensor belong to one sample of the model's input.
 
@@ -65,282 +74,305 @@ def batch_factor(tensor: keras.KerasTensor, factors: dict[int, int]) -> int:
     return factors[id(tensor)]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A value that does not depend on the inputs, from both runs."""
-
-    first: Any
-    second: Any
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A weight whose one row stands for every sample."""
-
-    weight: Any
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two attributes or arguments are the same."""
-    if a is b:
-        return True
-    try:
-        keras.tree.assert_same_structure(a, b)
-    except (ValueError, TypeError):
-        return False
-    return all(map(_equal_parts, keras.tree.flatten(a), keras.tree.flatten(b)))
-
-
-def _equal_parts(a: Any, b: Any) -> bool:
-    if _is_array(a) and _is_array(b):
-        a, b = to_numpy(a), to_numpy(b)
-        return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
-    try:
-        return a is b or bool(a == b)
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Variable | np.ndarray) or keras.ops.is_tensor(value)
-
-
 class Merger:
-    """Merges two graphs of known batch sizes into one with a batch of unknown size.
+    """Merges several graphs of known sizes into one of unknown sizes.
 
     Args:
         runs: The graphs' inputs, each run's in the same order.
         inputs: The inputs of the new graph, likewise.
     """
 
-    def __init__(self, runs: tuple[list[Any], list[Any]], inputs: list[Any]) -> None:
+    def __init__(self, runs: Sequence[list[Any]], inputs: list[Any]) -> None:
         self._inputs = inputs
-        self._sizes = [dict(zip(map(id, run), inputs, strict=True)) for run in runs]
-        self._merged: dict[int, Any] = dict(self._sizes[0])
+        self._merged: dict[int, Any] = dict(zip(map(id, runs[0]), inputs, strict=True))
         self._kept: list[Any] = [runs]
         self._rows: dict[int, Any] = {}
+        # The axes of unknown size, by the sizes that the runs have.
+        self._axes: dict[tuple[int, ...], tuple[Any, int]] = {}
+        for position, tensor in enumerate(inputs):
+            shapes = [run[position].shape for run in runs]
+            for axis in range(1, len(tensor.shape)):
+                if tensor.shape[axis] is None:
+                    sizes = tuple(shape[axis] for shape in shapes)
+                    self._axes.setdefault(sizes, (tensor, axis))
         # Weights that only a function of weights reads; its values become constants.
         self.read_by_functions: list[Any] = []
 
-    def outputs(self, first: Any, second: Any) -> Any:
+    def outputs(self, *outputs: Any) -> Any:
         """The outputs of the new graph; an output that no input reaches is an array or a variable.
 
         Args:
-            first: The outputs of the first run.
-            second: Those of the second.
+            *outputs: Those of each run.
         """
-        try:
-            keras.tree.assert_same_structure(first, second)
-        except (ValueError, TypeError):
-            raise BatchError("the structure of its outputs") from None
-        return keras.tree.map_structure(lambda a, b: self._argument(a, b, False), first, second)
+        _refuse_other_structure(outputs, "the structure of its outputs")
+        return keras.tree.map_structure(lambda *values: self._argument(values, 0), *outputs)
 
-    def _value(self, a: Any, b: Any) -> Any:
-        """A tensor of the new graph, or a `Pair`."""
-        if isinstance(a, StandIn):
-            return Pair(a.variable, a.variable)
-        if not is_symbolic(a):
-            return Pair(a, b)
-        if id(a) not in self._merged:
-            self._node(a, b)
-        return self._merged[id(a)]
+    def _value(self, *values: Any) -> Any:
+        """A tensor of the new graph, or `Runs`."""
+        first = values[0]
+        if isinstance(first, StandIn):
+            return Runs((first.variable,) * len(values))
+        if not is_symbolic(first):
+            return Runs(values)
+        if id(first) not in self._merged:
+            self._node(values)
+        return self._merged[id(first)]
 
-    def _node(self, a: Any, b: Any) -> None:
+    def _node(self, tensors: tuple[Any, ...]) -> None:
         """Repeat the call that made a tensor."""
-        if not is_symbolic(b):
+        if not all(map(is_symbolic, tensors)):
             raise BatchError("what it computes")
-        nodes = x, y = made_by(a), made_by(b)
-        if type(x.layer) is not type(y.layer) or len(x.outputs) != len(y.outputs):
-            raise BatchError("what it computes")
-        arguments = ((x.args, x.kwargs), (y.args, y.kwargs))
-        try:
-            keras.tree.assert_same_structure(*arguments)
-        except (ValueError, TypeError):
-            raise BatchError(f"the arguments of {type(x.layer).__name__}") from None
+        nodes = tuple(map(made_by, tensors))
+        first = nodes[0]
+        for node in nodes:
+            if (type(node.layer), len(node.outputs)) != (type(first.layer), len(first.outputs)):
+                raise BatchError("what it computes")
+        arguments = [(node.args, node.kwargs) for node in nodes]
+        _refuse_other_structure(arguments, f"the arguments of {type(first.layer).__name__}")
         values = keras.tree.map_structure(self._value, *arguments)
-        symbolic = any(map(is_symbolic, _leaves(values)))
+        symbolic = any(map(is_symbolic, leaves(values)))
         outputs = self._call(nodes, arguments) if symbolic else self._folded(nodes, values)
-        self._merged.update(zip(map(id, x.outputs), outputs, strict=True))
+        self._merged.update(zip(map(id, first.outputs), outputs, strict=True))
         self._kept.append(nodes)
-        for m, n, output in zip(x.outputs, y.outputs, outputs, strict=True):
-            mask = None if mask_of(m) is None else self._value(mask_of(m), mask_of(n))
+        for *old, output in zip(*(node.outputs for node in nodes), outputs, strict=True):
+            mask = None if mask_of(old[0]) is None else self._value(*map(mask_of, old))
             if is_symbolic(output) and is_symbolic(mask):
                 set_mask(output, mask)
 
-    def _call(self, nodes: tuple[Node, Node], arguments: Any) -> list[Any]:
+    def _call(self, nodes: tuple[Node, ...], arguments: list[Any]) -> list[Any]:
         """The outputs of a call in the new graph."""
-        x, y = nodes
-        broadcasts = type(x.layer).__name__ in BROADCASTING
+        layer = nodes[0].layer
+        outputs = [_like(*old) for old in zip(*(node.outputs for node in nodes), strict=True)]
+        rank = len(outputs[0].shape) if type(layer).__name__ in BROADCASTING else 0
         args, kwargs = keras.tree.map_structure(
-            lambda m, n: self._argument(m, n, broadcasts), *arguments
+            lambda *values: self._argument(values, rank), *arguments
         )
-        outputs = [_like(m, n) for m, n in zip(x.outputs, y.outputs, strict=True)]
-        layer = _with_batch(x.layer, y.layer, outputs[0].shape)
+        layer = _with_sizes([node.layer for node in nodes], nodes, outputs[0].shape)
         KerasNode(operation=layer, call_args=args, call_kwargs=kwargs, outputs=outputs)
         return outputs
 
-    def _folded(self, nodes: tuple[Node, Node], values: Any) -> list[Any]:
+    def _folded(self, nodes: tuple[Node, ...], values: Any) -> list[Any]:
         """The outputs, in each run, of a call that no input reaches."""
         results = [
-            keras.tree.flatten(_fold(node.layer, values, run)) for run, node in enumerate(nodes)
+            keras.tree.flatten(fold(node.layer, values, run)) for run, node in enumerate(nodes)
         ]
-        sources = list({id(v): v for p in _leaves(values) for v in _sources(p)}.values())
-        if sources:
-            weight = self._rearranged(nodes, values, sources)
+        weights = list({id(v): v for p in leaves(values) for v in sources(p)}.values())
+        if weights:
+            weight = self._rearranged(nodes, values, weights)
             if weight is not None:
                 return [weight]
-            self.read_by_functions += sources
-        return [Pair(*both) for both in zip(*results, strict=True)]
+            self.read_by_functions += weights
+        return [Runs(all_values) for all_values in zip(*results, strict=True)]
 
     @staticmethod
-    def _rearranged(nodes: tuple[Node, Node], values: Any, sources: list[Any]) -> Pair | None:
+    def _rearranged(nodes: tuple[Node, ...], values: Any, weights: list[Any]) -> Runs | None:
         """A rearranged weight as a weight, if each of its values remains exactly once."""
-        if type(nodes[0].layer).__name__ not in ARRANGING or len(sources) != 1:
+        if type(nodes[0].layer).__name__ not in ARRANGING or len(weights) != 1:
             return None
-        (source,) = sources
+        (source,) = weights
         index = np.arange(np.prod(source.shape, dtype="int64")).reshape(source.shape)
-        numbered = _mapped(values, lambda leaf: _number(leaf, index) if _sources(leaf) else leaf)
-        places, second = (
-            to_numpy(_fold(node.layer, numbered, run)) for run, node in enumerate(nodes)
-        )
-        repeated = places.shape != second.shape
-        if repeated:
-            rows = _per_sample(places, second)
-            if rows is None or len(rows) != 1:
-                return None
-            places = rows
-        places = places.astype("int64")
-        if len(np.unique(places)) < places.size:
+        numbered = mapped(values, lambda leaf: number(leaf, index) if sources(leaf) else leaf)
+        places = [to_numpy(fold(node.layer, numbered, run)) for run, node in enumerate(nodes)]
+        same = len({p.shape for p in places}) == 1
+        rows = None if same else per_sample(places)
+        if rows is not None and len({row.shape for row in rows}) == 1 == len(rows[0]):
+            all_places = rows[0]
+        elif same or are_parts(places):
+            all_places = places[-1]
+        else:
             return None
-        moved = to_numpy(source).ravel()[places]
+        all_places = all_places.astype("int64")
+        if len(np.unique(all_places)) < all_places.size:
+            return None
+        moved = to_numpy(source).ravel()[all_places]
         weight = keras.Variable(moved, trainable=True, dtype=source.dtype, name=source.name)
         weight.regularizer = source.regularizer
-        return Pair(Rows(weight), Rows(weight)) if repeated else Pair(weight, weight)
+        kept: Any = weight
+        if rows is not None:
+            kept = Rows(weight)
+        elif not same:
+            kept = Part(weight, tuple(p.shape for p in places))
+        return Runs((kept,) * len(nodes))
 
-    def _argument(self, a: Any, b: Any, broadcasts: bool) -> Any:
-        """An argument of a call in the new graph."""
-        value = self._value(a, b)
-        if not isinstance(value, Pair):
+    def _argument(self, values: tuple[Any, ...], rank: int) -> Any:
+        """An argument of a call in the new graph.
+
+        Args:
+            values: What each run has.
+            rank: The rank that it is broadcast to; 0 where it is not.
+        """
+        value = self._value(*values)
+        if not isinstance(value, Runs):
             return value
-        first, second = value.first, value.second
+        first = value.first
         if isinstance(first, Rows):
-            return first.weight if broadcasts else self._repeated(first.weight, 1)
-        if first is second or _equal(first, second):
+            return first.weight if rank else self._repeated(first.weight, 1)
+        if isinstance(first, Part):
+            return self._part(first.weight, first.shapes, rank)
+        if all(first is other or equal(first, other) for other in value.values[1:]):
             return first
-        if _is_array(first) and _is_array(second):
-            rows = _per_sample(to_numpy(first), to_numpy(second))
-            if rows is not None:
-                if broadcasts and len(rows) == 1:
-                    return rows
-                return self._repeated(rows, len(rows))
-        sized = _is_array(first) and np.ndim(to_numpy(first))
+        if all(map(is_array, value.values)):
+            arrays = [to_numpy(v) for v in value.values]
+            rows = per_sample(arrays)
+            if rows is not None and len({row.shape for row in rows}) == 1:
+                return (
+                    rows[0] if rank and len(rows[0]) == 1 else self._repeated(rows[0], len(rows[0]))
+                )
+            parts = arrays if rows is None else rows
+            if are_parts(parts) and (rows is None or len(rows[0]) == 1):
+                table = self._part(parts[-1], tuple(p.shape for p in parts), rank)
+                return table if rank or rows is None else self._for_each_sample(table)
+        sized = is_array(first) and np.ndim(to_numpy(first))
         what = f"an array of shape {to_numpy(first).shape}" if sized else f"the value {first!r}"
-        raise BatchError(f"{what} (random, or computed from the batch size)")
+        raise BatchError(f"{what} (random, or computed from sizes)")
+
+    def _part(self, table: Any, shapes: tuple[tuple[int, ...], ...], rank: int) -> Any:
+        """The first values of a constant or weight, as many as axes of inputs have.
+
+        Args:
+            table: As many values as the largest sizes have.
+            shapes: The shape that each run has.
+            rank: The rank that it is broadcast to; 0 where it is not.
+        """
+        ends = []
+        tensors: list[Any] = []
+        for axis, sizes in enumerate(zip(*shapes, strict=True)):
+            if len(set(sizes)) > 1:
+                if sizes not in self._axes:
+                    raise BatchError(f"an array of {sizes[0]} values along axis {axis}")
+                tensor, place = self._axes[sizes]
+                if not any(tensor is other for other in tensors):
+                    tensors.append(tensor)
+                index = next(i for i, other in enumerate(tensors) if other is tensor)
+                ends.append((axis - len(shapes[0]), index, place))
+        operation = TablePart(ends, max(rank, len(shapes[0])))
+        output = operation.compute_output_spec(table, *tensors)
+        KerasNode(operation, call_args=(table, *tensors), call_kwargs={}, outputs=[output])
+        return output
+
+    def _for_each_sample(self, part: Any) -> Any:
+        """A tensor of the new graph whose one row stands for each sample, with all of them."""
+        rows = ops.reshape(self._zeros(), (-1, *(1,) * (len(part.shape) - 1)))
+        if part.dtype == "bool":
+            return ops.logical_or(part, ops.cast(rows, "bool"))
+        return ops.add(part, ops.cast(rows, part.dtype))
+
+    def _zeros(self) -> Any:
+        """A zero for each sample."""
+        x = next((t for t in self._inputs if t.shape and t.shape[0] is None), None)
+        if x is None:
+            raise BatchError("a constant for each sample")
+        if id(x) not in self._rows:
+            # The argmax over an axis of size 1 is always 0.
+            if None in x.shape[1:]:
+                one = x[(slice(None), *(0 for _ in x.shape[2:]), slice(0, 1))]
+            else:
+                one = x[(slice(None), *(slice(0, 1) for _ in x.shape[1:]))]
+                one = ops.reshape(one, (-1, 1))
+            self._rows[id(x)] = ops.argmax(one, axis=-1)
+        return self._rows[id(x)]
 
     def _repeated(self, rows: Any, factor: int) -> Any:
         """Rows that repeat for each sample, as a tensor of the new graph."""
-        x = next((t for t in self._inputs if t.shape and t.shape[0] is None), None)
-        if x is None or factor != 1:
+        if factor != 1:
             raise BatchError("a constant of several rows for each sample")
-        if id(x) not in self._rows:
-            # The argmax over an axis of size 1 is always 0.
-            one = x[(slice(None), *(slice(0, 1) for _ in x.shape[1:]))]
-            self._rows[id(x)] = ops.argmax(ops.reshape(one, (-1, 1)), axis=-1)
-        return ops.take(rows, self._rows[id(x)], axis=0)
+        return ops.take(rows, self._zeros(), axis=0)
 
 
-def _mapped(values: Any, function: Callable[[Any], Any]) -> Any:
-    """Nested arguments with a function applied to each part."""
-    if isinstance(values, Pair) or not isinstance(values, list | tuple | dict):
-        return function(values)
-    if isinstance(values, dict):
-        return {key: _mapped(part, function) for key, part in values.items()}
-    return type(values)(_mapped(part, function) for part in values)
-
-
-def _number(value: Pair, index: np.ndarray) -> Pair:
-    """The numbers 0, 1, 2, ... in the shape of a weight."""
-    numbers = Rows(index) if isinstance(value.first, Rows) else index
-    return Pair(numbers, numbers)
-
-
-def _leaves(values: Any) -> list[Any]:
-    """The parts of nested arguments, of which a `Pair` is one."""
-    if isinstance(values, Pair) or not isinstance(values, list | tuple | dict):
-        return [values]
-    parts = values.values() if isinstance(values, dict) else values
-    return [leaf for part in parts for leaf in _leaves(part)]
-
-
-def _sources(value: Any) -> list[Any]:
-    """The value itself if it is a trainable weight, else None."""
-    first = value.first if isinstance(value, Pair) else None
-    weight = first.weight if isinstance(first, Rows) else first
-    return [weight] if is_trainable(weight) else []
-
-
-def _pick(values: Any, run: int) -> Any:
-    """Nested arguments as one run received them."""
-    if isinstance(values, Pair):
-        value = (values.first, values.second)[run]
-        if isinstance(value, Rows):
-            return np.repeat(to_numpy(value.weight), SIZES[run], axis=0)
-        return value
-    if isinstance(values, dict):
-        return {key: _pick(part, run) for key, part in values.items()}
-    if isinstance(values, list | tuple):
-        return type(values)(_pick(part, run) for part in values)
-    return values
-
-
-def _fold(layer: Any, values: Any, run: int) -> Any:
-    """Compute what no input reaches."""
-    args, kwargs = _pick(values, run)
-    return layer(*args, **kwargs)
-
-
-def _per_sample(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-    """The rows of one sample, if two arrays repeat them for as many samples as there are."""
-    if a.ndim == 0 or a.ndim != b.ndim or a.shape[1:] != b.shape[1:]:
-        return None
-    factor, rest = divmod(len(a), SIZES[0])
-    if rest or factor * SIZES[1] != len(b):
-        return None
-    rows = a[:factor]
-    for size, array in zip(SIZES, (a, b), strict=True):
-        if not np.array_equal(np.tile(rows, (size, *[1] * (a.ndim - 1))), array):
-            return None
-    return rows
-
-
-def _like(a: Any, b: Any) -> keras.KerasTensor:
-    """A symbolic tensor with the sizes that two tensors have in common."""
-    if len(a.shape) != len(b.shape):
-        raise BatchError("the rank of a tensor")
-    shape = tuple(m if m == n else None for m, n in zip(a.shape, b.shape, strict=True))
-    return keras.KerasTensor(shape, a.dtype)
-
-
-def _with_batch(a: Any, b: Any, shape: tuple[int | None, ...]) -> Any:
-    """An operation whose attributes do not depend on the batch size.
+class TablePart(keras.Operation):
+    """The first values of a constant along some axes, as many as axes of other tensors have.
 
     Args:
-        a: The operation of the first run.
-        b: That of the second.
+        ends: For each such axis, counted from the last: the axis, which tensor, and its axis.
+        rank: The rank of the output; axes of size 1 come first.
+    """
+
+    def __init__(self, ends: list[tuple[int, int, int]], rank: int) -> None:
+        super().__init__()
+        self.ends, self.rank = ends, rank
+
+    def compute_output_spec(self, table: Any, *others: Any) -> keras.KerasTensor:
+        """The symbolic output of a call."""
+        sizes = [*(1,) * (self.rank - len(table.shape)), *table.shape]
+        for axis, other, place in self.ends:
+            sizes[axis] = others[other].shape[place]
+        return keras.KerasTensor(sizes, keras.backend.standardize_dtype(table.dtype))
+
+
+def _refuse_other_structure(values: Sequence[Any], what: str) -> None:
+    """Refuse what each run nests in another way."""
+    for other in values[1:]:
+        try:
+            keras.tree.assert_same_structure(values[0], other)
+        except (ValueError, TypeError):
+            raise BatchError(what) from None
+
+
+def _like(*tensors: Any) -> keras.KerasTensor:
+    """A symbolic tensor with the sizes that the tensors of all runs have in common."""
+    if len({len(tensor.shape) for tensor in tensors}) > 1:
+        raise BatchError("the rank of a tensor")
+    sizes = zip(*(tensor.shape for tensor in tensors), strict=True)
+    shape = tuple(n[0] if len(set(n)) == 1 else None for n in sizes)
+    return keras.KerasTensor(shape, tensors[0].dtype)
+
+
+def _with_sizes(layers: list[Any], nodes: tuple[Node, ...], shape: tuple[int | None, ...]) -> Any:
+    """An operation whose attributes do not depend on sizes that are unknown.
+
+    Args:
+        layers: The operation of each run.
+        nodes: The calls.
         shape: The shape of its output.
     """
-    if isinstance(a, keras.layers.Layer):
-        return a
+    first = layers[0]
+    if isinstance(first, keras.layers.Layer):
+        return first
     different = [
         key
-        for key, value in vars(a).items()
-        if not key.startswith("_") and key != "name" and not _equal(value, vars(b).get(key))
+        for key, value in vars(first).items()
+        if not key.startswith("_")
+        and key != "name"
+        and any(not equal(value, vars(other).get(key)) for other in layers[1:])
     ]
-    new = copy.copy(a)
+    is_reshape = type(first).__name__ == "Reshape"
+    sized = _reshape(nodes, shape) if different == ["newshape"] and len(nodes) > 2 else None
+    if sized is not None:
+        return sized
+    if is_reshape and len(nodes) > 2 and shape.count(None) > 1:
+        raise BatchError(f"`newshape` of Reshape {first.name!r}")
+    new = copy.copy(first)
     new._inbound_nodes, new._outbound_nodes = [], []
     for key in different:
-        if key not in ("newshape", "shape") or type(a).__name__ not in SHAPED:
-            raise BatchError(f"`{key}` of {type(a).__name__}")
-        free = -1 if type(a).__name__ == "Reshape" else None
-        setattr(new, key, tuple(free if n is None else n for n in shape))
+        if key not in ("newshape", "shape") or type(first).__name__ not in SHAPED:
+            raise BatchError(f"`{key}` of {type(first).__name__}")
+        setattr(new, key, tuple((-1 if is_reshape else None) if n is None else n for n in shape))
     return new
+
+
+def _reshape(nodes: tuple[Node, ...], shape: tuple[int | None, ...]) -> Any:
+    """A reshape to unknown sizes that are multiples or parts of its input's; else None."""
+    if None not in shape[1:]:
+        return None
+    before = [node.inputs[0].shape for node in nodes]
+    after = [node.outputs[0].shape for node in nodes]
+    same_batch = all(a[0] == b[0] for a, b in zip(before, after, strict=True))
+    if same_batch and shape[1:].count(None) == 1:
+        target = tuple(-1 if n is None else n for n in shape[1:])
+        return keras.layers.Reshape(target, name=nodes[0].layer.name)
+    entries: list[tuple[int, int | None, int]] = []
+    for axis, size in enumerate(shape[1:], 1):
+        if size is not None:
+            entries.append((size, None, 1))
+            continue
+        sizes = [s[axis] for s in after]
+        ratios = [
+            {Fraction(n, s[a]) for n, s in zip(sizes, before, strict=True)}
+            for a in range(1, len(before[0]))
+        ]
+        source = next((a for a, ratio in enumerate(ratios, 1) if len(ratio) == 1), None)
+        if source is None:
+            return None
+        (ratio,) = ratios[source - 1]
+        entries.append((ratio.numerator, source, ratio.denominator))
+    return SizedReshape(entries, name=nodes[0].layer.name)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from intact.errors import IntactError
-from intact.graph.batch import SIZES, BatchError, Merger, batch_factor
+from intact.graph.batch import Merger, batch_factor
 from intact.graph.masks import Masks
+from intact.graph.runs import APART, FREE, SAMPLES, BatchError
 from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_whole
 from intact.ops.registry import activation_name
+from intact.ops.sized import LARGEST
 from intact.ops.steps import make_steps
 from intact.ops.table import Elementwise
 
@@ -44,32 +46,73 @@ def expand_call(
     """
     masks = {i: masks[i] for i in map(id, keras.tree.flatten((args, kwargs))) if i in masks}
     tensors = _tensors((args, kwargs, list(masks.values())))
-    free = any(t.shape and t.shape[0] is None for t in tensors)
-    runs, outputs = [], []
+    symbols = _symbols(tensors, masks, lambda t: t.shape)
+
+    def run(samples: int, size: int) -> tuple[list[Any], Any]:
+        known = _symbols(tensors, masks, partial(_shape, tracer, samples, size))
+        return list(known.values()), _run(layer, *_replaced((args, kwargs), known))
+
     layer.add_loss = lambda loss: tracer.not_kept.append(layer.name)
     try:
-        for size in SIZES if free else SIZES[:1]:
-            symbols = _symbols(tensors, masks, partial(_shape, tracer, size))
-            runs.append(symbols)
-            outputs.append(_run(layer, *_replaced((args, kwargs), symbols)))
-        symbols = _symbols(tensors, masks, lambda t: t.shape)
-        inputs = [list(run.values()) for run in (runs[0], runs[-1], symbols)]
-        merger = Merger((inputs[0], inputs[1]), inputs[2])
-        merged = merger.outputs(outputs[0], outputs[-1])
+        merger, merged = _merged(run, tensors, list(symbols.values()))
         tracer.not_trained += [weight.path for weight in merger.read_by_functions]
     except IntactError:
         raise
     except BatchError as error:
         tracer.refuse(
             layer,
-            f"{error} in its `call` depends on the number of samples in a batch; compute it "
-            "without the size of the first axis, or build the model with a fixed `batch_size`",
+            f"{error} in its `call` depends on the number of samples in a batch, or on another "
+            "size that is unknown; compute it without that size, or build the model with a fixed "
+            "one (`batch_size` or `shape` of `keras.Input`)",
         )
     except Exception as error:
         _refuse(tracer, layer, error)
     finally:
         del layer.add_loss
     return _inline(tracer, layer, tensors, symbols, merged)
+
+
+def _merged(
+    run: Callable[[int, int], tuple[list[Any], Any]], tensors: list[keras.KerasTensor], symbols: Any
+) -> tuple[Merger, Any]:
+    """One graph of unknown sizes, of several runs of a `call` with known ones.
+
+    Args:
+        run: Runs it for a number of samples, and a size for axes of unknown size; returns the
+            inputs and the outputs.
+        tensors: What it is called on.
+        symbols: The inputs of the new graph.
+
+    Returns:
+        What has merged the runs, and the outputs.
+    """
+
+    def merge(runs: list[tuple[list[Any], Any]]) -> tuple[Merger, Any]:
+        merger = Merger([inputs for inputs, _ in runs], symbols)
+        return merger, merger.outputs(*(outputs for _, outputs in runs))
+
+    if not any(None in t.shape[1:] for t in tensors):
+        free = any(None in t.shape for t in tensors)
+        return merge([run(samples, 0) for samples in SAMPLES[: 1 + free]])
+    for sizes in FREE:
+        try:
+            runs = [run(samples, size) for samples, size in zip(SAMPLES, sizes, strict=False)]
+            best = merge([*runs, runs[-1]])
+            break
+        except BatchError:
+            raise
+        except Exception:
+            if sizes == FREE[-1]:
+                raise
+    # The largest size that the code takes, such as the number of positions that it knows.
+    low, high, size = sizes[-1], LARGEST + 1, LARGEST
+    while low + 1 < high:
+        try:
+            best, low = merge([*runs, run(SAMPLES[-1], size)]), size
+        except Exception:
+            high = size
+        size = (low + high) // 2
+    return best
 
 
 def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
@@ -87,12 +130,17 @@ def _symbols(tensors: list[keras.KerasTensor], masks: Masks, shape_of: ShapeOf) 
     return symbols
 
 
-def _shape(tracer: "Tracer", samples: int, tensor: keras.KerasTensor) -> tuple[int | None, ...]:
-    """The shape of a tensor of the new graph for a known number of samples."""
-    shape = tensor.shape
-    if not shape or shape[0] is not None:
-        return shape
-    return (samples * batch_factor(tensor, tracer.factors), *shape[1:])
+def _shape(
+    tracer: "Tracer", samples: int, size: int, tensor: keras.KerasTensor
+) -> tuple[int | None, ...]:
+    """The shape of a tensor of the new graph for a known number of samples, and other sizes."""
+    shape = list(tensor.shape)
+    if shape and shape[0] is None:
+        shape[0] = samples * batch_factor(tensor, tracer.factors)
+    for axis in [axis for axis, known in enumerate(shape) if known is None]:
+        shape[axis] = size
+        size += APART
+    return tuple(shape)
 
 
 def _tensors(values: Any) -> list[keras.KerasTensor]:

@@ -185,6 +185,10 @@ class Builder:
             first: The first axis.
             last: The axis behind the last.
         """
+        for op in self.operators:
+            if op.name == "DEQUANTIZE" and op.outputs[0] is x and op.inputs[0] is not None:
+                # The integers have the sizes of the real values.
+                x = op.inputs[0]
 
         def whole() -> Tensor:
             shape = self.tensor((len(x.shape),), "int32", f"{x.name}/shape")
@@ -255,6 +259,16 @@ class Builder:
         self.add("PAD", [x, self.constant(np.zeros((len(x.shape), 2), "int32"))], [y])
         return y
 
+    def _drop_unread(self, ends: list[Tensor]) -> None:
+        """Drop the ops whose outputs nothing reads."""
+        read = {id(tensor) for tensor in ends}
+        kept = []
+        for op in reversed(self.operators):
+            if not op.outputs or any(id(tensor) in read for tensor in op.outputs):
+                read.update(map(id, op.inputs))
+                kept.append(op)
+        self.operators = kept[::-1]
+
     def _drop_unused(self, ends: list[Tensor]) -> None:
         """Drop the tensors that no op uses, and give each of the others its own name."""
         used = {id(tensor) for tensor in ends}
@@ -285,6 +299,7 @@ class Builder:
         Returns:
             The bytes of the file.
         """
+        self._drop_unread([t for _, t in outputs])
         self._drop_unused([t for _, t in inputs + outputs])
         ends = [t for _, t in inputs], [t for _, t in outputs]
         main = Subgraph("main", self.tensors, self.operators, *ends)

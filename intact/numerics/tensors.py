@@ -19,6 +19,23 @@ def symbols(*shapes: tuple[int | None, ...]) -> list[KerasTensor]:
     return [KerasTensor(shape, "float32") for shape in shapes]
 
 
+def broadcast_sizes(*shapes: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The shape that shapes of the same rank broadcast to; None is an unknown size.
+
+    Example:
+
+    >>> broadcast_sizes((None, 1, 3), (1, 4, 1))
+    (None, 4, 3)
+    """
+    sizes = []
+    for along in zip(*shapes, strict=True):
+        known = {size for size in along if size not in (1, None)}
+        if len(known) > 1:
+            raise ValueError(f"Shapes {shapes} do not broadcast.")
+        sizes.append(next(iter(known), None if None in along else 1))
+    return tuple(sizes)
+
+
 def is_symbolic(value: Any) -> bool:
     """Whether a call's argument is a tensor of a graph rather than a constant."""
     return isinstance(value, KerasTensor)

@@ -15,6 +15,7 @@ from intact.ops.masking import Named, hide, whole_mask
 from intact.ops.matmul import contract
 from intact.ops.moves import permute, reshape
 from intact.ops.registry import register_op
+from intact.ops.sized import LARGEST, FirstValues
 from intact.rounding.curves import SoftmaxRounding
 
 
@@ -125,7 +126,7 @@ def attend(
 
 def step_mask(
     query: Any, key: Any, layer: Any, tracer: Any, causal: bool, window: int | None = None
-) -> np.ndarray | None:
+) -> Any:
     """Which sources each target sees because of its position, or None if it sees all.
 
     Args:
@@ -138,12 +139,16 @@ def step_mask(
     """
     if not causal and window is None:
         return None
-    targets, sources = query.shape[1], key.shape[1]
-    if targets is None or sources is None:
-        tracer.refuse(layer, "a causal mask or a window needs a known number of steps")
+    targets, sources = (t.shape[1] or LARGEST for t in (query, key))
     ahead = np.arange(targets)[:, None] - np.arange(sources)
     seen = ahead >= 0 if causal else np.ones(ahead.shape, bool)
-    return seen if window is None else seen & (np.abs(ahead) < window)
+    seen = seen if window is None else seen & (np.abs(ahead) < window)
+    free = [place for place, t in enumerate((query, key)) if t.shape[1] is None]
+    if not free:
+        return seen
+    table = tracer.constant(seen, f"{layer.name}_steps", 4, "bool", broadcast=True)
+    ends = [(2 + place, place, 1) for place in free]
+    return tracer.emit(FirstValues(ends, name=f"{layer.name}_seen"), [table, query, key])
 
 
 def of_sources(mask: Any, tracer: Any) -> Any:

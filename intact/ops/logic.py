@@ -9,7 +9,7 @@ from keras import layers, ops
 from intact.graph.view import listed_axes
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import over
-from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
+from intact.numerics.tensors import Tensor, broadcast_sizes, is_symbolic, is_whole, to_numpy
 from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, Case, NotQuantized, Op
 from intact.ops.constant import Gather
 from intact.ops.function_layer import FunctionLayer
@@ -206,7 +206,7 @@ class Select(FunctionLayer):
 
     def compute_output_shape(self, shapes: Any) -> Any:
         batch = next((s[0] for s in shapes if s[0] != 1), 1)
-        return (batch, *np.broadcast_shapes(*(tuple(s)[1:] for s in shapes)))
+        return (batch, *broadcast_sizes(*(tuple(s)[1:] for s in shapes)))
 
 
 @register_op

@@ -55,6 +55,44 @@ class BatchReshape(Moved):
         return (batch, *self.target_shape)
 
 
+Size = tuple[int, int | None, int]
+"""A size as `factor * source / divisor`: the source is an axis, or None where it is 1."""
+
+
+@keras.saving.register_keras_serializable("intact")
+class SizedReshape(Moved):
+    """A new shape of unknown sizes, which are multiples or parts of those of the input.
+
+    Args:
+        target: The size of each axis but the batch, which takes what is over.
+
+    Example:
+
+    >>> layer = SizedReshape([(2, 1, 1), (1, 2, 2)])
+    >>> layer(np.zeros((1, 3, 4))).shape[1:] == (6, 2)
+    True
+    """
+
+    target: tuple[Size, ...]
+
+    def call(self, x: Tensor) -> Tensor:
+        """The same values in the new shape."""
+        sizes = ops.shape(x)
+        return ops.reshape(x, (-1, *(_size(entry, sizes) for entry in self.target)))
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (None, *(_size(entry, shape) for entry in self.target))
+
+
+def _size(entry: Size, shape: Any) -> Any:
+    """A size of the new shape, by the old one; None if it is unknown."""
+    factor, source, divisor = entry
+    if source is None:
+        return factor
+    size = shape[source]
+    return None if size is None else size * factor // divisor
+
+
 RESHAPES = (layers.Reshape, layers.Flatten, BatchReshape)
 MOVES = (*RESHAPES, layers.Permute)
 
@@ -65,7 +103,7 @@ def reshape(x: keras.KerasTensor, shape: Shape, name: str, tracer: "Tracer") -> 
     Args:
         x: A tensor of the new graph.
         shape: The new shape without the batch; the batch absorbs the rest. One size
-            may be unknown if the batch stays as it is.
+            may be unknown if the batch stays as it is. Several are those of the tensor, in order.
         name: The name of the layer, if one is needed.
         tracer: Makes the new graph.
 
@@ -73,9 +111,13 @@ def reshape(x: keras.KerasTensor, shape: Shape, name: str, tracer: "Tracer") -> 
         The tensor.
     """
     sizes = (*x.shape[1:], *shape)
+    if shape.count(None) > 1:
+        unknown = (axis for axis, size in enumerate(x.shape) if axis and size is None)
+        target = [(n, None, 1) if n is not None else (1, next(unknown), 1) for n in shape]
+        return tracer.emit(SizedReshape(target, name=name), x)
     if None in sizes or math.prod(x.shape[1:]) == math.prod(shape):
-        target = tuple(-1 if size is None else size for size in shape)
-        return tracer.emit(layers.Reshape(target, name=name), x)
+        known = tuple(-1 if size is None else size for size in shape)
+        return tracer.emit(layers.Reshape(known, name=name), x)
     return tracer.emit(BatchReshape(shape, name=name), x)
 
 

@@ -25,7 +25,7 @@ class Moving(Op):
 
 
 def reshaped(tracer: Any, layer: Any, x: Any, sizes: Iterable[int | None]) -> Any:
-    """A tensor in another shape; at most one size may be unknown.
+    """A tensor in another shape; one size may be unknown, or as many as of the tensor.
 
     Args:
         tracer: Makes the new graph.
@@ -38,7 +38,9 @@ def reshaped(tracer: Any, layer: Any, x: Any, sizes: Iterable[int | None]) -> An
     """
     sizes = tuple(sizes)
     if sizes.count(None) > 1:
-        tracer.refuse(layer, f"all sizes but the batch must be known, received shape {x.shape}")
+        if sizes.count(None) != x.shape[1:].count(None):
+            tracer.refuse(layer, f"too many sizes of shape {x.shape} are unknown")
+        return reshape(x, sizes, layer.name, tracer)
     target = tuple(-1 if n is None else n for n in sizes)
     return tracer.emit(layers.Reshape(target, name=layer.name), x)
 
