@@ -22,7 +22,7 @@ SchemeName = Literal[
 """A preset of `intact.schemes`."""
 
 ObserverName = Literal["min_max", "moving_average", "percentile", "entropy", "mse"]
-"""How a range is chosen from data: an observer of `intact.observers`."""
+"""How a range is chosen from data: an observer of `intact.quantizers.observers`."""
 
 IODtype = Literal["float32", "int8", "uint8", "int16"]
 """The type of a file's inputs or outputs."""

@@ -116,7 +116,7 @@ class FakeQuantize(TrackedRange):
         Args:
             pending: What the op's `call` returned; a float tensor for `"real"`.
             partners: The `QTensor`s that the output is multiplied with, if it is a factor: its
-                range reaches as far as these products need (`intact.uses`).
+                range reaches as far as these products need (`intact.quantizers.uses`).
             kernel_rounding: Name of the kernel's way of rounding.
             slot: Which of the tensors that share the range this is.
             lower: Smallest real value that a fused activation lets through.

@@ -340,7 +340,7 @@ class Weighted(Op):
     """Base of the ops that sum products with weights; they have an int32 bias.
 
     Attribute `input_axis`: the kernel's axis of input channels, where a norm before the layer can
-    become part of the kernel (`intact.input_norms`).
+    become part of the kernel (`intact.graph.input_norms`).
     """
 
     weights = {"kernel": Weight()}
