@@ -32,6 +32,11 @@ def test_register_your_own(example, capsys):
     assert isinstance(intact.ops.find_op(example.PixelShuffle()), example.DepthToSpace)
 
 
+@pytest.mark.parametrize("example", ["own_weighted_layer"], indirect=True)
+def test_own_weighted_layer(example):
+    assert isinstance(intact.ops.find_op(example.Projection(2)), example.main())
+
+
 @pytest.fixture
 def run(request):
     """What an example's `main` returns; quantizers that it registers are forgotten."""

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from intact.ops.base import ALL_SAME, OBSERVED, SAME_AS_INPUT, Case, Fixed, Op, Weight
+from intact.ops.base import ALL_SAME, OBSERVED, SAME_AS_INPUT, Case, Fixed, Op, Weight, Weighted
 from intact.ops.registry import REGISTRY, find_op, get_op, register_op
 
 for _module in pkgutil.iter_modules(__path__):
@@ -18,6 +18,7 @@ __all__ = [
     "Fixed",
     "Op",
     "Weight",
+    "Weighted",
     "find_op",
     "get_op",
     "register_op",
