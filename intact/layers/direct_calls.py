@@ -8,13 +8,15 @@ been converted, its layers are built, and it hands on no masks.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 from keras import ops
 from keras.src.backend import get_autocast_scope
 
+from intact.graph.view import Graph, structure, view
 from intact.layers.base import QuantizedLayer
 from intact.numerics.backend_kernels import TORCH
 from intact.numerics.tensors import is_symbolic
@@ -46,6 +48,9 @@ def _context(kind: Any) -> set[str]:
     return {"training"} & set(inspect.signature(kind.call).parameters)
 
 
+_graphs: MutableMapping[Any, Graph] = WeakKeyDictionary()
+
+
 def can_call_directly(inputs: Any) -> bool:
     """Whether a model's layers may be called directly.
 
@@ -57,16 +62,49 @@ def can_call_directly(inputs: Any) -> bool:
     return all(ops.is_tensor(x) and not is_symbolic(x) for x in keras.tree.flatten(inputs))
 
 
-def directly(call_of: Callable[[Any], Callable]) -> Callable[[Any], Callable]:
-    """How a model calls its layers, where quantized ones are called directly.
+def run_directly(model: Any, inputs: Any, call_of: Callable[[Any], Callable]) -> Any:
+    """What a graph model computes, by direct calls of its quantized layers.
 
     Args:
+        model: The model.
+        inputs: Its inputs, in any structure.
         call_of: From a layer, how Keras would have the model call it.
+
+    Returns:
+        The outputs.
     """
+    if model not in _graphs:
+        _graphs[model] = view(model)
+    graph = _graphs[model]
+    values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
+    for node in graph.nodes:
+        if id(node.outputs[0]) in values:
+            continue
+        layer = node.layer
+        direct = isinstance(layer, QuantizedLayer)
+        if direct and not any(getattr(layer, name) for name in HOOKS):
+            layer = DirectCall(layer)
+        args, kwargs = _filled(node.args, values), _filled(node.kwargs, values)
+        results = call_of(layer)(*args, **kwargs)
+        parts = _leaves(results) if direct else keras.tree.flatten(results)
+        values.update(zip(map(id, node.outputs), parts, strict=False))
+    return keras.tree.map_structure(lambda tensor: values[id(tensor)], structure(model)[1])
 
-    def direct(layer: Any) -> Callable:
-        if not isinstance(layer, QuantizedLayer) or any(getattr(layer, name) for name in HOOKS):
-            return call_of(layer)
-        return call_of(DirectCall(layer))
 
-    return direct
+def _filled(value: Any, values: dict[int, Any]) -> Any:
+    """Arguments of a call with computed tensors in the place of symbolic ones."""
+    if is_symbolic(value):
+        return values[id(value)]
+    if isinstance(value, dict):
+        return {key: _filled(part, values) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [_filled(part, values) for part in value]
+        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
+    return value
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The tensors of what a quantized layer returns."""
+    if isinstance(value, tuple | list):
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [value]

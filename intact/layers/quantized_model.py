@@ -12,7 +12,7 @@ import keras
 from intact.errors import ExportError, IntactError, NotKeptWarning
 from intact.graph.view import Functional, all_layers, is_graph
 from intact.layers.base import QuantizedLayer
-from intact.layers.direct_calls import can_call_directly, directly
+from intact.layers.direct_calls import can_call_directly, run_directly
 
 TRAINING = (
     "compile",
@@ -75,7 +75,7 @@ class QuantizedModel(Functional):
         self, inputs: Any, operation_fn: Any = lambda layer: layer, **kwargs: Any
     ) -> Any:
         if not kwargs and can_call_directly(inputs):
-            operation_fn = directly(operation_fn)
+            return run_directly(self, inputs, operation_fn)
         return super()._run_through_graph(inputs, operation_fn, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:

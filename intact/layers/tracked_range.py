@@ -200,7 +200,7 @@ class TrackedRange(QuantizedLayer):
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        values, unit = map(ops.stop_gradient, map(ops.convert_to_tensor, scaled))
+        values, unit = (ops.stop_gradient(x) if ops.is_tensor(x) else x for x in scaled)
         xp = number_ops(values)
         names = [*Range._fields, *(["size"] if self.learns else [])]
         before = [self._value(name, xp) for name in names]
@@ -212,7 +212,7 @@ class TrackedRange(QuantizedLayer):
 
         def followed() -> list[Any]:
             observer = following(self.spec.momentum)
-            seen = Range(*map(xp.convert_to_tensor, observer.look(values)))
+            seen = observer.look(values, xp)
             # The ends of what is clamped are the ends, clamped.
             size = xp.convert_to_tensor(unit)
             minimum, maximum = (clamped(end * size, lower, upper, xp) for end in seen[:2])

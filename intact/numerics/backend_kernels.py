@@ -293,9 +293,10 @@ def extremes(x: Any, xp: Any = ops) -> tuple[Any, Any]:
         x: Values.
         xp: `keras.ops`, or `numpy_ops`.
     """
-    if TORCH and xp is ops:
-        return torch_kernels.extremes(ops.convert_to_tensor(x))
-    return xp.min(x), xp.max(x)
+    if not (TORCH and ops.is_tensor(x)):
+        return xp.min(x), xp.max(x)
+    low, high = torch_kernels.extremes(x)
+    return (low, high) if xp is ops else (np.float32(low.item()), np.float32(high.item()))
 
 
 @ops.custom_gradient
