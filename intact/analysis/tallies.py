@@ -84,7 +84,7 @@ class Tally:
     def agreement(self) -> TensorComparison:
         """What was counted."""
         point = self.point
-        quantized = None if point is None else point.held
+        quantized = None if point is None else point.quantized
         clips = self.sums is not None
         return TensorComparison(
             name=self.name,
@@ -94,8 +94,8 @@ class Tally:
             top1=self.same / self.rows if self.rows else None,
             tensor=self.tensor,
             dtype=self.dtype,
-            layer="" if point is None else point.made_by.name,
-            kind="" if point is None else type(point.made_by).__name__,
+            layer="" if point is None else point.layer.name,
+            kind="" if point is None else type(point.layer).__name__,
             lsb=tuple(self.lsb.tolist()) if self.lsb.any() else (),
             snr=_ratio(self.sums),
             local_snr=_ratio(self.own_sums),

@@ -17,14 +17,14 @@ class _Entry:
         name: Its name in the file.
         new_name: Its name now.
         kind: Its class in the file, by which `.keras` files name its weights.
-        made: The layer, or a function of a TensorFlow op.
+        built: The layer, or a function of a TensorFlow op.
         outputs: What each of its calls returned, flat.
     """
 
     name: str
     new_name: str
     kind: str
-    made: Any
+    built: Any
     outputs: list[list[Any]] = field(default_factory=list)
 
 
@@ -62,8 +62,8 @@ class _Calls:
         waiting = []
         for data in self.config["layers"]:
             entry, nodes = self.entries[_name(data)], data.get("inbound_nodes", [])
-            if isinstance(entry.made, keras.layers.InputLayer):
-                entry.outputs.append(keras.tree.flatten(entry.made.output))
+            if isinstance(entry.built, keras.layers.InputLayer):
+                entry.outputs.append(keras.tree.flatten(entry.built.output))
             else:
                 waiting.append((entry, list(nodes)))
         while waiting:
@@ -100,12 +100,12 @@ class _Calls:
             single = isinstance(node, list) and not _is_leaf(node) and len(node) == 1
             args = [self.structure(node[0] if single else node)]
         kwargs = {k: v for k, v in kwargs.items() if v is not None}
-        if isinstance(entry.made, keras.layers.RNN | keras.layers.Bidirectional) and isinstance(
+        if isinstance(entry.built, keras.layers.RNN | keras.layers.Bidirectional) and isinstance(
             args[0], list
         ):
             args, kwargs["initial_state"] = args[0][:1], args[0][1:]
-        outputs = entry.made(*args, **kwargs)
-        if not isinstance(entry.made, keras.Layer) and isinstance(outputs, keras.KerasTensor):
+        outputs = entry.built(*args, **kwargs)
+        if not isinstance(entry.built, keras.Layer) and isinstance(outputs, keras.KerasTensor):
             operation = made_by(outputs).layer
             if not isinstance(operation, keras.Layer):
                 # Else it has a name that some layer of the file may have.

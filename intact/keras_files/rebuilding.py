@@ -218,7 +218,7 @@ class _Rebuilder:
         for key in ("batch_input_shape", "batch_shape"):
             shape = first.get(key, shape) if isinstance(first, dict) else shape
         entries = self.inner(data)
-        members = [e.made for e in entries]
+        members = [e.built for e in entries]
         if shape and not isinstance(members[0], keras.layers.InputLayer):
             members.insert(0, keras.Input(batch_shape=shape, dtype=_input_dtype(first)))
         model = keras.Sequential(members, name=name.replace("/", "_"))
@@ -248,11 +248,11 @@ class _Rebuilder:
     def load_layers(self, model: keras.Model, group: h5py.Group) -> None:
         """Weights of an `.h5` file: a group per layer, by name."""
         for entry in self.entries[id(model)]:
-            if not isinstance(entry.made, keras.Layer):
+            if not isinstance(entry.built, keras.Layer):
                 continue
             names = _attribute(group[entry.name], "weight_names") if entry.name in group else []
             values = [group[entry.name][_text(n)] for n in names]
-            trainable, others = self.variables(entry.made)
+            trainable, others = self.variables(entry.built)
             _assign(entry.name, trainable + others, values)
 
     def variables(self, layer: keras.Layer) -> tuple[list, list]:
@@ -260,9 +260,9 @@ class _Rebuilder:
         if id(layer) not in self.entries:
             return list(layer.trainable_weights), list(layer.non_trainable_weights)
         inner = [
-            self.variables(e.made)
+            self.variables(e.built)
             for e in self.entries[id(layer)]
-            if isinstance(e.made, keras.Layer)
+            if isinstance(e.built, keras.Layer)
         ]
         trainable, others = ([v for part in inner for v in part[i]] for i in (0, 1))
         return trainable, others
@@ -275,12 +275,12 @@ class _Rebuilder:
             for entry in self.entries[id(layer)]:
                 kind = _snake(entry.kind)
                 number = counts[kind] = counts.get(kind, -1) + 1
-                if not isinstance(entry.made, keras.Layer):
+                if not isinstance(entry.built, keras.Layer):
                     continue
                 key = f"{kind}_{number}" if number else kind
                 if key in layers:
-                    self.load_tree(entry.made, layers[key])
-                elif entry.made.weights:
+                    self.load_tree(entry.built, layers[key])
+                elif entry.built.weights:
                     raise InvalidModelError(
                         f"it has no weights of layer {entry.name!r}. A layer that stands in "
                         "several models is saved in one of them only: save it as `.h5`."

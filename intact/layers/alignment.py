@@ -29,15 +29,15 @@ class Point:
         name: What reports call it.
         tensor: What the file calls it.
         kernel: The kernel that makes it.
-        made_by: The user's layer that computes it, without layers fused into it.
-        held: The layer with the rounded weights that compute it, if there is one.
+        layer: The user's layer that computes it, without layers fused into it.
+        quantized: The layer with the rounded weights that compute it, if there is one.
     """
 
     name: str
     tensor: str
     kernel: Kernel
-    made_by: keras.layers.Layer
-    held: Quantized | None = None
+    layer: keras.layers.Layer
+    quantized: Quantized | None = None
 
     @property
     def node(self) -> Node:
@@ -52,7 +52,7 @@ class Point:
     @property
     def rounds(self) -> bool:
         """Whether anything is rounded here: the tensor, or weights."""
-        return self.quantizer is not None or self.held is not None
+        return self.quantizer is not None or self.quantized is not None
 
 
 def find_points(

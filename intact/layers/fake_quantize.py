@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from intact.layers.base import Gives, activity_loss
-from intact.layers.schedule import Schedule, schedule_config, schedule_from_config
+from intact.layers.schedule import schedule_config, schedule_from_config
 from intact.layers.tracked_range import TrackedRange, clamped
 from intact.numerics.affine import Affine, QTensor, Scaled, integer_range, unquantized
 from intact.numerics.backend_kernels import (
@@ -54,16 +54,8 @@ class FakeQuantize(TrackedRange):
     [[-100.0, 155.0]]
     """
 
-    def __init__(
-        self,
-        spec: TensorSpec | None = None,
-        slots: int = 1,
-        fixed: tuple[float, float] | None = None,
-        schedule: Schedule | None = None,
-        activity: dict[int, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(spec, slots, fixed, schedule, **kwargs)
+    def __init__(self, *args: Any, activity: dict[int, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.activity = dict(activity or {})
         self.observing = False
         if self.spec.stochastic:

@@ -21,6 +21,9 @@ from intact.plan.scheme import TensorSpec
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """The shares of a channel's range that are tried as its new range."""
 
+SWEEPS = 4
+"""How many times `descend` goes through all taps at most."""
+
 
 @dataclass
 class Covariance:
@@ -65,7 +68,6 @@ def descend(
     rounded: np.ndarray,
     snap: Callable[[np.ndarray, int], np.ndarray],
     fixed: np.ndarray,
-    sweeps: int = 4,
 ) -> np.ndarray:
     """Round weights, each given the others, until none changes.
 
@@ -75,7 +77,6 @@ def descend(
         rounded: Where to start.
         snap: `(values, tap) -> the nearest ones on the grid`; values are those of one tap.
         fixed: Which weights stay.
-        sweeps: How many times to go through all taps at most.
 
     Returns:
         The rounded weights.
@@ -83,7 +84,7 @@ def descend(
     rounded = rounded.copy()
     # Half the slope of the error, kept up to date.
     slope = covariance.square @ (rounded - kernel)
-    for _ in range(sweeps):
+    for _ in range(SWEEPS):
         changed = False
         for k in range(kernel.shape[1]):
             best = rounded[:, k] - slope[:, k] / covariance.square[:, k, k, None]

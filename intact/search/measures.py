@@ -51,13 +51,11 @@ def agreement(expected: Any) -> Metric:
     return metric
 
 
-def latencies(files: list[bytes], threads: int = 1, seconds: float = 1.0) -> list[float]:
+def latencies(files: list[bytes]) -> list[float]:
     """Milliseconds of one run of each file, taken in turns: the median of each.
 
     Args:
-        files: LiteRT files.
-        threads: Threads that the runtime may use.
-        seconds: How long to measure, for each file.
+        files: LiteRT files, which run on one thread, for a second each.
     """
-    durations = spans([load_litert(file, threads) for file in files], seconds)
+    durations = spans([load_litert(file) for file in files], 1.0)
     return [1000 * float(np.median(times)) for times in durations]

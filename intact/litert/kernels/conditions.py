@@ -53,8 +53,8 @@ def _product_is_large(op: AnyOp) -> bool:
     return len(scales) == 3 and bool(scales[0] * scales[1] >= scales[2])
 
 
-def _has_type(dtype: str, index: int = 1) -> Callable[[AnyOp], bool]:
-    return lambda op: any(t is not None and t.dtype == dtype for t in op.inputs[index : index + 1])
+def _has_type(dtype: str) -> Callable[[AnyOp], bool]:
+    return lambda op: any(t is not None and t.dtype == dtype for t in op.inputs[1:2])
 
 
 def _is_per_channel(op: AnyOp) -> bool:
