@@ -293,3 +293,39 @@ def test_an_error_names_the_line():
     x = keras.Input((6,))
     with pytest.raises(UnsupportedLayerError, match=r'line \d+, `raise ValueError\("not so"\)`'):
         intact.quantize_model(keras.Model(x, Undone(name="undone")(x)))
+
+
+class Noisy(keras.layers.Layer):
+    """Random numbers that do not depend on whether the model trains."""
+
+    def call(self, x):
+        return x + keras.random.normal(ops.shape(x))
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_random_numbers_in_inference_are_refused(batch):
+    x = keras.Input((3,), batch)
+    with pytest.raises(intact.UnsupportedLayerError, match="random numbers in inference"):
+        intact.quantize_model(keras.Model(x, Noisy()(x)))
+
+
+class Ratings(keras.Model):
+    """Embeddings of columns of one input, whose type is unknown."""
+
+    def __init__(self):
+        super().__init__()
+        self.users, self.films = keras.layers.Embedding(9, 4), keras.layers.Embedding(9, 4)
+
+    def call(self, x):
+        return ops.sum(self.users(x[:, 0]) * self.films(x[:, 1]), axis=1, keepdims=True)
+
+
+def test_columns_of_an_input_are_indices():
+    model = Ratings()
+    x = np.random.default_rng(0).integers(0, 9, (16, 2)).astype("int32")
+    model(x)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    assert q.inputs[0].dtype == "int32"
+    np.testing.assert_array_equal(
+        intact.load_litert(intact.export(q, integer_only=True)).predict(x), q.predict(x, verbose=0)
+    )

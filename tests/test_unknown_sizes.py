@@ -98,6 +98,17 @@ class Causal(layers.Layer):
         return x + self.attention(x, x, attention_mask=mask)
 
 
+class GroupedHeads(layers.Layer):
+    """Attention of groups of heads, by products of five axes."""
+
+    def call(self, x: Any) -> Any:
+        samples, steps, _ = ops.shape(x)
+        q = ops.reshape(x, (samples, steps, 2, 2, 4))
+        k = ops.reshape(x[:, :, :8], (samples, steps, 2, 4))
+        shares = ops.softmax(ops.einsum("btkgh,bskh->bkgts", q, k))
+        return ops.reshape(ops.einsum("bkgts,bskh->btkgh", shares, k), (samples, steps, 16))
+
+
 CASES = {
     "strided convolutions": Sized(
         lambda x: layers.GlobalAveragePooling2D()(layers.DepthwiseConv2D(3, 2)(features(x))),
@@ -142,6 +153,7 @@ CASES = {
     "causal attention": Sized(
         lambda x: layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True), (None, 16), STEPS
     ),
+    "grouped heads": Sized(lambda x: GroupedHeads()(x), (None, 16), STEPS),
     "attention": Sized(encoder, (None, 16), STEPS),
 }
 

@@ -20,6 +20,7 @@ from keras.src.ops.node import Node as KerasNode
 from intact.graph.runs import (
     BatchError,
     Part,
+    RandomError,
     Rows,
     Runs,
     are_parts,
@@ -222,9 +223,11 @@ class Merger:
             if are_parts(parts) and (rows is None or len(rows[0]) == 1):
                 table = self._part(parts[-1], tuple(p.shape for p in parts), rank)
                 return table if rank or rows is None else self._for_each_sample(table)
+            if _are_random(arrays):
+                raise RandomError("random numbers")
         sized = is_array(first) and np.ndim(to_numpy(first))
         what = f"an array of shape {to_numpy(first).shape}" if sized else f"the value {first!r}"
-        raise BatchError(f"{what} (random, or computed from sizes)")
+        raise BatchError(f"{what}")
 
     def _part(self, table: Any, shapes: tuple[tuple[int, ...], ...], rank: int) -> Any:
         """The first values of a constant or weight, as many as axes of inputs have.
@@ -306,6 +309,15 @@ def _refuse_other_structure(values: Sequence[Any], what: str) -> None:
             keras.tree.assert_same_structure(values[0], other)
         except (ValueError, TypeError):
             raise BatchError(what) from None
+
+
+def _are_random(arrays: list[np.ndarray]) -> bool:
+    """Whether arrays of real values, of as many axes, have no value in common."""
+    first, second, *_ = arrays
+    if first.dtype.kind != "f" or first.ndim != second.ndim or first.ndim == 0:
+        return False
+    common = tuple(slice(min(sizes)) for sizes in zip(first.shape, second.shape, strict=True))
+    return first.size > 1 and not np.any(first[common] == second[common])
 
 
 def _like(*tensors: Any) -> keras.KerasTensor:

@@ -11,7 +11,7 @@ import keras
 from intact.errors import IntactError
 from intact.graph.batch import Merger, batch_factor
 from intact.graph.masks import Masks
-from intact.graph.runs import APART, FREE, SAMPLES, BatchError
+from intact.graph.runs import APART, FREE, SAMPLES, BatchError, RandomError
 from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_whole
@@ -58,6 +58,12 @@ def expand_call(
         tracer.not_trained += [weight.path for weight in merger.read_by_functions]
     except IntactError:
         raise
+    except RandomError:
+        tracer.refuse(
+            layer,
+            "its `call` draws random numbers in inference, which a file cannot; give the model the "
+            "noise as an input, or draw it while training alone",
+        )
     except BatchError as error:
         tracer.refuse(
             layer,
@@ -92,8 +98,8 @@ def _merged(
         return merger, merger.outputs(*(outputs for _, outputs in runs))
 
     if not any(None in t.shape[1:] for t in tensors):
-        free = any(None in t.shape for t in tensors)
-        return merge([run(samples, 0) for samples in SAMPLES[: 1 + free]])
+        # Twice where all sizes are known, too: random numbers then differ.
+        return merge([run(samples, 0) for samples in SAMPLES[:2]])
     for sizes in FREE:
         try:
             runs = [run(samples, size) for samples, size in zip(SAMPLES, sizes, strict=False)]

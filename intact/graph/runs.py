@@ -25,6 +25,10 @@ class BatchError(Exception):
     """A value that depends on an unknown size and is not a size."""
 
 
+class RandomError(BatchError):
+    """Values that no two runs have in common."""
+
+
 @dataclass(frozen=True)
 class Runs:
     """A value that does not depend on the inputs, from each run."""

@@ -20,9 +20,10 @@ from intact.numerics.tensors import is_symbolic, is_trainable, is_whole, to_nump
 from intact.ops.base import ANY_WHOLE
 from intact.ops.constant import Constant
 from intact.ops.logic import Select
-from intact.ops.moves import channels_last, emit_moved
+from intact.ops.moves import MOVES, channels_last, emit_moved
 from intact.ops.refusals import reason_of
 from intact.ops.registry import find_op, known_class, known_config, share_code
+from intact.ops.slicing import Slice, Take
 from intact.ops.whole import Convert, WholeNumber, counts, fits
 from intact.plan.scheme import Rule
 
@@ -75,10 +76,17 @@ class Tracer:
         self.anchor = symbol if self.anchor is None else self.anchor
         return symbol
 
-    def wants_integers(self, tensor: keras.KerasTensor) -> None:
-        """Note that a tensor holds indices: an input of unknown type then becomes int32."""
+    def wants_integers(self, tensor: keras.KerasTensor) -> bool:
+        """Note that a tensor holds indices: an input of unknown type then becomes int32.
+
+        Returns:
+            Whether it is an input, or a part of one.
+        """
+        while isinstance(made_by(tensor).layer, (*MOVES, Slice, Take)):
+            (tensor,) = made_by(tensor).inputs
         if made_by(tensor).is_input and not is_whole(tensor):
             self.integer_inputs.add(tensor.name)
+        return made_by(tensor).is_input
 
     def once(self, key: Any, make: Callable[[], keras.layers.Layer]) -> keras.layers.Layer:
         """The layer that stands for a user's object; it is made at the first call with a key.

@@ -15,6 +15,11 @@ from intact.ops.shape import reshaped
 from intact.ops.slicing import Take, taken
 from intact.ops.whole import whole_indices
 
+BATCH_AXIS = (
+    "it takes from the batch axis, and a file computes each sample alone; give its input an axis "
+    "of samples before, and take from the axis behind it"
+)
+
 
 @register_op
 class Taking(Op):
@@ -51,7 +56,7 @@ class Taking(Op):
         if any(isinstance(v, keras.KerasTensor) for v in values[1:]):
             tracer.refuse(layer, "its indices are a tensor, not constants")
         if layer.axis is None or layer.axis % len(x.shape) == 0:
-            tracer.refuse(layer, "it takes from the batch axis; give it another axis")
+            tracer.refuse(layer, BATCH_AXIS)
         axis = layer.axis % len(x.shape)
         size, indices = x.shape[axis], np.asarray(to_numpy(indices))
         if size is None:
@@ -148,7 +153,7 @@ class TakeAlongAxis(Op):
         x, indices = (*args, *kwargs.values())
         rank = len(x.shape)
         if layer.axis is None or layer.axis % rank == 0:
-            tracer.refuse(layer, "it takes from the batch axis; give it another axis")
+            tracer.refuse(layer, BATCH_AXIS)
         axis = layer.axis % rank
         if not (is_symbolic(x) and None not in x.shape[1:]):
             tracer.refuse(layer, f"it takes from a tensor of known size, received shape {x.shape}")

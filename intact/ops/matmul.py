@@ -16,6 +16,7 @@ from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, symbols, to_numpy
+from intact.ops.axes import Shaper
 from intact.ops.base import Case, Op
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
@@ -174,10 +175,10 @@ def contract(
     reason = einsum.refused()
     if reason is not None:
         tracer.refuse(layer, f"{equation!r} {reason}")
-    sizes: dict[str, int | None] = dict(zip(einsum.a, a.shape, strict=True))
-    sizes |= {k: v for k, v in zip(einsum.b, b.shape, strict=True) if v is not None}
+    sizes: dict[str, int | None] = dict(zip(einsum.b, b.shape, strict=True))
+    sizes |= {k: v for k, v in zip(einsum.a, a.shape, strict=True) if not sizes.get(k)}
     first = einsum.a[0]
-    shaper = _Shaper(layer, tracer, sizes, first)
+    shaper = Shaper(layer, tracer, sizes, first)
     if is_symbolic(b):
         if einsum.b[0] != first:
             tracer.refuse(layer, f"{equation!r} does not keep the batch of both operands")
@@ -234,7 +235,7 @@ class _Einsum(NamedTuple):
 
 
 def _dense(
-    a: Any, b: Any, einsum: _Einsum, shaper: "_Shaper", bias: Any, settings: dict[str, Any]
+    a: Any, b: Any, einsum: _Einsum, shaper: "Shaper", bias: Any, settings: dict[str, Any]
 ) -> Any:
     """The product with a constant, as a dense layer."""
     layer, tracer, summed, free = shaper.layer, shaper.tracer, einsum.summed, einsum.free_b
@@ -253,10 +254,10 @@ def _dense(
 
     x = shaper.arrange(a, einsum.a, [[label] for label in einsum.free_a] + [summed])
     y = tracer.emit(tracer.once((b, *einsum), make), x)
-    return shaper.restore(y, [*einsum.free_a, *free], einsum.out)
+    return shaper.restore(y, [*([label] for label in einsum.free_a), free], einsum.out)
 
 
-def _product(a: Any, b: Any, einsum: _Einsum, shaper: "_Shaper") -> Any:
+def _product(a: Any, b: Any, einsum: _Einsum, shaper: "Shaper") -> Any:
     """The product of two tensors of the new graph."""
     batch, summed, free = einsum.batch, einsum.summed, einsum.free_b
     x = shaper.arrange(a, einsum.a, [[label] for label in batch] + [einsum.free_a, summed])
@@ -265,43 +266,8 @@ def _product(a: Any, b: Any, einsum: _Einsum, shaper: "_Shaper") -> Any:
     y = shaper.arrange(b, einsum.b, [[label] for label in batch] + right)
     product = BatchMatMul(transpose_b=not natural, name=shaper.layer.name)
     z = shaper.tracer.emit(product, [x, y])
-    return shaper.restore(z, [*batch, *einsum.free_a, *free], einsum.out)
-
-
-class _Shaper:
-    """Permutes and reshapes tensors whose axes have labels."""
-
-    def __init__(self, layer: Any, tracer: Any, sizes: dict[str, int | None], batch: str) -> None:
-        self.layer, self.tracer, self.sizes, self.batch = layer, tracer, sizes, batch
-
-    def arrange(self, x: Any, labels: Labels, groups: list[list[str]]) -> Any:
-        """Axes in the order of groups; each group becomes one axis, of size 1 if it is empty."""
-        wanted = [label for group in groups for label in group]
-        if wanted[0] != labels[0] or wanted[0] != self.batch:
-            self.tracer.refuse(self.layer, "it moves the axis of the batch")
-        x = self.permute(x, list(labels), wanted)
-        if any(len(group) != 1 for group in groups):
-            x = self.reshape(x, [self.size(group) for group in groups[1:]])
-        return x
-
-    def restore(self, x: Any, labels: list[str], out: Labels) -> Any:
-        """The product's axes as labelled ones, in the order of the output."""
-        if len(x.shape) != len(labels):
-            x = self.reshape(x, [self.size([label]) for label in labels[1:]])
-        return self.permute(x, labels, list(out))
-
-    def size(self, group: list[str]) -> int:
-        sizes = [self.sizes[label] for label in group]
-        return -1 if None in sizes else math.prod(s for s in sizes if s is not None)
-
-    def permute(self, x: Any, labels: list[str], wanted: list[str]) -> Any:
-        if labels == wanted:
-            return x
-        dims = tuple(labels.index(label) for label in wanted[1:])
-        return self.tracer.emit(layers.Permute(dims, name=f"{self.layer.name}_permute"), x)
-
-    def reshape(self, x: Any, sizes: list[int]) -> Any:
-        return self.tracer.emit(layers.Reshape(sizes, name=f"{self.layer.name}_reshape"), x)
+    groups = [*([label] for label in batch), einsum.free_a, free]
+    return shaper.restore(z, groups, einsum.out)
 
 
 def expand_ellipsis(equation: str, ranks: Sequence[int]) -> str:

@@ -379,8 +379,7 @@ def whole_indices(x: Any, layer: Any, tracer: Any) -> Any:
         layer: The layer, for errors.
         tracer: The tracer.
     """
-    tracer.wants_integers(x)
-    if not (is_whole(x) or made_by(x).is_input):
+    if not (tracer.wants_integers(x) or is_whole(x)):
         tracer.refuse(
             layer,
             "its indices are computed in real numbers, which quantization rounds; compute them "
