@@ -314,7 +314,7 @@ class Lowering:
             self.float_ops.append(f"{kernel.layer.name} ({type(kernel.layer).__name__})")
         inputs = [self._tensor(x) for x in call.inputs]
         inputs = [
-            tensor if index in op.stored or is_whole(x) else self._as_float(tensor)
+            tensor if index in op.reads_stored or is_whole(x) else self._as_float(tensor)
             for index, (x, tensor) in enumerate(zip(call.inputs, inputs, strict=True))
         ]
         node = LoweringNode(self, kernel.layer, op, inputs, call.outputs[0].shape, kernel.name)

@@ -123,7 +123,7 @@ class Op:
     * `output`: where the output's scale comes from.
     * `masks`: whether `trace` takes masks that depend on the inputs, by Keras' names for them.
     * `plain`: which inputs are taken as they are, not quantized (indices, truth values).
-    * `stored`: which inputs the float kernel takes as they are stored, where they are weights.
+    * `reads_stored`: which weights among its inputs the float kernel reads as stored.
     * `whole`: the types of whole numbers that the layer and its kernel take as they are, where
       all inputs are whole; other layers read whole numbers as real values.
     * `dtypes`: the types of integer activations for which there are kernels.
@@ -160,7 +160,7 @@ class Op:
     output: ClassVar[Output] = OBSERVED
     masks: ClassVar[bool] = False
     plain: ClassVar[tuple[int, ...]] = ()
-    stored: ClassVar[tuple[int, ...]] = ()
+    reads_stored: ClassVar[tuple[int, ...]] = ()
     whole: ClassVar[tuple[str, ...]] = ()
     dtypes: ClassVar[tuple[str, ...]] = INT8
     wide: ClassVar[str] = ""

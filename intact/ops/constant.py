@@ -171,7 +171,7 @@ class Lookup(Op):
     keras_layers = (Gather,)
     litert = ("GATHER", "EMBEDDING_LOOKUP")
     plain = (1,)
-    stored = (0,)
+    reads_stored = (0,)
     whole = ANY_WHOLE
     output = SAME_AS_INPUT
     cases = (Case(lambda: layers.Embedding(4, 2), (), low=0, high=3, dtype="int32"),)
