@@ -234,3 +234,20 @@ def test_tables_of_unsigned_integers(rng):
     content = intact.export(q, integer_only=True, input_dtype="uint8", output_dtype="uint8")
     assert intact.compare(q, content, data).different == 0
     assert "ADD" not in op_names(content)
+
+
+@pytest.mark.parametrize("model", [ops.square, lambda x: layers.ReLU()(x * x)])
+def test_a_square_is_rounded_as_a_table_of_the_kernel(model, rng):
+    # A product of two tensors would round the halves that these scales make otherwise.
+    x = keras.Input((256,))
+    q = intact.quantize_model(keras.Model(x, model(x)))
+    inputs, outputs = quantizers(q).values()
+    for _ in range(20):
+        scale, zero_point = rng.uniform(0.01, 0.05), rng.integers(-40, 40)
+        values = scale * (np.arange(-128, 128) - zero_point)
+        half = rng.integers(3, 200) + 0.5
+        inputs.set_range(values[0], values[-1])
+        outputs.set_range(0.0, 255 * (rng.integers(20, 100) * scale) ** 2 / half)
+        values = values[None].astype("float32")
+        expected = intact.load_litert(intact.export(q)).predict(values)
+        np.testing.assert_array_equal(q.predict(values, verbose=0), expected)

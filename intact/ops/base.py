@@ -276,12 +276,13 @@ class Op:
         (x,) = inputs
         return x._replace(values=layer(x.values))
 
-    def rounding(self, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
         """The `KernelRounding` of the kernel that takes weights of a type.
 
         Args:
             layer: The canonical layer.
             dtype: The type of its weights; "int8" where it has none.
+            inputs: The tensors that it reads.
         """
         return self.kernel_rounding
 

@@ -1,5 +1,6 @@
 """Convolutions."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -129,7 +130,7 @@ class Conv2D(Convolution):
         parts = patches.reshape(n, h * w, layer.groups, -1)
         return parts.swapaxes(2, 3).reshape(n, -1, layer.groups)
 
-    def rounding(self, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
         if dtype != "int4":
             return self.kernel_rounding
         return "fixed_point" if layer.groups > 1 else "fixed_point_vector"
@@ -173,7 +174,7 @@ class DepthwiseConv2D(Convolution):
     def grouped(self, layer: Any, patches: np.ndarray) -> np.ndarray:
         return patches.reshape(len(patches), -1, patches.shape[-1])
 
-    def rounding(self, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
         kernels = {"int4": "fixed_point_blocks", "uint8": "fixed_point"}
         return kernels.get(dtype, self.kernel_rounding)
 
@@ -298,7 +299,7 @@ class Conv2DTranspose(Weighted):
         free = twin(layer, FreeConv2DTranspose, x.shape, tracer)
         return tracer.activation(layer.activation, tracer.emit(free, x), layer)
 
-    def rounding(self, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
         # XNNPACK refuses what leaves gaps between windows (CalculateTransposeConvPaddings).
         gaps = any(k < s for k, s in zip(layer.kernel_size, layer.strides, strict=True))
         return "fixed_point_blocks" if gaps and layer.padding == "same" else self.kernel_rounding
@@ -350,7 +351,7 @@ class FreeConv2DTransposeOp(Conv2DTranspose):
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         return tracer.emit(layer, args[0])
 
-    def rounding(self, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
         return "fixed_point_blocks"
 
     def size(self, node: Any, builder: Any) -> Any:

@@ -1,5 +1,6 @@
 """Dense layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Dense(Weighted):
         rows = x.reshape(-1, x.shape[-1])
         return rows[(positions[:, 0] * len(rows)).astype(int)][..., None]
 
-    def rounding(self, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
         # XNNPACK takes 4-bit weights two at a time.
         odd = dtype == "int4" and layer.kernel.shape[0] % 2
         return "fixed_point_vector" if odd else "double"

@@ -1,5 +1,6 @@
 """Sums, differences and products of tensors, and of tensors and constants."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import keras
@@ -8,10 +9,10 @@ from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator
 from intact.numerics.affine import Affine, QTensor, Scaled
-from intact.numerics.backend_kernels import multiply_add, round_clip, shared
+from intact.numerics.backend_kernels import inverse, multiply_add, round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
-from intact.numerics.straight_through import straight_through
+from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import INTEGERS, Case, Op
 from intact.ops.norm import channel_scale
@@ -212,6 +213,22 @@ class MultiplyRounding(AddRounding):
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
 
+class SquareRounding(MultiplyRounding):
+    """The product of a tensor with itself, which XNNPACK takes from a table.
+
+    It computes the table in float32, and rounds when the zero point is added.
+    """
+
+    name = "square"
+
+    @classmethod
+    def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        real = pending.a.values * pending.a.scale
+        steps = unfused(unfused(real * real) * inverse(params.scale))
+        exact = ops.round(steps + params.zero_point) - params.zero_point
+        return round_clip(straight_through(exact, steps), low, high)
+
+
 # The 16-bit kernel for powers of two takes only few scales.
 ANY_SCALE = {"potScaleInt16": False}
 
@@ -391,6 +408,10 @@ class Multiply(Binary):
 
     def rescaling(self, constant: np.ndarray, reverse: bool) -> tuple[Any, Any]:
         return constant, 0.0
+
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
+        square = len(inputs) == 2 and inputs[0] is inputs[1]
+        return SquareRounding.name if square else self.kernel_rounding
 
     def variable_scale(self, layer: Any, variable: Any, channels: int, tracer: Any) -> Any:
         return channel_scale(layer.name, channels, tracer, gamma=variable)

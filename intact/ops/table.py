@@ -1,7 +1,7 @@
 """Elementwise functions, looked up in tables."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -237,7 +237,7 @@ class Table(Op):
         """Replace a layer by the table of one operation."""
         return tracer.emit(Elementwise([(name, [0], config)], name=layer.name), x)
 
-    def rounding(self, layer: Any, dtype: str) -> str:
+    def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
         return FiniteTableRounding.name if _is_finite(layer) else self.kernel_rounding
 
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:

@@ -436,7 +436,7 @@ class _Planner:
         range_plan.private = op.own_range or op.clamps_by_range
         range_plan.private |= upper not in (None, 6.0) or lower not in (None, 0.0)
         weights = step.weights
-        rounding = op.rounding(node.layer, weights.dtype if weights else "int8")
+        rounding = op.rounding(node.layer, weights.dtype if weights else "int8", node.inputs)
         site = self._site(name, range_plan, rounding)
         site.lower, site.upper = lower, upper
         self.steps[id(last)].site = site
