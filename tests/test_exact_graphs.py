@@ -113,6 +113,15 @@ def test_quotients_are_exact_in_a_graph(rng):
     np.testing.assert_array_equal(host(of_scalar), x / constant)
 
 
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_quotients_of_one_value_that_is_spread_are_exact_in_a_graph(size, rng):
+    # XLA multiplies by the inverse where it knows that all divisors are the same.
+    spread = np.full(size, 1 / 127, "float32")
+    quotient = compiled(lambda a, b: divide(a * ops.convert_to_tensor(spread), b))
+    for a, b in rng.uniform(1e-3, 0.1, (20, 2)).astype("float32"):
+        np.testing.assert_array_equal(host(quotient(a, b)), a * spread / b)
+
+
 def test_batch_norm_without_gamma_equals_litert(rng):
     x = keras.Input((4, 4, 16))
     y = layers.Conv2D(64, 3, use_bias=False)(x)

@@ -160,6 +160,23 @@ def over(numerator: float, x: Any, xp: Any = ops) -> Any:
     return numerator / x
 
 
+def lowered(x: Any) -> Any:
+    """Values that are at most those given, and that no compiler of JAX takes for a single one.
+
+    XLA knows of a tensor whether it is one value, spread, and multiplies by the inverse of such a
+    divisor. The last axis counts down, which it cannot spread.
+
+    Args:
+        x: Values.
+
+    Returns:
+        The values, less 0, 1, 2, ... along the last axis on JAX.
+    """
+    if JAX and x.shape:
+        return x - ops.arange(x.shape[-1], dtype=x.dtype)
+    return x
+
+
 def sqrt(x: Any) -> Any:
     """The square root, rounded as IEEE 754 says.
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import backend, ops
 
-from intact.numerics.backend_kernels import native, over
+from intact.numerics.backend_kernels import lowered, native, over
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
@@ -86,7 +86,7 @@ def divide(a: Tensor | float, b: Tensor | float) -> Tensor:
     if isinstance(a, int | float):
         return over(a, b)
     # The maximum is `b`. It hides from compilers that `b` is a scalar or a constant.
-    bound = -ops.abs(a) - abs(b)
+    bound = lowered(-ops.abs(a) - abs(b))
     if backend.standardize_dtype(bound.dtype) != "float64":
         return a / ops.maximum(b, bound)
     return a / native("maximum")(ops.cast(b, "float64"), bound)
