@@ -13,6 +13,7 @@ from intact.layers.tracked_range import TrackedRange, clamped
 from intact.numerics.affine import Affine, QTensor, Scaled, integer_range, unquantized
 from intact.numerics.backend_kernels import (
     either,
+    from_number,
     number_ops,
     over,
     round_clip,
@@ -163,7 +164,7 @@ class FakeQuantize(TrackedRange):
 
         def quantized() -> QTensor:
             values = self._rounded(rule, pending, scaled, grid, lower, upper, xp)
-            scale, zero_point = map(ops.convert_to_tensor, grid[:2])
+            scale, zero_point = map(from_number, grid[:2])
             return QTensor(values, scale, zero_point, ops.ones((), "bool"))
 
         def unrounded() -> QTensor:

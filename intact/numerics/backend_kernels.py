@@ -303,6 +303,13 @@ def unfused(x: Any) -> Any:
     return x if TORCH and torch_kernels.on_host(x) else ops.clip(x, -3e38, 3e38)
 
 
+def from_number(x: Any) -> Any:
+    """A number of `number_ops` as a scalar tensor; a tensor stays as it is."""
+    if ops.is_tensor(x):
+        return x
+    return torch_kernels.from_number(float(x)) if TORCH else ops.convert_to_tensor(x)
+
+
 def extremes(x: Any, xp: Any = ops) -> tuple[Any, Any]:
     """The smallest and the largest value of a tensor, without a gradient.
 
@@ -386,8 +393,9 @@ def moments(x: Any, centre: Any) -> tuple[Any, Any]:
     x = ops.convert_to_tensor(x)
     if TORCH:
         return torch_kernels.moments(x)
-    mean, variance = _moments(x, centre)
-    return mean, variance
+    # A graph's tensor cannot be unpacked.
+    both = _moments(x, centre)
+    return both[0], both[1]
 
 
 def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tuple[Any, Any, Any]:

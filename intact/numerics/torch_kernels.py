@@ -17,6 +17,11 @@ def on_host(x: Any, *scalars: Any) -> bool:
     return not any(torch.is_tensor(scalar) and scalar.requires_grad for scalar in scalars)
 
 
+def from_number(x: float) -> Any:
+    """A number as a scalar tensor of this machine's processor."""
+    return torch.tensor(x, dtype=torch.float32, device="cpu")
+
+
 def multiply_add(x: Any, factor: Any, offset: Any) -> Any:
     """`x * factor + offset`, in one pass."""
     return torch.addcmul(offset, x, factor)
