@@ -114,7 +114,7 @@ class FileNode:
         kind: The op; "INPUT".
         name: Its first output.
         dtype: The type of that.
-        reads: The places of those that it reads, in the order of the file.
+        reads: The indices of the nodes that it reads, in the order of the file.
         float: Whether it computes in float.
 
     Example:

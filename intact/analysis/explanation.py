@@ -73,7 +73,7 @@ class _Explainer(Tracer):
 
 @dataclass(frozen=True)
 class Explained:
-    """What becomes of one layer.
+    """What one layer becomes.
 
     Args:
         name: Its name in the quantized model, after the user's layer.
@@ -225,4 +225,4 @@ def _wide(step: Step, op: Op, rule: Rule) -> str:
     spec = rule.activations
     if not step.integer or spec is None or spec.activation_dtype != "int16":
         return ""
-    return op.wide or ("" if step.wide else "8 bits, for it has no kernel of 16")
+    return op.wide or ("" if step.wide else "8 bits, because it has no 16-bit kernel")

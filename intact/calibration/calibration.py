@@ -38,11 +38,11 @@ def calibrate(
     """Find the ranges of a quantized model's activations from data.
 
     The model runs with float activations while its observers look on. Ranges that were
-    there before are replaced. A model whose activations stay in float, or whose ranges are
-    all fixed, has none to find, and is returned as it is, but for `bias_correction=True`.
+    there before are replaced. A model whose activations stay in float, or whose ranges are all
+    fixed, is returned unchanged, except with `bias_correction=True`.
 
-    In the end a few samples are run as the file will run them, and in float: where an output is
-    lost, a warning says so, and what to try.
+    Finally a few samples run as the file will run them, and in float: a warning names outputs that
+    are lost, and remedies.
 
     Args:
         model: What `quantize_model` returned.
@@ -53,7 +53,7 @@ def calibrate(
             `(inputs, targets, ...)`, as in `fit`. About 100 samples are enough.
         steps: How many batches to take at most.
         batch_size: Samples per batch, for arrays. A model that keeps its state has its own, and
-            goes through the batches as through a stream that begins anew.
+            reads the batches as a new stream.
         observer: "min_max", "moving_average", "percentile", "entropy" or "mse", or an
             `Observer` such as `intact.quantizers.observers.Percentile(99.9)`; None takes what the
             scheme says for each range.
@@ -61,7 +61,7 @@ def calibrate(
             rounding the weights changes in the mean of its outputs, before ranges are
             found (Nagel et al., arXiv:1906.04721, section 4.2). None does so for a
             model whose ranges have seen no data yet: one that was trained has learned it.
-            Of weights alone nothing tells, so that True has to be said.
+            For weight-only schemes, pass True, because nothing tells whether the model was trained.
         verbose: 1 shows a progress bar, 0 nothing.
         default_ranges: `(min, max)`, in place of data: the range of every tensor that has
             none, within the clamp of a fused activation; other ranges stay as they are. To

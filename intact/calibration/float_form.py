@@ -60,7 +60,7 @@ class FloatForm:
             self._file = None
 
     def __call__(self, batch: list[np.ndarray]) -> list[np.ndarray]:
-        """Real values of the tensors; a model that keeps its state begins anew.
+        """Real values of the tensors; a model that keeps its state starts from zero.
 
         Args:
             batch: Samples, an array for each input.

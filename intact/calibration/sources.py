@@ -40,7 +40,7 @@ class Source:
         steps: How many batches to take at most each time.
         batch_size: Samples per batch, for arrays.
         inputs: The model's inputs.
-        rng: Shuffles arrays, anew each time.
+        rng: Shuffles arrays, in a new order each time.
         whole_batches: Whether the few samples are the first whole batches, as a stream needs.
     """
 
@@ -124,7 +124,7 @@ def batches(
         data: As for `calibrate`.
         batch_size: Samples per batch, for arrays.
         inputs: The model's inputs.
-        rng: Shuffles arrays, anew each time.
+        rng: Shuffles arrays, in a new order each time.
 
     Returns:
         An iterable of batches.

@@ -135,7 +135,7 @@ def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
 
     Args:
         expected: Values, samples first.
-        actual: What stands for them.
+        actual: The approximate values.
 
     Example:
 

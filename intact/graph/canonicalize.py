@@ -140,7 +140,7 @@ def _input_structure(model: keras.Model) -> Any:
     if len(shapes) != 1 or _arguments(model) > 1:
         # Keras remembers only the shape of the first argument.
         raise InvalidModelError(
-            f"The input shapes of model {model.name!r} cannot be told from its build. "
+            f"Cannot tell the input shapes of model {model.name!r} from its build. "
             "Wrap it: `keras.Model(inputs, model(*inputs))` with `keras.Input`s of yours."
         )
     (shape,) = shapes.values()

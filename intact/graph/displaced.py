@@ -2,8 +2,8 @@
 
 Tensors of the canonical graph have the batch first. Attention that makes one matrix of queries,
 keys and values moves it for a while: `(batch, n, 3, heads, d)` becomes `(3, batch, heads, n, d)`,
-of which parts are taken by index. Here such a tensor is one of the new graph, with the batch
-first, and the axis where the user has it.
+and takes parts of it by index. Here a tensor of the new graph, with the batch first, represents
+such a tensor, together with the user's batch axis.
 """
 
 import copy

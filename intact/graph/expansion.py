@@ -216,7 +216,7 @@ def _inline(
         tracer: Makes the new graph.
         layer: The layer whose graph it is.
         tensors: Tensors of the new graph.
-        symbols: What stands for them, in the same order.
+        symbols: Their symbolic counterparts, in the same order.
         outputs: The symbolic outputs; what no input reaches is an array or a variable.
 
     Returns:

@@ -267,7 +267,7 @@ def with_replaced(
     Args:
         model: A graph model.
         graph: Its view.
-        values: By the id of a tensor of the graph, what stands for it.
+        values: By the id of a tensor of the graph, its replacement.
 
     Returns:
         A functional model with the same inputs, layers and names of outputs.

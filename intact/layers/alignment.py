@@ -101,7 +101,8 @@ def find_points(
         elif kernel.role is Role.FLOAT and "float" in str(kernel.output.dtype):
             # If a quantized tensor has that name, the float one has the longer name.
             known = [kernel.name, f"{kernel.name}_float"][:: -1 if quantized else 1]
-            # A float layer called twice has tensors of one name, which cannot be told apart.
+            # A float layer that is called twice has several tensors of one name, which are
+            # indistinguishable.
             tensor = next((name for name in known if counts is None or counts[name] == 1), None)
             if tensor is None or (weights is None and counts is None):
                 continue

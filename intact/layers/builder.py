@@ -52,7 +52,7 @@ def build(
     """Make the quantized model that a plan describes.
 
     Args:
-        model: The canonical model; its layers are taken over.
+        model: The canonical model, whose layers are reused.
         plan: What `make_plan` returned for it.
         schedule: When quantization begins in training, and what freezes when.
         float_model: The user's model, whose class is kept if possible.

@@ -44,7 +44,7 @@ class FakeQuantize(TrackedRange):
         spec: How the tensors are quantized.
         slots: How many tensors share the range.
         fixed: `(scale, zero_point)` of a range that is fixed, or None.
-        schedule: When it begins to quantize, and stops to observe, in training.
+        schedule: When quantization begins and observation stops in training.
         activity: Per slot, the regularizer of its tensor, if it has one.
 
     Example:
@@ -68,15 +68,15 @@ class FakeQuantize(TrackedRange):
         return "integers"
 
     def observe(self, on: bool) -> None:
-        """Let real values through, for calibration to look at; or end that.
+        """Pass real values through, so that calibration can observe them; or stop that.
 
         Args:
-            on: Whether to let them through.
+            on: Whether to pass them through.
         """
         self.observing = on
 
     def first_grid(self, grid: Grid) -> Grid:
-        """The grid that kernels round to, which is finer where only the sign is kept.
+        """The grid that kernels round to, which is finer if only the sign counts.
 
         Args:
             grid: What `grid` returned.
@@ -104,7 +104,7 @@ class FakeQuantize(TrackedRange):
         shapes: Any = (),
         training: bool | None = None,
     ) -> QTensor:
-        """Quantize what an op computed.
+        """Quantize an op's result.
 
         Args:
             pending: What the op's `call` returned; a float tensor for `"real"`.
@@ -112,13 +112,12 @@ class FakeQuantize(TrackedRange):
                 range reaches as far as these products need (`intact.quantizers.uses`).
             kernel_rounding: Name of the kernel's way of rounding.
             slot: Which of the tensors that share the range this is.
-            lower: Smallest real value that a fused activation lets through.
-            upper: Largest real value that a fused activation lets through.
-            final: Leave the values as they are while training: shares and truth values at
-                the end of a model. Rounded to 0 or 1 they would have no gradient in a loss
-                that takes their logarithm, and nothing follows that could learn of it.
-            shapes: The output's shape beside each partner, without the batch; None where it is
-                its own.
+            lower: Smallest real value that a fused activation passes.
+            upper: Largest real value that a fused activation passes.
+            final: Do not round in training: for probabilities and truth values at the end of a
+                model. Rounded to 0 or 1, they would have no gradient in a loss that takes their
+                logarithm.
+            shapes: The output's shape in each product, without the batch; None for its own shape.
             training: Whether ranges follow the data.
 
         Returns:
@@ -142,9 +141,9 @@ class FakeQuantize(TrackedRange):
         upper: float | None,
         final: bool,
     ) -> QTensor:
-        """What `call` returns, by the class that rounds."""
+        """The result of `call`, rounded by a class."""
         if self.observing:
-            # Calibration looks at what float activations would be.
+            # Calibration observes float activations.
             return unquantized(clamped(rule.real(pending), lower, upper))
         if not training:
             return self._inferred(rule, pending, slot, lower, upper)
@@ -170,7 +169,7 @@ class FakeQuantize(TrackedRange):
         def unrounded() -> QTensor:
             values = clamped(scaled.real(), lower, upper)
             if self.learns:
-                # The gradient of trained numbers is 0 before they are used, and not missing.
+                # Before they are used, trained numbers have a gradient of 0, not a missing one.
                 values = values + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
             return unquantized(values)
 
@@ -338,7 +337,7 @@ class FakeQuantize(TrackedRange):
 
 
 def _typed(kernel_rounding: str, pending: Any) -> tuple[type[KernelRounding], Any]:
-    """The class that rounds, and what is pending in the type that it takes."""
+    """The class that rounds, and the pending result in the type that it takes."""
     rule = KernelRounding.registry.find(kernel_rounding)
     if rule is RealRounding:
         # Images may come in whole numbers.
@@ -347,7 +346,7 @@ def _typed(kernel_rounding: str, pending: Any) -> tuple[type[KernelRounding], An
 
 
 def _moving_bounds(values: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The values themselves; the gradient of those outside of the bounds moves the bounds."""
+    """The values themselves; the gradient of values outside the bounds moves the bounds."""
     steps = ops.stop_gradient(steps)
     above = ops.where(steps >= high, high - ops.stop_gradient(high), 0.0)
     below = ops.where(steps <= low, low - ops.stop_gradient(low), 0.0)
@@ -365,6 +364,6 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
 def stored_params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
     """Scale and zero point of a quantizer's tensors, as the file has them."""
     grid = quantizer.grid()
-    # Keras has the integers signed.
+    # Keras holds signed integers.
     shift = 128 if quantizer.spec.kind == "uint" else 0
     return np.float32(to_numpy(grid.scale)), int(to_numpy(grid.zero_point)) + shift

@@ -136,7 +136,7 @@ class Quantized(QuantizedLayer):
     def _setting(
         self, layout: ScaleLayout, xp: Any = ops, training: bool = False, step: Any = None
     ) -> QuantizeContext:
-        """What a quantizer needs to know of a weight with some layout of scales."""
+        """The quantizer's context for a weight with some layout of scales."""
         spec = self.spec
         assert spec is not None
         noise = None
@@ -159,7 +159,7 @@ class Quantized(QuantizedLayer):
         )
 
     def tie(self) -> None:
-        """Keep weights equal that are equal now."""
+        """Tie the weights that are equal now."""
         for name in self.layouts():
             w = to_numpy(getattr(self.layer, name)).reshape(-1)
             _, first, place = np.unique(w, return_index=True, return_inverse=True)
@@ -169,7 +169,7 @@ class Quantized(QuantizedLayer):
                 self.firsts[name].assign(first[place])
 
     def weight(self, name: str, xp: Any = ops) -> Tensor:
-        """A float weight as it is quantized: equal where tied, and 0 without a gradient.
+        """A float weight before quantization: equal where tied, and 0 without a gradient.
 
         Args:
             name: The weight's name.
@@ -189,7 +189,7 @@ class Quantized(QuantizedLayer):
         elif name in self.firsts:
             w = tied(w, self.firsts[name])
         if self.keep_zeros and xp is not numpy_ops:
-            # No gradient, no step, whatever the optimizer: no mask has to be stored.
+            # Without a gradient, no optimizer moves it, so no mask has to be stored.
             w = w * ops.cast(ops.stop_gradient(w) != 0, "float32")
         return w
 
@@ -281,7 +281,7 @@ class Quantized(QuantizedLayer):
                 folded layer.
             folds: The layer is a batch norm that follows into the weights before it; where
                 it is called elsewhere too, it need not there.
-            again: The layer is called elsewhere, too, and counts its steps there.
+            again: The layer is also called elsewhere, and counts its steps there.
             training: Whether batch norm uses the batch's statistics.
 
         Returns:
@@ -321,7 +321,7 @@ class Quantized(QuantizedLayer):
 
         The weights have those of the moving variance, so that they do not follow each batch;
         while the statistics move, sums are multiplied by `sigma / sigma_batch`, and the bias is
-        the batch's. So it comes to the batch norm of the batch, until that is frozen.
+        the batch's. The result is the batch norm of the batch, until that is frozen.
 
         Source: batch normalization with correction and freeze, arXiv:1806.08342.
         """
@@ -372,7 +372,7 @@ class Quantized(QuantizedLayer):
         return get_op(self.norm)
 
     def compute(self, inputs: Any, weights: dict[str, Any], moves: Any = False) -> Any:
-        """The same with given weights.
+        """The same, with the given weights.
 
         Args:
             inputs: As for a call.
@@ -387,7 +387,7 @@ class Quantized(QuantizedLayer):
         return op.call(self.layer, taken, weights, moves)
 
     def _operand(self, parts: Any, moves: Any) -> QTensor:
-        """An input; training needs no sums that are exact beyond float32."""
+        """An input; training does not need sums that are more exact than float32."""
         return WideTensor(*parts) if self.wide and moves is False else QTensor(*parts)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ def keep_sparsity(model: keras.Model) -> None:
     """Keep the zeros of a pruned model, while it trains and in its file.
 
     Weights that are exactly 0 have no gradient from here on, so that no optimizer moves them,
-    in `fit` or in a loop of one's own. Call it before `compile`; the saved model remembers.
+    in `fit` or in your own loop. Call it before `compile`; the saved model remembers.
     A pruned and clustered model takes `keep_clusters` as well.
 
     Args:

@@ -127,7 +127,7 @@ class TrackedRange(QuantizedLayer):
         maximum: float | np.ndarray,
         size: float | np.ndarray | None = None,
     ) -> None:
-        """Set the range by hand; training continues from it at its own slow pace.
+        """Set the range; training continues from it, and moves it slowly.
 
         Args:
             minimum: Smallest real value, of all tensors that share the range or of each.
@@ -138,18 +138,18 @@ class TrackedRange(QuantizedLayer):
         self._assign(Range(ones * minimum, ones * maximum, self._settled()), numpy_ops)
         if self.learns:
             if size is None:
-                # As if the values were spread evenly.
+                # The mean size of evenly spread values.
                 size = np.maximum(np.abs(minimum), np.abs(maximum)) / 2
             self._start(ones * size)
 
     def widen(self, scale: float) -> None:
-        """Make the scale at least as large as one that kernels take, and 0 the middle.
+        """Widen the range to a scale that kernels take, with 0 in the middle.
 
         Args:
             scale: The scale.
         """
         steps = 2.0 ** (max(self.spec.bits, 8) - 1)
-        # Trained scales start at a part of the range.
+        # Trained scales start at a fraction of the range.
         end = float(scale) * steps * (4 if self.learns else 1)
         self.set_range(-end, end)
 
@@ -166,13 +166,13 @@ class TrackedRange(QuantizedLayer):
             self._start(zeros)
 
     def _start(self, size: np.ndarray) -> None:
-        """Let the trained numbers start anew."""
+        """Reset the trained numbers."""
         self.size.assign(size)
         for variable in self.learned.values():
             variable.assign(0.0)
 
     def _settled(self) -> np.ndarray:
-        """The count of a moving average in its long run; any, where ranges only grow."""
+        """The count of a moving average in the long run; any count if ranges only grow."""
         rest = 1 - self.spec.momentum
         return np.full(self.slots, round(1 / rest) if rest else 1, "float32")
 
@@ -185,7 +185,7 @@ class TrackedRange(QuantizedLayer):
         scale, zero_point = affine_params(
             minimum, maximum, spec.bits, spec.symmetric, spec.power_of_two, least, xp
         )
-        # Fewer than 8 bits are the topmost integers.
+        # With fewer than 8 bits, the topmost integers are used.
         return scale, zero_point + (self.high - integer_range(spec.bits)[1])
 
     def _value(self, name: str, xp: Any = ops) -> Any:
@@ -206,14 +206,14 @@ class TrackedRange(QuantizedLayer):
         before = [self._value(name, xp) for name in names]
         kept = [value[slot] for value in before]
         state = Range(*kept[:3])
-        # A range that has seen nothing, or nothing but 0, has nothing to keep.
+        # A range that has seen no data, or only zeros, has nothing to keep.
         only_zeros = xp.logical_and(state.minimum == 0, state.maximum == 0)
         state = state._replace(count=xp.where(only_zeros, np.float32(0), state.count))
 
         def followed() -> list[Any]:
             observer = following(self.spec.momentum)
             seen = observer.look(values, xp)
-            # The ends of what is clamped are the ends, clamped.
+            # Clamping the ends gives the ends of the clamped values.
             size = xp.convert_to_tensor(unit)
             minimum, maximum = (clamped(end * size, lower, upper, xp) for end in seen[:2])
             seen = Range(minimum, maximum, seen.count)
@@ -230,7 +230,8 @@ class TrackedRange(QuantizedLayer):
         if self.clock is not None:
             over = self.clock.reached("freeze_ranges", now)
             if self.learns:
-                # The optimizer moves what the first data gave, or those before it began.
+                # The optimizer moves the numbers that the first data, or the data before the delay,
+                # gave.
                 over = ops.logical_or(over, self.clock.reached("quant_delay", now))
             observes = ops.logical_or(observes, ops.logical_not(over))
         always = self.clock is None and not self.learns
@@ -244,7 +245,7 @@ class TrackedRange(QuantizedLayer):
     def _needed(
         self, real: Tensor, products: list[tuple[QTensor, Any]], seen: Range, state: Range, xp: Any
     ) -> Range:
-        """The part of a range that products need; what is known of it where nothing tells."""
+        """The part of a range that products need; the range so far if no partner tells."""
         reaches = []
         for x, shape in products:
             # Before a schedule's delay is over, partners are not rounded.
@@ -253,7 +254,7 @@ class TrackedRange(QuantizedLayer):
             use = look(real, partner, shape, most=SAMPLE, unit=unit)
             use = Use(*map(xp.convert_to_tensor, use))
             low, high, known = reach(use, self.steps, xp, step)
-            # A sample that needs all of its values needs those beside them, too.
+            # A product that needs all sampled values also needs the values between the samples.
             low = xp.where(low <= xp.min(use.minimum), seen.minimum, low)
             high = xp.where(high >= xp.max(use.maximum), seen.maximum, high)
             reaches.append((low * known, high * known, known))
@@ -264,7 +265,7 @@ class TrackedRange(QuantizedLayer):
         return Range(*(xp.where(told, a, b) for a, b in zip(needed, other, strict=True)))
 
     def _assign(self, new: Range, xp: Any) -> None:
-        # Slots without data hold 0, which is in every range anyway.
+        # Slots without data hold 0, which every range contains.
         pair = self._params(xp.min(new.minimum), xp.max(new.maximum), xp)
         variables = self.minimum, self.maximum, self.count, self.scale, self.zero_point
         for variable, value in zip(variables, (*new, *pair), strict=True):
@@ -286,7 +287,7 @@ def clamped(real: Any, lower: float | None, upper: float | None, xp: Any = ops) 
         xp: `keras.ops`, or `numpy_ops`.
     """
     if (lower, upper) == (0.0, None) and xp is ops:
-        # A maximum has half a gradient at 0, and takes torch several passes.
+        # A maximum halves the gradient at 0, and takes PyTorch several passes.
         return ops.relu(real)
     if lower is not None:
         real = xp.maximum(real, np.float32(lower))

@@ -124,7 +124,7 @@ class LiteRTModel:
 
         Args:
             x: An array, or a list or dict of arrays (by the signature's names), of
-                real values; integers of the file's own input type are taken as they are.
+                real values; integers of the file's own input type are used unchanged.
             batch_size: How many samples run at once, where the file's batch is dynamic.
             raw: Return the output's integers instead of real values.
 

@@ -81,8 +81,10 @@ class Operator:
 
 
 class _SharingBuilder(flatbuffers.Builder):
-    """Writes equal scales and zero points once: with one for each channel of every layer's
-    weights and biases they are a tenth of a small network's file."""
+    """Writes equal scales and zero points once.
+
+    Scales per channel of weights and biases are a tenth of a small network's file.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

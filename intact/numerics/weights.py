@@ -83,7 +83,7 @@ def quantize_rows(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
     Args:
         x: Real values.
-        axes: The axes over which a range is taken.
+        axes: The axes of a range.
 
     Returns:
         `(n, scale)`: whole numbers, and the scales, which broadcast to them.

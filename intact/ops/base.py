@@ -122,7 +122,7 @@ class Op:
     * `weights`: the layer's attributes that are quantized.
     * `output`: where the output's scale comes from.
     * `masks`: whether `trace` takes masks that depend on the inputs, by Keras' names for them.
-    * `plain`: which inputs are taken as they are, not quantized (indices, truth values).
+    * `plain`: which inputs are not quantized (indices, truth values).
     * `reads_stored`: which weights among its inputs the float kernel reads as stored.
     * `whole`: the types of whole numbers that the layer and its kernel take as they are, where
       all inputs are whole; other layers read whole numbers as real values.
@@ -146,7 +146,7 @@ class Op:
 
     >>> from keras import layers
     >>> class DenseRelu(Op):
-    ...     "A composite: it is only traced, into ops that there are."
+    ...     "A composite: it is only traced, into other ops."
     ...
     ...     def trace(self, layer, args, kwargs, tracer):
     ...         return tracer.emit(layers.ReLU(), tracer.emit(layer.dense, args[0]))

@@ -361,7 +361,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     ),
     "Diff": (
         lambda layer, x: layer.n == 1 and x.shape[layer.axis] is not None,
-        "differences are taken once, along a known number of values",
+        "it takes differences once, along an axis of known size",
     ),
     "Dot": (
         lambda layer, a, b: len(b.shape) == 2 and len(a.shape) > 1,
@@ -374,7 +374,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
     "Logsumexp": (lambda layer, x: isinstance(layer.axis, int), "it runs along one axis"),
     "Norm": (
         lambda layer, x: layer.axis is not None and layer.ord in (None, 1, 2, "fro", np.inf, "inf"),
-        "it runs along axes that are given, and its order is 1, 2 or infinite",
+        "its axes must be given, and its order must be 1, 2 or infinite",
     ),
     **dict.fromkeys(
         ("Tril", "Triu"),

@@ -71,7 +71,7 @@ def _rgb(layer: Any, x: Tensor) -> Tensor:
 
 
 def _filtered(x: Tensor, function: Callable[..., Any], size: int, padding: str) -> Tensor:
-    """A filter with zeros beyond the edges, by what it makes of one bright pixel."""
+    """A filter with zeros beyond the edges, given by its response to one bright pixel."""
     dot = np.zeros((1, 2 * size - 1, 2 * size - 1, 1), "float32")
     dot[0, size - 1, size - 1] = 1.0
     response = to_numpy(function(dot)).reshape(2 * size - 1, 2 * size - 1, 1, -1)
@@ -97,7 +97,7 @@ def _edges(layer: Any, x: Tensor) -> Tensor:
 
 
 def _scaled(layer: Any, x: Tensor, shape: Any, scale: Any, translation: Any) -> Tensor:
-    """Resampling along each axis, as a product with what becomes of each place."""
+    """Resampling along each axis, as a product with the response to each place."""
     wanted = to_numpy(shape).tolist()
     scale, translation = (np.ravel(to_numpy(part)) for part in (scale, translation))
     for dim, factor, move in zip(layer.spatial_dims, scale, translation, strict=True):

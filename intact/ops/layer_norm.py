@@ -88,8 +88,7 @@ class LayerNormalization(Op):
             if not centre:
                 gamma = layer.scale
         else:
-            given = [*weights, *kwargs.values(), None, None]
-            gamma, beta = given[:2]
+            gamma, beta = [*weights, *kwargs.values(), None, None][:2]
         axis = listed_axes(layer)
         axes = tuple(sorted(a % len(x.shape) for a in axis))
         last = tuple(range(len(x.shape)))[-len(axes) :]

@@ -161,7 +161,7 @@ def contract(
         a: A tensor of the new graph, or a variable or array.
         b: Likewise; at most one of the two is not a tensor.
         equation: As for `keras.ops.einsum`, without an ellipsis.
-        layer: What it stands for, for names and errors.
+        layer: The user's layer or operation, for names and errors.
         tracer: The tracer.
         bias: An array that is added along the axes that come from `b`, if `b` is constant.
         **dense: More arguments of the dense layer that a constant `b` becomes.

@@ -148,7 +148,7 @@ class NumberPadding(Op):
 
 @keras.saving.register_keras_serializable("intact")
 class PadLowest(Pad):
-    """Minus infinity around every axis but the batch, for what takes a maximum.
+    """Minus infinity around every axis but the batch, for a maximum that follows.
 
     Args:
         padding: How many before and after, per axis.

@@ -35,7 +35,7 @@ class Recurrent(Op):
     notes = (
         "A known number of steps. LSTM(stateful=True): UNIDIRECTIONAL_SEQUENCE_LSTM, which keeps "
         "the state; other layers' states are inputs and outputs. "
-        "Recurrent dropout draws anew at every step."
+        "Recurrent dropout draws a new mask at every step."
     )
     cases = (
         Case(lambda: layers.SimpleRNN(4), (5, 3), exact=False),

@@ -20,7 +20,7 @@ class Zeros(FunctionLayer):
 
     Args:
         units: The size of its last axis; the others are the input's.
-        first: Whether axis 1 of the input is the time, of which one step is taken.
+        first: Whether axis 1 of the input is the time, which the state has only one step of.
     """
 
     units: int

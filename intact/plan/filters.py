@@ -44,7 +44,7 @@ class LayerFilter:
                 )
             self._patterns = [_compiled(pattern) for pattern in patterns]
         self._all = filters is None
-        self._found: set[str] = set()
+        self._matched: set[str] = set()
         self._names: list[str] = []
 
     def rule(self, layer: Any) -> Rule | None:
@@ -63,7 +63,7 @@ class LayerFilter:
             matching = [layer.name] if self._function(layer) else []
         else:
             matching = [p.pattern for p in self._patterns if p.search(layer.name)]
-        self._found.update(matching)
+        self._matched.update(matching)
         return bool(matching)
 
     def check(self) -> list[str]:
@@ -72,14 +72,14 @@ class LayerFilter:
         Raises:
             IntactError: No layer was chosen at all.
         """
-        if not self._all and not self._found:
+        if not self._all and not self._matched:
             names = list(dict.fromkeys(self._names))
             shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
             raise IntactError(
                 "`filters` choose no layer, so nothing would be quantized. The layers are: "
                 f"{shown}."
             )
-        return [p.pattern for p in self._patterns if p.pattern not in self._found]
+        return [p.pattern for p in self._patterns if p.pattern not in self._matched]
 
 
 def _compiled(pattern: str) -> re.Pattern:

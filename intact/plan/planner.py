@@ -350,11 +350,11 @@ class _Planner:
 
     def _widen_output(self, tensor: keras.KerasTensor, node: Node) -> None:
         """Convert a model's output to the type of its rule, if its kernel has 8 bits only."""
-        asked = self._asked_rule(node.layer)
+        rule = self._asked_rule(node.layer)
         range_plan = self.tensor_range.get(id(tensor))
-        if range_plan is None or asked.activations is None or self._rule(node.layer) is asked:
+        if range_plan is None or rule.activations is None or self._rule(node.layer) is rule:
             return
-        wide = self._new_range(f"{node.layer.name}_output", asked.activations)
+        wide = self._new_range(f"{node.layer.name}_output", rule.activations)
         self.exits[id(tensor)] = self._site(wide.name, wide, "convert")
 
     def _chain(self, node: Node, op: Op) -> list[Node]:

@@ -44,8 +44,8 @@ def distill(
     Args:
         model: What `quantize_model` returned.
         teacher: The float model, of the same outputs; it stays as it is.
-        data: As for `calibrate`. Arrays are shuffled in each epoch; anything else is taken as
-            it comes, a `PyDataset` anew in each epoch, so that it may augment.
+        data: As for `calibrate`. Arrays are shuffled in each epoch; other data keeps its order, and
+            a `PyDataset` is read again in each epoch, so that it may augment.
         epochs: How often to go through the data.
         steps: How many batches to take at most in each epoch.
         batch_size: Samples per batch, for arrays.

@@ -120,7 +120,7 @@ class KernelRounding:
         """A kernel's results, saturated, with the gradient of the real values.
 
         Args:
-            exact: The kernel's results, less the zero point.
+            exact: The kernel's results minus the zero point.
             pending: What the op's `call` returned.
             params: The output's `scale` and `zero_point`.
             low: Smallest value, scalar.

@@ -41,10 +41,10 @@ def mixed(
 ) -> Scheme:
     """Choose a scheme for each layer, under a budget.
 
-    Layers are ranked by `sensitivity`. From all of them in the coarsest of the choices to all
-    in the finest there is a ladder, on which one layer after the other becomes finer, the most
-    damaging first. With an accuracy asked for, the lowest rung that has it is taken; with a
-    limit of size or latency, the highest rung within it. Rungs are measured on files, as LiteRT
+    Layers are ranked by `sensitivity`. A ladder leads from all layers in the coarsest choice to all
+    in the finest; on each rung one more layer becomes finer, the most damaging first. For an
+    accuracy, the lowest rung that reaches it is chosen; for a limit of size or latency, the highest
+    rung within it. Rungs are measured on files, as LiteRT
     runs them, and found by bisection.
 
     Args:

@@ -148,8 +148,8 @@ def quantize_annotate_layer(
         )
     if isinstance(to_annotate, QuantizeAnnotate):
         raise IntactError(
-            f"Layer {to_annotate.layer.name!r} is annotated already. Annotate the layer inside "
-            "(`annotated.layer`) anew to give it another config."
+            f"Layer {to_annotate.layer.name!r} is annotated already. To give it another config, "
+            "annotate the layer inside (`annotated.layer`)."
         )
     if quantize_config is not None and not isinstance(quantize_config, QuantizeConfig):
         raise IntactError(

@@ -73,7 +73,7 @@ class DefaultNBitQuantizeScheme(Scheme):
         num_bits_activation: Width of the activations.
 
     Raises:
-        IntactError: A width that there is not.
+        IntactError: A width does not exist.
 
     Example:
 

@@ -190,7 +190,7 @@ def on(**letters: str) -> dict[str, frozenset[str]]:
 
 
 def versions(int8: int, int16: int | None = None, float32: int = 1) -> dict[str, int]:
-    """Versions by type, for kernels of which only these types have one.
+    """Versions by type, for kernels that only have these types.
 
     Args:
         int8: The version for int8.
