@@ -230,8 +230,7 @@ class TrackedRange(QuantizedLayer):
         if self.clock is not None:
             over = self.clock.reached("freeze_ranges", now)
             if self.learns:
-                # The optimizer moves the numbers that the first data, or the data before the delay,
-                # gave.
+                # The optimizer moves what the first data, or those before the delay, gave.
                 over = ops.logical_or(over, self.clock.reached("quant_delay", now))
             observes = ops.logical_or(observes, ops.logical_not(over))
         always = self.clock is None and not self.learns
