@@ -84,6 +84,20 @@ class Positions(layers.Layer):
         return x + self.table(ops.arange(0, steps, 1)) + ops.sin(phase)
 
 
+class FewPositions(layers.Layer):
+    """A copy of a small table's first rows for each sample."""
+
+    def build(self, shape: Any) -> None:
+        self.table = self.add_weight(shape=(31, shape[-1]))
+
+    def call(self, x: Any) -> Any:
+        rows = ops.slice(self.table, (0, 0), ops.shape(x)[1:])
+        return ops.concatenate([x, ops.broadcast_to(rows, ops.shape(x))], axis=-1)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return (*shape[:-1], 2 * shape[-1])
+
+
 class Causal(layers.Layer):
     """Attention under a mask that is computed from the number of steps, for each sample."""
 
@@ -149,6 +163,7 @@ CASES = {
     "code for blocks of pixels": Sized(lambda x: PixelShuffle()(features(x)), IMAGE, IMAGES),
     "pixels as tokens": Sized(lambda x: layers.Dense(4)(Tokens()(features(x))), IMAGE, IMAGES),
     "positions": Sized(lambda x: Positions()(x), (None, 16), STEPS),
+    "a small table for each sample": Sized(lambda x: FewPositions()(x), (None, 16), STEPS),
     "mask": Sized(lambda x: Causal()(x), (None, 16), STEPS),
     "causal attention": Sized(
         lambda x: layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True), (None, 16), STEPS

@@ -176,8 +176,8 @@ class Merger:
         places = [to_numpy(fold(node.layer, numbered, run)) for run, node in enumerate(nodes)]
         same = len({p.shape for p in places}) == 1
         rows = None if same else per_sample(places)
-        if rows is not None and len({row.shape for row in rows}) == 1 == len(rows[0]):
-            all_places = rows[0]
+        if rows is not None and len(rows[0]) == 1 and are_parts(rows):
+            all_places = rows[-1]
         elif same or are_parts(places):
             all_places = places[-1]
         else:
@@ -189,8 +189,10 @@ class Merger:
         weight = keras.Variable(moved, trainable=True, dtype=source.dtype, name=source.name)
         weight.regularizer = source.regularizer
         kept: Any = weight
-        if rows is not None:
+        if rows is not None and len({row.shape for row in rows}) == 1:
             kept = Rows(weight)
+        elif rows is not None:
+            kept = Part(weight, tuple(row.shape for row in rows), each=True)
         elif not same:
             kept = Part(weight, tuple(p.shape for p in places))
         return Runs((kept,) * len(nodes))
@@ -209,7 +211,7 @@ class Merger:
         if isinstance(first, Rows):
             return first.weight if rank else self._repeated(first.weight, 1)
         if isinstance(first, Part):
-            return self._part(first.weight, first.shapes, rank)
+            return self._part(first.weight, first.shapes, rank, first.each and not rank)
         if all(first is other or equal(first, other) for other in value.values[1:]):
             return first
         if all(map(is_array, value.values)):
@@ -221,21 +223,24 @@ class Merger:
                 )
             parts = arrays if rows is None else rows
             if are_parts(parts) and (rows is None or len(rows[0]) == 1):
-                table = self._part(parts[-1], tuple(p.shape for p in parts), rank)
-                return table if rank or rows is None else self._for_each_sample(table)
+                shapes = tuple(p.shape for p in parts)
+                return self._part(parts[-1], shapes, rank, each=rows is not None and not rank)
             if _are_random(arrays):
                 raise RandomError("random numbers")
         sized = is_array(first) and np.ndim(to_numpy(first))
         what = f"an array of shape {to_numpy(first).shape}" if sized else f"the value {first!r}"
         raise BatchError(f"{what}")
 
-    def _part(self, table: Any, shapes: tuple[tuple[int, ...], ...], rank: int) -> Any:
+    def _part(
+        self, table: Any, shapes: tuple[tuple[int, ...], ...], rank: int, each: bool = False
+    ) -> Any:
         """The first values of a constant or weight, as many as axes of inputs have.
 
         Args:
             table: As many values as the largest sizes have.
             shapes: The shape that each run has.
             rank: The rank that it is broadcast to; 0 where it is not.
+            each: Whether each sample has a copy of its first row.
         """
         ends = []
         tensors: list[Any] = []
@@ -248,17 +253,11 @@ class Merger:
                     tensors.append(tensor)
                 index = next(i for i, other in enumerate(tensors) if other is tensor)
                 ends.append((axis - len(shapes[0]), index, place))
-        operation = TablePart(ends, max(rank, len(shapes[0])))
+        operation = TablePart(ends, max(rank, len(shapes[0])), each)
+        tensors += [self._zeros()] if each else []
         output = operation.compute_output_spec(table, *tensors)
         KerasNode(operation, call_args=(table, *tensors), call_kwargs={}, outputs=[output])
         return output
-
-    def _for_each_sample(self, part: Any) -> Any:
-        """A tensor of the new graph whose one row stands for each sample, with all of them."""
-        rows = ops.reshape(self._zeros(), (-1, *(1,) * (len(part.shape) - 1)))
-        if part.dtype == "bool":
-            return ops.logical_or(part, ops.cast(rows, "bool"))
-        return ops.add(part, ops.cast(rows, part.dtype))
 
     def _zeros(self) -> Any:
         """A zero for each sample."""
@@ -288,17 +287,21 @@ class TablePart(keras.Operation):
     Args:
         ends: For each such axis, counted from the last: the axis, which tensor, and its axis.
         rank: The rank of the output; axes of size 1 come first.
+        each: Whether each sample has a copy of the first row. The last tensor then has a zero for
+            each sample.
     """
 
-    def __init__(self, ends: list[tuple[int, int, int]], rank: int) -> None:
+    def __init__(self, ends: list[tuple[int, int, int]], rank: int, each: bool) -> None:
         super().__init__()
-        self.ends, self.rank = ends, rank
+        self.ends, self.rank, self.each = ends, rank, each
 
     def compute_output_spec(self, table: Any, *others: Any) -> keras.KerasTensor:
         """The symbolic output of a call."""
         sizes = [*(1,) * (self.rank - len(table.shape)), *table.shape]
         for axis, other, place in self.ends:
             sizes[axis] = others[other].shape[place]
+        if self.each:
+            sizes[0] = others[-1].shape[0]
         return keras.KerasTensor(sizes, keras.backend.standardize_dtype(table.dtype))
 
 

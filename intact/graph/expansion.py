@@ -11,7 +11,7 @@ import keras
 from intact.errors import IntactError
 from intact.graph.batch import Merger, batch_factor
 from intact.graph.masks import Masks
-from intact.graph.runs import APART, FREE, SAMPLES, BatchError, RandomError
+from intact.graph.runs import FREE, SAMPLES, BatchError, RandomError
 from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_whole
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Symbols = dict[int, keras.KerasTensor]
 """By the id of a tensor of the new graph, the symbolic tensor that replaces it in a function."""
+
+RunOf = Callable[[int, int, int], tuple[list[Any], Any]]
+"""Runs a `call` with known sizes; returns the inputs and the outputs."""
 
 ShapeOf = Callable[[keras.KerasTensor], tuple[int | None, ...]]
 
@@ -48,8 +51,8 @@ def expand_call(
     tensors = _tensors((args, kwargs, list(masks.values())))
     symbols = _symbols(tensors, masks, lambda t: t.shape)
 
-    def run(samples: int, size: int) -> tuple[list[Any], Any]:
-        known = _symbols(tensors, masks, partial(_shape, tracer, samples, size))
+    def run(samples: int, size: int, apart: int) -> tuple[list[Any], Any]:
+        known = _symbols(tensors, masks, partial(_shape, tracer, samples, size, apart))
         return list(known.values()), _run(layer, *_replaced((args, kwargs), known))
 
     layer.add_loss = lambda loss: tracer.not_kept.append(layer.name)
@@ -78,14 +81,12 @@ def expand_call(
     return _inline(tracer, layer, tensors, symbols, merged)
 
 
-def _merged(
-    run: Callable[[int, int], tuple[list[Any], Any]], tensors: list[keras.KerasTensor], symbols: Any
-) -> tuple[Merger, Any]:
+def _merged(run: RunOf, tensors: list[keras.KerasTensor], symbols: Any) -> tuple[Merger, Any]:
     """One graph of unknown sizes, of several runs of a `call` with known ones.
 
     Args:
-        run: Runs it for a number of samples, and a size for axes of unknown size; returns the
-            inputs and the outputs.
+        run: Runs it for a number of samples, a size for the first axis of unknown size, and the
+            difference to the next; returns the inputs and the outputs.
         tensors: What it is called on.
         symbols: The inputs of the new graph.
 
@@ -99,22 +100,25 @@ def _merged(
 
     if not any(None in t.shape[1:] for t in tensors):
         # Twice where all sizes are known, too: random numbers then differ.
-        return merge([run(samples, 0) for samples in SAMPLES[:2]])
-    for sizes in FREE:
+        return merge([run(samples, 0, 0) for samples in SAMPLES[:2]])
+    first: Exception | None = None
+    for small, middle, apart in FREE:
         try:
-            runs = [run(samples, size) for samples, size in zip(SAMPLES, sizes, strict=False)]
+            runs = [run(SAMPLES[0], small, apart), run(SAMPLES[1], middle, apart)]
             best = merge([*runs, runs[-1]])
             break
         except BatchError:
             raise
-        except Exception:
-            if sizes == FREE[-1]:
-                raise
+        except Exception as error:
+            first = first or error
+    else:
+        assert first is not None
+        raise first
     # The largest size that the code takes, such as the number of positions that it knows.
-    low, high, size = sizes[-1], LARGEST + 1, LARGEST
+    low, high, size = middle, LARGEST + 1, LARGEST
     while low + 1 < high:
         try:
-            best, low = merge([*runs, run(SAMPLES[-1], size)]), size
+            best, low = merge([*runs, run(SAMPLES[-1], size, apart)]), size
         except Exception:
             high = size
         size = (low + high) // 2
@@ -137,7 +141,7 @@ def _symbols(tensors: list[keras.KerasTensor], masks: Masks, shape_of: ShapeOf) 
 
 
 def _shape(
-    tracer: "Tracer", samples: int, size: int, tensor: keras.KerasTensor
+    tracer: "Tracer", samples: int, size: int, apart: int, tensor: keras.KerasTensor
 ) -> tuple[int | None, ...]:
     """The shape of a tensor of the new graph for a known number of samples, and other sizes."""
     shape = list(tensor.shape)
@@ -145,7 +149,7 @@ def _shape(
         shape[0] = samples * batch_factor(tensor, tracer.factors)
     for axis in [axis for axis, known in enumerate(shape) if known is None]:
         shape[axis] = size
-        size += APART
+        size += apart
     return tuple(shape)
 
 

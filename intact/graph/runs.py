@@ -12,13 +12,14 @@ from intact.numerics.tensors import Variable, is_trainable, to_numpy
 SAMPLES = (23, 29, 29)
 """Two batch sizes that are unlikely to be other sizes of a model, which would hide mistakes."""
 
-FREE = ((32, 64), (8, 16))
-"""What stands for the first axis of unknown size in the first runs: images that can be halved, or
-fewer steps than a small table has.
+FREE = (
+    *((32, 64, 32), (32, 64, 0)),
+    *((8, 16, 8), (8, 16, 0)),
+    *((2, 4, 2), (2, 4, 0)),
+)
+"""What stands for axes of unknown size in the first two runs: the first axis in either run, and the
+difference between one axis and the next. Images must be halved; masks are square; tables are small.
 """
-
-APART = 32
-"""The difference between two such axes."""
 
 
 class BatchError(Exception):
@@ -59,14 +60,17 @@ class Part:
     Args:
         weight: The weight.
         shapes: The shape that each run has.
+        each: Whether each sample has a copy of the one row.
     """
 
     weight: Any
     shapes: tuple[tuple[int, ...], ...]
+    each: bool = False
 
     def values(self, run: int) -> np.ndarray:
         """What a run has of it."""
-        return to_numpy(self.weight)[tuple(map(slice, self.shapes[run]))]
+        part = to_numpy(self.weight)[tuple(map(slice, self.shapes[run]))]
+        return np.repeat(part, SAMPLES[run], axis=0) if self.each else part
 
 
 def equal(a: Any, b: Any) -> bool:

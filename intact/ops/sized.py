@@ -9,6 +9,7 @@ from keras import layers, ops
 from intact.litert.builder import is_row
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole
 from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
+from intact.ops.constant import Gather
 from intact.ops.moves import Moved, SizedReshape
 from intact.ops.registry import register_op
 from intact.ops.shape import Moving
@@ -119,7 +120,11 @@ class TableParts(Op):
             # Its first axis is that of the batch.
             table = tracer.constant(table, f"{layer.name}_table", layer.rank, dtype, broadcast=True)
         ends = [(axis + layer.rank, other, place) for axis, other, place in layer.ends]
-        return tracer.emit(FirstValues(ends, name=layer.name), [table, *others])
+        zeros = others.pop() if layer.each else None
+        part = tracer.emit(FirstValues(ends, name=layer.name), [table, *others])
+        if zeros is None:
+            return part
+        return tracer.emit(Gather(name=f"{layer.name}_rows"), [part, zeros])
 
     def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
         table, *others = inputs
