@@ -58,9 +58,8 @@ class Registry(dict[str, T], Generic[T]):
             IntactError: There is none of that name.
         """
         if not isinstance(name, str) or name not in self:
-            raise IntactError(
-                f"There is no {self.kind} {name!r}. Known: {', '.join(sorted(self))}. {self.remedy}"
-            )
+            known = ", ".join(sorted(name for name in self if not name.startswith("_")))
+            raise IntactError(f"There is no {self.kind} {name!r}. Known: {known}. {self.remedy}")
         return self[name]
 
 

@@ -88,6 +88,19 @@ SCHEMES = {
 }
 
 
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_dead_unit_keeps_its_bias(scheme, normed, rng):
+    # XNNPACK's biases of 4-bit weights have four bits less.
+    x = keras.Input((8,))
+    dense = layers.Dense(3)
+    y = dense(x)
+    y = layers.BatchNormalization(beta_initializer=CONSTANT(0.7))(y) if normed else y
+    dense.kernel.assign(rng.normal(size=(8, 3)) * [0.0, 1.0, 1e-30])
+    dense.bias.assign([0.3, 0.1, 5.0])
+    check(keras.Model(x, y), rng.normal(size=(32, 8)).astype("float32"), 40, scheme)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_layer_of_zeros_has_its_bias(scheme, rng):
     layer = layers.Dense(4, kernel_initializer="zeros")

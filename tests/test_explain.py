@@ -96,3 +96,9 @@ def test_what_is_refused_is_listed(build, name):
     assert not explained.supported and not explained.integer
     unknown = [entry for entry in explained.layers if not entry.known]
     assert any(name in f"{entry.name} {entry.reason}" for entry in unknown)
+
+
+def test_what_reads_an_unknown_tensor_is_listed():
+    x = keras.Input((6, 4))
+    report = str(intact.explain(keras.Model(x, ops.cast(x > ops.median(x), "float32"))))
+    assert "Median" in report

@@ -56,19 +56,28 @@ class UnknownOp(Op):
 class _Explainer(Tracer):
     """A tracer that notes layers that it cannot handle, and goes on."""
 
+    unknown: Unknown | None = None
+
     def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
         try:
             return super().trace(layer, args, kwargs, masks)
         except UnsupportedLayerError as error:
-            try:
-                outputs = layer.compute_output_spec(*args, **kwargs)
-            except Exception:
-                # The layer around this one cannot be handled.
-                raise error from None
-            tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
-            unknown = Unknown(str(error).split(" Replace it")[0], outputs, name=layer.name)
-            unknown.name = self.unique(layer.name)
-            return unknown(*(tensors or [self.anchor]))
+            reason, cause = str(error).split(" Replace it")[0], error
+        except Exception as error:
+            # Only behind an unknown layer, there are tensors that no model has.
+            if self.unknown is None:
+                raise
+            what = f"{type(layer).__name__} {layer.name!r}"
+            reason, cause = f"{what} comes behind {self.unknown.name!r}, which is unknown.", error
+        try:
+            outputs = layer.compute_output_spec(*args, **kwargs)
+        except Exception:
+            # The layer around this one cannot be handled.
+            raise cause from None
+        tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
+        self.unknown = Unknown(reason, outputs, name=layer.name)
+        self.unknown.name = self.unique(layer.name)
+        return self.unknown(*(tensors or [self.anchor]))
 
 
 @dataclass(frozen=True)

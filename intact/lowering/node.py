@@ -19,6 +19,7 @@ from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import weight_params
 from intact.ops.base import Op, Weighted
 from intact.ops.registry import get_op
+from intact.plan.scheme import NARROW
 
 if TYPE_CHECKING:
     from intact.lowering.lowering import Lowering
@@ -250,10 +251,28 @@ def settle_signs(node: LoweringNode) -> None:
     # If all weights are 0, any scale is right; this one is not too small for any kernel.
     layout = planned.layout if scale.ndim else PER_TENSOR
     idle = ~values.any(axis=layout.shared(values.ndim)).reshape(scale.shape)
+    if planned.dtype in NARROW:
+        bias, scale = _fitting(bias, scale, idle)
     idle &= bias == 0 if scale.ndim else not bias.any()
     scale = np.where(idle, node.output.scale / acc.input_scale, scale).astype("float32")
     node.weights["kernel"] = replace(planned, values=values, scale=scale)
     node.sums = acc._replace(bias=bias, weight_scale=scale)
+
+
+def _fitting(bias: np.ndarray, scale: np.ndarray, idle: np.ndarray) -> tuple[Any, Any]:
+    """Biases and scales of which those without weights count in larger units.
+
+    XNNPACK multiplies the biases of dense layers of 4-bit weights by 16, in 32 bits. The bits
+    that go are 0, because biases are computed in float32.
+
+    Args:
+        bias: The biases.
+        scale: The scales, per channel or one for all.
+        idle: Where all weights are 0, likewise.
+    """
+    largest = np.abs(bias) if scale.ndim else np.abs(bias).max()
+    shift = np.where(idle, np.maximum(np.frexp(largest)[1] - 26, 0), 0)
+    return np.ldexp(bias, -shift), np.ldexp(scale, shift)
 
 
 def float_weights(node: LoweringNode, holder: Any) -> None:
