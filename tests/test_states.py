@@ -84,6 +84,7 @@ def test_states_are_saved(tmp_path):
     "states, message",
     [
         ({"state": "state_out"}, "Inputs: .*'state_in'"),
+        (["state_in"], "Received: .*state_in"),
         ({"state_in": "out"}, "fed back"),
         ({"state_in": "state"}, "Outputs: .*'state_out'"),
     ],

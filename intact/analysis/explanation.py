@@ -59,6 +59,7 @@ class _Explainer(Tracer):
     unknown: Unknown | None = None
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, masks: Masks | None = None) -> Any:
+        cause: Exception
         try:
             return super().trace(layer, args, kwargs, masks)
         except UnsupportedLayerError as error:

@@ -77,12 +77,13 @@ def _state_tensors(
     outputs = dict(zip(output_names(model), model.outputs, strict=True))
     outputs |= dict(zip(signature_names(model), model.outputs, strict=True))
     pairs = []
+    named = isinstance(states, dict) and states.keys() <= inputs.keys()
+    if not named or not {*states.values()} <= outputs.keys():
+        raise IntactError(
+            "Expected `states` to map names of inputs to names of outputs. Received: "
+            f"{states!r}. Inputs: {[*inputs]}. Outputs: {[*outputs]}."
+        )
     for source, target in states.items():
-        if source not in inputs or target not in outputs:
-            raise IntactError(
-                "Expected `states` to map names of inputs to names of outputs. Received: "
-                f"{{{source!r}: {target!r}}}. Inputs: {[*inputs]}. Outputs: {[*outputs]}."
-            )
         if inputs[source].shape != outputs[target].shape:
             raise IntactError(
                 f"State {source!r} has the shape {inputs[source].shape}, and output {target!r}, "
