@@ -245,7 +245,11 @@ def joined(steps: list, tracer: Any) -> Any:
 def check_steps(layer: Any, x: Any, tracer: Any) -> None:
     """Refuse a sequence whose number of steps is unknown."""
     if x.shape[1] is None:
-        tracer.refuse(layer, f"the number of steps must be known, received shape {x.shape}")
+        tracer.refuse(
+            layer,
+            f"the number of steps must be known, received shape {x.shape}; call the model on a "
+            "`keras.Input` of fixed length, `keras.Model(x, model(x))`",
+        )
 
 
 def part_of_time(x: Any, i: int, tracer: Any) -> Any:
