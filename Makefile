@@ -7,7 +7,7 @@ TEST := .venv-test
 TORCH := torch==2.13.0
 # What backends that compile run, with one case of each op: most of a run is compiling. PyTorch
 # runs all, and alone what does not depend on the backend.
-COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, exact_graphs fixed_point keeping \
+COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, distributed exact_graphs fixed_point keeping \
 	kernels lstm numerics observers ops quantized_model quantizers schedule states table tracing \
 	training uses wide))
 # KerasHub without TensorFlow and its text ops, which its tokenizers alone need.

@@ -17,6 +17,9 @@ from intact.api import freeze_ranges as freeze_ranges
 from intact.api import quantize_model as quantize_model
 from intact.api import write_c_array as write_c_array
 from intact.calibration.calibration import calibrate as calibrate
+from intact.calibration.shards import Observations as Observations
+from intact.calibration.shards import apply as apply
+from intact.calibration.shards import observe as observe
 from intact.calibration.sources import Arrays as Arrays
 from intact.calibration.sources import Data as Data
 from intact.errors import AccuracyWarning as AccuracyWarning

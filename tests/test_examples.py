@@ -1,8 +1,12 @@
 """The examples run, and show what they say."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from small import host, lossy, quantizers
@@ -84,3 +88,29 @@ def test_annealed(run):
     assert intact.training_step(q) == 32
     assert losses[-1] < losses[0]
     assert comparison.different == 0
+
+
+SCRIPTS = {
+    "torch": ["processes_torch", "shards"],
+    "tensorflow": ["replicas_tensorflow"],
+    "jax": ["processes_jax"],
+}[keras.backend.backend()]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_that_start_processes_or_replicas(name):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(EXAMPLES / f"{name}.py")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Values that differ: 0" in done.stdout or "by one pass: True" in done.stdout
+
+
+@pytest.mark.parametrize("example", ["shards_dask"], indirect=True)
+def test_shards_on_dask(example):
+    ours, theirs = example.main(scheduler="synchronous")
+    assert ours == theirs

@@ -1,9 +1,5 @@
 """Training set-ups beside plain `fit`."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -248,44 +244,3 @@ def test_backup_and_restore_goes_on_where_it_was_interrupted(q, data, tmp_path):
         run(broken, Interrupt())
     run(resumed)
     close(whole, resumed, rtol=1e-5)
-
-
-MANY = """
-import sys
-import jax, keras, numpy as np
-import intact
-folder, many = sys.argv[1], sys.argv[2] == "8"
-assert len(jax.devices()) == (8 if many else 1)
-if many:
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
-q = keras.saving.load_model(folder + "/q.keras", compile=False)
-x, y = np.load(folder + "/x.npy"), np.load(folder + "/y.npy")
-q.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
-history = q.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
-found = {v.path: keras.ops.convert_to_numpy(v) for v in q.weights}
-np.savez(folder + f"/{sys.argv[2]}.npz", losses=history.history["loss"], **found)
-"""
-
-
-@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
-def test_eight_devices_do_what_one_does(data, rng, tmp_path):
-    x, y = data
-    # Each device has samples of another size: its own range would be another.
-    x = x * np.repeat(np.linspace(0.5, 4, 8), 4)[:, None, None, None].astype("float32")
-    intact.quantize_model(small(rng)).save(tmp_path / "q.keras")
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "y.npy", y)
-    for devices in ("1", "8"):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        done = subprocess.run(
-            [sys.executable, "-c", MANY, str(tmp_path), devices],
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-    one, eight = (np.load(tmp_path / f"{n}.npz") for n in ("1", "8"))
-    assert set(one) == set(eight)
-    for name in one:
-        np.testing.assert_allclose(eight[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)

@@ -22,6 +22,7 @@ from intact.litert.reader import LiteRTFile, read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
 from intact.names import Kernels
 from intact.numerics.affine import QTensor
+from intact.numerics.backend_kernels import predictor
 from intact.numerics.tensors import to_numpy
 
 MOST_VALUES = 2**26
@@ -81,6 +82,7 @@ def compare(
     if float_model is not None and float_model is not model:
         refuse_stream(model, "a comparison with the float model")
     runner, parts = _runner(model, points, float_model)
+    predict = predictor(runner)
     twin = None
     if float_model is None and rounded and not stateful_layers(model):
         twin = FloatForm(model, [*model.outputs, *(point.kernel.output for point in points)])
@@ -98,7 +100,7 @@ def compare(
     reset_states(model)
     for start in range(0, samples, batch_size):
         part = [a[start : start + batch_size] for a in arrays]
-        seen = runner.predict_on_batch(part if len(part) > 1 else part[0])
+        seen = predict(part if len(part) > 1 else part[0])
         seen = seen if isinstance(seen, list) else [seen]
         reals = None if twin is None else twin.attempt(part)
         _count(tallies, parts, seen, reals, exposed, part)

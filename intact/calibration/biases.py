@@ -4,12 +4,11 @@ Source: Nagel et al., arXiv:1906.04721, section 4.2.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.calibration.capture import Watch, products
 from intact.layers.kernel_graph import Kernel, kernel_graph
@@ -19,53 +18,39 @@ from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision
 from intact.ops.base import Weighted
 from intact.ops.registry import get_op
-from intact.quantizers.observers import Observer
+from intact.quantizers.means import Mean
 
 
-class Total(NamedTuple):
-    """The sum of samples, and their number."""
-
-    total: Any
-    count: Any
-
-
-class Mean(Observer):
-    """The mean over the samples."""
-
-    def look(self, x: Any, xp: Any = ops) -> Total:
-        """The sum of a batch."""
-        return Total(xp.sum(x, axis=0), xp.sum(xp.ones_like(x[:, 0]), axis=0))
-
-    def join(self, a: Total, b: Total, xp: Any = ops) -> Total:
-        """The sum of both."""
-        return Total(a.total + b.total, a.count + b.count)
-
-    def update(self, state: Total, seen: Total, xp: Any = ops) -> Total:
-        """The sum with one more batch."""
-        return self.join(state, seen)
-
-
-def correct_biases(model: keras.Model, look: Callable[[list[Watch]], list[Any]]) -> None:
-    """Add to biases what rounding the weights has changed in the mean of the outputs.
+class BiasPass:
+    """The pass over the data that corrects biases, by the mean of each layer's input.
 
     Args:
-        model: A quantized model; earlier corrections are undone.
-        look: Makes what each observer sees of its tensor, over all data.
+        model: A quantized model. Earlier corrections are taken back.
     """
-    take_back_corrections(model)
-    kernels = [kernel for kernel in kernel_graph(model).kernels if _has_kernel(kernel)]
-    nodes = [kernel.call for kernel in kernels]
-    inputs = look([(node.inputs[0], Mean()) for node in nodes])
-    # Products are linear, so the mean over the samples can be taken first.
-    means = [np.asarray(seen.total / seen.count, "float32")[None] for seen in inputs]
-    lost = products(model, nodes, [_rounding(kernel) for kernel in kernels], means)
-    per_layer: dict[int, list[Any]] = {}
-    for kernel, gap in zip(kernels, lost, strict=True):
-        shift = gap.mean(axis=tuple(range(gap.ndim - 1)))
-        per_layer.setdefault(id(kernel.layer), [kernel]).append(shift)
-    for kernel, *shifts in per_layer.values():
-        kernel.quantized.corrected = np.mean(shifts, axis=0)
-        _shift(kernel, kernel.quantized.corrected)
+
+    def __init__(self, model: keras.Model) -> None:
+        take_back_corrections(model)
+        self.model = model
+        self.kernels = [kernel for kernel in kernel_graph(model).kernels if _has_kernel(kernel)]
+        self.watches: list[Watch] = [(kernel.call.inputs[0], Mean()) for kernel in self.kernels]
+
+    def apply(self, states: list[Any]) -> None:
+        """Add to biases what rounding the weights takes from the mean of the outputs.
+
+        Args:
+            states: What each observer of `watches` saw of all the data.
+        """
+        # Products are linear: the mean over the samples may be taken first.
+        means = [np.asarray(seen.total / seen.count, "float32")[None] for seen in states]
+        nodes = [kernel.call for kernel in self.kernels]
+        lost = products(self.model, nodes, [_rounding(kernel) for kernel in self.kernels], means)
+        per_layer: dict[int, list[Any]] = {}
+        for kernel, gap in zip(self.kernels, lost, strict=True):
+            shift = gap.mean(axis=tuple(range(gap.ndim - 1)))
+            per_layer.setdefault(id(kernel.layer), [kernel]).append(shift)
+        for kernel, *shifts in per_layer.values():
+            kernel.quantized.corrected = np.mean(shifts, axis=0)
+            _shift(kernel, kernel.quantized.corrected)
 
 
 def take_back_corrections(model: keras.Model) -> None:

@@ -1,15 +1,14 @@
 """Calibration: finds ranges by running data past observers."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.calibration.accuracy import warn_of_losses
-from intact.calibration.biases import Mean, State, Total, correct_biases
+from intact.calibration.biases import BiasPass, State
 from intact.calibration.capture import Capture, Watch
 from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
@@ -21,6 +20,7 @@ from intact.layers.stateful import check_stream, reset_states, stateful_layers
 from intact.names import ObserverName
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
+from intact.quantizers.means import MeanSize
 from intact.quantizers.observers import Observer, get_observer
 from intact.quantizers.uses import UseObserver, limits
 
@@ -86,7 +86,7 @@ def calibrate(
     >>> q = calibrate(q, np.random.default_rng(0).normal(size=(100, 4)), verbose=0)
     """
     refuse_nested(model, "calibrating")
-    observed = _observed(model)
+    observed = observed_layers(model)
     has_rounding = any(isinstance(layer, QuantizedWeights | FakeQuantize) for layer in model.layers)
     if not observed and not has_rounding:
         raise IntactError(
@@ -122,26 +122,29 @@ def find_ranges(
     Returns:
         A few samples of the data, an array for each input.
     """
-    observed = _observed(model)
+    observed = observed_layers(model)
     if stateful_layers(model):
         batch_size = model.inputs[0].shape[0]
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
     source = Source(
-        data, steps, batch_size, model.inputs, whole_batches=bool(stateful_layers(model))
+        data,
+        steps,
+        batch_size,
+        model.inputs,
+        whole_batches=bool(stateful_layers(model)),
+        once=not (observed and bias_correction),
     )
     passes = bool(observed) + bias_correction
     bar = keras.utils.Progbar(source.total(passes), verbose=verbose)
     before = State(model)
-
-    def look(watches: list[Watch]) -> list[Any]:
-        return _look(model, watches, source, bar)
-
     try:
-        with _in_float(model):
+        with observing(model):
             if bias_correction:
-                correct_biases(model, look)
-            _observe(model, observed, observer, look)
+                biases = BiasPass(model)
+                biases.apply(look(model, biases.watches, source, bar))
+            ranges = RangePass(model, observer)
+            ranges.apply(look(model, ranges.watches, source, bar))
         if bar.target is None:
             bar.update(source.taken, finalize=True)
         reset_states(model)
@@ -152,43 +155,54 @@ def find_ranges(
     return source.few
 
 
-def _observed(model: keras.Model) -> list[FakeQuantize]:
+def observed_layers(model: keras.Model) -> list[FakeQuantize]:
     """The quantizers whose ranges come from data."""
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
     return [layer for layer in quantizers if layer.fixed is None]
 
 
-def _observe(
-    model: keras.Model,
-    observed: list[FakeQuantize],
-    observer: str | Observer | None,
-    look: Callable[[list[Watch]], list[Any]],
-) -> None:
-    """Set the ranges to what the observers have seen."""
-    calls = range_calls(view(model))
-    observers = {id(fake): get_observer(observer or fake.spec.observer) for fake in observed}
-    watches: list[Watch] = [(node.outputs[0], observers[id(node.layer)]) for node, _ in calls]
-    sized: list[Watch] = [(node.outputs[0], _Size()) for node, _ in calls if node.layer.learns]
-    states = look(watches + sized + _uses(calls))
-    sizes = iter(states[len(calls) :])
-    uses = iter(states[len(calls) + len(sized) :])
-    seen: dict[int, dict[int, tuple]] = {}
-    for (node, slot), state in zip(calls, states, strict=False):
-        size = next(sizes) if node.layer.learns else None
-        ends = limits([next(uses) for _ in _partners(node)], node.layer.steps)
-        seen.setdefault(id(node.layer), {})[slot] = (state, size, ends)
-    for layer in observed:
-        slots = (seen[id(layer)][slot] for slot in range(layer.slots))
-        parts, totals, ends = zip(*slots, strict=True)
-        size = np.array([s.total / s.count for s in totals]) if layer.learns else None
-        bounds = observers[id(layer)].bounds(list(parts), layer.grid_of)
-        bounds = tuple(np.clip(bounds, *np.array(ends, "float32").T))
-        if not np.isfinite(bounds).all():
-            raise InvalidDataError(
-                f"Values that {layer.name!r} quantizes are too large for float32, or not "
-                "numbers, on this data. Scale the data, or the layers before."
-            )
-        layer.set_range(*bounds, size)
+class RangePass:
+    """The pass over the data that finds the ranges of a model's activations.
+
+    Args:
+        model: A quantized model.
+        observer: As for `calibrate`.
+    """
+
+    def __init__(self, model: keras.Model, observer: str | Observer | None = None) -> None:
+        self.layers = observed_layers(model)
+        self.calls = range_calls(view(model))
+        rules = {id(fake): get_observer(observer or fake.spec.observer) for fake in self.layers}
+        self.rules = rules
+        watches: list[Watch] = [(node.outputs[0], rules[id(node.layer)]) for node, _ in self.calls]
+        sizes = (node for node, _ in self.calls if node.layer.learns)
+        sized: list[Watch] = [(node.outputs[0], MeanSize()) for node in sizes]
+        self.watches = watches + sized + _uses(self.calls)
+
+    def apply(self, states: list[Any]) -> None:
+        """Set the ranges.
+
+        Args:
+            states: What each observer of `watches` saw of all the data.
+        """
+        calls, others = self.calls, iter(states[len(self.calls) :])
+        sizes = {id(node): next(others) for node, _ in calls if node.layer.learns}
+        seen: dict[int, dict[int, tuple]] = {}
+        for (node, slot), state in zip(calls, states, strict=False):
+            ends = limits([next(others) for _ in _partners(node)], node.layer.steps)
+            seen.setdefault(id(node.layer), {})[slot] = (state, sizes.get(id(node)), ends)
+        for layer in self.layers:
+            slots = (seen[id(layer)][slot] for slot in range(layer.slots))
+            parts, totals, ends = zip(*slots, strict=True)
+            size = np.array([s.total / s.count for s in totals]) if layer.learns else None
+            bounds = self.rules[id(layer)].bounds(list(parts), layer.grid_of)
+            bounds = tuple(np.clip(bounds, *np.array(ends, "float32").T))
+            if not np.isfinite(bounds).all():
+                raise InvalidDataError(
+                    f"Values that {layer.name!r} quantizes are too large for float32, or not "
+                    "numbers, on this data. Scale the data, or the layers before."
+                )
+            layer.set_range(*bounds, size)
 
 
 def _fill_all(model: keras.Model, default_ranges: tuple[float, float]) -> None:
@@ -200,7 +214,7 @@ def _fill_all(model: keras.Model, default_ranges: tuple[float, float]) -> None:
             f"Received: {default_ranges!r}."
         )
     calls = range_calls(view(model))
-    for layer in _observed(model):
+    for layer in observed_layers(model):
         if not layer.calibrated:
             _fill(layer, calls, low, high)
 
@@ -229,8 +243,18 @@ def _fill(layer: FakeQuantize, calls: list[tuple[Node, int]], low: float, high: 
     layer.set_range(minimum, maximum)
 
 
-def _look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> list[Any]:
-    """Run all batches, and return the state of each observer."""
+def look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> list[Any]:
+    """Run all batches through a model that lets real values through.
+
+    Args:
+        model: A quantized model.
+        watches: The tensors to look at, and their observers.
+        source: The batches.
+        bar: A progress bar.
+
+    Returns:
+        The state of each observer.
+    """
     if not watches:
         return []
     watcher = Capture(model, watches)
@@ -245,15 +269,8 @@ def _look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) ->
     return states
 
 
-class _Size(Mean):
-    """The mean size of all values."""
-
-    def look(self, x: Any, xp: Any = ops) -> Total:
-        return Total(xp.sum(xp.abs(x)), xp.sum(xp.ones_like(x)))
-
-
 @contextlib.contextmanager
-def _in_float(model: keras.Model) -> Iterator[None]:
+def observing(model: keras.Model) -> Iterator[None]:
     """Let real values through all quantizers."""
     quantizers = [layer for layer in model.layers if isinstance(layer, FakeQuantize)]
     for layer in quantizers:

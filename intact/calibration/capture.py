@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ from intact.graph.view import Node, with_outputs
 from intact.layers.stateful import stateful_layers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_products, lower_real
+from intact.numerics.backend_kernels import predictor
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.ops.registry import get_op
@@ -63,8 +65,8 @@ class Capture:
                 return self._by_litert(self.file, batch)
             except (IntactError, RuntimeError, ValueError, ArithmeticError):
                 self.file = None
-        looks, runner = self._runner
-        outputs = runner.predict_on_batch(batch if len(batch) > 1 else batch[0])
+        looks, predict = self._runner
+        outputs = predict(batch if len(batch) > 1 else batch[0])
         # Keras unpacks a list of one.
         return keras.tree.pack_sequence_as(looks, keras.tree.flatten(outputs))
 
@@ -74,9 +76,9 @@ class Capture:
             return watch[1].look(keras.tree.map_structure(self.file.view, names), numpy_ops)
 
     @functools.cached_property
-    def _runner(self) -> tuple[list[Any], keras.Model]:
+    def _runner(self) -> tuple[list[Any], Callable[[Any], Any]]:
         looks = [_Look(observer)(x) for x, observer in self.watches]
-        return looks, with_outputs(self.model, looks)
+        return looks, predictor(with_outputs(self.model, looks))
 
     def _by_litert(self, file: LiteRTModel, batch: list[np.ndarray]) -> list[Any]:
         states: list[Any] = []

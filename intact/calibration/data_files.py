@@ -1,10 +1,12 @@
 """Data on disk: `.npy` and `.npz` files, and folders of images."""
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
 from intact.errors import InvalidDataError
 from intact.paths import check_data_path
@@ -47,37 +49,83 @@ def load_data(
     >>> load_data(Path("x.npy"), {"x": (None, 4)}, mean=(4.0,), std=(2.0,), samples=1)
     array([[-2. , -1.5, -1. , -0.5]], dtype=float32)
     """
-    check_data_path(path)
-    if path.is_dir():
-        data: Any = _read_images(path, inputs, samples)
-    else:
-        data = _read_arrays(path, inputs, array)
-    named = data if isinstance(data, dict) else {path.name: data}
-    prepared = {name: _prepare(name, value, mean, std, samples) for name, value in named.items()}
-    return prepared if isinstance(data, dict) else prepared[path.name]
+    data = DiskData(path, inputs, array, mean, std)
+    return data.read(chosen(len(data), samples))
 
 
-def count_samples(path: Path, inputs: dict[str, Shape], array: str | None = None) -> int:
-    """How many samples there are on disk.
+class DiskData:
+    """Samples in a file or a folder, read when they are asked for.
 
     Args:
-        path: As for `load_data`.
-        inputs: As for `load_data`.
-        array: As for `load_data`.
-
-    Raises:
-        InvalidDataError: There is no such data, or it is damaged.
+        path: As for `load_data`; so are the others.
     """
-    check_data_path(path)
-    if path.is_dir():
-        return len(_images(path))
-    data = _read_arrays(path, inputs, array)
-    first = next(iter(data.values())) if isinstance(data, dict) else data
-    return len(first) if first.ndim else 0
+
+    def __init__(
+        self,
+        path: Path,
+        inputs: dict[str, Shape],
+        array: str | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        check_data_path(path)
+        self.path, self.inputs = path, inputs
+        self.mean, self.std = mean, std
+        self.images = _images(path, inputs) if path.is_dir() else None
+        self.arrays: Any = None if path.is_dir() else _read_arrays(path, inputs, array)
+
+    def __len__(self) -> int:
+        if self.images is not None:
+            return len(self.images)
+        arrays = self.arrays
+        first = next(iter(arrays.values())) if isinstance(arrays, dict) else arrays
+        return len(first) if first.ndim else 0
+
+    def read(self, places: np.ndarray) -> Any:
+        """Some of the samples.
+
+        Args:
+            places: Which.
+
+        Returns:
+            An array; or a dict of arrays, if there are several inputs.
+        """
+        if self.images is not None:
+            files = [self.images[place] for place in places]
+            return _prepare(self.path.name, _read_images(files, self.inputs), self.mean, self.std)
+        if isinstance(self.arrays, dict):
+            parts = self.arrays.items()
+            return {name: self._prepared(name, value, places) for name, value in parts}
+        return self._prepared(self.path.name, self.arrays, places)
+
+    def batches(self, places: np.ndarray, batch_size: int) -> Iterator[Any]:
+        """Some of the samples, read batch by batch.
+
+        Args:
+            places: Which.
+            batch_size: How many at once.
+        """
+        for first in range(0, len(places), batch_size):
+            yield self.read(places[first : first + batch_size])
+
+    def _prepared(self, name: str, values: Any, places: np.ndarray) -> np.ndarray:
+        if not values.ndim or not len(values):
+            raise InvalidDataError(f"The data in {name!r} is empty.")
+        if len(values) <= places.max(initial=-1):
+            raise InvalidDataError(
+                f"All inputs need the same number of samples. Received: {len(values)} in {name!r}."
+            )
+        return _prepare(name, np.asarray(values[places]), self.mean, self.std)
 
 
-def _images(path: Path) -> list[Path]:
-    """The images in a folder and its subfolders."""
+def _images(path: Path, inputs: dict[str, Shape]) -> list[Path]:
+    """The images in a folder and its subfolders, for a model that takes images."""
+    shapes = list(inputs.values())
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise InvalidDataError(
+            f"{str(path)!r} is a folder of images, and the model takes {inputs}. "
+            "Pass a .npz file with an array for each input."
+        )
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
     if not files:
         raise InvalidDataError(f"The folder {str(path)!r} has no images ({', '.join(IMAGES)}).")
@@ -89,13 +137,9 @@ def _prepare(
     values: np.ndarray,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-    samples: int | None,
 ) -> np.ndarray:
-    if not values.ndim or not len(values):
-        raise InvalidDataError(f"The data in {name!r} is empty.")
     if values.dtype.kind not in "biuf":
         raise InvalidDataError(f"Expected numbers in {name!r}. Received: {values.dtype}.")
-    values = values[_chosen(len(values), samples)]
     if mean or std:
         # Floats are scaled, too, because the caller asks for it.
         for what, numbers in (("mean", mean), ("std", std)):
@@ -111,8 +155,13 @@ def _prepare(
     return values
 
 
-def _chosen(count: int, samples: int | None) -> np.ndarray:
-    """Indices of some samples, evenly spread, because files are often sorted by class."""
+def chosen(count: int, samples: int | None) -> np.ndarray:
+    """Indices of some samples, evenly spread, because files are often sorted by class.
+
+    Args:
+        count: How many there are.
+        samples: How many to take at most.
+    """
     if samples is None or samples >= count:
         return np.arange(count)
     return np.arange(samples) * count // samples
@@ -121,9 +170,11 @@ def _chosen(count: int, samples: int | None) -> np.ndarray:
 def _read_arrays(path: Path, inputs: dict[str, Shape], array: str | None) -> Any:
     try:
         with path.open("rb") as file:
+            if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX:
+                # An array that lies in a file of its own is read where it is used.
+                return np.load(path, mmap_mode="r")
+            file.seek(0)
             content = np.load(file)
-            if isinstance(content, np.ndarray):
-                return content
             # Any zip archive passes for a .npz file.
             packed = [n for n in content.zip.namelist() if n.endswith(".npy")]
             names = [n.removesuffix(".npy") for n in packed]
@@ -149,7 +200,7 @@ def _read_arrays(path: Path, inputs: dict[str, Shape], array: str | None) -> Any
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
-def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> np.ndarray:
+def _read_images(files: list[Path], inputs: dict[str, Shape]) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -157,27 +208,21 @@ def _read_images(path: Path, inputs: dict[str, Shape], samples: int | None) -> n
             "Images are read by Pillow, which is not installed. "
             "Run `pip install 'keras-intact[images]'`."
         ) from error
-    shapes = list(inputs.values())
-    if len(shapes) != 1 or len(shapes[0]) != 4:
-        raise InvalidDataError(
-            f"{str(path)!r} is a folder of images, and the model takes {inputs}. "
-            "Pass a .npz file with an array for each input."
-        )
-    _, height, width, channels = shapes[0]
-    first = channels not in (1, 3) and shapes[0][1] in (1, 3)
+    (shape,) = inputs.values()
+    _, height, width, channels = shape
+    first = channels not in (1, 3) and shape[1] in (1, 3)
     if first:
-        _, channels, height, width = shapes[0]
-    files = _images(path)
+        _, channels, height, width = shape
     images = []
-    for place in _chosen(len(files), samples):
-        image = _open_image(files[place], "L" if channels == 1 else "RGB")
+    for file in files:
+        image = _open_image(file, "L" if channels == 1 else "RGB")
         if height and width:
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         images.append(np.asarray(image).reshape(image.height, image.width, -1))
     if len({image.shape for image in images}) > 1:
         raise InvalidDataError(
             "The model takes images of any size, but one batch needs images of one size. "
-            f"Resize those in {str(path)!r}."
+            f"Resize those in {str(files[0].parent)!r}."
         )
     batch = np.stack(images)
     return batch.transpose(0, 3, 1, 2) if first else batch

@@ -42,6 +42,7 @@ class Source:
         inputs: The model's inputs.
         rng: Shuffles arrays, in a new order each time.
         whole_batches: Whether the few samples are the first whole batches, as a stream needs.
+        once: Whether the batches are gone through once alone, so that none is kept.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class Source:
         inputs: list[Any],
         rng: np.random.Generator | None = None,
         whole_batches: bool = False,
+        once: bool = False,
     ) -> None:
         self.steps = steps
+        self.once = once
         self.whole_batches = whole_batches
         self.inputs = inputs
         self.seen = self.taken = 0
@@ -69,7 +72,7 @@ class Source:
         return None if self._length is None else self._length * passes
 
     def __iter__(self) -> Iterator[Any]:
-        if iter(self._batches) is self._batches:
+        if iter(self._batches) is self._batches and not self.once:
             # A generator yields its batches only once.
             self._batches = list(itertools.islice(self._batches, self.steps))
         self.seen = 0
@@ -145,7 +148,7 @@ def batches(
             raise InvalidDataError(
                 f"Expected a function without arguments that returns data. Received: {data!r}."
             ) from error
-        data = data()
+        return _Calls(data, lambda made: batches(made, batch_size, inputs, rng))
     if isinstance(data, keras.utils.PyDataset):
         return _Batches(len(data), data.__getitem__)
     if isinstance(data, list | tuple):
@@ -234,6 +237,17 @@ def collect(
     """
     parts = Source(data, steps, batch_size, inputs)
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+class _Calls:
+    """The batches of a function's data: it is called for each pass, so that no batch is kept."""
+
+    def __init__(self, function: Callable[[], Any], cut: Callable[[Any], Any]) -> None:
+        self._function = function
+        self._cut = cut
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._cut(self._function()))
 
 
 class _Batches:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from intact import __version__
-from intact.cli import analyze, convert, demo, files, improve, output
+from intact.cli import analyze, calibrate, convert, demo, files, improve, output
 from intact.errors import IntactError
 
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 for command in (
     *(convert.quantize, convert.export),
-    *(improve.recover, improve.advise),
+    *(calibrate.calibrate, improve.recover, improve.advise),
     *(analyze.explain, analyze.compare, analyze.bisect),
     *(files.inspect, files.verify, files.check, files.run, files.benchmark),
     demo.demo,

@@ -93,11 +93,11 @@ def advise(
 
 def _load_labels(path: Path, samples: Samples, inputs: dict[str, Any]) -> Any:
     """The labels of the samples that are used."""
-    from intact.calibration.data_files import count_samples, load_data
+    from intact.calibration.data_files import DiskData, load_data
 
     assert samples.data is not None
-    labels = count_samples(path, _LABELS)
-    images = count_samples(samples.data, inputs, samples.array)
+    labels = len(DiskData(path, _LABELS))
+    images = len(DiskData(samples.data, inputs, samples.array))
     if labels != images:
         raise InvalidDataError(
             f"{str(path)!r} has {labels} labels, and {str(samples.data)!r} {images} samples. "

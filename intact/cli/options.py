@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from intact.cli.output import warn
-from intact.errors import ExportError
+from intact.errors import ExportError, InvalidDataError
 from intact.names import IODtype, Kernels, SchemeName, TargetName
 from intact.paths import (
     check_data_path,
@@ -161,6 +161,31 @@ class Samples:
                     "model was trained on scaled values, pass --mean and --std."
                 )
         return x
+
+    def shard_for(self, model: "keras.Model", number: int, count: int, batch_size: int) -> Any:
+        """One shard of the samples for a Keras model, read batch by batch.
+
+        Args:
+            model: The model.
+            number: Which shard, from 1 on.
+            count: How many shards there are.
+            batch_size: Samples per batch.
+
+        Returns:
+            An iterator of batches.
+        """
+        from intact.calibration.data_files import DiskData, chosen
+
+        if self.data is None:
+            raise click.UsageError("Samples are needed: pass them with --data.")
+        disk = DiskData(self.data, input_shapes(model), self.array, self.mean, self.std)
+        # Every so many, so that shards of sorted files are alike.
+        places = chosen(len(disk), self.count)[number - 1 :: count]
+        if not len(places):
+            raise InvalidDataError(
+                f"Shard {number} of {count} is empty: {str(self.data)!r} has {len(disk)} samples."
+            )
+        return disk.batches(places, batch_size)
 
 
 def input_shapes(model: "keras.Model") -> "dict[str, Shape]":

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from intact.errors import IntactError
+from intact.numerics.backend_kernels import EQUAL
 from intact.numerics.tensors import Tensor, to_numpy
 
 NEVER = float("inf")
@@ -74,7 +75,9 @@ class Clock(keras.layers.Layer):
 
     def _variable(self, name: str, value: float) -> Any:
         init = keras.initializers.Constant(value)
-        return self.add_weight(name=name, shape=(), initializer=init, trainable=False)
+        return self.add_weight(
+            name=name, shape=(), initializer=init, trainable=False, aggregation=EQUAL
+        )
 
     def now(self) -> Tensor:
         """How many steps there have been, as a scalar tensor."""

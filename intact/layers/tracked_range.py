@@ -9,14 +9,16 @@ from keras import ops
 from intact.layers.base import QuantizedLayer
 from intact.layers.schedule import Schedule, make_clock
 from intact.numerics.affine import QTensor, Scaled, affine_params, integer_range
-from intact.numerics.backend_kernels import either, number_ops
+from intact.numerics.backend_kernels import EQUAL, either, number_ops
 from intact.numerics.exact import MIN_SCALE
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
 from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer
+from intact.quantizers.means import MeanSize
 from intact.quantizers.observers import Range, following
-from intact.quantizers.uses import SAMPLE, Use, look, reach
+from intact.quantizers.replicas import check_agreement, of_all_replicas
+from intact.quantizers.uses import SAMPLE, UseObserver, look, reach
 
 
 class TrackedRange(QuantizedLayer):
@@ -50,7 +52,9 @@ class TrackedRange(QuantizedLayer):
 
         def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
             init = keras.initializers.Constant(value)
-            return self.add_weight(name=name, shape=shape, initializer=init, trainable=False)
+            return self.add_weight(
+                name=name, shape=shape, initializer=init, trainable=False, aggregation=EQUAL
+            )
 
         scale, zero_point = self.fixed or (1.0, 0.0)
         self.scale = variable("scale", (), scale)
@@ -65,6 +69,8 @@ class TrackedRange(QuantizedLayer):
                 name: self.add_weight(name=f"learned_{name}", shape=(), initializer="zeros")
                 for name in self.rule.trained
             }
+        # The slots whose ranges were found equal in all processes.
+        self._agreed: set[int] = set()
         self.schedule = schedule
         self.clock = make_clock(schedule)
         self.built = True
@@ -206,25 +212,25 @@ class TrackedRange(QuantizedLayer):
         before = [self._value(name, xp) for name in names]
         kept = [value[slot] for value in before]
         state = Range(*kept[:3])
+        self._check_agreement(slot, xp.stack(state))
         # A range that has seen no data, or only zeros, has nothing to keep.
         only_zeros = xp.logical_and(state.minimum == 0, state.maximum == 0)
         state = state._replace(count=xp.where(only_zeros, np.float32(0), state.count))
 
         def followed() -> list[Any]:
             observer = following(self.spec.momentum)
-            seen = observer.look(values, xp)
+            seen = of_all_replicas(observer, observer.look(values, xp), xp)
             # Clamping the ends gives the ends of the clamped values.
-            size = xp.convert_to_tensor(unit)
-            minimum, maximum = (clamped(end * size, lower, upper, xp) for end in seen[:2])
-            seen = Range(minimum, maximum, seen.count)
+            ends = [clamped(end * xp.convert_to_tensor(unit), lower, upper, xp) for end in seen[:2]]
+            seen = Range._make([*ends, seen.count])
             if products:
                 seen = self._needed(clamped(values * unit, lower, upper), products, seen, state, xp)
             new = observer.update(state, seen, xp)
             if not self.learns:
                 return [*new]
-            mean = ops.mean(ops.abs(clamped(values * unit, lower, upper)))
-            mean = xp.convert_to_tensor(mean)
-            return [*new, kept[-1] + (mean - kept[-1]) / new.count]
+            total = MeanSize().look(clamped(values * unit, lower, upper))
+            total, count = of_all_replicas(MeanSize(), total, xp)
+            return [*new, kept[-1] + (total / count - kept[-1]) / new.count]
 
         observes = state.count == 0
         if self.clock is not None:
@@ -233,13 +239,19 @@ class TrackedRange(QuantizedLayer):
                 # The optimizer moves what the first data, or those before the delay, gave.
                 over = ops.logical_or(over, self.clock.reached("quant_delay", now))
             observes = ops.logical_or(observes, ops.logical_not(over))
-        always = self.clock is None and not self.learns
-        new = followed() if always else either(observes, followed, lambda: kept)
+        asks = self.clock is not None or self.learns
+        new = either(observes, followed, lambda: kept) if asks else followed()
         here = np.arange(self.slots) == slot
         new = [xp.where(here, n, value) for n, value in zip(new, before, strict=True)]
         self._assign(Range(*new[:3]), xp)
         if self.learns:
             self.size.assign(new[3])
+
+    def _check_agreement(self, slot: int, state: Any) -> None:
+        """Make sure, before a slot's first step, that all processes begin with the same range."""
+        if slot not in self._agreed:
+            check_agreement(self.range_name, state)
+            self._agreed.add(slot)
 
     def _needed(
         self, real: Tensor, products: list[tuple[QTensor, Any]], seen: Range, state: Range, xp: Any
@@ -251,7 +263,7 @@ class TrackedRange(QuantizedLayer):
             step = xp.convert_to_tensor(ops.where(x.whole, x.scale, 0.0))
             partner, unit = map(ops.stop_gradient, (x.values, x.scale))
             use = look(real, partner, shape, most=SAMPLE, unit=unit)
-            use = Use(*map(xp.convert_to_tensor, use))
+            use = of_all_replicas(UseObserver(), use, xp)
             low, high, known = reach(use, self.steps, xp, step)
             # A product that needs all sampled values also needs the values between the samples.
             low = xp.where(low <= xp.min(use.minimum), seen.minimum, low)

@@ -11,6 +11,9 @@ from keras import ops
 
 from intact.numerics.numpy_ops import numpy_ops
 
+EQUAL: Any = "only_first_replica"
+"""Keras' aggregation of a variable to which all replicas assign equal values."""
+
 TORCH = keras.backend.backend() == "torch"
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 JAX = keras.backend.backend() == "jax"
@@ -68,8 +71,9 @@ def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tup
     Returns:
         The tensors.
     """
-    if keras.backend.backend() == "jax":
+    if JAX or (TENSORFLOW and replicas() > 1):
         # XLA fuses a choice into what is around it, but nothing across the ends of a branch.
+        # TensorFlow's replicas cannot exchange tensors in one.
         return tuple(ops.where(condition, a, b) for a, b in zip(yes(), no(), strict=True))
     return tuple(ops.cond(condition, lambda: tuple(yes()), lambda: tuple(no())))
 
@@ -92,6 +96,60 @@ def shared(key: Hashable, function: Callable[..., tuple], *arguments: Any) -> tu
     if TENSORFLOW:
         return tensorflow_kernels.shared(key, function, arguments)
     return function(*arguments)
+
+
+def replicas() -> int:
+    """How many replicas of the model train together, each on a part of a global batch.
+
+    Returns:
+        The processes of torch's default group, or the replicas of TensorFlow's strategy. 1 where
+        there is neither, and on JAX, whose distributions run one program on global arrays.
+    """
+    if TORCH:
+        return torch_kernels.replicas()
+    return tensorflow_kernels.replicas() if TENSORFLOW else 1
+
+
+def replica() -> Any:
+    """Which of the replicas this is: an integer below `replicas()`, or a tensor of one."""
+    if TORCH:
+        return torch_kernels.replica()
+    return tensorflow_kernels.replica() if TENSORFLOW else 0
+
+
+def gather(x: Any) -> Any:
+    """The tensors of all replicas; gradients flow back to each of them.
+
+    Every replica has to call this, with a tensor of the same shape. TensorFlow cannot
+    exchange tensors inside `ops.cond`.
+
+    Args:
+        x: A tensor of this replica.
+
+    Returns:
+        A tensor of shape `(replicas(), *x.shape)`, the same on each replica.
+    """
+    if TORCH:
+        return torch_kernels.gather(x)
+    return tensorflow_kernels.gather(x) if TENSORFLOW else x[None]
+
+
+def predictor(model: keras.Model) -> Callable[[Any], Any]:
+    """A function that computes a model's outputs for a batch once.
+
+    On each replica of TensorFlow's strategies, `predict_on_batch` would run the whole batch, and
+    chain the outputs.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        A function of an array, or of a list of arrays for several inputs; its results are those of
+        `predict_on_batch`.
+    """
+    if TENSORFLOW and tensorflow_kernels.has_replicas():
+        return tensorflow_kernels.predictor(model)
+    return model.predict_on_batch
 
 
 def no_bias(scale: Any) -> Any:
@@ -380,7 +438,7 @@ def _moments(x: Any, centre: Any) -> Any:
 
 
 def moments(x: Any, centre: Any) -> tuple[Any, Any]:
-    """Mean and variance over all axes but the last.
+    """Mean and variance over all axes but the last, and over all replicas.
 
     Args:
         x: Values.
@@ -391,15 +449,29 @@ def moments(x: Any, centre: Any) -> tuple[Any, Any]:
         `(mean, variance)`, per channel.
     """
     x = ops.convert_to_tensor(x)
-    if TORCH:
-        return torch_kernels.moments(x)
     # A graph's tensor cannot be unpacked.
-    both = _moments(x, centre)
-    return both[0], both[1]
+    both = torch_kernels.moments(x) if TORCH else _moments(x, centre)
+    mean, variance = both[0], both[1]
+    return (mean, variance) if replicas() == 1 else _whole_moments(x, mean, variance)
+
+
+def _whole_moments(x: Any, mean: Any, variance: Any) -> tuple[Any, Any]:
+    """The moments of the whole batch, from those of each replica.
+
+    Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
+    Sample Variances" (1979), section 2.
+    """
+    count = ops.cast(ops.size(x) / x.shape[-1], "float32")
+    parts = gather(ops.stack([mean, variance, count * ops.ones_like(mean)]))
+    means, variances, counts = parts[:, 0], parts[:, 1], parts[:, 2]
+    shares = counts / ops.sum(counts, axis=0)
+    mean = ops.sum(shares * means, axis=0)
+    spread = variances + ops.square(means - mean)
+    return mean, ops.sum(shares * spread, axis=0)
 
 
 def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tuple[Any, Any, Any]:
-    """Normalize by the mean and variance over all axes but the last.
+    """Normalize by the mean and variance over all axes but the last, and over all replicas.
 
     Args:
         x: Values.
@@ -413,9 +485,10 @@ def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tupl
         there is no gradient through the last two.
     """
     tensors = [ops.convert_to_tensor(v, "float32") for v in (x, gamma, beta, epsilon)]
-    if TORCH:
+    alone = replicas() == 1
+    if TORCH and alone:
         return torch_kernels.batch_norm(*tensors)
-    if TENSORFLOW and tensorflow_kernels.on_cpu():
+    if TENSORFLOW and alone and tensorflow_kernels.on_cpu():
         return tensorflow_kernels.batch_norm(*tensors)
     mean, variance = moments(x, centre)
     factor = gamma * ops.rsqrt(variance + epsilon)

@@ -33,6 +33,7 @@ numpy_ops = SimpleNamespace(
     reshape=np.reshape,
     round=np.rint,
     sign=np.sign,
+    size=np.size,
     sqrt=np.sqrt,
     stack=np.stack,
     tanh=np.tanh,

@@ -16,6 +16,42 @@ def on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
+def replicas() -> int:
+    """How many replicas of a strategy run this together; 1 outside of a strategy's `run`."""
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def replica() -> Any:
+    """The number of this replica in the strategy."""
+    return tf.distribute.get_replica_context().replica_id_in_sync_group if replicas() > 1 else 0
+
+
+def gather(x: Any) -> Any:
+    """The tensors of all replicas of the strategy, stacked; gradients flow back.
+
+    Args:
+        x: A tensor.
+    """
+    rows = tf.distribute.get_replica_context().all_gather(x[None], axis=0)
+    return tf.ensure_shape(rows, (replicas(), *x.shape))
+
+
+def has_replicas() -> bool:
+    """Whether this is the scope of a strategy with several replicas."""
+    return tf.distribute.get_strategy().num_replicas_in_sync > 1
+
+
+def predictor(model: keras.Model) -> Callable[[Any], Any]:
+    """A function that computes a model's outputs by one graph, outside of the replicas.
+
+    Args:
+        model: Any model.
+    """
+    graph = tf.function(lambda x: model(x, training=False), autograph=False)
+    return lambda x: keras.tree.map_structure(lambda y: y.numpy(), graph(x))
+
+
 def shared(key: Hashable, function: Callable[..., tuple], arguments: tuple) -> tuple[Any, ...]:
     """Calls a function by one subgraph for all tensors of the same ranks.
 

@@ -11,7 +11,10 @@ Tensor = Any
 
 def to_numpy(x: Any) -> np.ndarray:
     """A tensor, variable or number as a numpy array."""
-    return np.asarray(ops.convert_to_numpy(x.value if isinstance(x, Variable) else x))
+    # A variable of TensorFlow's strategies is no array, but its tensor is.
+    return np.asarray(
+        ops.convert_to_numpy(ops.convert_to_tensor(x) if isinstance(x, Variable) else x)
+    )
 
 
 def symbols(*shapes: tuple[int | None, ...]) -> list[KerasTensor]:

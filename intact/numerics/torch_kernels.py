@@ -3,6 +3,50 @@
 from typing import Any
 
 import torch
+import torch.distributed
+
+
+def replicas() -> int:
+    """How many processes the default group has; 1 without one."""
+    group = torch.distributed
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
+
+
+def replica() -> int:
+    """The rank of this process in the default group."""
+    return torch.distributed.get_rank() if replicas() > 1 else 0
+
+
+def gather(x: Any) -> Any:
+    """The tensors of all processes of the default group, stacked; gradients flow back.
+
+    Args:
+        x: A tensor.
+    """
+    return Gather.apply(x)
+
+
+class Gather(torch.autograd.Function):
+    """Stacks the tensors of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        """The tensors, along a new first axis.
+
+        Args:
+            ctx: Torch's.
+            x: The tensor of this process.
+        """
+        parts = [torch.empty_like(x) for _ in range(replicas())]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradient of `x`: the sum of those that all processes have of it."""
+        total = gradients[0].contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total[replica()]
 
 
 def on_host(x: Any, *scalars: Any) -> bool:

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, scale_channels
 from intact.numerics.affine import QTensor
-from intact.numerics.backend_kernels import batch_norm, moments, shared, sqrt, with_shape
+from intact.numerics.backend_kernels import batch_norm, either, moments, shared, sqrt, with_shape
 from intact.numerics.exact import inverse_of
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_trainable, to_numpy
@@ -125,7 +125,7 @@ class BatchNormalization(ByChannel):
         if training is not False and layer.trainable:
             unit = acc.input_scale * acc.weight_scale
             kept = mean, variance
-            mean, variance = _batch_moments(layer, acc, mean / unit, unit)
+            mean, variance = _batch_moments(acc, mean / unit, unit)
             if training is not True:
                 # A schedule says in the graph whether the statistics still move.
                 mean = ops.where(training, mean, kept[0])
@@ -151,7 +151,7 @@ class BatchNormalization(ByChannel):
             y, mean, variance = self.by_batch(layer, acc)
         else:
             # A schedule says in the graph whether the statistics still move.
-            y, mean, variance = ops.cond(moves, lambda: self.by_batch(layer, acc), kept)
+            y, mean, variance = either(moves, lambda: self.by_batch(layer, acc), kept)
         self.follow(layer, mean, variance, moves)
         return Accumulator(y, None, None, None, None)
 
@@ -179,7 +179,7 @@ class BatchNormalization(ByChannel):
         return _factor(_weight(layer, "gamma", xp), layer.epsilon, variance, xp)
 
     def fold(self, layer: Any, acc: Accumulator, training: bool, xp: Any = ops) -> Accumulator:
-        if training is not False and layer.trainable and not layer.synchronized:
+        if training is not False and layer.trainable:
             return self.of_batch(layer, acc, training)
         mean, variance = self.statistics(layer, acc, training, xp)
         epsilon = layer.epsilon
@@ -248,14 +248,10 @@ def _factor(gamma: Any, epsilon: float, variance: Any, xp: Any) -> Any:
     return inverse_of(sigma, xp) if gamma is None else gamma / sigma
 
 
-def _batch_moments(layer: Any, acc: Accumulator, guess: Any, unit: Any) -> tuple[Any, Any]:
+def _batch_moments(acc: Accumulator, guess: Any, unit: Any) -> tuple[Any, Any]:
     """Mean and variance of the sums over all axes but the last, as real values."""
-    if layer.synchronized:
-        axes = tuple(range(len(acc.values.shape) - 1))
-        mean, variance = ops.moments(acc.values, axes, synchronized=True)
-    else:
-        # The moving mean is near the batch's.
-        mean, variance = moments(acc.values, guess - acc.bias)
+    # The moving mean is near the batch's.
+    mean, variance = moments(acc.values, guess - acc.bias)
     return (mean + acc.bias) * unit, variance * unit * unit
 
 

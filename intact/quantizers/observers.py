@@ -81,6 +81,8 @@ class Observer:
     """
 
     name: str = field(default="", init=False, repr=False)
+    state_type: ClassVar[type] = Range
+    """The type of the states: a named tuple of tensors."""
     registry: ClassVar[Registry[type["Observer"]]] = Registry(
         "observer",
         "Pass one of these, or an `intact.Observer`; a class of your own has to be imported before "
@@ -129,6 +131,14 @@ class Observer:
             The new state.
         """
         raise NotImplementedError
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """The state of two shards of the data, in whatever order; both are on the host.
+
+        Raises:
+            IntactError: The state depends on the order of the data.
+        """
+        return self.join(a, b, numpy_ops)
 
     def bounds(self, states: list[Any], grid: Grid) -> Bounds:
         """Choose the range of tensors that share it.
@@ -190,6 +200,12 @@ class MovingAverage(Observer):
     name: str = field(default="moving_average", init=False, repr=False)
     momentum: float = 0.99
 
+    def merge(self, a: Range, b: Range) -> Range:
+        raise IntactError(
+            "A moving average depends on the order of the data, so that shards of it cannot be "
+            "merged. Observe by another rule: `observer='min_max'`, or 'percentile'."
+        )
+
     def update(self, state: Range, seen: Range, xp: Any = ops) -> Range:
         count = state.count + 1.0
         # Both are float32, so that the first step is exactly 1.
@@ -225,6 +241,8 @@ class HistogramObserver(Observer):
 
     Tensors that share a range share one histogram.
     """
+
+    state_type: ClassVar[type] = Histogram
 
     def look(self, x: Tensor, xp: Any = ops) -> Histogram:
         minimum, maximum = xp.min(x), xp.max(x)

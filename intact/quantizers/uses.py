@@ -13,12 +13,12 @@ The range is the widest one whose mean error, in decibels, is within `TOLERANCE`
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from intact.numerics.backend_kernels import extremes
+from intact.numerics.backend_kernels import extremes, replica, replicas
 from intact.numerics.exact import MIN_SCALE
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
@@ -80,7 +80,7 @@ def look(
         partner: The tensor that it is multiplied with.
         shape: The factor's shape in the product, without the batch; None where it is its own.
         xp: `keras.ops`, or `intact.numerics.numpy_ops.numpy_ops`.
-        most: Roughly how many values to sample; None for all.
+        most: Roughly how many values of the global batch to sample; None for all.
         unit: What the partner's values count in.
     """
     x = x if shape is None else xp.reshape(x, (-1, *shape))
@@ -89,9 +89,11 @@ def look(
     values = xp.reshape(x * xp.ones_like(size), (-1,))
     size = xp.reshape(size * xp.ones_like(x), (-1,))
     if most is not None:
-        # An odd stride reaches all places of a row.
-        step = ops.shape(values)[0] // most // 2 * 2 + 1
-        values, size = values[::step], size[::step]
+        # An odd stride reaches all places of a row. Each replica goes on where the last one ended.
+        length = ops.shape(values)[0]
+        step = length * replicas() // most // 2 * 2 + 1
+        first = -replica() * length % step
+        values, size = values[first::step], size[first::step]
     octave = xp.floor(xp.log(xp.maximum(size, _LEAST)) * np.float32(1 / math.log(2)))
     level = xp.cast(xp.clip(octave + LEVELS // 2, 0, LEVELS - 1), "int32")
     logs = xp.log(xp.maximum(xp.abs(values), _LEAST))
@@ -200,6 +202,7 @@ class UseObserver(Observer):
         shape: As for `look`.
     """
 
+    state_type: ClassVar[type] = Use
     shape: tuple[int, ...] | None = None
 
     def look(self, x: tuple[Tensor, Tensor], xp: Any = ops) -> Use:
