@@ -1,5 +1,7 @@
 """Weights in blocks that have a scale each, and tables with a scale for each row."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from small import enliven, host, op_names
 
 import intact
 from intact import IntactError, Rule, Scheme, TensorSpec
+from intact.litert.builder import Builder
+from intact.litert.quantization import Groups
 from intact.litert.reader import read
 
 DYNAMIC = TensorSpec(dynamic=True)
@@ -192,3 +196,25 @@ def test_they_are_shown(rng):
     inspection = intact.inspect(file)
     assert "int4/32" in str(inspection)
     assert max(t["block"] for t in inspection.to_dict()["graphs"][0]["tensors"]) == 32
+
+
+def test_verify_knows_that_integer_kernels_take_no_blocks():
+    builder = Builder("a test")
+    x = builder.tensor((1, 64), "int8", "x", scale=np.float32(0.1))
+    y = builder.tensor((1, 8), "int8", "y", scale=np.float32(0.1))
+    fields = {"scale": np.ones((8, 2), "float32"), "groups": Groups(0, 32)}
+    w = builder.constant(np.ones((8, 64), "int8"), "w", dtype="int4", **fields)
+    builder.add("FULLY_CONNECTED", [x, w, None], [y])
+    findings = intact.verify(builder.finish([("x", x)], [("y", y)])).errors
+    assert any("no kernel for int4/32 weights" in str(finding) for finding in findings)
+
+
+def test_damaged_files_are_refused(rng):
+    """Whatever the bytes are, the reader follows no offset out of the file."""
+    content = intact.export(intact.quantize_model(enliven(mlp(), rng), blocks(activations=DYNAMIC)))
+    for _ in range(300):
+        damaged = bytearray(content)
+        for place in rng.integers(8, len(content), 8):
+            damaged[place] = rng.integers(0, 256)
+        with contextlib.suppress(IntactError):
+            intact.inspect(bytes(damaged)).to_dict()
