@@ -1,6 +1,6 @@
 """Constants, and rows looked up in them."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
@@ -66,7 +66,7 @@ class ConstantTensor(Op):
     kernel_rounding = "real"
     dtypes = INTEGERS
     weights = {"value": Weight(kernels=(), dynamic=())}
-    cases: ClassVar[tuple[Case, ...]] = (
+    cases = (
         Case(lambda: lambda x: x + ops.convert_to_tensor([[0.5, -1.0], [0.1, 2.0]]), (2, 2)),
         Case(lambda: lambda x: ops.convert_to_tensor([[0.5], [-1.0]]) * x, (2, 3)),
     )
@@ -116,7 +116,16 @@ class EmbeddingTensor(ConstantTensor):
             alone=("int2", "int4", "int8", "int2 blocks", "int4 blocks"),
         )
     }
-    cases = ()
+    cases = (
+        Case(lambda: layers.Embedding(9, 4), (5,), low=0, high=8, dtype="int32"),
+        Case(
+            lambda: lambda x: ops.take(np.eye(4, 3, dtype="float32"), x, axis=0),
+            (5,),
+            low=0,
+            high=3,
+            dtype="int32",
+        ),
+    )
 
 
 @keras.saving.register_keras_serializable("intact")
