@@ -76,7 +76,7 @@ def bert_rows() -> list[list[str]]:
     keras.utils.set_random_seed(0)
     model = bert(len(LIBRARIES), 2, 64, 4, length, vocabulary)
     name = f"BERT, {len(y):,} and {len(y_test):,} texts"
-    return rows(name, model, (texts(x), y, texts(x_test), y_test), 6, 2)
+    return rows(name, model, (texts(x), y, texts(x_test), y_test), 4, 2)
 
 
 def vit_rows() -> list[list[str]]:
