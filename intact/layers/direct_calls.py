@@ -82,7 +82,9 @@ def run_directly(model: Any, inputs: Any, call_of: Callable[[Any], Callable]) ->
             continue
         layer = node.layer
         direct = isinstance(layer, QuantizedLayer)
-        if direct and not any(getattr(layer, name) for name in HOOKS):
+        # Keras adds the loss of an activity regularizer around the call.
+        plain = direct and layer.activity_regularizer is None
+        if plain and not any(getattr(layer, name) for name in HOOKS):
             layer = DirectCall(layer)
         args, kwargs = _filled(node.args, values), _filled(node.kwargs, values)
         results = call_of(layer)(*args, **kwargs)
