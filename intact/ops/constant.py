@@ -194,9 +194,10 @@ class Lookup(Op):
         if table.dtype == y.dtype:
             add_gather(node, builder, {"axis": 0})
             return
-        # EMBEDDING_LOOKUP takes rows that begin with a byte.
+        # EMBEDDING_LOOKUP takes rows that begin with a byte, and scales of rows.
         whole_bytes = table.shape[-1] * BITS[table.dtype] % 8 == 0
-        if not table.quantized or not whole_bytes or y.shape.count(None) > 1:
+        takes = table.quantized and table.groups.axis == 0 and len(table.shape) > 1 and whole_bytes
+        if not takes or y.shape.count(None) > 1:
             node.inputs[0] = builder.dequantized(table)
             add_gather(node, builder, {"axis": 0})
             return
