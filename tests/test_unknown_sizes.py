@@ -80,7 +80,9 @@ class Positions(layers.Layer):
 
     def call(self, x: Any) -> Any:
         steps = ops.shape(x)[1]
-        phase = np.arange(steps, dtype="float32")[:, None] * np.arange(1, 17) / 16
+        phase = (
+            ops.arange(steps, dtype="float32")[:, None] * ops.arange(1, 17, dtype="float32") / 16
+        )
         return x + self.table(ops.arange(0, steps, 1)) + ops.sin(phase)
 
 
@@ -91,7 +93,7 @@ class FewPositions(layers.Layer):
         self.table = self.add_weight(shape=(31, shape[-1]))
 
     def call(self, x: Any) -> Any:
-        rows = ops.slice(self.table, (0, 0), ops.shape(x)[1:])
+        rows = ops.slice(ops.convert_to_tensor(self.table), (0, 0), ops.shape(x)[1:])
         return ops.concatenate([x, ops.broadcast_to(rows, ops.shape(x))], axis=-1)
 
     def compute_output_shape(self, shape: Any) -> Any:

@@ -136,7 +136,10 @@ def pick(values: Any, run: int) -> Any:
     """Nested arguments as one run received them."""
     if isinstance(values, Runs):
         value = values.values[run]
-        return value.values(run) if isinstance(value, Rows | Part) else value
+        if isinstance(value, Rows | Part):
+            return value.values(run)
+        # JAX slices no variable.
+        return keras.ops.convert_to_tensor(value) if isinstance(value, Variable) else value
     if isinstance(values, dict):
         return {key: pick(part, run) for key, part in values.items()}
     if isinstance(values, list | tuple):
