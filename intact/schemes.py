@@ -15,7 +15,8 @@
 | `float16` | float16 | float | no |
 | `float32` | float | float | no |
 
-Blocks are those of `Dense` and `Embedding`; other layers have a scale per channel.
+Blocks are those of `Dense` and `Embedding`; other layers have a scale per channel, and
+convolutions of `dynamic_range_4_blocks` 8 bits.
 """
 
 from keras import layers
@@ -40,8 +41,14 @@ uint8 = Scheme(
     "uint8", (Rule(weights=TensorSpec(kind="uint"), activations=TensorSpec(kind="uint")),)
 )
 dynamic_range = Scheme("dynamic_range", (Rule(activations=TensorSpec(dynamic=True)),))
+_DYNAMIC = TensorSpec(dynamic=True)
+# Not every kernel of a convolution with 4 bits is known to find its ranges as Keras does.
 dynamic_range_4_blocks = Scheme(
-    "dynamic_range_4_blocks", (Rule(weights=_BLOCKS_4, activations=TensorSpec(dynamic=True)),)
+    "dynamic_range_4_blocks",
+    (
+        Rule(layers.Conv2D, activations=_DYNAMIC),
+        Rule(weights=_BLOCKS_4, activations=_DYNAMIC),
+    ),
 )
 weight_only_8 = Scheme("weight_only_8", (Rule(weights=_CHANNELS_8, activations=None),))
 weight_only_4 = Scheme("weight_only_4", (Rule(weights=_CHANNELS_4, activations=None),))
