@@ -104,7 +104,17 @@ def pack(model: schema.ModelT) -> bytes:
     size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
     builder = _SharingBuilder(size + 65536)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
+    # `Output` would copy the file once more.
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
+
+
+class _Released(schema.BufferT):
+    """Data that is released once it is in the file, so that a large model is not held twice."""
+
+    def Pack(self, builder: flatbuffers.Builder) -> Any:  # noqa: N802
+        place = super().Pack(builder)
+        self.data = None
+        return place
 
 
 @dataclass(eq=False)
@@ -138,7 +148,7 @@ def pack_file(
     Args:
         description: What wrote the file.
         graphs: Its graphs, the main one first.
-        buffers: The data of constants; None for the first, which holds none.
+        buffers: The data of constants; None for the first, which holds none. The list is emptied.
         inputs: Name in the signature and tensor of each input.
         outputs: The same of each output.
 
@@ -146,7 +156,8 @@ def pack_file(
         The bytes.
     """
     codes = sorted({(op.name, op.version) for graph in graphs for op in graph.operators})
-    packed_buffers = [schema.BufferT(data) for data in buffers]
+    packed_buffers: list[schema.BufferT] = [_Released(data) for data in buffers]
+    buffers.clear()
     return pack(
         schema.ModelT(
             version=3,

@@ -54,6 +54,7 @@ class _Freezer:
     def __init__(self, model: keras.Model) -> None:
         self.source = model
         self.lowering = Lowering(model)
+        self.lowering.keeps_weights = True
         self.lowering.run(False)
         self.graph = self.lowering.graph
         self.layers: dict[int, keras.layers.Layer] = {}
