@@ -1,5 +1,6 @@
 """The tensors and ops to write, and their bytes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,10 +103,18 @@ class _SharingBuilder(flatbuffers.Builder):
 def pack(model: schema.ModelT) -> bytes:
     """The bytes of a file, from its object form."""
     size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    # A scale and a zero point per channel. A builder that is too small doubles, and is copied.
+    size += sum(512 + 12 * len(_scales(tensor)) for tensor in tensors)
     builder = _SharingBuilder(size + 65536)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     # `Output` would copy the file once more.
     return bytes(memoryview(builder.Bytes)[builder.Head() :])
+
+
+def _scales(tensor: schema.TensorT) -> Sequence[float]:
+    scales = None if tensor.quantization is None else tensor.quantization.scale
+    return () if scales is None else scales
 
 
 class _Released(schema.BufferT):
