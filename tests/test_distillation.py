@@ -97,7 +97,7 @@ def test_features_are_learned_too(x, rng):
     )
     # Relative to the power of the teacher's.
     assert plain + 1e-4 < both < plain + 1.0
-    with pytest.raises(intact.IntactError, match="'conv' goes on"):
+    with pytest.raises(intact.IntactError, match="'conv' is not rounded"):
         intact.distill(q, model, x, features=["conv"])
 
 

@@ -147,6 +147,19 @@ def test_softmax_is_the_kernels(classes, scale, rng):
     np.testing.assert_array_equal(our_kernel("SOFTMAX", x, scale), run_kernel("SOFTMAX", x, scale))
 
 
+@lossy
+def test_a_side_of_a_prelu_that_is_always_0(rng):
+    # A step of the input is two million of that side's: in 32 bits the kernel can shift by 14 bits.
+    inputs = keras.Input((2, 3))
+    layer = layers.PReLU(shared_axes=[1])
+    model = keras.Model(inputs, layer(inputs))
+    layer.alpha.assign(rng.normal(size=layer.alpha.shape))
+    x = rng.normal(size=(16, 2, 3)).astype("float32") - 5
+    q = intact.calibrate(intact.quantize_model(model, "int16x8"), x, verbose=0)
+    comparison = intact.compare(q, intact.export(q), x)
+    assert not any(layer.different for layer in (*comparison.layers, *comparison.outputs))
+
+
 @pytest.mark.parametrize("size", [1, 2, 6, 7, 13])
 def test_mean_is_the_kernels(size, rng):
     x = np.maximum(rng.normal(size=(300, size, size, 5)), 0).astype("float32")

@@ -53,6 +53,17 @@ class Observations:
         observers: The settings of each observer.
         states: The state of each, as arrays.
         few: A few samples, an array for each input.
+
+    Example:
+
+    >>> import intact
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model)
+    >>> shard = observe(q, np.eye(4, dtype="float32"), verbose=0)
+    >>> shard.save("first.obs")
+    >>> merged = Observations.load("first.obs").merge(shard)
+    >>> len(merged.states) == len(shard.states)
+    True
     """
 
     part: Part
@@ -213,6 +224,15 @@ def apply(model: keras.Model, observations: Observations | Iterable[Observations
 
     Warns:
         AccuracyWarning: As `calibrate`, once the ranges are set.
+
+    Example:
+
+    >>> import intact
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> q = intact.quantize_model(model)
+    >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    >>> q = apply(q, [observe(q, x[:10], verbose=0), observe(q, x[10:], verbose=0)])
+    >>> file = intact.export(q)
     """
     shards = [observations] if isinstance(observations, Observations) else list(observations)
     if not shards:
