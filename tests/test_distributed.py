@@ -16,13 +16,17 @@ WORKLOAD = str(pathlib.Path(__file__).parent / "distributed" / "workload.py")
 RUNS = {
     "torch": [("ddp", 2, "int8,learned,schedule,folded"), ("loop", 2, "int8")],
     "tensorflow": [("tensorflow_mirrored", 2, "int8,schedule"), ("tensorflow_workers", 2, "int8")],
-    "jax": [("jax_devices", 8, "int8"), ("jax_processes", 2, "int8")],
+    "jax": [
+        ("jax_devices", 8, "int8"),
+        ("jax_sharded", 8, "int8"),
+        ("jax_processes", 2, "int8"),
+    ],
 }[keras.backend.backend()]
 # Float sums in another order may round a value to its neighbour, and training goes on from there;
 # so it does in all schemes but the first. With local ranges, results would be 30 % off.
 TOLERANCE = {"int8": 2e-3, "learned": 1e-2, "schedule": 5e-2, "folded": 1e-2}
 OF_SCALES = {"int8": 1e-5, "learned": 1e-2, "schedule": 5e-2, "folded": 1e-3}
-ONE_PROCESS = ("tensorflow_mirrored", "jax_devices")
+ONE_PROCESS = ("tensorflow_mirrored", "jax_devices", "jax_sharded")
 SECONDS = 600
 
 

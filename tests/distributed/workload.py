@@ -8,7 +8,7 @@ ENGINE, NAMES, FOLDER = sys.argv[1:4]
 RANK, WORLD, PORT = map(int, sys.argv[4:7])
 SINGLE, STEPS, BATCH, RATE = WORLD == 1, 20, 16, 2e-3
 os.environ["KERAS_BACKEND"] = {"ddp": "torch", "loop": "torch"}.get(ENGINE, ENGINE.split("_")[0])
-if ENGINE == "jax_devices":
+if ENGINE in ("jax_devices", "jax_sharded"):
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={WORLD}"
 if ENGINE == "tensorflow_workers" and not SINGLE:
     workers = [f"127.0.0.1:{PORT + n}" for n in range(WORLD)]
@@ -175,13 +175,21 @@ def tensorflow_loop(q):
 
 
 def jax_arrays():
-    """`keras.distribution.DataParallel` over devices of one process, or of several."""
+    """`keras.distribution` over devices of one process, or of several; or with split kernels."""
     if ENGINE == "jax_processes" and not SINGLE:
         import jax
 
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         keras.distribution.initialize(f"127.0.0.1:{PORT}", WORLD, RANK)
-    if not SINGLE:
+    if ENGINE == "jax_sharded" and not SINGLE:
+        layouts = keras.distribution.LayoutMap(
+            keras.distribution.DeviceMesh((WORLD // 2, 2), ["batch", "model"])
+        )
+        layouts[".*conv2d.*kernel"] = (None, None, None, "model")
+        layouts[".*dense.*kernel"] = (None, "model")
+        split = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+        keras.distribution.set_distribution(split)
+    elif not SINGLE:
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
         )
