@@ -107,7 +107,9 @@ class TableParts(Op):
     whole = ANY_WHOLE
     output = SAME_AS_INPUT
     plain: ClassVar[tuple[int, ...]] = tuple(range(1, 9))
-    cases = (Case(lambda: layers.Lambda(_with_positions), (None, 4)),)
+    cases = (
+        Case(lambda: layers.Lambda(_with_positions, output_shape=lambda shape: shape), (None, 4)),
+    )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         table, *others = args
