@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from intact.errors import IntactError, InvalidDataError
 from intact.litert.reader import read_bytes
-from intact.litert.writing import pack
+from intact.litert.writing import pack, unpack
 from intact.names import Kernels
 
 
@@ -354,7 +353,7 @@ def fix_sizes(content: bytes) -> bytes:
                 f"{tuple(int(n) for n in detail['shape_signature'])}. Build the model with an "
                 "input of fixed sizes."
             )
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = unpack(content)
     graph = model.subgraphs[0]
     details = {d["index"]: d for d in loaded.interpreter.get_tensor_details()}
     for index, tensor in enumerate(graph.tensors):
@@ -377,7 +376,7 @@ def expose(content: bytes, names: list[str]) -> bytes:
     Returns:
         The bytes of the new file; it has no signature.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = unpack(content)
     graph = model.subgraphs[0]
     index = {
         t.name.decode() if isinstance(t.name, bytes) else t.name: i

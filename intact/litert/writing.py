@@ -100,9 +100,63 @@ class _SharingBuilder(flatbuffers.Builder):
         return self.known[key]
 
 
+OUTSIDE = 2**31 - 2**26
+"""Bytes of constants that a flatbuffer holds; more lie behind it, as its offsets have 31 bits."""
+
+ALIGNMENT = 64
+"""Places of constants behind a flatbuffer are multiples of this."""
+
+
+def unpack(content: bytes) -> schema.ModelT:
+    """A file as objects that can be changed and packed again.
+
+    Args:
+        content: The bytes of a file.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    for buffer in model.buffers:
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(content, "uint8", buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
+
+
 def pack(model: schema.ModelT) -> bytes:
     """The bytes of a file, from its object form."""
     size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
+    return _flatbuffer(model, size) if size < OUTSIDE else _with_data_behind(model)
+
+
+def _with_data_behind(model: schema.ModelT) -> bytes:
+    """A flatbuffer of graphs, and the constants behind it, which the schema's `Buffer` allows."""
+    large = [b for b in model.buffers if b.data is not None and len(b.data) > ALIGNMENT]
+    arrays = [np.asarray(buffer.data, "uint8") for buffer in large]
+    for buffer, array in zip(large, arrays, strict=True):
+        # Any place will do for the length of the flatbuffer, but for 0 and 1.
+        buffer.data, buffer.offset, buffer.size = None, 2, len(array)
+    ends = np.cumsum([_aligned(len(_flatbuffer(model))), *map(_aligned, map(len, arrays))]).tolist()
+    for buffer, start in zip(large, ends, strict=False):
+        buffer.offset = start
+    parts = [np.frombuffer(_flatbuffer(model), "uint8"), *arrays]
+    content = b"".join(
+        piece for part in parts for piece in (part.data, bytes(_aligned(len(part)) - len(part)))
+    )
+    for buffer, array in zip(large, arrays, strict=True):
+        buffer.data, buffer.offset, buffer.size = array, 0, 0
+    return content
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _flatbuffer(model: schema.ModelT, size: int = 0) -> bytes:
+    """The bytes of a flatbuffer.
+
+    Args:
+        model: Its object form.
+        size: Bytes of the constants in it.
+    """
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
     # A scale and a zero point per channel. A builder that is too small doubles, and is copied.
     size += sum(512 + 12 * len(_scales(tensor)) for tensor in tensors)

@@ -5,7 +5,6 @@ kernel graph says so; this module only follows.
 """
 
 import functools
-import math
 
 import keras
 import numpy as np
@@ -16,7 +15,6 @@ from intact.layers.fake_quantize import FakeQuantize, stored_params
 from intact.layers.kernel_graph import FUSED, Clamp, Kernel, Role, kernel_graph
 from intact.layers.ranges import check_calibrated
 from intact.litert.builder import Builder, Shape, Tensor
-from intact.litert.dtypes import BITS
 from intact.litert.rolling import roll
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
 from intact.numerics.numpy_ops import numpy_ops
@@ -57,10 +55,6 @@ def lower(
     return content if target is None else keep_to(content, target)
 
 
-LARGEST = 2**31
-"""Bytes of a file: the offsets of a flatbuffer have 31 bits."""
-
-
 class Lowering:
     """A model on its way into a file; `written` has each kernel's op, by the id of its call."""
 
@@ -94,27 +88,12 @@ class Lowering:
     def run(self, integer_only: bool) -> bytes:
         """The bytes of the file."""
         check_calibrated(self.model, "exporting")
-        self._check_size()
         content = self._run(integer_only)
         while self.widened:
             # Other tensors of a widened range still have its old scale.
             self._begin()
             content = self._run(integer_only)
         return content
-
-    def _check_size(self) -> None:
-        """Refuse weights that no file can hold, before any of them is written."""
-        size = 0
-        for holder, layer in {(k.quantized, k.layer) for k in self.kernels.kernels if k.op}:
-            spec = getattr(holder, "spec", None)
-            bits = 32 if spec is None else BITS[spec.dtype]
-            size += sum(math.prod(weight.shape) for weight in layer.weights) * bits // 8
-        if size >= LARGEST:
-            raise ExportError(
-                f"The weights of model {self.model.name!r} take {size / 1e9:.1f} GB in a file, and "
-                "a LiteRT file holds less than 2 GiB. Store them in fewer bits (the scheme "
-                "'weight_only_8' or 'weight_only_4'), or split the model into several files."
-            )
 
     def _run(self, integer_only: bool) -> bytes:
         inputs = [self._input(tensor) for tensor in self.graph.inputs]

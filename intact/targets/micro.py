@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 from intact.errors import IntactError, MissingToolError
 from intact.litert.dtypes import BITS
 from intact.litert.reader import FileGraph, LiteRTFile, read
-from intact.litert.writing import pack
+from intact.litert.writing import pack, unpack
 
 SECONDS = 600
 """Seconds that the interpreter may take."""
@@ -141,7 +141,7 @@ def _bytes(graph: FileGraph) -> int:
 
 def single_ops(file: bytes) -> Iterator[bytes]:
     """Each op of a file's first graph as a file."""
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file, 0))
+    model = unpack(file)
     graph, buffers, operators = model.subgraphs[0], model.buffers, model.subgraphs[0].operators
     model.signatureDefs = []
     model.metadata = []
