@@ -148,7 +148,7 @@ def batches(
             raise InvalidDataError(
                 f"Expected a function without arguments that returns data. Received: {data!r}."
             ) from error
-        return _Calls(data, lambda made: batches(made, batch_size, inputs, rng))
+        return _Calls(data, lambda result: batches(result, batch_size, inputs, rng))
     if isinstance(data, keras.utils.PyDataset):
         return _Batches(len(data), data.__getitem__)
     if isinstance(data, list | tuple):

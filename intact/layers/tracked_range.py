@@ -69,7 +69,7 @@ class TrackedRange(QuantizedLayer):
                 name: self.add_weight(name=f"learned_{name}", shape=(), initializer="zeros")
                 for name in self.rule.trained
             }
-        # The slots whose ranges were found equal in all processes.
+        # The slots whose ranges are known to be equal in all processes.
         self._agreed: set[int] = set()
         self.schedule = schedule
         self.clock = make_clock(schedule)
