@@ -212,7 +212,7 @@ class TrackedRange(QuantizedLayer):
         before = [self._value(name, xp) for name in names]
         kept = [value[slot] for value in before]
         state = Range(*kept[:3])
-        self._check_agreement(slot, xp.stack(state))
+        self._check_agreement(slot, state, xp)
         # A range that has seen no data, or only zeros, has nothing to keep.
         only_zeros = xp.logical_and(state.minimum == 0, state.maximum == 0)
         state = state._replace(count=xp.where(only_zeros, np.float32(0), state.count))
@@ -247,10 +247,10 @@ class TrackedRange(QuantizedLayer):
         if self.learns:
             self.size.assign(new[3])
 
-    def _check_agreement(self, slot: int, state: Any) -> None:
+    def _check_agreement(self, slot: int, state: Range, xp: Any) -> None:
         """Make sure, before a slot's first step, that all processes begin with the same range."""
         if slot not in self._agreed:
-            check_agreement(self.range_name, state)
+            check_agreement(self.range_name, xp.stack(state))
             self._agreed.add(slot)
 
     def _needed(

@@ -92,7 +92,7 @@ def look(
         # An odd stride reaches all places of a row. Each replica goes on where the last one ended.
         length = ops.shape(values)[0]
         step = length * replicas() // most // 2 * 2 + 1
-        first = -replica() * length % step
+        first = -replica() * length % step if replicas() > 1 else 0
         values, size = values[first::step], size[first::step]
     octave = xp.floor(xp.log(xp.maximum(size, _LEAST)) * np.float32(1 / math.log(2)))
     level = xp.cast(xp.clip(octave + LEVELS // 2, 0, LEVELS - 1), "int32")
