@@ -1,7 +1,7 @@
 """intact: quantization for Keras 3, to LiteRT, with the outputs seen in Keras.
 
 The public names are listed in `__init__.pyi`. Each is imported when it is first used, so that
-what needs no Keras, such as the command line's `inspect`, does not wait for it.
+commands that need no Keras, such as `inspect`, start without importing it.
 """
 
 import ast as _ast

@@ -244,7 +244,7 @@ def write_c_array(
         name: The name of the array; by default, that of the source.
 
     Raises:
-        IntactError: There is no such file, it is damaged, or the name is no identifier of C.
+        IntactError: There is no such file, it is damaged, or the name is not a C identifier.
         ExportError: The source or header cannot be written.
 
     Example:
@@ -262,11 +262,11 @@ def write_c_array(
 
 
 def freeze_ranges(model: keras.Model, frozen: bool = True) -> None:
-    """Stop (or let) the ranges of a quantized model follow the data while it trains.
+    """Freeze the ranges of a quantized model while it trains, or let them follow the data again.
 
     Args:
         model: A quantized model.
-        frozen: Whether ranges stand still.
+        frozen: Whether the ranges stay as they are.
 
     Raises:
         NotCalibratedError: There are ranges to freeze that have seen no data.

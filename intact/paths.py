@@ -33,7 +33,7 @@ def check_model_path(path: Path) -> None:
 
 
 def check_litert_path(path: Path) -> None:
-    """Make sure that a path can be that of a LiteRT file.
+    """Check that a path leads to a file.
 
     Args:
         path: The file.

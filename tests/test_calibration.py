@@ -406,6 +406,13 @@ def test_a_float_model_has_nothing_to_calibrate(model, x):
         intact.calibrate(model, x, verbose=0)
 
 
+@pytest.mark.parametrize("scheme", ["float16", "weight_only_8", "dynamic_range"])
+def test_a_quantized_model_without_weights_has_nothing_to_calibrate(scheme, rng):
+    model = keras.Sequential([keras.Input((6,)), layers.Reshape((2, 3))])
+    q = intact.quantize_model(model, scheme)
+    assert intact.calibrate(q, rng.normal(size=(8, 6)), verbose=0) is q
+
+
 def test_unknown_observer_names_the_known_ones(q, x):
     with pytest.raises(intact.IntactError, match=r"'mean'.*min_max, moving_average"):
         intact.calibrate(q, x, observer="mean", verbose=0)

@@ -55,7 +55,7 @@ class Bisection:
 
     @property
     def by_itself(self) -> bool:
-        """Whether the layer loses at least half of it when it alone is quantized."""
+        """Whether quantizing this layer alone causes at least half of the loss."""
         lost = self.before - self.after
         return self.alone is not None and self.float_score - self.alone >= lost / 2
 

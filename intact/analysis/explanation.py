@@ -54,7 +54,7 @@ class UnknownOp(Op):
 
 
 class _Explainer(Tracer):
-    """A tracer that notes layers that it cannot handle, and goes on."""
+    """A tracer that records the layers that it cannot handle, and raises no error."""
 
     unknown: Unknown | None = None
 

@@ -14,7 +14,7 @@ from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
 from intact.layers.fake_quantize import FakeQuantize
-from intact.layers.quantized_weights import QuantizedWeights
+from intact.layers.quantized_model import QuantizedModel, is_quantized
 from intact.layers.ranges import range_calls, refuse_nested
 from intact.layers.stateful import check_stream, reset_states, stateful_layers
 from intact.names import ObserverName
@@ -71,7 +71,7 @@ def calibrate(
         The model itself.
 
     Raises:
-        IntactError: The model has no ranges to find, or an unknown observer.
+        IntactError: The model is not quantized, or an unknown observer.
         InvalidDataError: The data is empty, not finite, or wrongly shaped.
 
     Warns:
@@ -87,8 +87,7 @@ def calibrate(
     """
     refuse_nested(model, "calibrating")
     observed = observed_layers(model)
-    has_rounding = any(isinstance(layer, QuantizedWeights | FakeQuantize) for layer in model.layers)
-    if not observed and not has_rounding:
+    if not observed and not isinstance(model, QuantizedModel) and not is_quantized(model):
         raise IntactError(
             f"Model {model.name!r} has no ranges to calibrate. "
             "Make a quantized model first: `q = intact.quantize_model(model)`."

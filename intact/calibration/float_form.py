@@ -60,7 +60,7 @@ class FloatForm:
             self._file = None
 
     def __call__(self, batch: list[np.ndarray]) -> list[np.ndarray]:
-        """Real values of the tensors; a model that keeps its state starts from zero.
+        """Real values of the tensors; the states of a stateful model start from zero.
 
         Args:
             batch: Samples, an array for each input.

@@ -33,7 +33,7 @@ FEW = 16
 class Source:
     """Checked batches of any kind of data, for several passes.
 
-    After one pass, `few` has a few samples from all of the data.
+    After one pass, `few` holds a few samples from all parts of the data.
 
     Args:
         data: As for `calibrate`.
@@ -42,7 +42,7 @@ class Source:
         inputs: The model's inputs.
         rng: Shuffles arrays, in a new order each time.
         whole_batches: Whether the few samples are the first whole batches, as a stream needs.
-        once: Whether the batches are gone through once alone, so that none is kept.
+        once: Whether the batches are read only once, so that none of them is kept.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ graphs is the batch, a multiple of it, or depends on an axis of unknown size; it
 merged graph.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -34,7 +33,7 @@ from intact.graph.runs import (
     sources,
 )
 from intact.graph.stand_ins import StandIn
-from intact.graph.view import Node, made_by, mask_of, set_mask
+from intact.graph.view import Node, made_by, mask_of, set_mask, with_attributes
 from intact.numerics.tensors import is_symbolic, to_numpy
 from intact.ops.moves import BatchReshape, SizedReshape
 
@@ -356,13 +355,11 @@ def _with_sizes(layers: list[Any], nodes: tuple[Node, ...], shape: tuple[int | N
         return sized
     if is_reshape and len(nodes) > 2 and shape.count(None) > 1:
         raise BatchError(f"`newshape` of Reshape {first.name!r}")
-    new = copy.copy(first)
-    new._inbound_nodes, new._outbound_nodes = [], []
     for key in different:
         if key not in ("newshape", "shape") or type(first).__name__ not in SHAPED:
             raise BatchError(f"`{key}` of {type(first).__name__}")
-        setattr(new, key, tuple((-1 if is_reshape else None) if n is None else n for n in shape))
-    return new
+    target = tuple((-1 if is_reshape else None) if n is None else n for n in shape)
+    return with_attributes(first, **dict.fromkeys(different, target))
 
 
 def _reshape(nodes: tuple[Node, ...], shape: tuple[int | None, ...]) -> Any:

@@ -71,7 +71,7 @@ def fuse_chains(
 
 
 def scalar(layer: Any) -> tuple[float, float] | None:
-    """The factor and the offset that a layer has for all values, or None."""
+    """The factor and offset by which a layer scales and shifts all values, or None."""
     if type(layer) is not layers.Rescaling or np.size(layer.scale) * np.size(layer.offset) > 1:
         return None
     return float(np.ravel(layer.scale)[0]), float(np.ravel(layer.offset)[0])

@@ -6,14 +6,13 @@ and takes parts of it by index. Here a tensor of the new graph, with the batch f
 such a tensor, together with the user's batch axis.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import layers
 
-from intact.graph.view import listed_axes
+from intact.graph.view import listed_axes, with_attributes
 from intact.numerics.tensors import is_symbolic
 from intact.ops.matmul import expand_ellipsis
 
@@ -92,7 +91,7 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
     if kind == "Stack":
         if any(isinstance(part, Displaced) for part in first):
             return _refuse(tracer, layer)
-        return _at(tracer.trace(_with(layer, axis=1), (first,), {}), 1)
+        return _at(tracer.trace(with_attributes(layer, axis=1), (first,), {}), 1)
     if kind in BY_VALUE:
         return _by_value(tracer, layer, args)
     if kind == "Einsum":
@@ -109,7 +108,7 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
     if kind == "GetItem":
         return _part(tracer, layer, x, args[1])
     if kind in ("Split", "Unstack") and layer.axis % len(x.tensor.shape) != x.axis:
-        parts = tracer.trace(_with(layer, axis=x.place(layer.axis)), (x.tensor,), {})
+        parts = tracer.trace(with_attributes(layer, axis=x.place(layer.axis)), (x.tensor,), {})
         gone = kind == "Unstack" and layer.axis % len(x.tensor.shape) < x.axis
         return [_at(part, x.axis - gone) for part in parts]
     return _refuse(tracer, layer)
@@ -126,13 +125,6 @@ def _refuse(tracer: "Tracer", layer: Any) -> None:
 def _at(tensor: keras.KerasTensor, axis: int) -> Any:
     """A tensor whose batch stands at an axis."""
     return Displaced(tensor, axis) if axis else tensor
-
-
-def _with(layer: Any, **attributes: Any) -> Any:
-    """An operation with other attributes."""
-    new = copy.copy(layer)
-    vars(new).update(attributes)
-    return new
 
 
 def _order(layer: Any, rank: int) -> tuple[int, ...]:
@@ -164,7 +156,7 @@ def _expanded(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     order = [axis for axis in range(rank + len(axes)) if axis not in axes]
     place = order[x.axis]
     others = tuple(axis + 1 if axis < place else axis for axis in axes)
-    return _at(tracer.trace(_with(layer, axis=others), (x.tensor,), {}), place)
+    return _at(tracer.trace(with_attributes(layer, axis=others), (x.tensor,), {}), place)
 
 
 def _reshaped(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
@@ -177,7 +169,7 @@ def _reshaped(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     rank = len(x.tensor.shape)
     order = (*range(count + 1, rank), *range(1, count + 1))
     y = tracer.trace(layers.Permute(order, name=f"{layer.name}_ahead"), (x.tensor,), {})
-    y = tracer.trace(_with(layer, newshape=(*shape[count:], *before)), (y,), {})
+    y = tracer.trace(with_attributes(layer, newshape=(*shape[count:], *before)), (y,), {})
     rest = len(shape) - count
     order = (*range(rest, len(shape)), *range(1, rest))
     return _at(tracer.trace(layers.Permute(order, name=f"{layer.name}_back"), (y,), {}), count)
@@ -209,7 +201,9 @@ def _reduced(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     named = listed_axes(layer)
     if None in named or x.axis in (axes := [axis % rank for axis in named]):
         return _refuse(tracer, layer)
-    y = tracer.trace(_with(layer, axis=tuple(x.place(axis) for axis in axes)), (x.tensor,), {})
+    y = tracer.trace(
+        with_attributes(layer, axis=tuple(x.place(axis) for axis in axes)), (x.tensor,), {}
+    )
     gone = 0 if layer.keepdims else sum(axis < x.axis for axis in axes)
     return _at(y, x.axis - gone)
 
@@ -251,7 +245,7 @@ class _Einsum:
         ]
         equation = f"{','.join(ins)}->{self._first(self.out)}"
         operands = tuple(x.tensor if isinstance(x, Displaced) else x for x in self.operands)
-        y = tracer.trace(_with(self.layer, subscripts=equation), operands, {})
+        y = tracer.trace(with_attributes(self.layer, subscripts=equation), operands, {})
         return _at(y, self.out.index(self.batch))
 
     def _first(self, labels: str) -> str:

@@ -1,8 +1,8 @@
-"""Scores that are replaced by a number that stands for minus infinity, before a softmax.
+"""Attention scores that are hidden by a large negative number before a softmax.
 
-Attention that is written out often says `where(seen, scores, -1e9)`. A range that reaches so far
-has no integers left for the other scores. Here the hidden scores become less by `MASKED`, as they
-do in `MultiHeadAttention`.
+Hand-written attention often computes `where(seen, scores, -1e9)`. A range that contains -1e9 has no
+integers left for the other scores. This module subtracts `MASKED` from the hidden scores instead,
+as `MultiHeadAttention` does.
 """
 
 from typing import Any

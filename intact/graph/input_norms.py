@@ -122,7 +122,7 @@ def _factors(norm: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_norm_before(reader: Node, norm: Any) -> Any:
-    """A layer that computes what the reader of a norm does behind it.
+    """A layer that computes a norm and its reader in one.
 
     Args:
         reader: The reader's call.

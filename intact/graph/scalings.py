@@ -80,7 +80,7 @@ def _folded(graph: Graph, node: Node, calls: Counter, named: set[str]) -> dict[i
 
 
 def _with_scaling_behind(node: Node, scaling: Node) -> Any:
-    """A layer that computes what the scaling of its output does; None if there is none."""
+    """A copy of a layer that takes in the scaling of its output; None if it cannot."""
     layer, other = node.layer, scaling.layer
     factor, offset = scalar(other) or (1.0, 0.0)
     if getattr(layer, "own_rule", None) is not getattr(other, "own_rule", None):

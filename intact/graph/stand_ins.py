@@ -1,8 +1,8 @@
 """Replaces weights by symbolic tensors while a user's `call` runs on symbolic tensors.
 
-Keras' operations take a variable beside a symbolic tensor, but a variable's own operators do not,
-and an operation on variables alone computes its values, so that nobody knows what they come from.
-So a symbolic tensor replaces each weight of a layer while the layer's `call` runs.
+Keras' operations accept a variable together with a symbolic tensor. A variable's own operators do
+not, and an operation on variables alone returns values whose origin is unknown. A symbolic tensor
+therefore replaces each weight of a layer while the layer's `call` runs.
 """
 
 import contextlib

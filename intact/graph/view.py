@@ -127,6 +127,16 @@ def forget_calls(layer: Any) -> None:
     layer._outbound_nodes.clear()
 
 
+def with_attributes(operation: Any, **attributes: Any) -> Any:
+    """A copy of an operation with other attributes and without calls.
+
+    `copy.copy` would save it to a Keras file and load that file.
+    """
+    new = object.__new__(type(operation))
+    vars(new).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[], **attributes)
+    return new
+
+
 def keras_counts_outputs() -> bool:
     """Whether Keras itself is reading a property `output`, to count a layer's tensors.
 

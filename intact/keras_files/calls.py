@@ -45,7 +45,7 @@ class _Calls:
         self.count([nodes, config["input_layers"], config["output_layers"]])
 
     def count(self, value: Any) -> None:
-        """Find the lowest number by which each layer's calls are referred to."""
+        """Find the lowest index by which the config refers to each layer's calls."""
         todo = [value]
         while todo:
             value = todo.pop()

@@ -26,6 +26,7 @@ from intact.numerics.tensors import to_numpy
 from intact.ops.base import AllSame, NotQuantized, SameAsInput
 from intact.ops.registry import get_op, known_config, share_code
 from intact.plan.plan import Plan, Site, Step
+from intact.rounding.kernel_rounding import KernelRounding
 from intact.rounding.lstm import LSTMRounding
 
 
@@ -203,8 +204,9 @@ class _Builder:
                 "name": self._name(range_plan.name, "_quantizer"),
             }
             quantizer: FakeQuantize
-            if site.kernel_rounding == LSTMRounding.name:
-                batch, _, units = LSTMRounding.output_shape(LSTMRounding.typed(pending))
+            rounding = KernelRounding.registry.find(site.kernel_rounding)
+            if isinstance(rounding, LSTMRounding):
+                batch, _, units = rounding.output_shape(rounding.typed(pending))
                 quantizer = StatefulQuantize(range_plan.spec, state=(batch, units), **fields)
             else:
                 quantizer = FakeQuantize(range_plan.spec, **fields)

@@ -132,7 +132,7 @@ class FakeQuantize(TrackedRange):
 
     def _quantized(
         self,
-        rule: type[KernelRounding],
+        rule: KernelRounding,
         pending: Any,
         training: bool | None,
         products: list[tuple[QTensor, Any]],
@@ -169,7 +169,7 @@ class FakeQuantize(TrackedRange):
         def unrounded() -> QTensor:
             values = clamped(scaled.real(), lower, upper)
             if self.learns:
-                # Before they are used, trained numbers have a gradient of 0, not a missing one.
+                # Trained numbers need a gradient before they are used, too: 0.
                 values = values + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
             return unquantized(values)
 
@@ -177,7 +177,7 @@ class FakeQuantize(TrackedRange):
 
     def _inferred(
         self,
-        rule: type[KernelRounding],
+        rule: KernelRounding,
         pending: Any,
         slot: int,
         lower: float | None,
@@ -218,7 +218,7 @@ class FakeQuantize(TrackedRange):
 
     def _rounded(
         self,
-        rule: type[KernelRounding],
+        rule: KernelRounding,
         pending: Any,
         scaled: Scaled | None,
         grid: Grid,
@@ -234,9 +234,9 @@ class FakeQuantize(TrackedRange):
             moves = self.learns and (self.rule.trains_bounds or upper is not None)
             return self._trained(scaled.real() * inverse_of(grid.scale, xp), low, high, moves)
         if scaled and not rule.in_training:
-            # Rounded once; few values differ from those of the kernels, by 1. What is rounded to
-            # an end of the range is not clipped: constants, which are one, have gradients. Other
-            # formulas say themselves where theirs ends.
+            # Training rounds once, so few values differ from the kernels', by 1. Values that round
+            # to an end of the range have a gradient, because a constant is an end of its range
+            # and has to learn. Other quantizers define where their gradient ends.
             margin = 0.5 if self.rule.name == RangeQuantizer.name else 0.0
             beyond = first._replace(low=first.low - margin, high=first.high + margin)
             passes = self.bounds(beyond, lower, upper, xp)
@@ -266,7 +266,7 @@ class FakeQuantize(TrackedRange):
         rule, pending = _typed(kernel_rounding, pending)
         return unquantized(clamped(rule.real(pending), lower, upper))
 
-    def _count(self, rule: type[KernelRounding], pending: Any) -> Any:
+    def _count(self, rule: KernelRounding, pending: Any) -> Any:
         """How many values a sample has."""
         if not self.learns:
             return 1
@@ -336,10 +336,10 @@ class FakeQuantize(TrackedRange):
         return cls(spec, schedule=schedule, **config)
 
 
-def _typed(kernel_rounding: str, pending: Any) -> tuple[type[KernelRounding], Any]:
+def _typed(kernel_rounding: str, pending: Any) -> tuple[KernelRounding, Any]:
     """The class that rounds, and the pending result in the type that it takes."""
     rule = KernelRounding.registry.find(kernel_rounding)
-    if rule is RealRounding:
+    if rule.name == RealRounding.name:
         # Images may come in whole numbers.
         return rule, ops.cast(pending, "float32")
     return rule, rule.typed(pending)

@@ -160,7 +160,7 @@ class KernelGraph:
         return self.producer(node.outputs[0])
 
     def sole_reader(self, kernel: Kernel) -> Kernel | None:
-        """The one kernel that reads the output of another, if nothing else does."""
+        """The only kernel that reads a kernel's output; None if there are other readers."""
         node = self.graph.sole_consumer(kernel.output)
         return None if node is None else self.of(node)
 

@@ -60,10 +60,10 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
         return copy
 
     def _quantized(
-        self, rule: type[KernelRounding], pending: Any, training: bool | None, *rest: Any
+        self, rule: KernelRounding, pending: Any, training: bool | None, *rest: Any
     ) -> QTensor:
         """Compute all steps from the kept state, and keep the new one."""
-        if rule is not LSTMRounding:
+        if not isinstance(rule, LSTMRounding):
             return super()._quantized(rule, pending, training, *rest)
         before = State(*map(self._value, State._fields))
         run = Run(pending, before, self.cell_scale())

@@ -206,46 +206,67 @@ class TrackedRange(QuantizedLayer):
         upper: float | None,
         now: Tensor | None,
     ) -> None:
-        values, unit = (ops.stop_gradient(x) if ops.is_tensor(x) else x for x in scaled)
-        xp = number_ops(values)
+        """Let the range of a slot follow a batch; the arguments are those of a call."""
+        scaled = Scaled(*(ops.stop_gradient(x) if ops.is_tensor(x) else x for x in scaled))
+        xp = number_ops(scaled.values)
         names = [*Range._fields, *(["size"] if self.learns else [])]
-        before = [self._value(name, xp) for name in names]
-        kept = [value[slot] for value in before]
-        state = Range(*kept[:3])
+        stored = [self._value(name, xp) for name in names]
+        before = [value[slot] for value in stored]
+        state = Range(*before[:3])
         self._check_agreement(slot, state, xp)
         # A range that has seen no data, or only zeros, has nothing to keep.
         only_zeros = xp.logical_and(state.minimum == 0, state.maximum == 0)
         state = state._replace(count=xp.where(only_zeros, np.float32(0), state.count))
 
         def followed() -> list[Any]:
-            observer = following(self.spec.momentum)
-            seen = of_all_replicas(observer, observer.look(values, xp), xp)
-            # Clamping the ends gives the ends of the clamped values.
-            ends = [clamped(end * xp.convert_to_tensor(unit), lower, upper, xp) for end in seen[:2]]
-            seen = Range._make([*ends, seen.count])
-            if products:
-                seen = self._needed(clamped(values * unit, lower, upper), products, seen, state, xp)
-            new = observer.update(state, seen, xp)
+            new = self._followed(state, scaled, products, lower, upper, xp)
             if not self.learns:
                 return [*new]
-            total = MeanSize().look(clamped(values * unit, lower, upper))
+            size = before[3]
+            total = MeanSize().look(clamped(scaled.real(), lower, upper))
             total, count = of_all_replicas(MeanSize(), total, xp)
-            return [*new, kept[-1] + (total / count - kept[-1]) / new.count]
+            return [*new, size + (total / count - size) / new.count]
 
-        observes = state.count == 0
-        if self.clock is not None:
-            over = self.clock.reached("freeze_ranges", now)
-            if self.learns:
-                # The optimizer moves what the first data, or those before the delay, gave.
-                over = ops.logical_or(over, self.clock.reached("quant_delay", now))
-            observes = ops.logical_or(observes, ops.logical_not(over))
-        asks = self.clock is not None or self.learns
-        new = either(observes, followed, lambda: kept) if asks else followed()
+        if self.clock is None and not self.learns:
+            after = followed()
+        else:
+            after = [*either(self._follows(state, now), followed, lambda: before)]
         here = np.arange(self.slots) == slot
-        new = [xp.where(here, n, value) for n, value in zip(new, before, strict=True)]
+        new = [xp.where(here, value, old) for value, old in zip(after, stored, strict=True)]
         self._assign(Range(*new[:3]), xp)
         if self.learns:
             self.size.assign(new[3])
+
+    def _followed(
+        self,
+        state: Range,
+        scaled: Scaled,
+        products: list[tuple[QTensor, Any]],
+        lower: float | None,
+        upper: float | None,
+        xp: Any,
+    ) -> Range:
+        """The range of a slot after a batch."""
+        observer = following(self.spec.momentum)
+        seen = of_all_replicas(observer, observer.look(scaled.values, xp), xp)
+        # Clamping the ends gives the ends of the clamped values.
+        unit = xp.convert_to_tensor(scaled.unit)
+        ends = [clamped(end * unit, lower, upper, xp) for end in seen[:2]]
+        seen = Range._make([*ends, seen.count])
+        if products:
+            seen = self._needed(clamped(scaled.real(), lower, upper), products, seen, state, xp)
+        return observer.update(state, seen, xp)
+
+    def _follows(self, state: Range, now: Tensor | None) -> Tensor:
+        """Whether a range with a schedule, or with trained numbers, follows a batch."""
+        no_data = state.count == 0
+        if self.clock is None:
+            return no_data
+        over = self.clock.reached("freeze_ranges", now)
+        if self.learns:
+            # The optimizer moves what the first data, or those before the delay, gave.
+            over = ops.logical_or(over, self.clock.reached("quant_delay", now))
+        return ops.logical_or(no_data, ops.logical_not(over))
 
     def _check_agreement(self, slot: int, state: Range, xp: Any) -> None:
         """Make sure, before a slot's first step, that all processes begin with the same range."""

@@ -169,12 +169,11 @@ class Builder:
             constant: The constant.
         """
         real = self.tensor(constant.shape, "float32", f"{constant.name}_float")
-        if constant.groups.block:
-            # There is no DEQUANTIZE of blocks: all rows are looked up.
+        if constant.groups.dequantize:
+            self.add("DEQUANTIZE", [constant], [real])
+        else:
             rows = self.constant(np.arange(constant.shape[0] or 0, dtype="int32"))
             self.add("EMBEDDING_LOOKUP", [rows, constant], [real])
-        else:
-            self.add("DEQUANTIZE", [constant], [real])
         return real
 
     def sizes(self, x: Tensor, first: int, last: int) -> Tensor:
@@ -213,7 +212,7 @@ class Builder:
         return shape
 
     def scaled(self, sizes: Tensor, factors: Sequence[int], extra: Sequence[int] = ()) -> Tensor:
-        """Sizes times whole numbers, and more of them.
+        """Sizes multiplied by whole numbers, with whole numbers added.
 
         Args:
             sizes: What `sizes` returned.

@@ -143,7 +143,7 @@ def is_float(op: FileOp) -> bool:
 
 
 def is_hybrid(op: FileOp) -> bool:
-    """Whether an op has float data and integer weights, and sums products of integers.
+    """Whether an op has float data and integer weights, and quantizes the data at run time.
 
     Args:
         op: The op.

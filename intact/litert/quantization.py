@@ -19,6 +19,29 @@ class Groups(NamedTuple):
     axis: int = 0
     block: int = 0
 
+    @classmethod
+    def of(cls, scale: Any, shape: tuple[int, ...], axis: int) -> "Groups":
+        """Which integers share a scale, told by how many scales there are along the last axis.
+
+        Args:
+            scale: The scales: a scalar, one for each index of the axis, or as many axes as the
+                tensor has, with one for each block.
+            shape: The tensor's shape.
+            axis: The axis of the output channels.
+
+        Example:
+
+        >>> Groups.of(np.ones((5, 2)), (5, 64), axis=0)
+        Groups(axis=0, block=32)
+        """
+        sizes = np.shape(scale)
+        return cls(axis, shape[-1] // sizes[-1] if len(sizes) > 1 else 0)
+
+    @property
+    def dequantize(self) -> bool:
+        """Whether a DEQUANTIZE takes such scales; for blocks, an EMBEDDING_LOOKUP of all rows."""
+        return not self.block
+
     def scales_of(self, shape: tuple[int | None, ...]) -> int | None:
         """How many scales a tensor has; None if it has no such axis.
 

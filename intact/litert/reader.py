@@ -184,7 +184,7 @@ class _Reader:
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        # Tables may point to the same place, again and again: then it is no file of ours.
+        # A damaged file may have tables that point to the same place without end.
         self.budget = 16 * len(content) + 100_000
 
     def get(self, kind: str, at: int) -> Any:

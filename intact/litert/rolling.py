@@ -315,7 +315,7 @@ class _Matcher:
         return axes.pop(), begins[0], strides.pop()
 
     def _same(self, n: int, slices: dict[int, Any]) -> bool:
-        """Whether a step reads the second step's input, or its own counterpart."""
+        """Whether a step reads what the second step reads, or its own tensors in their place."""
         step, own = self.steps[n], self.steps[n].places()
         places, before = self.model.places(), self.steps[0].places()
         for number, (op, other) in enumerate(zip(self.model.all, step.all, strict=True)):

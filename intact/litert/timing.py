@@ -53,7 +53,7 @@ def benchmark(
     seconds: float = 1.0,
     kernels: Kernels = "default",
 ) -> Timing:
-    """Measure how long a LiteRT file takes for one sample, here.
+    """Measure how long a LiteRT file takes for one sample on this machine.
 
     Args:
         file: Path of a `.tflite` file, or its bytes.

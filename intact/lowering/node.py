@@ -163,7 +163,7 @@ class LoweringNode:
         fields = {}
         if stored.scale is not None:
             scale = stored.layout.ordered(stored.scale, stored.values.shape, transpose)
-            groups = Groups(axis, stored.layout.block or 0)
+            groups = Groups.of(scale, values.shape, axis)
             fields = {"scale": scale, "zero_point": stored.zero_point, "groups": groups}
         return builder.constant(values, name, dtype=dtype, **fields)
 

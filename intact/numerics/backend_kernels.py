@@ -313,7 +313,7 @@ def number_ops(x: Any, *scalars: Any) -> Any:
 
 
 def holds(x: Any) -> bool:
-    """Whether truth values are known, and are all true: no branch of a graph is needed then.
+    """Whether truth values are known to be all true, so that a graph needs no branch.
 
     Args:
         x: A truth value, or several.
@@ -349,7 +349,7 @@ def _through(exact: Any, smooth: Any) -> Any:
 
 
 def unfused(x: Any) -> Any:
-    """A product as float32 rounds it, also where a compiler would make one with what follows.
+    """A product rounded to float32, even if a compiler would fuse it with the next operation.
 
     A fused multiply-add rounds once where kernels round twice, and TensorFlow moves a
     constant factor from one product to the next; the (empty) clamp between keeps them apart.

@@ -11,7 +11,7 @@ Tensor = Any
 
 def to_numpy(x: Any) -> np.ndarray:
     """A tensor, variable or number as a numpy array."""
-    # A variable of TensorFlow's strategies is no array, but its tensor is.
+    # numpy cannot read a variable of TensorFlow's strategies, but its tensor.
     return np.asarray(
         ops.convert_to_numpy(ops.convert_to_tensor(x) if isinstance(x, Variable) else x)
     )

@@ -213,6 +213,6 @@ class HardSilu(Requantizing):
         if not y.quantized:
             builder.add("HARD_SWISH", [x], [y])
             return
-        table = entries(all_values(x), HardSwishRounding, y)
+        table = entries(all_values(x), HardSwishRounding(), y)
         # The kernel overflows where the input's scale is in the hundreds, or beyond the output's.
         look_up(x, y, table, builder, None if y.dtype == "int16" else "HARD_SWISH")

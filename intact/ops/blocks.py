@@ -113,7 +113,7 @@ class Blocks(Moving):
         builder.reshape(moved, y.shape, y)
 
     def as_axes(self, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
-        """The sizes of the two axes that change places, and of what moves as one.
+        """The sizes of the two axes to swap, and of the values that move as one.
 
         Args:
             shape: The input's shape.

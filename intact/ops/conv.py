@@ -57,23 +57,39 @@ class Convolution(Weighted):
         return tracer.emit(layer, args[0])
 
     def patches(self, layer: Any, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        sizes, kernel = x.shape[1:3], layer.kernel_size
-        geometry = (sizes, kernel, layer.strides, layer.dilation_rate)
-        same = layer.padding == "same"
-        pads = same_padding(*geometry) if same else [(0, 0), (0, 0)]
-        x = np.pad(x, [(0, 0), *pads, (0, 0)])
-        taps = []
-        for axis, (_, k, stride, rate) in enumerate(zip(*geometry, strict=True)):
-            count = (x.shape[axis + 1] - (k - 1) * rate - 1) // stride + 1
-            start = (positions[:, axis + 1] * count).astype(int) * stride
-            taps.append(start[:, None] + np.arange(k) * rate)
+        window = layer.kernel_size, layer.strides, layer.dilation_rate
+        if layer.padding == "same":
+            x = np.pad(x, [(0, 0), *same_padding(x.shape[1:3], *window), (0, 0)])
         sample = (positions[:, 0] * len(x)).astype(int)
-        patches = x[sample[:, None, None], taps[0][:, :, None], taps[1][:, None, :]]
+        rows, columns = (
+            _places(share, *sizes)
+            for share, *sizes in zip(positions[:, 1:].T, x.shape[1:3], *window, strict=True)
+        )
+        # Indices of shape (patches, 1, 1), (patches, height, 1) and (patches, 1, width).
+        patches = x[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
         return self.grouped(layer, patches)
 
     def grouped(self, layer: Any, patches: np.ndarray) -> np.ndarray:
         """Patches of `(patches, height, width, channels)` by groups of channels."""
         raise NotImplementedError
+
+
+def _places(share: np.ndarray, size: int, kernel: int, stride: int, rate: int) -> np.ndarray:
+    """Where windows read along one axis.
+
+    Args:
+        share: Which window, as a share of all of them, `(patches,)`.
+        size: The size of the padded axis.
+        kernel: The size of the kernel.
+        stride: The stride.
+        rate: The dilation rate.
+
+    Returns:
+        Indices of shape `(patches, kernel)`.
+    """
+    count = (size - (kernel - 1) * rate - 1) // stride + 1
+    first = (share * count).astype(int) * stride
+    return first[:, None] + np.arange(kernel) * rate
 
 
 def conv_cases(layer: type, **extra: Any) -> tuple[Case, ...]:
@@ -300,7 +316,7 @@ class Conv2DTranspose(Weighted):
         return tracer.activation(layer.activation, tracer.emit(free, x), layer)
 
     def rounding(self, layer: Any, dtype: str, inputs: Sequence[Any] = ()) -> str:
-        # XNNPACK refuses what leaves gaps between windows (CalculateTransposeConvPaddings).
+        # XNNPACK refuses strides that leave gaps between windows (CalculateTransposeConvPaddings).
         gaps = any(k < s for k, s in zip(layer.kernel_size, layer.strides, strict=True))
         return "fixed_point_blocks" if gaps and layer.padding == "same" else self.kernel_rounding
 

@@ -66,34 +66,29 @@ class AddRounding(KernelRounding):
     any_size = True
     sign: ClassVar[int] = 1
 
-    @classmethod
-    def typed(cls, pending: Any) -> Operands:
+    def typed(self, pending: Any) -> Operands:
         return Operands(*(QTensor(*operand) for operand in pending))
 
-    @staticmethod
-    def output_shape(pending: Operands) -> tuple[int | None, ...]:
+    def output_shape(self, pending: Operands) -> tuple[int | None, ...]:
         return broadcast_shape(*(x.values.shape for x in pending))
 
-    @classmethod
-    def real(cls, pending: Operands) -> Tensor:
+    def real(self, pending: Operands) -> Tensor:
         a, b = pending
-        return a.values * a.scale + b.values * (b.scale * float(cls.sign))
+        return a.values * a.scale + b.values * (b.scale * float(self.sign))
 
-    @classmethod
-    def scaled(cls, pending: Operands) -> Scaled:
+    def scaled(self, pending: Operands) -> Scaled:
         a, b = pending
-        ratio = b.scale / a.scale * float(cls.sign)
+        ratio = b.scale / a.scale * float(self.sign)
         return Scaled(multiply_add(b.values, ratio, a.values), a.scale)
 
-    @classmethod
-    def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         a, b = pending
         ratio_a, ratio_b = a.scale / params.scale, b.scale / params.scale
-        smooth = a.values * ratio_a + b.values * (ratio_b * float(cls.sign))
+        smooth = a.values * ratio_a + b.values * (ratio_b * float(self.sign))
         shift = 20 - binary_exponent(ops.maximum(ratio_a, ratio_b))
         power = power_of_two(shift)
         factor_a = ops.cast(ops.round(ratio_a * power), "int32")
-        factor_b = ops.cast(ops.round(ratio_b * power), "int32") * cls.sign
+        factor_b = ops.cast(ops.round(ratio_b * power), "int32") * self.sign
         half = ops.left_shift(ops.ones_like(shift), shift - 1)
         whole_a, whole_b = ops.cast(a.values, "int32"), ops.cast(b.values, "int32")
 
@@ -104,14 +99,13 @@ class AddRounding(KernelRounding):
             lambda: ops.right_shift(whole_a * factor_a + whole_b * factor_b + half, shift),
             # A separate graph, which TensorFlow prepares only if it runs.
             lambda: shared(
-                (cls.twice, cls.sign), cls.twice, whole_a, a.scale, whole_b, b.scale, params.scale
+                self.twice, self.twice, whole_a, a.scale, whole_b, b.scale, params.scale
             )[0],
         )
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
-    @classmethod
     def twice(
-        cls, a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, scale: Tensor
+        self, a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, scale: Tensor
     ) -> tuple[Tensor]:
         """The sum as rounded by the kernel for scales that XNNPACK refuses.
 
@@ -136,22 +130,20 @@ class AddRounding(KernelRounding):
             multiply(ops.left_shift(a, 20), by_a),
             multiply(ops.left_shift(b, 20), by_b),
         )
-        return (multiply(part_a + part_b * cls.sign, by_sum),)
+        return (multiply(part_a + part_b * self.sign, by_sum),)
 
-    @classmethod
-    def quantize_wide(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(self, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         a, b = pending
         top = 2.0 * ops.maximum(a.scale, b.scale)
-        in_vectors = cls.in_vectors(a.values, b.values)
+        in_vectors = self.in_vectors(a.values, b.values)
         part_a, part_b = (
             _raised(x.values, multiplier(x.scale, 1.0, top), in_vectors) for x in (a, b)
         )
-        total = part_a + part_b * cls.sign
+        total = part_a + part_b * self.sign
         exact = multiply(total, multiplier(top, 2.0**-15, params.scale))
-        return cls.saturated(exact, pending, params, low, high)
+        return self.saturated(exact, pending, params, low, high)
 
-    @staticmethod
-    def in_vectors(a: Tensor, b: Tensor) -> Any:
+    def in_vectors(self, a: Tensor, b: Tensor) -> Any:
         """Which sums the 16-bit kernel computes in vectors: those of equal shapes, 16 at a time."""
         if a.shape[1:] != b.shape[1:]:
             return False
@@ -174,8 +166,7 @@ class SubtractRounding(AddRounding):
     name = "subtract"
     sign = -1
 
-    @staticmethod
-    def in_vectors(a: Tensor, b: Tensor) -> Any:
+    def in_vectors(self, a: Tensor, b: Tensor) -> Any:
         return False
 
 
@@ -184,27 +175,22 @@ class MultiplyRounding(AddRounding):
 
     name = "multiply"
 
-    @staticmethod
-    def sums(pending: Operands) -> Accumulator:
+    def sums(self, pending: Operands) -> Accumulator:
         """The products of whole numbers."""
         a, b = pending
         return accumulator(a.values * b.values, a.scale, b.scale, whole=a.whole)
 
-    @classmethod
-    def real(cls, pending: Operands) -> Tensor:
-        return cls.sums(pending).real()
+    def real(self, pending: Operands) -> Tensor:
+        return self.sums(pending).real()
 
-    @classmethod
-    def scaled(cls, pending: Operands) -> Scaled:
+    def scaled(self, pending: Operands) -> Scaled:
         a, b = pending
         return Scaled(a.values * b.values, a.scale * b.scale)
 
-    @classmethod
-    def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        return AccumulatorRounding.quantize(cls.sums(pending), params, low, high)
+    def quantize(self, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        return AccumulatorRounding().quantize(self.sums(pending), params, low, high)
 
-    @classmethod
-    def quantize_wide(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(self, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         a, b = pending
         whole_a, whole_b = (ops.cast(x.values, "int32") for x in (a, b))
         factor = a.scale * b.scale / params.scale
@@ -221,8 +207,7 @@ class SquareRounding(MultiplyRounding):
 
     name = "square"
 
-    @classmethod
-    def quantize(cls, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         real = pending.a.values * pending.a.scale
         steps = unfused(unfused(real * real) * inverse(params.scale))
         exact = ops.round(steps + params.zero_point) - params.zero_point

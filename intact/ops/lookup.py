@@ -73,23 +73,20 @@ class TableRounding(RealRounding):
     name = "table"
     takes = TableValues
 
-    @staticmethod
-    def real(pending: TableValues) -> Tensor:
+    def real(self, pending: TableValues) -> Tensor:
         real = pending.real
         finite = ops.where(ops.isfinite(real), real, ops.zeros_like(real))
         return ops.clip(real, ops.min(finite), ops.max(finite))
 
-    @staticmethod
-    def quantize(pending: TableValues, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        return RealRounding.quantize(pending.real, params, low, high)
+    def quantize(self, pending: TableValues, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        return super().quantize(pending.real, params, low, high)
 
-    @classmethod
     def quantize_wide(
-        cls, pending: TableValues, params: Affine, low: Tensor, high: Tensor
+        self, pending: TableValues, params: Affine, low: Tensor, high: Tensor
     ) -> Tensor:
         real, rest = pending
         if rest is None:
-            return cls.quantize(pending, params, low, high)
+            return self.quantize(pending, params, low, high)
         with wide_types():
             precise, rest, scale = (ops.cast(x, "float64") for x in (real, rest, params.scale))
             exact = ops.cast(ops.round(divide(precise + rest, scale)), "float32")
@@ -102,8 +99,7 @@ class FiniteTableRounding(TableRounding):
 
     name = "finite_table"
 
-    @staticmethod
-    def real(pending: TableValues) -> Tensor:
+    def real(self, pending: TableValues) -> Tensor:
         return pending.real
 
 
@@ -139,7 +135,7 @@ def all_values(x: Any) -> QTensor:
     return kind(values, scale, zero_point, ops.ones((), "bool"))
 
 
-def entries(pending: Any, kernel_rounding: type[KernelRounding], y: Any) -> np.ndarray:
+def entries(pending: Any, kernel_rounding: KernelRounding, y: Any) -> np.ndarray:
     """The table of a function.
 
     Args:

@@ -62,24 +62,22 @@ class MatMulRounding(KernelRounding):
     name = "matmul"
     takes = MatMulSums
 
-    @staticmethod
-    def real(pending: MatMulSums) -> Tensor:
+    def real(self, pending: MatMulSums) -> Tensor:
         return pending.values * (pending.scale_a * pending.scale_b)
 
-    @classmethod
-    def scaled(cls, pending: MatMulSums) -> Scaled:
+    def scaled(self, pending: MatMulSums) -> Scaled:
         return Scaled(pending.values, pending.scale_a * pending.scale_b)
 
-    @staticmethod
-    def quantize(pending: MatMulSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: MatMulSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         smooth = pending.values * divide(pending.scale_a * pending.scale_b, params.scale)
         by = multiplier(pending.scale_a, pending.scale_b, params.scale)
         twice = ops.cast(multiply(ops.cast(pending.values, "int32"), by), "float32")
         exact = ops.where(pending.zero_point_b == 0, ops.round(smooth), twice)
         return round_clip(straight_through(exact, smooth), low, high)
 
-    @staticmethod
-    def quantize_wide(pending: MatMulSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(
+        self, pending: MatMulSums, params: Affine, low: Tensor, high: Tensor
+    ) -> Tensor:
         unit = pending.scale_a * pending.scale_b
         smooth = pending.values * divide(unit, params.scale)
         with wide_types():

@@ -106,16 +106,13 @@ class MeanRounding(KernelRounding):
     takes = MeanSums
     any_size = True
 
-    @staticmethod
-    def real(pending: MeanSums) -> Tensor:
+    def real(self, pending: MeanSums) -> Tensor:
         return pending.total * (pending.scale * pending.share)
 
-    @classmethod
-    def scaled(cls, pending: MeanSums) -> Scaled:
+    def scaled(self, pending: MeanSums) -> Scaled:
         return Scaled(pending.total, pending.scale * pending.share)
 
-    @staticmethod
-    def quantize(pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         multiplier = (pending.scale / params.scale) * pending.share
         zeros = pending.zero_point * pending.count
         offset = params.zero_point - unfused(unfused(zeros) * multiplier)
@@ -124,13 +121,11 @@ class MeanRounding(KernelRounding):
             params.zero_point
         )
 
-    @classmethod
-    def quantize_wide(cls, pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        exact = cls.rounded(pending.exact(), pending.count, pending.scale, params.scale)
-        return cls.saturated(exact, pending, params, low, high)
+    def quantize_wide(self, pending: MeanSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        exact = self.rounded(pending.exact(), pending.count, pending.scale, params.scale)
+        return self.saturated(exact, pending, params, low, high)
 
-    @staticmethod
-    def rounded(total: Tensor, count: Tensor, scale: Tensor, output_scale: Tensor) -> Tensor:
+    def rounded(self, total: Tensor, count: Tensor, scale: Tensor, output_scale: Tensor) -> Tensor:
         """Sums in steps of the output, as the 16-bit kernel rounds them.
 
         Args:
@@ -153,8 +148,7 @@ class SumRounding(MeanRounding):
 
     name = "sum"
 
-    @staticmethod
-    def rounded(total: Tensor, count: Tensor, scale: Tensor, output_scale: Tensor) -> Tensor:
+    def rounded(self, total: Tensor, count: Tensor, scale: Tensor, output_scale: Tensor) -> Tensor:
         product = unfused(ops.cast(total, "float32") * (scale / output_scale))
         with wide_types():
             return ops.cast(round_away(ops.cast(product, "float64")), "int32")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.affine import Affine, QTensor, Scaled
+from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import round_clip
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.numpy_ops import numpy_ops
@@ -56,23 +56,13 @@ def _fits_256(ratio: Tensor) -> Tensor:
     return ops.logical_and(ratio >= 2.0**-8, ratio <= 128.0)
 
 
-class RequantizeRounding(KernelRounding):
-    """From one scale to another: QUANTIZE from int8 to int8."""
+class RequantizeRounding(ConvertRounding):
+    """From one scale to another: QUANTIZE from int8 to int8, and from int16 to int16."""
 
     name = "requantize"
-    takes: ClassVar[Any] = QTensor
     any_size = True
 
-    @staticmethod
-    def real(pending: Any) -> Tensor:
-        return pending.values * pending.scale
-
-    @classmethod
-    def scaled(cls, pending: Any) -> Scaled:
-        return Scaled(pending.values, pending.scale)
-
-    @staticmethod
-    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         x = pending
         ratio = x.scale / params.scale
         exact = ops.cond(
@@ -82,9 +72,8 @@ class RequantizeRounding(KernelRounding):
         )
         return round_clip(straight_through(exact, x.values * ratio), low, high)
 
-    @staticmethod
-    def quantize_wide(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        return ConvertRounding.quantize(pending, params, low, high)
+    def quantize_wide(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        return super().quantize(pending, params, low, high)
 
 
 class Requantizing(Op):
@@ -173,13 +162,11 @@ class LeakyRounding(KernelRounding):
     takes = Sloped
     any_size = True
 
-    @staticmethod
-    def real(pending: Sloped) -> Tensor:
+    def real(self, pending: Sloped) -> Tensor:
         values, scale, slope = pending
         return values * ops.where(values >= 0, scale, scale * slope)
 
-    @staticmethod
-    def quantize(pending: Sloped, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Sloped, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         values, scale, slope = pending
         ratio = scale / params.scale
         smooth = values * ops.where(values >= 0, ratio, ratio * slope)
@@ -197,8 +184,7 @@ class LeakyRounding(KernelRounding):
         )
         return round_clip(straight_through(exact, smooth), low, high)
 
-    @classmethod
-    def quantize_wide(cls, pending: Sloped, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(self, pending: Sloped, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         values, scale, slope = pending
         above, below = (ratio / params.scale for ratio in (scale, scale * slope))
         exact = ops.where(
@@ -206,7 +192,7 @@ class LeakyRounding(KernelRounding):
             _multiply_31(values, above),
             _multiply_31(values * ops.sign(below), ops.abs(below)),
         )
-        return cls.saturated(exact, pending, params, low, high)
+        return self.saturated(exact, pending, params, low, high)
 
 
 @register_op
@@ -281,9 +267,8 @@ class ClampRounding(RequantizeRounding):
     name = "clamp"
     takes = Clamped
 
-    @staticmethod
-    def real(pending: Clamped) -> Tensor:
-        return ops.clip(RequantizeRounding.real(pending), pending.lower, pending.upper)
+    def real(self, pending: Clamped) -> Tensor:
+        return ops.clip(super().real(pending), pending.lower, pending.upper)
 
 
 @register_op

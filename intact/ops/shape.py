@@ -329,7 +329,7 @@ class Identity(Op):
 
 @register_op
 class Masking(Op):
-    """Does nothing, or writes zeros where the mask, a comparison, says so."""
+    """Passes its input on, or writes zeros where its mask, a comparison, says so."""
 
     keras_layers = (layers.Masking,)
     notes = "Those who read the mask say whether they can."

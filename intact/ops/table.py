@@ -264,7 +264,7 @@ class Table(Op):
             lower_steps(node.layer.steps, x, y, builder)
             return
         with np.errstate(over="ignore"):
-            table = entries(self.call(node.layer, [all_values(x)], {}, False), TableRounding, y)
+            table = entries(self.call(node.layer, [all_values(x)], {}, False), TableRounding(), y)
         name, _, config = node.layer.steps[0]
         alone = len(node.layer.steps) == 1 and name in TABLE_KERNELS[x.dtype]
         kernel = KERNELS[name] if alone and builder.has(KERNELS[name]) else None

@@ -117,18 +117,15 @@ class WholeRounding(KernelRounding):
 
     name = "whole"
 
-    @staticmethod
-    def real(pending: Any) -> Tensor:
+    def real(self, pending: Any) -> Tensor:
         return ops.cast(pending, "float32")
 
-    @staticmethod
-    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         steps = multiply(ops.cast(pending, "int32"), multiplier(1.0, 1.0, params.scale))
         return round_clip(ops.cast(steps, "float32"), low, high)
 
-    @classmethod
-    def quantize_wide(cls, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        return cls.quantize(pending, params, low, high)
+    def quantize_wide(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        return self.quantize(pending, params, low, high)
 
 
 @register_op

@@ -48,7 +48,7 @@ class LayerFilter:
         self._names: list[str] = []
 
     def rule(self, layer: Any) -> Rule | None:
-        """The rule of a layer: to stay in float, or None, which leaves it to the scheme.
+        """The rule that keeps a layer in float, or None if the scheme decides.
 
         Args:
             layer: A user's layer, or an operation (`x + 1`).

@@ -414,39 +414,47 @@ class _Planner:
         step = self.steps[id(node)]
         lower, upper = _limits(node.layer) or (None, None)
         for following in chain[1:]:
-            other, bounds = self.steps[id(following)], self._clamp(following)
-            if bounds is None:
-                other.folds = True
-                step.keeps_norm = self._trains_on(node, following)
-                if step.keeps_norm or _has_one_scale(step.weights):
-                    # One scale for all channels has no room for a factor per channel.
-                    step.takes_in, other.fused = following.layer.name, True
+            clamp = self._clamp(following)
+            if clamp is None:
+                self._fold(node, following)
             else:
-                (lower, upper), other.fused = bounds, True
+                (lower, upper), self.steps[id(following)].fused = clamp, True
         for part in chain:
             self.steps[id(part)].activations = range_plan.spec
-        name = last.layer.name
+        range_plan.name = last.layer.name
         if range_plan.spec.rule.signs and lower is not None and lower >= 0:
             raise IntactError(
-                f"Cannot binarize the output of ReLU {name!r} with quantizer "
+                f"Cannot binarize the output of ReLU {range_plan.name!r} with quantizer "
                 f"{range_plan.spec.rule.name!r}: its sign is constant. Remove the ReLU, or choose "
                 "another quantizer, such as 'pact' with 1 bit."
             )
-        range_plan.name = name
         # Kernels clamp at 0 or 6. Every other limit has to be an end of the range.
-        range_plan.private = op.own_range or op.clamps_by_range
-        range_plan.private |= upper not in (None, 6.0) or lower not in (None, 0.0)
-        weights = step.weights
-        rounding = op.rounding(node.layer, weights.dtype if weights else "int8", node.inputs)
-        site = self._site(name, range_plan, rounding)
+        kernel_clamps = lower in (None, 0.0) and upper in (None, 6.0)
+        range_plan.private = op.own_range or op.clamps_by_range or not kernel_clamps
+        dtype = step.weights.dtype if step.weights else "int8"
+        rounding = op.rounding(node.layer, dtype, node.inputs)
+        site = self._site(range_plan.name, range_plan, rounding)
         site.lower, site.upper = lower, upper
         self.steps[id(last)].site = site
         self.tensor_range[id(last.outputs[0])] = range_plan
         if getattr(last.layer, "one_range", False):
-            first = self._root(self.layer_range.setdefault(id(last.layer), range_plan))
-            if first is not range_plan:
-                first.private |= range_plan.private
-                self._join(first, range_plan)
+            self._share_range(last.layer, range_plan)
+
+    def _fold(self, node: Node, norm: Node) -> None:
+        """Fold a batch norm into the op before it."""
+        step, other = self.steps[id(node)], self.steps[id(norm)]
+        other.folds = True
+        step.keeps_norm = self._trains_on(node, norm)
+        if step.keeps_norm or _has_one_scale(step.weights):
+            # One scale for all channels has no room for a factor per channel.
+            step.takes_in, other.fused = norm.layer.name, True
+
+    def _share_range(self, layer: keras.layers.Layer, range_plan: RangePlan) -> None:
+        """Give all calls of a layer the range of its first call."""
+        first = self._root(self.layer_range.setdefault(id(layer), range_plan))
+        if first is not range_plan:
+            first.private |= range_plan.private
+            self._join(first, range_plan)
 
     def _trains_on(self, node: Node, norm: Node) -> bool:
         """Whether a batch norm trains as a part of the op's weights."""

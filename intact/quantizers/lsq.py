@@ -21,7 +21,7 @@ class LSQ(Quantizer):
     The gradient of `s` is multiplied by `1 / sqrt(N Qp)`, where N values share it; it starts
     at `2 mean|v| / sqrt(Qp)`. Weights that fill their stored type (4 or 8 bits) omit its smallest
     integer, because a negative factor of a batch norm negates them.
-    Activations are unsigned where no negative ones were seen before training.
+    Activations are unsigned if none were negative before training.
 
     Source: arXiv:1902.08153, equations 1 to 3 and section 2.2.
 

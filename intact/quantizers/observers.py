@@ -40,8 +40,8 @@ class Range(NamedTuple):
 class Histogram(NamedTuple):
     """Counts of values in `BINS` bins around 0, and their range.
 
-    The width of a bin is the power of two that the range needs, so that histograms of
-    different widths have edges in common, and none of their counts is ever divided.
+    The width of a bin is a power of two. Histograms of different widths therefore share their
+    edges, and joining two of them never splits a bin.
     """
 
     minimum: Tensor

@@ -122,7 +122,7 @@ def _forever(source: Source) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def _norm_of(layer: Any) -> Any:
-    """The layer to freeze so that a layer's batch norm stands still; None if it has none."""
+    """The layer that freezes a layer's batch norm when it is frozen; None if there is no norm."""
     is_norm = isinstance(getattr(layer, "layer", None), layers.BatchNormalization)
     return layer if is_norm else getattr(layer, "norm", None)
 

@@ -90,19 +90,16 @@ class SigmoidRounding(RealRounding):
     takes = QTensor
     function: ClassVar[Callable] = staticmethod(ops.sigmoid)
 
-    @staticmethod
-    def precise(x: Tensor) -> Tensor:
+    def precise(self, x: Tensor) -> Tensor:
         """The function in float64."""
         return inverse(1.0 + ops.exp(-x))
 
-    @classmethod
-    def real(cls, pending: QTensor) -> Tensor:
-        return cls.function(pending.values * pending.scale)
+    def real(self, pending: QTensor) -> Tensor:
+        return self.function(pending.values * pending.scale)
 
-    @classmethod
-    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        smooth = cls.real(pending)
-        entries = of_integers(lambda real: precisely(cls.precise, real), pending)
+    def quantize(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        smooth = self.real(pending)
+        entries = of_integers(lambda real: precisely(self.precise, real), pending)
         exact = ops.where(pending.whole, entries, smooth)
         # XNNPACK adds the zero point before it rounds. The product is exact.
         stored = straight_through(exact, smooth) * inverse(params.scale) + params.zero_point
@@ -110,33 +107,29 @@ class SigmoidRounding(RealRounding):
             params.zero_point
         )
 
-    @classmethod
-    def quantize_wide(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        return cls.saturated(cls.kernel(pending), pending, params, low, high)
+    def quantize_wide(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        return self.saturated(self.kernel(pending), pending, params, low, high)
 
-    @classmethod
-    def kernel(cls, x: QTensor) -> Tensor:
+    def kernel(self, x: QTensor) -> Tensor:
         """What the kernel computes, in steps of 2**-15."""
         (exact,) = either(
-            ops.any(ops.stack([_near(x.scale, exponent) for exponent in cls.exponents])),
-            lambda: (cls.by_power(x),),
-            lambda: (cls.interpolated(_argument(x)),),
+            ops.any(ops.stack([_near(x.scale, exponent) for exponent in self.exponents])),
+            lambda: (self.by_power(x),),
+            lambda: (self.interpolated(_argument(x)),),
         )
         return exact
 
     exponents: ClassVar[tuple[int, ...]] = (-12,)
-    table: ClassVar[Callable[[], np.ndarray]] = staticmethod(sigmoid_table)
+    table: ClassVar[staticmethod] = staticmethod(sigmoid_table)
 
-    @classmethod
-    def by_power(cls, x: QTensor) -> Tensor:
+    def by_power(self, x: QTensor) -> Tensor:
         """The same for scales of 2**-12, and of 2**-11 if there is a kernel for it."""
         shift = ops.cast(x.scale > 2.0**-12 * NEAR, "int32")
         place = ops.left_shift(ops.cast(x.values, "int32"), shift)
         place = ops.clip(place, -OFFSET, OFFSET - 1) + OFFSET
-        return ops.take(ops.convert_to_tensor(cls.table()), place, axis=0)
+        return ops.take(ops.convert_to_tensor(self.table()), place, axis=0)
 
-    @staticmethod
-    def interpolated(argument: Tensor) -> Tensor:
+    def interpolated(self, argument: Tensor) -> Tensor:
         """The same for other scales, by linear interpolation in the table.
 
         Args:
@@ -160,10 +153,9 @@ class TanhRounding(SigmoidRounding):
     function: ClassVar[Callable] = staticmethod(ops.tanh)
     precise: ClassVar[Callable] = staticmethod(ops.tanh)
     exponents = (-12, -11)
-    table: ClassVar[Callable[[], np.ndarray]] = staticmethod(tanh_table)
+    table: ClassVar[staticmethod] = staticmethod(tanh_table)
 
-    @staticmethod
-    def interpolated(argument: Tensor) -> Tensor:
+    def interpolated(self, argument: Tensor) -> Tensor:
         values = _lookup(argument, 8) - (1 << 23)
         return ops.right_shift(ops.where(argument >= 0, values + 128, 127 - values), 8)
 
@@ -222,9 +214,8 @@ class SoftmaxRounding(SigmoidRounding):
     name = "softmax"
     function: ClassVar[Callable] = staticmethod(ops.softmax)
 
-    @classmethod
-    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        x, smooth = pending, cls.real(pending) * inverse(params.scale)
+    def quantize(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        x, smooth = pending, self.real(pending) * inverse(params.scale)
         powers, total, _ = _powers(x)
         share = powers * inverse(total * params.scale)
         # Halves round up.
@@ -233,8 +224,7 @@ class SoftmaxRounding(SigmoidRounding):
         exact = ops.where(x.whole, exact, smooth)
         return round_clip(straight_through(exact, smooth), low, high)
 
-    @classmethod
-    def kernel(cls, x: QTensor) -> Tensor:
+    def kernel(self, x: QTensor) -> Tensor:
         below = ops.cast(x.values - ops.max(x.values, axis=-1, keepdims=True), "int32")
         # 65535 steps are 10.
         scaled = multiply(below, multiplier(x.scale, 1.0, 10.0 / 65535.0))
@@ -256,10 +246,9 @@ class LogSoftmaxRounding(SoftmaxRounding):
     name = "log_softmax"
     function: ClassVar[Callable] = staticmethod(ops.log_softmax)
 
-    @classmethod
-    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         x, steps = pending, inverse(params.scale)
-        smooth = cls.real(pending) * steps
+        smooth = self.real(pending) * steps
         _, total, top = _powers(x)
         largest = unfused((top + x.zero_point) * x.scale)
         offset = (largest + precisely(ops.log, total)) * steps

@@ -18,14 +18,12 @@ class HardSwishRounding(KernelRounding):
     takes = QTensor
     any_size = True
 
-    @staticmethod
-    def real(pending: QTensor) -> Tensor:
+    def real(self, pending: QTensor) -> Tensor:
         real = pending.values * pending.scale
         return real * ops.relu6(real + 3.0) * (1.0 / 6.0)
 
-    @classmethod
-    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        x, smooth = pending, cls.real(pending) / params.scale
+    def quantize(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        x, smooth = pending, self.real(pending) / params.scale
         fine = x.scale * np.float32(1 / 128)
         out_factor, out_exponent = _factor_15(fine / params.scale)
         in_factor, in_exponent = _factor_15(divide(fine, np.float32(3.0 / 32768)))
@@ -43,8 +41,7 @@ class HardSwishRounding(KernelRounding):
         exact = ops.cast(product, "float32")
         return round_clip(straight_through(exact, smooth), low, high)
 
-    @classmethod
-    def quantize_wide(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         """A table takes the place of a 16-bit kernel."""
         with wide_types():
             values, step, scale = (
@@ -55,7 +52,7 @@ class HardSwishRounding(KernelRounding):
             inside = ops.where(x < 3.0, x * (x + 3.0) / 6.0, x)
             y = ops.where(x > -3.0, inside, ops.zeros_like(x))
             exact = ops.cast(ops.round(divide(y, scale)), "float32")
-        return cls.saturated(exact, pending, params, low, high)
+        return self.saturated(exact, pending, params, low, high)
 
 
 def _factor_15(ratio: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,15 +23,15 @@ from intact.numerics.fixed_point import (
 )
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, symbols
-from intact.registry import Registry
+from intact.registry import Registry, is_same
 
 
 class KernelRounding:
     """How an op's results become integers of the output's scale.
 
-    A subclass is one kernel's way of rounding. It is found by `name`, which the
-    graph of a quantized model stores. Training rounds once, to the nearest, whatever the kernel
-    does, unless `in_training` says that it rounds as the kernel does.
+    A subclass is one kernel's way of rounding, without a state. The graph of a quantized model
+    stores its `name`, and the registry has one object for each name. Training rounds once, to the
+    nearest, whatever the kernel does, unless `in_training` says that it rounds as the kernel does.
 
     A subclass has its own `real`. Training takes `scaled` instead: the same real values, unless
     the subclass says how they come in fewer passes over the data.
@@ -46,48 +46,47 @@ class KernelRounding:
     takes: ClassVar[Any] = None
     in_training: ClassVar[bool] = False
     any_size: ClassVar[bool] = False
-    registry: ClassVar[Registry[type["KernelRounding"]]] = Registry(
+    registry: ClassVar[Registry["KernelRounding"]] = Registry(
         "kernel rounding", "Import the module that declares it before the model is loaded."
     )
 
     def __init_subclass__(cls, replace: bool = False) -> None:
-        if "name" in vars(cls):
-            KernelRounding.registry.add(cls.name, cls, replace)
         if "real" in vars(cls) and "scaled" not in vars(cls):
             # Those of the class above are of other real values.
-            cls.scaled = classmethod(KernelRounding.scaled.__func__)  # type: ignore
+            cls.scaled = KernelRounding.scaled  # type: ignore[method-assign]
+        if "name" in vars(cls):
+            known = KernelRounding.registry.get(cls.name)
+            again = known is not None and is_same(cls, type(known))
+            KernelRounding.registry.add(cls.name, cls(), replace or again)
 
-    @classmethod
-    def typed(cls, pending: Any) -> Any:
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+    def typed(self, pending: Any) -> Any:
         """The pending result in its type, because a saved graph has plain tuples."""
-        return pending if cls.takes is None else cls.takes(*pending)
+        return pending if self.takes is None else self.takes(*pending)
 
-    @classmethod
-    def symbolic(cls, shape: tuple[int | None, ...]) -> Any:
+    def symbolic(self, shape: tuple[int | None, ...]) -> Any:
         """The form of the pending result in a graph.
 
         Args:
             shape: The shape of the op's output.
         """
-        return symbols(shape)[0] if cls.takes is None else cls.takes.symbolic(shape)
+        return symbols(shape)[0] if self.takes is None else self.takes.symbolic(shape)
 
-    @staticmethod
-    def output_shape(pending: Any) -> tuple[int | None, ...]:
+    def output_shape(self, pending: Any) -> tuple[int | None, ...]:
         """The shape of the results: by default, of the first pending tensor."""
         return keras.tree.flatten(pending)[0].shape
 
-    @staticmethod
-    def real(pending: Any) -> Tensor:
+    def real(self, pending: Any) -> Tensor:
         """The results as real values, for observers."""
         raise NotImplementedError
 
-    @classmethod
-    def scaled(cls, pending: Any) -> Scaled:
+    def scaled(self, pending: Any) -> Scaled:
         """The results as real values to within their rounding, for training."""
-        return Scaled(cls.real(pending))
+        return Scaled(self.real(pending))
 
-    @staticmethod
-    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         """The results as whole numbers `q - zero_point`, saturated.
 
         Args:
@@ -101,8 +100,7 @@ class KernelRounding:
         """
         raise NotImplementedError
 
-    @classmethod
-    def quantize_wide(cls, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize_wide(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         """The same for outputs of 16 bits, whose kernels round otherwise.
 
         Args:
@@ -111,11 +109,10 @@ class KernelRounding:
             low: Smallest value, scalar.
             high: Largest value, scalar.
         """
-        return cls.quantize(pending, params, low, high)
+        return self.quantize(pending, params, low, high)
 
-    @classmethod
     def saturated(
-        cls, exact: Tensor, pending: Any, params: Affine, low: Tensor, high: Tensor
+        self, exact: Tensor, pending: Any, params: Affine, low: Tensor, high: Tensor
     ) -> Tensor:
         """A kernel's results, saturated, with the gradient of the real values.
 
@@ -126,7 +123,7 @@ class KernelRounding:
             low: Smallest value, scalar.
             high: Largest value, scalar.
         """
-        smooth = cls.real(pending) * inverse(params.scale)
+        smooth = self.real(pending) * inverse(params.scale)
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
 
@@ -136,17 +133,14 @@ class RealRounding(KernelRounding):
     name = "real"
     any_size = True
 
-    @staticmethod
-    def real(pending: Any) -> Tensor:
+    def real(self, pending: Any) -> Tensor:
         return pending
 
-    @staticmethod
-    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         return round_clip(pending, low, high, inverse(params.scale))
 
-    @classmethod
-    def quantize_wide(cls, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        values = cls.quantize(pending, params, low, high)
+    def quantize_wide(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+        values = self.quantize(pending, params, low, high)
         rest = beyond_vectors(pending, 8)
         if rest is None:
             return values
@@ -168,33 +162,30 @@ class AccumulatorRounding(KernelRounding):
     takes = Accumulator
     any_size = True
 
-    @staticmethod
-    def real(pending: Accumulator) -> Tensor:
+    def real(self, pending: Accumulator) -> Tensor:
         return pending.real()
 
-    @classmethod
-    def scaled(cls, pending: Accumulator) -> Scaled:
+    def scaled(self, pending: Accumulator) -> Scaled:
         return Scaled(pending.real() if pending.bias is None else pending.shifted())
 
-    @staticmethod
-    def quantize(pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         acc = pending
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         return round_clip((acc.values + acc.bias) * factor, low, high)
 
-    @classmethod
     def quantize_wide(
-        cls, pending: Accumulator, params: Affine, low: Tensor, high: Tensor
+        self, pending: Accumulator, params: Affine, low: Tensor, high: Tensor
     ) -> Tensor:
         acc = pending
         smooth = (acc.values + acc.bias) * divide(acc.input_scale * acc.weight_scale, params.scale)
         scales = acc.input_scale, ops.abs(acc.weight_scale), params.scale
         with wide_types():
-            exact = ops.cast(cls.rounded(acc.exact(), *scales), "float32")
+            exact = ops.cast(self.rounded(acc.exact(), *scales), "float32")
         return round_clip(straight_through(exact, smooth), low, high)
 
-    @staticmethod
-    def rounded(sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor) -> Tensor:
+    def rounded(
+        self, sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor
+    ) -> Tensor:
         """64-bit sums in steps of the output, as the 16-bit kernel rounds them."""
         return multiply_sums(sums, multiplier(input_scale, weight_scale, scale))
 
@@ -204,8 +195,9 @@ class DoubleRounding(AccumulatorRounding):
 
     name = "double"
 
-    @staticmethod
-    def rounded(sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor) -> Tensor:
+    def rounded(
+        self, sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor
+    ) -> Tensor:
         return round_away(ops.cast(sums, "float64") * ratio(input_scale, weight_scale, scale))
 
 
@@ -214,20 +206,18 @@ class FixedPointRounding(AccumulatorRounding):
 
     name = "fixed_point"
 
-    @staticmethod
-    def half_up(channels: Any) -> Any:
+    def half_up(self, channels: Any) -> Any:
         """The channels whose halves round up instead."""
         return False
 
-    @classmethod
-    def quantize(cls, pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         acc = pending
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
         smooth = (acc.values + acc.bias) * factor
         # The file has the signs of the scales in the weights.
         sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
         by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
-        exact = ops.cast(multiply(sums, by, cls.half_up(ops.shape(sums)[-1])), "float32")
+        exact = ops.cast(multiply(sums, by, self.half_up(ops.shape(sums)[-1])), "float32")
         return round_clip(straight_through(exact, smooth), low, high)
 
 
@@ -236,8 +226,7 @@ class VectorRounding(FixedPointRounding):
 
     name = "fixed_point_vector"
 
-    @staticmethod
-    def half_up(channels: Any) -> Any:
+    def half_up(self, channels: Any) -> Any:
         return True
 
 
@@ -246,8 +235,7 @@ class BlocksRounding(FixedPointRounding):
 
     name = "fixed_point_blocks"
 
-    @staticmethod
-    def half_up(channels: Any) -> Any:
+    def half_up(self, channels: Any) -> Any:
         return ops.arange(channels) < channels // 8 * 8
 
 
@@ -255,18 +243,15 @@ class ConvertRounding(KernelRounding):
     """From one width to another, in fixed point."""
 
     name = "convert"
-    takes = QTensor
+    takes: ClassVar[Any] = QTensor
 
-    @staticmethod
-    def real(pending: QTensor) -> Tensor:
+    def real(self, pending: Any) -> Tensor:
         return pending.values * pending.scale
 
-    @classmethod
-    def scaled(cls, pending: QTensor) -> Scaled:
+    def scaled(self, pending: Any) -> Scaled:
         return Scaled(pending.values, pending.scale)
 
-    @classmethod
-    def quantize(cls, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         by = multiplier(pending.scale, 1.0, params.scale)
         whole = multiply(ops.cast(pending.values, "int32"), by)
-        return cls.saturated(whole, pending, params, low, high)
+        return self.saturated(whole, pending, params, low, high)

@@ -242,16 +242,13 @@ class LSTMRounding(KernelRounding):
     takes = Sums
     in_training: ClassVar[bool] = True
 
-    @staticmethod
-    def output_shape(pending: Any) -> tuple[int | None, ...]:
+    def output_shape(self, pending: Any) -> tuple[int | None, ...]:
         batch, steps, _, units = pending.inputs.shape
         return batch, steps, units
 
-    @staticmethod
-    def real(pending: Any) -> Tensor:
+    def real(self, pending: Any) -> Tensor:
         return pending.real.hidden
 
-    @staticmethod
-    def quantize(pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
+    def quantize(self, pending: Any, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         smooth = pending.real.hidden * inverse(params.scale)
         return round_clip(straight_through(pending.whole(params).hidden, smooth), low, high)

@@ -1,4 +1,4 @@
-"""Measures the ways to quantize a model after training side by side, and recommends one."""
+"""Compares the ways to quantize a model after training, and recommends one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -16,8 +16,8 @@ class QuantizeConfig:
 
     * Weights and activation (or output): the layer computes on integers.
     * Weights alone: they are rounded, and the layer computes in float.
-    * Activation or output alone, or nothing: a layer with a kernel stays in float; what comes
-      out of it is quantized where the next layer is.
+    * Activation or output alone, or nothing: a layer with a kernel stays in float; its
+      output is quantized if the next layer is.
 
     Example:
 
