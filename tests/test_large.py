@@ -1,4 +1,4 @@
-"""Constants of files beyond 2 GiB lie behind the flatbuffer; here, of files that are small."""
+"""Files of large models: constants are appended to the tables; here, of files that are small."""
 
 import keras
 import numpy as np
@@ -18,22 +18,24 @@ def model():
 
 
 @lossy
+@pytest.mark.parametrize("most", [10**9, 1000], ids=["inside", "outside"])
 @pytest.mark.parametrize("scheme", ["float32", "int8", "weight_only_8", "dynamic_range_4_blocks"])
-def test_constants_behind_the_flatbuffer_are_the_same(model, monkeypatch, scheme, rng, tmp_path):
+def test_appended_constants_are_the_same(model, monkeypatch, scheme, most, rng, tmp_path):
     x = rng.normal(size=(40, 64)).astype("float32")
     q = model if scheme == "float32" else intact.quantize_model(model, scheme)
     if scheme == "int8":
         intact.calibrate(q, x, verbose=0)
-    inside = intact.export(q)
-    monkeypatch.setattr(writing, "OUTSIDE", 1000)
-    outside = intact.export(q, tmp_path / "large.tflite")
-    assert outside != inside
-    files = [intact.load_litert(content) for content in (inside, tmp_path / "large.tflite")]
+    at_once = intact.export(q)
+    monkeypatch.setattr(writing, "LARGE", 100)
+    monkeypatch.setattr(writing, "OUTSIDE", most)
+    appended = intact.export(q, tmp_path / "large.tflite")
+    assert appended != at_once
+    files = [intact.load_litert(content) for content in (at_once, tmp_path / "large.tflite")]
     np.testing.assert_array_equal(*(file.predict(x) for file in files))
-    for ours, theirs in zip(read(outside).graphs, read(inside).graphs, strict=True):
+    for ours, theirs in zip(read(appended).graphs, read(at_once).graphs, strict=True):
         for a, b in zip(ours.tensors, theirs.tensors, strict=True):
             assert (a.data is None) == (b.data is None)
             assert a.data is None or bytes(a.data) == bytes(b.data)
-    assert not [f for f in intact.verify(outside) if f.severity == "error"]
+    assert not [f for f in intact.verify(appended) if f.severity == "error"]
     # These change files, and pack them again.
-    assert intact.compare(q, outside, x).different == intact.compare(q, inside, x).different
+    assert intact.compare(q, appended, x).different == intact.compare(q, at_once, x).different

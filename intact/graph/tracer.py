@@ -22,7 +22,7 @@ from intact.ops.constant import Constant
 from intact.ops.logic import Select
 from intact.ops.moves import MOVES, channels_last, emit_moved
 from intact.ops.refusals import reason_of
-from intact.ops.registry import find_op, known_class, known_config, share_code
+from intact.ops.registry import find_op, known_class, known_config, share_code, without_values
 from intact.ops.slicing import Slice, Take
 from intact.ops.whole import Convert, WholeNumber, counts, fits
 from intact.plan.scheme import Rule
@@ -410,7 +410,8 @@ class Tracer:
             config["name"] = self.unique(name)
             copy = known_class(layer).from_config(config)
             share_code(layer, copy, overrides)
-            outputs = copy(inputs)
+            with without_values(copy) if layer.built else contextlib.nullcontext():
+                outputs = copy(inputs)
             if layer.built:
                 self.copy_weights(layer, copy)
             copy.one_range, copy.own_rule = self.in_step, self._rule

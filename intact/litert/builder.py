@@ -1,6 +1,7 @@
 """Builds LiteRT files: the ops and tensors, one call at a time."""
 
 import hashlib
+import mmap
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from intact.litert.dtypes import BITS
 from intact.litert.kernels import get_kernel
 from intact.litert.kernels.targets import runs
-from intact.litert.writing import Operator, Shape, Subgraph, Tensor, pack_file
+from intact.litert.writing import LARGE, Operator, Shape, Subgraph, Tensor, pack_file
 
 
 class Builder:
@@ -72,7 +73,7 @@ class Builder:
         """
         dtype = dtype or str(values.dtype)
         bits = BITS[dtype]
-        data = np.ascontiguousarray(values, "int8" if bits < 8 else dtype)
+        data = _stored(values, "int8" if bits < 8 else dtype)
         key = (dtype, hashlib.sha256(data.data).digest())
         if key not in self._buffer_of:
             self._buffer_of[key] = len(self.buffers)
@@ -312,6 +313,20 @@ def is_row(a: Shape, b: Shape) -> bool:
 
 def _bytes(data: np.ndarray) -> np.ndarray:
     return data.reshape(-1).view("uint8")
+
+
+def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values in the order and type of the file.
+
+    Large ones have pages of their own, which go back to the system when they are freed. The C
+    library would keep them for later arrays, and a large model's constants would be there twice.
+    """
+    size = values.size * np.dtype(dtype).itemsize
+    if size <= LARGE:
+        return np.ascontiguousarray(values, dtype)
+    data = np.frombuffer(mmap.mmap(-1, size), dtype).reshape(values.shape)
+    np.copyto(data, values, casting="unsafe")
+    return data
 
 
 def _packed(data: np.ndarray, bits: int) -> np.ndarray:

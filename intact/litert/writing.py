@@ -1,5 +1,7 @@
 """The tensors and ops to write, and their bytes."""
 
+import io
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,11 +102,19 @@ class _SharingBuilder(flatbuffers.Builder):
         return self.known[key]
 
 
+LARGE = 2**20
+"""Bytes above which a constant is written behind the tables of a file."""
+
 OUTSIDE = 2**31 - 2**26
-"""Bytes of constants that a flatbuffer holds; more lie behind it, as its offsets have 31 bits."""
+"""Bytes of constants that a flatbuffer holds; of more, `Buffer.offset` says where they are."""
 
 ALIGNMENT = 64
-"""Places of constants behind a flatbuffer are multiples of this."""
+"""Large constants begin at multiples of this."""
+
+LENGTH = struct.Struct("<I")
+"""What stands before the values of a vector."""
+
+EMPTY = np.zeros(0, "uint8")
 
 
 def unpack(content: bytes) -> schema.ModelT:
@@ -121,37 +131,70 @@ def unpack(content: bytes) -> schema.ModelT:
     return model
 
 
-def pack(model: schema.ModelT) -> bytes:
-    """The bytes of a file, from its object form."""
-    size = sum(0 if b.data is None else len(b.data) + 64 for b in model.buffers)
-    return _flatbuffer(model, size) if size < OUTSIDE else _with_data_behind(model)
+def pack(model: schema.ModelT, release: bool = False) -> bytes:
+    """The bytes of a file, from its object form.
+
+    A builder of flatbuffers copies a constant several times. So large constants are appended to
+    what it has built, one by one, and the tables point to them.
+
+    Args:
+        model: The object form.
+        release: Let go of large constants once they are written, so that memory holds them once.
+            The object form then lacks them.
+
+    Returns:
+        The bytes.
+    """
+    sizes = [0 if b.data is None else len(b.data) for b in model.buffers]
+    large = {index: model.buffers[index].data for index, n in enumerate(sizes) if n > LARGE}
+    kept = {} if release else dict(large)
+    inside = sum(sizes) < OUTSIDE
+    for index in large:
+        buffer = model.buffers[index]
+        # The length of the tables does not depend on where the constant is, unless that is 0 or 1.
+        buffer.data, buffer.offset = (EMPTY, 0) if inside else (None, 2)
+        buffer.size = 0 if inside else sizes[index]
+    tables = _flatbuffer(model, sum(n + 64 for n in sizes if n <= LARGE))
+    places = _point(tables, {index: sizes[index] for index in large}, inside)
+    file = io.BytesIO()
+    file.write(tables)
+    for index, place in places.items():
+        file.write(bytes(place - LENGTH.size - file.tell()))
+        file.write(LENGTH.pack(sizes[index]))
+        file.write(np.asarray(large.pop(index), "uint8").data)
+    for index, data in kept.items():
+        buffer = model.buffers[index]
+        buffer.data, buffer.offset, buffer.size = data, 0, 0
+    return file.getvalue()
 
 
-def _with_data_behind(model: schema.ModelT) -> bytes:
-    """A flatbuffer of graphs, and the constants behind it, which the schema's `Buffer` allows."""
-    large = [b for b in model.buffers if b.data is not None and len(b.data) > ALIGNMENT]
-    arrays = [np.asarray(buffer.data, "uint8") for buffer in large]
-    for buffer, array in zip(large, arrays, strict=True):
-        # Any place will do for the length of the flatbuffer, but for 0 and 1.
-        buffer.data, buffer.offset, buffer.size = None, 2, len(array)
-    ends = np.cumsum([_aligned(len(_flatbuffer(model))), *map(_aligned, map(len, arrays))]).tolist()
-    for buffer, start in zip(large, ends, strict=False):
-        buffer.offset = start
-    parts = [np.frombuffer(_flatbuffer(model), "uint8"), *arrays]
-    content = b"".join(
-        piece for part in parts for piece in (part.data, bytes(_aligned(len(part)) - len(part)))
-    )
-    for buffer, array in zip(large, arrays, strict=True):
-        buffer.data, buffer.offset, buffer.size = array, 0, 0
-    return content
+def _point(tables: bytearray, sizes: dict[int, int], inside: bool) -> dict[int, int]:
+    """Make the tables of a file point to constants behind them.
+
+    Args:
+        tables: A flatbuffer of a model.
+        sizes: Number of each buffer whose constant is large, and the constant's bytes.
+        inside: Whether the constants belong to the flatbuffer: as a vector, by a relative offset.
+
+    Returns:
+        Number of each buffer, and where its constant begins.
+    """
+    model, end, places = schema.Model.GetRootAs(tables, 0), len(tables), {}
+    for index, size in sizes.items():
+        place = places[index] = -(-(end + LENGTH.size) // ALIGNMENT) * ALIGNMENT
+        table = model.Buffers(index)._tab
+        # In the schema, `Buffer` has the fields data, offset and size; slots have 2 bytes.
+        field = table.Pos + table.Offset(4 if inside else 6)
+        if inside:
+            LENGTH.pack_into(tables, field, place - LENGTH.size - field)
+        else:
+            struct.pack_into("<Q", tables, field, place)
+        end = place + size
+    return places
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _flatbuffer(model: schema.ModelT, size: int = 0) -> bytes:
-    """The bytes of a flatbuffer.
+def _flatbuffer(model: schema.ModelT, size: int) -> bytearray:
+    """A flatbuffer of a model.
 
     Args:
         model: Its object form.
@@ -162,22 +205,12 @@ def _flatbuffer(model: schema.ModelT, size: int = 0) -> bytes:
     size += sum(512 + 12 * len(_scales(tensor)) for tensor in tensors)
     builder = _SharingBuilder(size + 65536)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    # `Output` would copy the file once more.
-    return bytes(memoryview(builder.Bytes)[builder.Head() :])
+    return builder.Bytes[builder.Head() :]
 
 
 def _scales(tensor: schema.TensorT) -> Sequence[float]:
     scales = None if tensor.quantization is None else tensor.quantization.scale
     return () if scales is None else scales
-
-
-class _Released(schema.BufferT):
-    """Data that is released once it is in the file, so that a large model is not held twice."""
-
-    def Pack(self, builder: flatbuffers.Builder) -> Any:  # noqa: N802
-        place = super().Pack(builder)
-        self.data = None
-        return place
 
 
 @dataclass(eq=False)
@@ -219,7 +252,7 @@ def pack_file(
         The bytes.
     """
     codes = sorted({(op.name, op.version) for graph in graphs for op in graph.operators})
-    packed_buffers: list[schema.BufferT] = [_Released(data) for data in buffers]
+    packed_buffers: list[schema.BufferT] = [schema.BufferT(data) for data in buffers]
     buffers.clear()
     return pack(
         schema.ModelT(
@@ -229,7 +262,8 @@ def pack_file(
             description=description,
             buffers=packed_buffers,
             signatureDefs=[_pack_signature(inputs, outputs)],
-        )
+        ),
+        release=True,
     )
 
 

@@ -1,7 +1,9 @@
 """Which op stands for a layer, an operation or an activation."""
 
+import contextlib
 import difflib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -161,6 +163,25 @@ def share_code(layer: Any, target: Any, changes: dict[str, Any]) -> None:
         ours = name.endswith("_initializer") and type(value).__module__.startswith("keras.")
         if (shared or ours) and name not in changes and hasattr(target, name):
             setattr(target, name, value)
+
+
+@contextlib.contextmanager
+def without_values(layer: Any) -> Iterator[None]:
+    """In this context, a layer is built with weights of 0, because others replace them anyway.
+
+    Random values take time, and several times the memory of a weight while they are computed.
+
+    Args:
+        layer: A layer that is not built.
+    """
+    code = {name: value for name, value in vars(layer).items() if name.endswith("_initializer")}
+    try:
+        for name in code:
+            setattr(layer, name, keras.initializers.Zeros())
+        yield
+    finally:
+        for name, value in code.items():
+            setattr(layer, name, value)
 
 
 def activation_name(layer: keras.layers.Activation) -> str:
