@@ -7,6 +7,7 @@ from intact.analysis.bisection import bisect as bisect
 from intact.analysis.comparison import Comparison as Comparison
 from intact.analysis.comparison import Distribution as Distribution
 from intact.analysis.comparison import FileNode as FileNode
+from intact.analysis.comparison import Flip as Flip
 from intact.analysis.comparison import TensorComparison as TensorComparison
 from intact.analysis.explanation import Explained as Explained
 from intact.analysis.explanation import Explanation as Explanation

@@ -1,6 +1,8 @@
-"""Tables of text."""
+"""Tables of text, and results that print as text and show as tables in notebooks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 
 
 def table(rows: Sequence[tuple[str, ...]], left: int | None = 1) -> str:
@@ -27,3 +29,78 @@ def table(rows: Sequence[tuple[str, ...]], left: int | None = 1) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is a part of a result.
+
+    Args:
+        rows: The rows; the first is the heading.
+        left: As for `table`.
+
+    Example:
+
+    >>> print(Table([("model", "bytes"), ("int8", "256")]))
+    model  bytes
+    int8     256
+    """
+
+    rows: Sequence[tuple[str, ...]]
+    left: int | None = 1
+
+    def __str__(self) -> str:
+        return table(self.rows, self.left)
+
+    def to_html(self) -> str:
+        """The table as HTML, for a notebook."""
+        lines = []
+        for number, row in enumerate(self.rows):
+            tag = "td" if number else "th"
+            cells = (
+                f'<{tag} style="text-align:{self._side(i)}">{escape(cell)}</{tag}>'
+                for i, cell in enumerate(row)
+            )
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        head, *body = lines
+        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+
+    def _side(self, column: int) -> str:
+        return "left" if self.left is None or column < self.left else "right"
+
+
+class Report:
+    """A result: printing it gives text, a notebook shows it as HTML, and its `repr` is short.
+
+    Example:
+
+    >>> class Sizes(Report):
+    ...     def parts(self):
+    ...         return ["2 models", Table([("model", "bytes"), ("int8", "256")])]
+    >>> Sizes()
+    <Sizes: 2 models>
+    """
+
+    def parts(self) -> "list[str | Table]":
+        """The lines and tables of the result; the first line is its `repr`."""
+        raise NotImplementedError
+
+    def headline(self) -> str:
+        """What the result is about, for its `repr`."""
+        lines = (part for part in self.parts() if isinstance(part, str) and part)
+        return next(lines, "").partition("\n")[0]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.parts()))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.headline()}>"
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            part.to_html()
+            if isinstance(part, Table)
+            else f'<div style="white-space:pre-wrap">{escape(part)}</div>'
+            for part in self.parts()
+            if not isinstance(part, str) or part
+        )

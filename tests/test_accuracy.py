@@ -241,3 +241,5 @@ def test_a_warning_is_short():
     assert len(text.splitlines()) < 9 and max(map(len, text.splitlines())) < 250
     for words in ("observer=", "recover", "mixed", "int16x8"):
         assert words in text
+    text = message_of(mlp(), 16, lost, [], same_top1=0.75)
+    assert "On 75 % of them, the largest output is the same one as in float." in text

@@ -136,6 +136,22 @@ def test_float_files_have_targets_too(rng):
         intact.export(intact.quantize_model(model, "dynamic_range"), target="tflite-micro")
 
 
+@pytest.mark.parametrize("target", ["edgetpu", "xnnpack", "tflite-micro"])
+def test_the_ops_inside_loops_count(target, rng):
+    """A recurrent layer is a loop in the file, whose body is a graph of its own."""
+    model = keras.Sequential([keras.Input((12, 4)), layers.LSTM(3), layers.Dense(2)])
+    x = rng.normal(size=(20, 12, 4)).astype("float32")
+    file = intact.export(intact.calibrate(intact.quantize_model(model), x, verbose=0))
+    graphs = read(file).graphs
+    assert len(graphs) > 1
+    placed = intact.check(file, target)
+    assert len(placed.ops) == sum(len(graph.ops) for graph in graphs)
+    assert {op.graph for op in placed.ops} == set(range(len(graphs)))
+    assert f"of {len(placed.ops)} ops" in str(placed)
+    if target == "edgetpu":
+        assert not any(op.on_target for op in placed.ops if op.graph)
+
+
 def test_bad_input():
     with pytest.raises(IntactError, match=r"no file 'missing\.tflite'"):
         intact.check("missing.tflite", "xnnpack")

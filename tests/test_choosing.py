@@ -9,7 +9,7 @@ from small import enliven, lossy, op_names, parse
 import intact
 from intact import Candidate, IntactError
 from intact.schemes import SCHEMES
-from intact.search.advice import recommend
+from intact.search.advice import _notes, recommend
 from intact.search.measures import agreement, top1
 
 
@@ -188,7 +188,11 @@ def test_advice(model, x):
     assert found.measure == "accuracy" and found.options[0].score == 1.0
     assert found.recommended in {option.name for option in found.options}
     assert f"Take {found.recommended}: " in str(found)
-    assert all(option.latency > 0 for option in found.options)
+    assert all(option.latency > 0 and option.spread >= 0 for option in found.options)
+    assert [o.integer for o in found.options] == [False, False, True, True, False]
+    svg = found.picture()
+    assert svg.count("<circle") == 5 and "weight_only_8" in svg and svg in found._repr_html_()
+    assert repr(found) == f"<Advice: take {found.recommended}>"
 
 
 def test_advice_without_labels_and_with_a_metric(model, x):
@@ -210,7 +214,48 @@ def test_recommendations():
     assert recommend((real, poor), 0.01)[0] == "float32"
 
 
+def test_latencies_that_are_equal_within_their_spread_are_a_tie():
+    real = Candidate("float32", 4000, 4.0, 0.90, spread=0.1)
+    fast = Candidate("int8", 2000, 1.0, 0.90, spread=0.05, integer=True)
+    small = Candidate("weight_only_4", 1000, 1.08, 0.90, spread=0.05)
+    name, reason = recommend((real, fast, small), 0.01)
+    assert name == "weight_only_4" and "as fast as int8 as far as can be measured" in reason
+    clear = Candidate("weight_only_4", 1000, 1.2, 0.90, spread=0.05)
+    assert recommend((real, fast, clear), 0.01)[0] == "int8"
+
+
+def test_what_is_slower_than_float_is_said():
+    real = Candidate("float32", 4000, 1.0, 0.90, spread=0.01)
+    whole = Candidate("int16x8", 2000, 3.0, 0.90, spread=0.1, integer=True)
+    half = Candidate("float16", 2000, 1.0, 0.90)
+    (slower, integers) = _notes((real, whole, half), "float16", 0.01, samples=1000)
+    assert slower == "Slower than float32 (1.00 ms) here: int16x8 (3.00 ms)."
+    assert "take int16x8: 90.00 % against 90.00 %, 2000 bytes" in integers
+    # Nothing is said of integers by rule: here there are none to measure.
+    assert _notes((real, half), "float16", 0.01, samples=1000) == []
+
+
+def test_advice_for_a_target(model, x):
+    found = intact.advise(model, x, options=("int8", "float16"), target="edgetpu", verbose=0)
+    assert [option.name for option in found.options] == ["float32", "int8"]
+    assert found.recommended == "int8" and found.options[1].latency is None
+    assert any(note.startswith("float16 is not possible: ") for note in found.notes)
+    assert found.options[1].integer
+
+
+def test_labels_that_do_not_match_are_refused(model, x):
+    for labels, words in (
+        (np.zeros(len(x) - 1, int), "a label for each of the 120 samples"),
+        (np.full(len(x), 4), "whole numbers from 0 to 3"),
+        (np.zeros((len(x), 3)), "one-hot ones of shape"),
+    ):
+        with pytest.raises(intact.InvalidDataError, match=words):
+            intact.advise(model, x, labels, options=("int8",), verbose=0)
+
+
 def test_metrics():
+    assert top1([1, 0, 1])(np.array([[0.9], [0.2], [0.4]])) == pytest.approx(2 / 3)
+    assert top1([1, 0])(np.array([[3.0], [-2.0]])) == 1.0
     assert top1(np.eye(3)[[0, 1]])(np.array([[1, 0, 0], [0, 0, 1]])) == 0.5
     expected = {"a": np.array([[0.0, 1.0]]), "b": np.array([[1.0], [3.0]])}
     assert agreement(expected)(expected) == 1.0

@@ -17,7 +17,58 @@ def test_an_integer_model_is_said_to_be_one():
     assert by_name["conv"].kernels == ("CONV_2D",)
     assert by_name["bn"].kernels == ("folded",)
     assert by_name["act"].kernels == ("fused",)
-    assert "8 of 8 layers run on integers" in str(seen)
+    rows = [line.partition(" ")[0] for line in str(seen).splitlines()]
+    assert {"conv", "bn", "act"} <= set(rows)
+    assert "layers run on integers" in str(seen)
+
+
+def test_a_users_layer_is_one_row():
+    model = keras.Sequential([keras.Input((12, 4)), layers.LSTM(3, name="memory"), layers.Dense(2)])
+    seen = intact.explain(model)
+    assert len(seen.layers) > 20
+    assert list(seen.by_owner) == ["memory", model.layers[-1].name]
+    assert {entry.owner_kind for entry in seen.by_owner["memory"]} == {"LSTM"}
+    lines = str(seen).splitlines()
+    assert lines[1].startswith("memory  LSTM ") and "2 of 2 layers" in lines[4]
+    assert len(seen.details.splitlines()) == len(seen.layers) + 1
+
+
+def test_a_nested_custom_layer_is_one_row():
+    inputs = keras.Input((6, 8))
+    seen = intact.explain(keras.Model(inputs, layers.Dense(2, name="head")(Twice()(inputs))))
+    assert [(name, parts[0].owner_kind) for name, parts in seen.by_owner.items()] == [
+        ("twice", "Twice"),
+        ("head", "Dense"),
+    ]
+
+
+def test_the_table_is_never_empty():
+    seen = str(intact.explain(cnn(), "float32"))
+    assert "conv" in seen.splitlines()[1] and "float" in seen.splitlines()[1]
+    assert "stay float: by rule" in seen and "weights float, activations float" in seen
+
+
+def test_all_refused_layers_are_listed():
+    x = inputs = keras.Input((2, 3, 4, 3))
+    for name in ("up", "top"):
+        x = layers.Conv3DTranspose(4, 2, name=name)(x)
+    with pytest.raises(intact.IntactError, match="2 of the 2 layers cannot be quantized") as error:
+        intact.quantize_model(keras.Model(inputs, x))
+    lines = str(error.value).splitlines()
+    assert ["'up'" in lines[1], "'top'" in lines[2], len(lines)] == [True, True, 4]
+
+
+class Twice(keras.layers.Layer):
+    """Two dense layers and an attention inside one layer of the user's."""
+
+    def __init__(self):
+        super().__init__(name="twice")
+        self.first, self.second = layers.Dense(8), layers.Dense(8, "gelu")
+        self.attention = layers.MultiHeadAttention(2, 4)
+
+    def call(self, x):
+        x = self.second(self.first(x)) * 2.0
+        return self.attention(x, x)
 
 
 def mixed():

@@ -1,6 +1,8 @@
 """Pages of comparisons: well-formed, complete, without anything from outside."""
 
+import base64
 import dataclasses
+import io
 import itertools
 import re
 from html.parser import HTMLParser
@@ -13,7 +15,9 @@ from small import cnn, enliven, quantizers
 
 import intact
 from intact.analysis.comparison import Comparison, Distribution, FileNode, TensorComparison
-from intact.analysis.page import MOST_LANES, page, rails, remedies
+from intact.analysis.drawings import MOST_LANES, picture, rails
+from intact.analysis.page import page
+from intact.analysis.remedies import remedies
 
 VOID = {"meta", "path", "circle", "br"}
 
@@ -37,7 +41,7 @@ class Parser(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.texts.append(data)
 
 
@@ -46,7 +50,13 @@ def read(text):
     parser.feed(text)
     parser.close()
     assert not parser.open
-    assert not re.search(r"https?:|src=|href=|url\(|@import|<script", text)
+    # Links lead to places of the page, images are a part of it, and there is one script.
+    assert not re.search(r"https?:|url\(|@import|<script .", text)
+    assert text.count("<script>") == 1
+    targets = set(re.findall(r' id="([^"]*)"', text))
+    assert set(re.findall(r'href="#([^"]*)"', text)) <= targets
+    assert len(re.findall("href=", text)) == len(re.findall('href="#', text))
+    assert len(re.findall("src=", text)) == len(re.findall('src="data:image/png;base64,', text))
     return " ".join(" ".join(parser.texts).split())
 
 
@@ -105,6 +115,52 @@ def test_float_islands_are_shaded(rng, data):
     assert "Shaded ops compute in float" in text
     order = text.split("All layers in order")[1].split("The graph of the file")[0]
     assert order.index("float32") < order.index("head")
+
+
+def test_samples_that_change_their_class_are_shown(rng, data):
+    """The first two classes are nearly as likely as each other."""
+    model = enliven(cnn(), rng)
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    quantizers(q)["act_2"].set_range(0.0, 0.05)
+    found = intact.compare(q, intact.export(q), data, float_model=model)
+    before = model.predict(data, verbose=0).argmax(1)
+    after = intact.load_litert(intact.export(q)).predict(data).argmax(1)
+    assert found.flipped == (before != after).sum() > 0
+    for flip in found.flips:
+        assert (flip.before, flip.after) == (before[flip.sample], after[flip.sample])
+        assert flip.picture.startswith("data:image/png;base64,")
+    text = read(page(found))
+    assert f"{found.flipped} of 20 samples: their largest output is another one" in text
+    assert "picture" not in found.to_dict()["flips"][0]
+
+
+def test_pictures():
+    image = pytest.importorskip("PIL.Image")
+    values = np.arange(48.0).reshape(4, 4, 3)
+    content = base64.b64decode(picture(values).partition(",")[2])
+    pixels = np.asarray(image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(pixels, np.rint(values * 255 / 47))
+    assert picture(np.zeros(5)) == picture(np.zeros((4, 4, 2))) == ""
+    assert image.open(io.BytesIO(base64.b64decode(picture(np.zeros((200, 300, 1)))[22:]))).size == (
+        75,
+        50,
+    )
+
+
+def test_the_graph_leads_to_the_layers_with_shapes_and_times(rng, data, tmp_path):
+    model = enliven(cnn(), rng)
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    intact.export(q, tmp_path / "net.tflite")
+    found = intact.compare(q, tmp_path / "net.tflite", data, float_model=model, latency=True)
+    ops = [node for node in found.nodes if node.kind != "INPUT"]
+    assert all(node.latency > 0 and node.shape for node in ops)
+    assert found.types == "weights int8; activations float32, int8"
+    made = page(found)
+    text = read(made)
+    assert "net.tflite" in text and intact.__version__ in text and "Keras 3" in text
+    place = next(i for i, node in enumerate(found.nodes) if node.name == "act_2")
+    assert f'href="#layer-{place}"' in made and f'href="#op-{place}"' in made
+    assert "µs" in text and "&times;" in made
 
 
 def test_names_are_escaped():
@@ -176,7 +232,7 @@ SPREAD = Distribution(-1.0, 1.0, (5,) * 10, range=(-1.0, 1.0), clipped=0.0)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "Nothing stands out"),
+        ({}, "Nothing is wrong"),
         ({"max_lsb": 3.0, "lsb": (1,)}, "3 LSB from Keras"),
         ({"activations": dataclasses.replace(SPREAD, clipped=0.03)}, "3 % of the float"),
         (

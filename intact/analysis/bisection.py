@@ -14,10 +14,12 @@ from intact.layers.alignment import Point, Reference, as_real, find_points
 from intact.layers.quantized_model import is_quantized
 from intact.layers.ranges import check_calibrated
 from intact.layers.stateful import refuse_stream
+from intact.progress import Progress
+from intact.tables import Report, Table
 
 
-@dataclass(frozen=True)
-class Bisection:
+@dataclass(frozen=True, repr=False)
+class Bisection(Report):
     """What `bisect` returns; printing it says it in words.
 
     Args:
@@ -59,7 +61,8 @@ class Bisection:
         lost = self.before - self.after
         return self.alone is not None and self.float_score - self.alone >= lost / 2
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
+        """The layer, the scores, and what to do."""
         rows = [(self.float_score, "none"), (self.score, "all")]
         if self.layer is None:
             head, tail = "No layer loses more than was allowed.", []
@@ -74,9 +77,10 @@ class Bisection:
                 if self.by_itself
                 else "By itself it loses little: what the layers before have lost counts here."
             ]
+        cells = [(f"{score:.4f}".rjust(8), text) for score, text in rows]
         width = max(len(self.metric), 8)
-        lines = [f"{score:{width}.4f}  {text}" for score, text in rows]
-        return "\n".join([head, f"{self.metric:>{width}}  layers in integers", *lines, *tail])
+        heading = (self.metric.rjust(width), "layers in integers")
+        return [head, Table([heading, *((a.rjust(width), b) for a, b in cells)], None), *tail]
 
 
 def bisect(
@@ -138,7 +142,7 @@ def bisect(
     expected = outputs({})
     name, score = _score(expected, y, metric)
     runs = int(np.ceil(np.log2(max(len(points), 2)))) + 2
-    bar = keras.utils.Progbar(runs, verbose=verbose)
+    bar = Progress("Looking for the layer where accuracy is lost", runs, verbose)
 
     def tried(chosen: list[Point]) -> float:
         value = score(outputs({p: real[id(p)] for p in chosen}))

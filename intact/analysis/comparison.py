@@ -1,5 +1,6 @@
 """What `compare` returns."""
 
+import builtins
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ import numpy as np
 
 from intact.analysis.page import page
 from intact.paths import write_whole
-from intact.tables import table
+from intact.tables import Report, Table
 
 BINS = 48
 """Bars of a histogram."""
@@ -116,6 +117,8 @@ class FileNode:
         dtype: The type of that.
         reads: The indices of the nodes that it reads, in the order of the file.
         float: Whether it computes in float.
+        shape: The sizes of its first output; None where they may be resized.
+        latency: The seconds that the op takes alone, if they were measured.
 
     Example:
 
@@ -128,10 +131,34 @@ class FileNode:
     dtype: str
     reads: tuple[int, ...] = ()
     float: bool = False
+    shape: tuple[int | None, ...] = ()
+    latency: builtins.float | None = None
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Flip:
+    """A sample whose largest output is another one in the file than in float.
+
+    Args:
+        sample: Its place among the samples.
+        before: The class in float; in Keras, if there is no float model to compare with.
+        after: The class in the file.
+        picture: The sample as an image, a PNG in a data URI, if it is one.
+
+    Example:
+
+    >>> Flip(17, before=3, after=5).after
+    5
+    """
+
+    sample: int
+    before: int
+    after: int
+    picture: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Report):
     """What `compare` returns; printing it gives a table.
 
     Args:
@@ -143,6 +170,10 @@ class Comparison:
         model: The model's name.
         bytes: Size of the file.
         kernels: The kernels that it ran on.
+        file: The path of the file, if it came from one.
+        types: The types of its weights and activations, in words.
+        flips: The first samples whose largest output is another one in the file than in float.
+        flipped: How many such samples there are.
 
     Example:
 
@@ -161,6 +192,10 @@ class Comparison:
     model: str = ""
     bytes: int = 0
     kernels: str = "default"
+    file: str = ""
+    types: str = ""
+    flips: tuple[Flip, ...] = ()
+    flipped: int = 0
 
     @property
     def max_lsb(self) -> float:
@@ -180,7 +215,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as data for JSON."""
-        return asdict(self)
+        data = asdict(self)
+        for flip in data["flips"]:
+            # JSON is for programs, which have the samples.
+            del flip["picture"]
+        return data
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Write the comparison as JSON.
@@ -194,10 +233,11 @@ class Comparison:
         write_whole(json.dumps(self.to_dict(), indent=1).encode(), path)
 
     def to_html(self, path: str | os.PathLike) -> None:
-        """Write a page to look at: one file, which needs no network and runs no script.
+        """Write a page to look at: one file, which needs no network.
 
-        It shows the layers, the worst first, with what to try; their distributions and ranges;
-        and the graph of the file, with what computes in float.
+        It shows the samples that change their class; the layers, the worst first, with what to try;
+        their distributions and ranges; and the graph of the file, with what computes in float. A
+        script of a few lines searches and sorts the layers; all else works without it.
 
         Args:
             path: The file to write.
@@ -228,7 +268,8 @@ class Comparison:
         data = {"results": results, "gradient": gradient}
         write_whole(json.dumps(data, indent=1).encode(), path)
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
+        """The table of the outputs and layers."""
         entries = [
             (kind, a)
             for kind, some in (
@@ -250,7 +291,7 @@ class Comparison:
         if any(a.local_snr is not None for _, a in entries):
             columns = ["its own SNR", *(_db(a.local_snr) for _, a in entries)]
             rows = [(*row, more) for row, more in zip(rows, columns, strict=True)]
-        return f"Keras against LiteRT, {self.samples} samples\n" + table(rows)
+        return [f"Keras against LiteRT, {self.samples} samples", Table(rows)]
 
 
 def _db(value: float | None) -> str:

@@ -20,7 +20,13 @@ from intact.plan.plan import BY_CHOICE, Plan, Step
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Rule, Scheme
 from intact.schemes import get_scheme
-from intact.tables import table
+from intact.tables import Report, Table
+
+MOST_KERNELS = 6
+"""How many kernels of a layer are named in the table."""
+
+MOST_NAMES = 8
+"""How many layers that stay in float for one reason are named."""
 
 
 class Unknown(keras.layers.Layer):
@@ -78,12 +84,13 @@ class _Explainer(Tracer):
         tensors = [t for t in keras.tree.flatten((args, kwargs)) if is_symbolic(t)]
         self.unknown = Unknown(reason, outputs, name=layer.name)
         self.unknown.name = self.unique(layer.name)
+        self.unknown.owner = self._owner or (layer.name, type(layer).__name__)
         return self.unknown(*(tensors or [self.anchor]))
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What one layer becomes.
+    """What one layer of the quantized model is.
 
     Args:
         name: Its name in the quantized model, after the user's layer.
@@ -97,6 +104,8 @@ class Explained:
         rounded: Whether its weights are rounded.
         wide: How it computes on 16-bit activations, if the rule asks for them and no kernel takes
             them.
+        owner: The user's layer that it is made of.
+        owner_kind: The class of that layer.
 
     Example:
 
@@ -114,15 +123,18 @@ class Explained:
     known: bool = True
     rounded: bool = False
     wide: str = ""
+    owner: str = ""
+    owner_kind: str = ""
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What `explain` returns; printing it gives a table.
+@dataclass(frozen=True, repr=False)
+class Explanation(Report):
+    """What `explain` returns; printing it gives a table of the user's layers.
 
     Args:
         layers: One entry per layer of the model as it would be quantized.
         plan: What was decided, for programs.
+        scheme: The scheme.
 
     Example:
 
@@ -133,6 +145,7 @@ class Explanation:
 
     layers: tuple[Explained, ...]
     plan: Plan
+    scheme: Scheme
 
     @property
     def integer(self) -> bool:
@@ -144,28 +157,70 @@ class Explanation:
         """Whether the model can be quantized, some of it perhaps staying in float."""
         return all(entry.known for entry in self.layers)
 
-    def __str__(self) -> str:
-        rows = [("layer", "becomes", "type", "kernels", "output range")]
+    @property
+    def by_owner(self) -> dict[str, list[Explained]]:
+        """What each of the user's layers becomes, in the order of the model."""
+        groups: dict[str, list[Explained]] = {}
+        for entry in self.layers:
+            groups.setdefault(entry.owner or entry.name, []).append(entry)
+        return groups
+
+    @property
+    def details(self) -> str:
+        """A table of all layers of the quantized model, with their ranges."""
+        rows = [("layer", "of", "becomes", "type", "kernels", "output range")]
         rows += [
-            (e.name, e.kind, e.type, ", ".join(e.kernels), e.range)
-            for e in self.layers
-            if e.integer or e.rounded
+            (e.name, e.owner, e.kind, e.type, ", ".join(e.kernels), e.range) for e in self.layers
         ]
-        floats = [e for e in self.layers if not e.integer and e.reason]
-        lines = [table(rows, left=None)]
-        count = sum(e.integer for e in self.layers)
-        lines += ["", f"{count} of {len(self.layers)} layers run on integers."]
-        alone = sum(e.rounded and not e.integer for e in self.layers)
+        return str(Table(rows, None))
+
+    def parts(self) -> list[str | Table]:
+        """A row for each of the user's layers, what stays float and why, and the scheme."""
+        groups = self.by_owner
+        rows: list[tuple[str, ...]] = [("layer", "class", "type", "kernels")]
+        rows += [_row(name, entries) for name, entries in groups.items()]
+        whole = [all(entry.integer for entry in entries) for entries in groups.values()]
+        lines: list[str | Table] = [Table(rows, None), ""]
+        lines.append(f"{sum(whole)} of {len(whole)} layers run on integers.")
+        alone = sum(any(e.rounded and not e.integer for e in es) for es in groups.values())
         if alone:
             lines.append(f"{alone} compute in float with rounded weights.")
         lines += [f"{entry.name} has {entry.wide}." for entry in self.layers if entry.wide]
-        for entry in floats:
-            fate = "stays float" if entry.known else "cannot be exported"
-            if entry.known and entry.reason not in BY_CHOICE:
-                fate += " (`allow_float=True`)"
-            lines.append(f"{entry.name} {fate}: {entry.reason}")
+        lines += _float_lines(self.layers)
         lines += [f"No layer is under the rule for {rule.match!r}." for rule in self.plan.unused]
-        return "\n".join(lines)
+        return [*lines, f"Scheme {self.scheme}"]
+
+
+def _row(name: str, entries: list[Explained]) -> tuple[str, ...]:
+    """The row of a user's layer: its class, types and kernels."""
+    kinds = dict.fromkeys(entry.type.partition(" (")[0] for entry in entries)
+    kernels = list(dict.fromkeys(kernel for entry in entries for kernel in entry.kernels))
+    # What is fused or folded is said only of a layer that has nothing else.
+    own = [kernel for kernel in kernels if kernel.isupper()] or kernels
+    more = ", ..." if len(own) > MOST_KERNELS else ""
+    kind = entries[0].owner_kind or entries[0].kind
+    return name, kind, ", ".join(kinds), ", ".join(own[:MOST_KERNELS]) + more
+
+
+def _float_lines(layers: tuple[Explained, ...]) -> list[str]:
+    """Why layers stay in float: a line for each of the user's layers, or one for all by choice."""
+    by_choice: dict[str, list[str]] = {}
+    lines = []
+    for entry in layers:
+        name = entry.owner or entry.name
+        if entry.integer or not entry.reason:
+            continue
+        if entry.known and entry.reason in BY_CHOICE:
+            by_choice.setdefault(entry.reason, []).append(name)
+            continue
+        fate = "stays float (`allow_float=True`)" if entry.known else "cannot be exported"
+        lines.append(f"{name} {fate}: {entry.reason}")
+    for reason, names in by_choice.items():
+        names = list(dict.fromkeys(names))
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        verb = "stays" if len(names) == 1 else "stay"
+        lines.append(f"{', '.join(names[:MOST_NAMES])}{more} {verb} float: {reason}")
+    return list(dict.fromkeys(lines))
 
 
 def explain(
@@ -194,24 +249,28 @@ def explain(
     ...     ]
     ... )
     >>> print(explain(model))
-    layer   becomes  type  kernels          output range
-    a       Dense    int8  FULLY_CONNECTED  -
-    a_relu  ReLU     int8  fused            a_relu
-    b       Softmax  int8  SOFTMAX          b
+    layer  class    type  kernels
+    a      Dense    int8  FULLY_CONNECTED
+    b      Softmax  int8  SOFTMAX
     <BLANKLINE>
-    3 of 3 layers run on integers.
+    2 of 2 layers run on integers.
+    Scheme int8
+      all layers: weights int8, activations int8
     """
     refuse_quantized(model)
     chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
     canonical = simplify(trace_whole(model, lambda: _Explainer(chosen.rule)), scheme)
     plan = make_plan(canonical, scheme, allow_float=True)
+    # Layers that `simplify` has put in have no owner, and are named after one.
+    owners = dict(filter(None, (getattr(layer, "owner", None) for layer in canonical.layers)))
     entries = []
     for step in plan.steps:
         layer = canonical.get_layer(step.name)
         op = get_op(layer)
         known, integer = not isinstance(op, UnknownOp), step.integer or bool(step.whole)
         kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert
+        owner, owner_kind = _owner(layer, owners)
         wide = _wide(step, op, getattr(layer, "own_rule", None) or scheme.rule_for(layer))
         entries.append(
             Explained(
@@ -225,9 +284,21 @@ def explain(
                 known=known,
                 rounded=step.weights is not None,
                 wide=wide,
+                owner=owner,
+                owner_kind=owner_kind,
             )
         )
-    return Explanation(tuple(entries), plan)
+    return Explanation(tuple(entries), plan, scheme)
+
+
+def _owner(layer: keras.layers.Layer, owners: dict[str, str]) -> tuple[str, str]:
+    """Name and class of the user's layer that a canonical layer is a part of."""
+    own = getattr(layer, "owner", None)
+    if own is not None:
+        return own
+    names = [name for name in owners if layer.name.startswith(f"{name}_")]
+    name = max(names, key=len, default=layer.name)
+    return name, owners.get(name, type(layer).__name__)
 
 
 def _wide(step: Step, op: Op, rule: Rule) -> str:

@@ -1,83 +1,34 @@
-"""The page of a comparison: one HTML file, without scripts, for any width."""
+"""The page of a comparison: one HTML file, for any width, with nothing from outside."""
 
 from collections.abc import Callable, Iterable
+from datetime import date
 from html import escape
+from importlib import metadata
 from typing import TYPE_CHECKING
 
+import keras
+
+from intact import __version__
+from intact.analysis.drawings import charts, rails
+from intact.analysis.page_style import SCRIPT, STYLE
+from intact.analysis.remedies import (
+    FAIR,
+    FULL,
+    GOOD,
+    count,
+    remedies,
+    score,
+    share,
+    size_text,
+    tone,
+    what,
+)
+
 if TYPE_CHECKING:
-    from intact.analysis.comparison import Comparison, Distribution, FileNode, TensorComparison
+    from intact.analysis.comparison import Comparison, FileNode, Flip, TensorComparison
 
 WORST = 5
 """How many of the worst layers are shown with advice."""
-GOOD, FAIR = 30.0, 20.0
-"""Signal-to-noise ratios in dB from which on a layer is called good, or fair."""
-FULL = 60.0
-"""The ratio in dB that fills a bar."""
-LANE, ROW = 14, 30
-"""Width of a lane and height of a row of the graph, in pixels."""
-MOST_LANES = 8
-"""How many lanes are drawn; a tangle beyond that is drawn in the last one."""
-
-STYLE = """
-:root{color-scheme:light dark;--bg:#fbfaf7;--card:#fff;--ink:#22272e;--soft:#68707b;--line:#e5e2da;
---main:#2f7f86;--pale:#d3e6e6;--good:#4a9a6a;--fair:#cf9a2b;--bad:#c8553d;--float:#8a63b8}
-@media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1c2026;--ink:#e4e6e9;--soft:#969ea9;
---line:#2c323a;--main:#5fb3ba;--pale:#24444a;--good:#63b887;--fair:#dcb04f;--bad:#e07a62;--float:#b195dc}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:28px 16px 64px;max-width:920px;background:var(--bg);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;-webkit-text-size-adjust:100%}
-h1{font-size:24px;line-height:1.25;margin:0;overflow-wrap:anywhere}
-h2{font-size:17px;margin:40px 0 4px}
-p{margin:4px 0 12px;color:var(--soft);max-width:66ch}
-code{font:13px ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere;color:var(--ink)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:10px;
-margin:20px 0 0}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:12px 14px}
-.tile b{display:block;font-size:22px;font-weight:600;line-height:1.3;
-font-variant-numeric:tabular-nums}
-.tile span{color:var(--soft);font-size:13px;line-height:1.35;display:block}
-.card{background:var(--card);border:1px solid var(--line);border-radius:12px;
-margin:10px 0;padding:14px}
-.card h3{font-size:15px;margin:0;overflow-wrap:anywhere;display:flex;gap:8px;flex-wrap:wrap;
-align-items:baseline}
-.card h3 small,.kind{color:var(--soft);font-weight:400;font-size:13px}
-.card ul{margin:8px 0 4px;padding-left:18px}.card li{margin:3px 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:16px;margin-top:12px}
-p.note{font-size:12.5px;margin:8px 0 0}
-figure{margin:0;max-width:340px}figcaption{font-size:12.5px;color:var(--soft);line-height:1.4}
-figcaption b{color:var(--ink);font-weight:600}
-svg{display:block}figure svg{width:100%;height:72px;margin:4px 0}
-.list{background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden}
-.list details+details{border-top:1px solid var(--line)}
-summary{cursor:pointer;list-style:none;padding:9px 14px;display:grid;align-items:center;
-grid-template-columns:minmax(0,1fr) 64px;gap:2px 12px}
-summary::-webkit-details-marker{display:none}
-summary:hover{background:color-mix(in srgb,var(--pale) 30%,transparent)}
-.name{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.number{text-align:right;font-variant-numeric:tabular-nums;font-size:14px}
-.bar{grid-column:1/-1;height:5px;border-radius:3px;background:var(--line);position:relative}
-.bar i{position:absolute;inset:0 auto 0 0;border-radius:3px;background:var(--tone,var(--main))}
-.bar u{position:absolute;top:-3px;width:3px;height:11px;border-radius:2px;background:var(--ink)}
-.inside{padding:0 14px 14px}
-.good{--tone:var(--good)}.fair{--tone:var(--fair)}.bad{--tone:var(--bad)}
-.tag{font-size:12px;border-radius:6px;padding:1px 7px;background:var(--pale);color:var(--ink);
-white-space:nowrap}
-.tag.float{background:color-mix(in srgb,var(--float) 22%,transparent)}
-.tag.score{background:color-mix(in srgb,var(--tone) 24%,transparent)}
-.rail{display:flex;align-items:center;height:30px;gap:8px;padding:0 14px 0 6px}
-.rail svg{flex:none}.rail .name{flex:1;font-size:14px}.rail .kind{flex:none;font-size:12px}
-.rail.float{background:color-mix(in srgb,var(--float) 11%,transparent)}
-.rail path{fill:none;stroke:var(--soft);stroke-width:1.5}
-.rail circle{fill:var(--main)}.rail.float circle{fill:var(--float)}
-.a{fill:var(--main)}.w{fill:var(--good)}.d{fill:var(--fair)}
-.edge{stroke:var(--bad);stroke-dasharray:3 2}
-.out{fill:var(--bad);opacity:.1}.base{stroke:var(--line)}
-@media(min-width:640px){summary{grid-template-columns:minmax(0,1fr) 220px 72px}
-.bar{grid-column:2;grid-row:1}.number{grid-column:3}}
-@media(max-width:480px){.rail .kind{max-width:42%;overflow:hidden;text-overflow:ellipsis;
-white-space:nowrap}}
-@media print{details>*{display:block}}
-"""
 
 
 def page(comparison: "Comparison") -> str:
@@ -99,13 +50,13 @@ def page(comparison: "Comparison") -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<title>{title}: Keras against LiteRT</title><style>{STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        f"<p>Keras against its LiteRT file, on {_count(c.samples, 'sample')} "
-        f"and the {escape(c.kernels)} kernels.</p>",
+        *_head(c),
         *_tiles(c),
+        *_flips(c.flips, c.flipped, c.samples),
         *_worst(entries),
-        *_layers(entries),
-        *_graph(c.nodes),
-        "</body></html>\n",
+        *_layers(entries, c.nodes),
+        *_graph(c.nodes, {order.get(a.tensor) for a in entries}),
+        f"<script>{SCRIPT}</script></body></html>\n",
     ]
     return "\n".join(parts)
 
@@ -113,9 +64,43 @@ def page(comparison: "Comparison") -> str:
 # The sections --------------------------------------------------------------------------
 
 
+def _head(c: "Comparison") -> Iterable[str]:
+    """What was compared, when, and with which versions."""
+    yield (
+        f"<p>Keras against its LiteRT file, on {count(c.samples, 'sample')} "
+        f"and the {escape(c.kernels)} kernels.</p>"
+    )
+    versions = (
+        f"intact {__version__}, Keras {keras.__version__} on {keras.backend.backend()}, "
+        f"LiteRT {metadata.version('ai-edge-litert')}"
+    )
+    facts = [c.file, c.types, versions, date.today().isoformat()]
+    yield f'<p class="facts">{" · ".join(escape(fact) for fact in facts if fact)}</p>'
+
+
+def _flips(flips: tuple["Flip", ...], total: int, samples: int) -> Iterable[str]:
+    """The samples whose largest output is elsewhere than in float."""
+    if not total:
+        return
+    yield "<h2>Samples that change their class</h2>"
+    shown = "" if len(flips) == total else f" The first {len(flips)} are shown."
+    yield (
+        f"<p>{total} of {count(samples, 'sample')}: their largest output is another one in float "
+        f"than in the file.{shown}</p>"
+    )
+    yield '<div class="flips">'
+    for flip in flips:
+        image = f'<img src="{flip.picture}" alt="sample {flip.sample}"/>' if flip.picture else ""
+        yield (
+            f"<figure>{image}<figcaption>sample {flip.sample}<br><b>{flip.before} &rarr; "
+            f"{flip.after}</b></figcaption></figure>"
+        )
+    yield "</div>"
+
+
 def _tiles(c: "Comparison") -> Iterable[str]:
     values = sum(a.values for a in c.outputs)
-    tiles = [(_size(c.bytes), "file")] if c.bytes else []
+    tiles = [(size_text(c.bytes), "file")] if c.bytes else []
     if c.different:
         share = f"{100 * (1 - c.different / values):.4g} %"
         tiles.append((share, f"of output values are equal in Keras; the largest gap is {_gap(c)}"))
@@ -132,7 +117,7 @@ def _tiles(c: "Comparison") -> Iterable[str]:
     ops = [node for node in c.nodes if node.kind != "INPUT"]
     if ops:
         floats = sum(node.float for node in ops)
-        text = f"of {_count(len(ops), 'op')} computes in float"
+        text = f"of {count(len(ops), 'op')} computes in float"
         tiles.append((str(floats), text if floats == 1 else text.replace("computes", "compute")))
     yield '<div class="tiles">'
     for number, text in tiles:
@@ -157,7 +142,9 @@ def _worst(entries: list["TensorComparison"]) -> Iterable[str]:
         worst = sorted(judged, key=key)[:WORST]
         yield (
             "<p>By what each layer alone adds to the float model's tensors: its signal-to-noise "
-            "ratio. 6 dB are one bit.</p>"
+            "ratio. 6 dB are one bit. <code>intact.bisect</code> may name another layer: it looks "
+            "for the first one with which the model's answers change, and they may not depend on "
+            "the noise of these.</p>"
         )
     else:
         worst = sorted((a for a in entries if a.different), key=lambda a: -a.max_lsb)[:WORST]
@@ -171,44 +158,90 @@ def _worst(entries: list["TensorComparison"]) -> Iterable[str]:
             yield "<p>By the largest difference between Keras and the file.</p>"
     for a in worst:
         yield '<div class="card">'
-        yield f"<h3>{escape(a.name)} <small>{escape(_what(a))}</small>{_score(a)}</h3>"
+        yield f"<h3>{escape(a.name)} <small>{escape(what(a))}</small>{score(a)}</h3>"
         yield "<ul>" + "".join(f"<li>{text}</li>" for text in remedies(a)) + "</ul>"
-        yield _charts(a) + "</div>"
+        yield charts(a) + "</div>"
 
 
-def _layers(entries: list["TensorComparison"]) -> Iterable[str]:
+def _layers(entries: list["TensorComparison"], nodes: tuple["FileNode", ...]) -> Iterable[str]:
     """All layers in order, each with its charts inside."""
     if not entries:
         return
+    rows = {node.name: place for place, node in enumerate(nodes)}
     yield "<h2>All layers in order</h2>"
-    if any(a.snr is not None for a in entries):
-        yield (
-            "<p>The bar is the signal-to-noise ratio with all layers before quantized, too; the "
-            "mark is that of the layer alone. Open one to look inside.</p>"
-        )
-    else:
-        yield "<p>The number is how many values differ from Keras. Open one to look inside.</p>"
+    yield from _legend(any(a.snr is not None for a in entries))
+    yield (
+        '<div id="tools" hidden><input type="search" placeholder="Search layers" '
+        'aria-label="Search layers"/><select aria-label="Sort by">'
+        '<option value="order">in order</option><option value="snr">noise in all</option>'
+        '<option value="own">its own noise</option><option value="gap">difference from Keras'
+        "</option></select></div>"
+    )
     mixed = len({a.dtype for a in entries}) > 1
-    yield '<div class="list">'
-    for a in entries:
+    yield '<div class="list" id="layers">'
+    for order, a in enumerate(entries):
         kind = f"{a.kind}, {a.dtype}" if mixed else a.kind
         if a.snr is None:
             number, bar = f"{a.different}", ""
         else:
-            mark = "" if a.local_snr is None else f'<u style="left:{_share(a.local_snr)}%"></u>'
-            bar = f'<span class="bar"><i style="width:{_share(a.snr)}%"></i>{mark}</span>'
+            mark = "" if a.local_snr is None else f'<u style="left:{share(a.local_snr)}%"></u>'
+            bar = f'<span class="bar"><i style="width:{share(a.snr)}%"></i>{mark}</span>'
             number = f"{a.snr:.1f} dB"
+        keys = (200.0 if value is None else value for value in (a.snr, a.local_snr))
+        snr, own = (f"{key:.2f}" for key in keys)
+        place = rows.get(a.tensor)
         yield (
-            f'<details class="{_tone(a.snr)}"><summary><span class="name">{escape(a.name)} '
+            f'<details class="{tone(a.snr)}" data-name="{escape(a.name.lower())}" '
+            f'data-order="{order}" data-snr="{snr}" data-own="{own}" data-gap="{-a.max_lsb:.3g}">'
+            f'<summary><span class="name">{escape(a.name)} '
             f'<span class="kind">{escape(kind)}</span></span>'
             f'<span class="number">{number}</span>{bar}</summary>'
-            f'<div class="inside">{_charts(a)}</div></details>'
+            f'<div class="inside" id="layer-{place}">{_place(place, nodes)}{charts(a)}</div>'
+            "</details>"
         )
     yield "</div>"
 
 
-def _graph(nodes: tuple["FileNode", ...]) -> Iterable[str]:
-    """The graph of the file, a row for each op."""
+def _place(place: int | None, nodes: tuple["FileNode", ...]) -> str:
+    """The shape of a layer's tensor, its latency, and where it is in the graph."""
+    if place is None:
+        return ""
+    node = nodes[place]
+    facts = ", ".join(filter(None, (node.dtype, _shape(node), _latency(node))))
+    return f'<p class="note">{facts} &middot; <a href="#op-{place}">in the graph</a></p>'
+
+
+def _shape(node: "FileNode") -> str:
+    return "&times;".join("?" if size is None else str(size) for size in node.shape)
+
+
+def _latency(node: "FileNode") -> str:
+    return "" if node.latency is None else f"{1e6 * node.latency:.3g} µs"
+
+
+def _legend(with_float: bool) -> Iterable[str]:
+    """What bars, marks and histograms mean."""
+    if not with_float:
+        yield "<p>The number is how many values differ from Keras. Open one to look inside.</p>"
+        return
+    yield (
+        "<p>The bar is the signal-to-noise ratio with all layers before quantized, too, from 0 to "
+        f"{FULL:g} dB; the mark is that of the layer alone. Open one to look inside.</p>"
+    )
+    tones = (
+        ("good", f"from {GOOD:g} dB on"),
+        ("fair", f"from {FAIR:g} dB on"),
+        ("bad", f"below {FAIR:g} dB"),
+    )
+    items = "".join(f'<span class="{name}"><em></em>{text}</span>' for name, text in tones)
+    yield (
+        f'<div class="legend">{items}<span>Histograms: heights are square roots of counts; dashed '
+        "lines are the ends of the integers' range, and what is shaded is clipped.</span></div>"
+    )
+
+
+def _graph(nodes: tuple["FileNode", ...], known: set[int | None]) -> Iterable[str]:
+    """The graph of the file, a row for each op; `known` are those that were compared."""
     if not nodes:
         return
     floats = sum(node.float for node in nodes)
@@ -220,277 +253,23 @@ def _graph(nodes: tuple["FileNode", ...]) -> Iterable[str]:
         )
     else:
         yield "<p>All ops compute on integers.</p>"
+    if any(node.latency is not None for node in nodes):
+        yield (
+            "<p>Times are of each op alone, on one thread of this machine. In the file, ops run "
+            "together, so that their sum is not that of the file.</p>"
+        )
     yield f'<details class="list"{" open" if len(nodes) <= 150 else ""}>'
-    yield f'<summary><span class="name">{_count(len(nodes), "row")}</span></summary>'
-    for node, drawing in zip(nodes, rails(nodes), strict=True):
+    yield f'<summary><span class="name">{count(len(nodes), "row")}</span></summary>'
+    for place, (node, drawing) in enumerate(zip(nodes, rails(nodes), strict=True)):
         before = {nodes[place].dtype for place in node.reads}
         dtype = "" if node.dtype in before else f", {escape(node.dtype)}"
         float_class = " float" if node.float else ""
+        name = escape(node.name)
+        name = f'<a href="#layer-{place}">{name}</a>' if place in known else name
+        facts = "".join(f", {fact}" for fact in (_shape(node), _latency(node)) if fact)
         yield (
-            f'<div class="rail{float_class}">{drawing}'
-            f'<span class="name">{escape(node.name)}</span>'
-            f'<span class="kind">{escape(node.kind.lower().replace("_", " "))}{dtype}</span></div>'
+            f'<div class="rail{float_class}" id="op-{place}">{drawing}'
+            f'<span class="name">{name}</span><span class="kind">'
+            f"{escape(node.kind.lower().replace('_', ' '))}{dtype}{facts}</span></div>"
         )
     yield "</details>"
-
-
-# What is said of a layer ---------------------------------------------------------------
-
-
-def remedies(a: "TensorComparison") -> list[str]:
-    """What to try for a layer, as lines of HTML.
-
-    Args:
-        a: The layer's entry in a comparison.
-
-    Returns:
-        At least one line.
-    """
-    texts = [text(a) for applies, text in REMEDIES if applies(a)]
-    return texts or ["Nothing stands out here: its rounding is what its bits cost."]
-
-
-def _own(a: "TensorComparison") -> float:
-    return 200.0 if a.local_snr is None else a.local_snr
-
-
-def _of(distribution: "Distribution | None", name: str, otherwise: float) -> float:
-    value = None if distribution is None else getattr(distribution, name)
-    return otherwise if value is None else value
-
-
-REMEDIES: tuple[
-    tuple[Callable[["TensorComparison"], bool], Callable[["TensorComparison"], str]], ...
-] = (
-    (
-        lambda a: bool(a.lsb) and a.max_lsb > 1.001 and _of(a.weights, "snr", 0) < 200,
-        lambda a: (
-            f"The file is up to {a.max_lsb:.3g} LSB from Keras. If the model has changed "
-            "since, export it again; other kernels than the default ones round otherwise."
-        ),
-    ),
-    (
-        lambda a: _of(a.activations, "clipped", 0.0) > 0.002,
-        lambda a: (
-            f"{100 * _of(a.activations, 'clipped', 0.0):.2g} % of the float model's values "
-            "lie beyond the range and are clipped. Calibrate on more data, or on data that is "
-            "more like this."
-        ),
-    ),
-    (
-        lambda a: _of(a.activations, "filled", 1.0) < 0.35 and _own(a) < GOOD + 6,
-        lambda a: (
-            "Nearly all values lie within "
-            f"{100 * _of(a.activations, 'filled', 1.0):.0f} % of the range: outliers stretch it. "
-            "Try another <code>observer</code> in <code>intact.calibrate</code>."
-        ),
-    ),
-    (
-        lambda a: _of(a.weights, "snr", 200.0) < FAIR,
-        lambda a: (
-            f"Rounding the weights leaves {_of(a.weights, 'snr', 0.0):.0f} dB. Give this "
-            "layer more bits: <code>"
-            f"{_rule(a, 'weights=TensorSpec(8, symmetric=True, per_axis=True)')}</code>, "
-            "or try <code>intact.recover</code>, or training with quantization."
-        ),
-    ),
-    (
-        lambda a: FAIR <= _of(a.weights, "snr", 200.0) < GOOD + 6 and _own(a) < GOOD + 6,
-        lambda a: (
-            f"Rounding the weights leaves {_of(a.weights, 'snr', 0.0):.0f} dB, about as much "
-            "noise as all the layer adds. <code>intact.recover</code> takes some of it back."
-        ),
-    ),
-    (
-        lambda a: "int8" in a.dtype and _own(a) < GOOD and _of(a.weights, "snr", 200.0) > _own(a),
-        lambda a: (
-            "Rounding the activations costs most. Give this layer 16 bits: "
-            f"<code>{_rule(a, 'activations=TensorSpec(16, symmetric=True)')}</code>"
-        ),
-    ),
-    (
-        lambda a: a.snr is not None and a.local_snr is not None and a.local_snr - a.snr > 6,
-        lambda a: f"Most of its noise ({a.snr:.0f} dB in all) comes from the layers before.",
-    ),
-)
-"""When a remedy applies, and what it says."""
-
-
-def _rule(a: "TensorComparison", spec: str) -> str:
-    return f"Rule({escape(repr(a.layer or a.name))}, {escape(spec)})"
-
-
-def _what(a: "TensorComparison") -> str:
-    made_by = f"{a.kind} {a.layer}" if a.layer not in ("", a.name) else a.kind
-    return ", ".join(part for part in (made_by, a.dtype) if part)
-
-
-def _score(a: "TensorComparison") -> str:
-    value = a.snr if a.local_snr is None else a.local_snr
-    text = f"{a.max_lsb:.3g} LSB" if value is None else f"{value:.1f} dB"
-    return f'<span class="tag score {_tone(value)}">{text}</span>'
-
-
-def _tone(snr: float | None) -> str:
-    if snr is None:
-        return ""
-    return "good" if snr >= GOOD else "fair" if snr >= FAIR else "bad"
-
-
-def _share(snr: float) -> str:
-    return f"{100 * min(max(snr / FULL, 0.0), 0.99):.1f}"
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 1e-4:
-        return "&lt; 0.01 %"
-    if 0 < 1 - share < 1e-4:
-        return "&gt; 99.99 %"
-    return f"{100 * share:.4g} %"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1024:.1f} KiB" if size < 1024**2 else f"{size / 1024**2:.2f} MiB"
-
-
-# Drawings ------------------------------------------------------------------------------
-
-
-def _charts(a: "TensorComparison") -> str:
-    figures = []
-    if a.activations is not None:
-        figures.append(_figure("Activations", _spread(a.activations), _bars(a.activations, "a")))
-    if a.weights is not None:
-        figures.append(_figure("Weights", _rounding(a.weights), _bars(a.weights, "w")))
-    note = f'<p class="note">All {a.values:,} values are equal in Keras and on LiteRT.</p>'
-    if a.different:
-        gap = f"{a.max_lsb:.3g} LSB" if a.lsb else f"{a.max_lsb:.2g}"
-        note = f"{_percent(a.share_equal)} equal, at most {gap} apart"
-        if a.lsb:
-            figures.append(_figure("Keras less LiteRT", f"{note}; &minus;4 to +4", _lsb(a.lsb)))
-            note = ""
-        else:
-            note = f'<p class="note">Keras and LiteRT: {note}.</p>'
-    return f'<div class="charts">{"".join(figures)}</div>{note}'
-
-
-def _figure(title: str, text: str, drawing: str) -> str:
-    return (
-        f"<figure><figcaption><b>{title}</b></figcaption>{drawing}"
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def _spread(d: "Distribution") -> str:
-    if d.range is None:
-        return f"{d.low:.3g} to {d.high:.3g}"
-    text = f"range {d.range[0]:.3g} to {d.range[1]:.3g}"
-    return text if d.clipped is None else f"{text}, {_percent(d.clipped)} clipped"
-
-
-def _rounding(d: "Distribution") -> str:
-    text = f"{d.low:.3g} to {d.high:.3g}"
-    if d.scales is not None:
-        low, high = d.scales
-        text += f", scale {low:.2g}" if low == high else f", scales {low:.2g} to {high:.2g}"
-    return text if d.snr is None else f"{text}, rounded {d.snr:.0f} dB"
-
-
-def _bars(d: "Distribution", color: str) -> str:
-    """A histogram; heights are square roots, so that tails can be seen."""
-    top = max(d.counts) or 1
-    heights = [60 * (n / top) ** 0.5 for n in d.counts]
-    width = 200 / len(heights)
-    steps = "".join(
-        f"M{i * width:.1f} 64v{-max(h, 1.5):.1f}h{width - 0.8:.1f}V64z"
-        for i, h in enumerate(heights)
-        if h
-    )
-    marks = ""
-    if d.range is not None:
-        low, high = (200 * (x - d.low) / (d.high - d.low) for x in d.range)
-        marks = (
-            f'<path class="out" d="M0 0h{low:.1f}v64H0zM{high:.1f} 0H200v64H{high:.1f}z"/>'
-            f'<path class="edge" d="M{low:.1f} 0v64M{high:.1f} 0v64"/>'
-        )
-    return _svg(f'{marks}<path class="{color}" d="{steps}"/>')
-
-
-def _lsb(counts: tuple[int, ...]) -> str:
-    top = max(counts) or 1
-    width = 200 / len(counts)
-    steps = "".join(
-        f"M{i * width + 3:.1f} 64v{-max(60 * (n / top) ** 0.5, 1.5):.1f}h{width - 6:.1f}V64z"
-        for i, n in enumerate(counts)
-        if n
-    )
-    return _svg(f'<path class="d" d="{steps}"/>')
-
-
-def _svg(inside: str) -> str:
-    return (
-        '<svg viewBox="0 0 200 66" preserveAspectRatio="none" aria-hidden="true">'
-        f'{inside}<path class="base" d="M0 64.5h200"/></svg>'
-    )
-
-
-def rails(nodes: Iterable["FileNode"]) -> list[str]:
-    """The lines of a graph, as one drawing per row.
-
-    Args:
-        nodes: The ops in an order in which they can be computed.
-
-    Returns:
-        An SVG per node. Stacked without gaps, their lines meet.
-    """
-    nodes = list(nodes)
-    last = {place: row for row, node in enumerate(nodes) for place in node.reads}
-    lanes: list[int | None] = []
-    drawn, widest = [], 1
-    for row, node in enumerate(nodes):
-        above = list(lanes)
-        for lane, place in enumerate(lanes):
-            if place is not None and last[place] == row:
-                lanes[lane] = None
-        ending = [i for i, place in enumerate(above) if place in node.reads and lanes[i] is None]
-        free = (i for i, place in enumerate(lanes) if place is None)
-        own = ending[0] if ending else next(free, len(lanes))
-        if own == len(lanes):
-            lanes.append(None)
-        lanes[own] = row if row in last else None
-        lines = []
-        for lane, place in enumerate(above):
-            if place is None:
-                continue
-            if lane < len(lanes) and lanes[lane] == place:
-                lines.append((lane, 0, lane, ROW))
-            if place in node.reads:
-                lines.append((lane, 0, own, ROW // 2))
-        if lanes[own] is not None:
-            lines.append((own, ROW // 2, own, ROW))
-        widest = max(widest, len(lanes))
-        drawn.append((own, lines))
-        while lanes and lanes[-1] is None:
-            lanes.pop()
-    width = LANE * (min(widest, MOST_LANES) + 1)
-    return [_rail(own, lines, width) for own, lines in drawn]
-
-
-def _rail(own: int, lines: list[tuple[int, int, int, int]], width: int) -> str:
-    def x(lane: int) -> int:
-        return LANE * (min(lane, MOST_LANES - 1) + 1)
-
-    path = "".join(
-        f"M{x(a)} {top}V{bottom}"
-        if x(a) == x(b)
-        else f"M{x(a)} {top}C{x(a)} {bottom} {x(b)} {top} {x(b)} {bottom}"
-        for a, top, b, bottom in lines
-    )
-    return (
-        f'<svg width="{width}" height="{ROW}" aria-hidden="true"><path d="{path}"/>'
-        f'<circle cx="{x(own)}" cy="{ROW // 2}" r="4"/></svg>'
-    )

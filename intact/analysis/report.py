@@ -1,12 +1,15 @@
 """Reports: how a file's outputs compare with what was seen in Keras, layer by layer."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from intact.analysis.comparison import Comparison, FileNode, TensorComparison
+from intact.analysis.comparison import Comparison, FileNode
+from intact.analysis.drawings import picture
+from intact.analysis.op_times import op_latencies
 from intact.analysis.tallies import Tally
 from intact.calibration.float_form import FloatForm
 from intact.calibration.sources import Arrays, check_batch
@@ -18,7 +21,7 @@ from intact.layers.kernel_graph import kernel_graph
 from intact.layers.quantized_model import is_quantized
 from intact.layers.stateful import check_stream, refuse_stream, reset_states, stateful_layers
 from intact.litert.inspection import is_float
-from intact.litert.reader import LiteRTFile, read
+from intact.litert.reader import FileGraph, LiteRTFile, read
 from intact.litert.runtime import LiteRTModel, expose, load_litert
 from intact.names import Kernels
 from intact.numerics.affine import QTensor
@@ -37,6 +40,7 @@ def compare(
     per_layer: bool = True,
     kernels: Kernels = "default",
     float_model: keras.Model | None = None,
+    latency: bool = False,
 ) -> Comparison:
     """Compare a model with the file it was exported to.
 
@@ -50,6 +54,7 @@ def compare(
         float_model: The float model that the quantized one was made from. The comparison then
             tells how much each layer differs from it, in total and by itself. By default, the
             quantized model is compared with itself without rounding.
+        latency: Also measure each op of the file alone, in some milliseconds for each.
 
     Returns:
         The comparison; print it, or look at it: `comparison.to_html("page.html")`.
@@ -105,28 +110,48 @@ def compare(
         reals = None if twin is None else twin.attempt(part)
         _count(tallies, parts, seen, reals, exposed, part)
     reset_states(model)
-    return _result([tally.agreement() for tally in tallies], model, content, samples, kernels)
+    result = _result(tallies, model, content, arrays, kernels)
+    path = "" if isinstance(file, bytes) else os.fspath(file)
+    times = op_latencies(plain.content) if latency else {}
+    return replace(result, file=path, nodes=_nodes(content.graphs[0], times))
 
 
 def _result(
-    results: list[TensorComparison],
+    tallies: list[Tally],
     model: keras.Model,
     content: LiteRTFile,
-    samples: int,
+    arrays: list[np.ndarray],
     kernels: Kernels,
 ) -> Comparison:
     """The comparisons of the outputs, then those of the tensors inside."""
+    results = [tally.agreement() for tally in tallies]
     inside = results[len(model.outputs) :]
+    flipping = max(tallies[: len(model.outputs)], key=lambda tally: tally.flipped)
+    flips = [
+        replace(flip, picture=picture(arrays[0][flip.sample]) if len(arrays) == 1 else "")
+        for flip in flipping.flips
+    ]
     return Comparison(
         outputs=tuple(results[: len(model.outputs)]),
         layers=tuple(tensor for tensor in inside if _is_whole(tensor.dtype)),
-        samples=samples,
+        samples=len(arrays[0]),
         floats=tuple(tensor for tensor in inside if not _is_whole(tensor.dtype)),
-        nodes=_nodes(content.graphs[0]),
         model=model.name,
         bytes=content.size,
         kernels=kernels,
+        types=_types(content),
+        flips=tuple(flips),
+        flipped=flipping.flipped,
     )
+
+
+def _types(content: LiteRTFile) -> str:
+    """The types of a file's weights and activations, in words."""
+    tensors = [t for graph in content.graphs for t in graph.tensors]
+    weights = {t.dtype for t in tensors if t.data is not None and (t.quantized or "f" in t.dtype)}
+    activations = {t.dtype for t in tensors if t.data is None and (t.quantized or "f" in t.dtype)}
+    sides = (("weights", weights - {"int32", "int64"}), ("activations", activations))
+    return "; ".join(f"{name} {', '.join(sorted(types))}" for name, types in sides if types)
 
 
 def _open(model: keras.Model, file: str | os.PathLike | bytes) -> LiteRTModel:
@@ -239,9 +264,11 @@ def _step(model: keras.Model, output: keras.KerasTensor) -> float:
     return 1.0 if quantizer is None else float(to_numpy(quantizer.grid().scale))
 
 
-def _nodes(graph: Any) -> tuple[FileNode, ...]:
+def _nodes(graph: FileGraph, times: dict[int, float]) -> tuple[FileNode, ...]:
     """The inputs and ops of a graph, without those that only unpack constants."""
-    nodes: list[FileNode] = [FileNode("INPUT", t.name, t.dtype) for t in graph.inputs]
+    nodes: list[FileNode] = [
+        FileNode("INPUT", t.name, t.dtype, shape=t.shape) for t in graph.inputs
+    ]
     places = {t.index: i for i, t in enumerate(graph.inputs)}
     for op in graph.ops:
         reads = tuple(places[t.index] for t in op.inputs if t is not None and t.index in places)
@@ -249,5 +276,15 @@ def _nodes(graph: Any) -> tuple[FileNode, ...]:
             continue
         first = op.outputs[0]
         places.update((t.index, len(nodes)) for t in op.outputs)
-        nodes.append(FileNode(op.name, first.name, first.dtype, reads, is_float(op)))
+        nodes.append(
+            FileNode(
+                kind=op.name,
+                name=first.name,
+                dtype=first.dtype,
+                reads=reads,
+                float=is_float(op),
+                shape=first.shape,
+                latency=times.get(op.index),
+            )
+        )
     return tuple(nodes)

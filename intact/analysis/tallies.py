@@ -2,13 +2,16 @@
 
 import numpy as np
 
-from intact.analysis.comparison import BINS, Distribution, TensorComparison
+from intact.analysis.comparison import BINS, Distribution, Flip, TensorComparison
 from intact.calibration.accuracy import Pair
 from intact.errors import InvalidDataError
 from intact.layers.alignment import Point
 from intact.layers.quantized import Quantized
 from intact.numerics.affine import dequantize
 from intact.numerics.tensors import to_numpy
+
+MOST_FLIPS = 24
+"""How many samples that change their class are kept."""
 
 MOST_LSB = 4
 """Differences of so many LSB or more are counted together."""
@@ -26,6 +29,8 @@ class Tally:
         self.max_lsb = 0.0
         self.lsb = np.zeros(2 * MOST_LSB + 1, int)
         self.same, self.float_same, self.rows = 0, 0, 0
+        self.flips: list[Flip] = []
+        self.flipped = 0
         self.sums: np.ndarray | None = None
         self.own_sums: np.ndarray | None = None
         self.bars: _Bars | None = None
@@ -68,6 +73,7 @@ class Tally:
             self.lsb += np.bincount(places.ravel(), minlength=len(self.lsb))
         if self.point is None and ours.ndim == 2 and ours.shape[1] > 1:
             best = values.argmax(1)
+            self._flip((ours if real is None else real).argmax(1), best)
             self.same += int((ours.argmax(1) == best).sum())
             self.float_same += 0 if real is None else int((real.argmax(1) == best).sum())
             self.rows += len(ours)
@@ -80,6 +86,13 @@ class Tally:
             values = values if pair is None else pair.real
             self.bars = self.bars or _Bars(values, params, self.dtype)
             self.bars.add(values)
+
+    def _flip(self, before: np.ndarray, after: np.ndarray) -> None:
+        """Note the samples of a batch whose class changes."""
+        places = np.flatnonzero(before != after)
+        self.flipped += len(places)
+        for i in places[: MOST_FLIPS - len(self.flips)]:
+            self.flips.append(Flip(self.rows + int(i), int(before[i]), int(after[i])))
 
     def agreement(self) -> TensorComparison:
         """What was counted."""

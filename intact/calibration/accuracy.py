@@ -158,6 +158,16 @@ class Pair:
         ratios = 10 * np.log10(signal[live] / np.maximum(noise[live], 1e-30))
         return float(np.clip(np.median(ratios), -BEST, BEST))
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether there is one number for each of several classes."""
+        return self.real.ndim == 2 and self.real.shape[1] > 1
+
+    @property
+    def same_top1(self) -> float:
+        """Share of the samples whose largest value is in the same place."""
+        return float((self.real.argmax(1) == self.rounded.argmax(1)).mean())
+
     def channel_snr(self) -> np.ndarray:
         """The same for each channel that is not constant."""
         real = self.real.astype("float64").reshape(-1, self.real.shape[-1])
@@ -260,11 +270,17 @@ def warn_of_losses(model: keras.Model, batch: list[np.ndarray], fresh: bool = Fa
     else:
         if not lost:
             return
-        message = message_of(model, len(batch[0]), lost, culprits)
+        message = message_of(model, len(batch[0]), lost, culprits, check.same_top1)
     warnings.warn(message, AccuracyWarning, stacklevel=3)
 
 
-def message_of(model: keras.Model, samples: int, lost: list[Loss], culprits: list[Loss]) -> str:
+def message_of(
+    model: keras.Model,
+    samples: int,
+    lost: list[Loss],
+    culprits: list[Loss],
+    same_top1: float | None = None,
+) -> str:
     """What a warning says: what is lost, where, and what to try.
 
     Args:
@@ -272,6 +288,8 @@ def message_of(model: keras.Model, samples: int, lost: list[Loss], culprits: lis
         samples: How many samples were compared.
         lost: What the outputs have lost.
         culprits: The tensors that lose most.
+        same_top1: Share of the samples whose largest output is where it is in float, if the model
+            has outputs of several classes.
     """
     more = len(lost) - NAMED
     lines = [
@@ -280,6 +298,11 @@ def message_of(model: keras.Model, samples: int, lost: list[Loss], culprits: lis
         + f". These are signal-to-noise ratios against float, on {samples} samples; from "
         f"{LEAST:g} dB on, the error is less than a tenth."
     ]
+    if same_top1 is not None:
+        lines.append(
+            f"On {100 * same_top1:.0f} % of them, the largest output is the same one as in float. "
+            "These samples are few: measure the accuracy on others."
+        )
     if culprits:
         lines.append(f"Most is lost at {', '.join(map(str, culprits))}.")
     special = [loss.remedy for loss in lost if loss.remedy != "range"]
@@ -300,6 +323,7 @@ class _Check:
         self.content = lower(model)
         self.plain = LiteRTModel(self.content)
         self.names = dict(self._names())
+        self.same_top1: float | None = None
 
     def _names(self) -> Iterator[tuple[Node, str]]:
         """The quantizers' calls whose tensors the file has, and what it calls these."""
@@ -334,6 +358,8 @@ class _Check:
         """
         judged = [self._judged(tensor) for tensor in self.model.outputs]
         outputs, inside = self.pairs(list(dict.fromkeys(filter(None, judged))))
+        shares = [pair.same_top1 for pair in outputs if pair.has_classes]
+        self.same_top1 = min(shares, default=None)
         lost = self._graph_losses(outputs) if fresh else []
         if lost:
             return lost

@@ -20,6 +20,7 @@ from intact.layers.stateful import check_stream, reset_states, stateful_layers
 from intact.names import ObserverName
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
+from intact.progress import Progress
 from intact.quantizers.means import MeanSize
 from intact.quantizers.observers import Observer, get_observer
 from intact.quantizers.uses import UseObserver, limits
@@ -135,7 +136,7 @@ def find_ranges(
         once=not (observed and bias_correction),
     )
     passes = bool(observed) + bias_correction
-    bar = keras.utils.Progbar(source.total(passes), verbose=verbose)
+    bar = Progress("Calibrating", source.total(passes), verbose)
     before = State(model)
     try:
         with observing(model):

@@ -29,6 +29,7 @@ from intact.layers.tracked_range import TrackedRange
 from intact.names import ObserverName
 from intact.numerics.tensors import to_numpy
 from intact.paths import write_whole
+from intact.progress import Progress
 from intact.quantizers.observers import Observer, get_observer
 
 Part = Literal["ranges", "biases"]
@@ -187,7 +188,7 @@ def observe(
     refuse_nested(model, "observing")
     refuse_stream(model, "observing shards")
     source = Source(data, steps, batch_size, model.inputs, once=True)
-    bar = keras.utils.Progbar(source.total(1), verbose=verbose)
+    bar = Progress("Observing", source.total(1), verbose)
     digest = _digest(model, part)
     before = State(model)
     try:

@@ -1,6 +1,7 @@
 """Commands that show what quantization does to a Keras model: `explain`, `compare`, `bisect`."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import click
@@ -8,16 +9,20 @@ import click
 import intact
 from intact.cli import options
 from intact.cli.options import Samples
-from intact.cli.output import echo, progress, quiet_stdout
+from intact.cli.output import Command, echo, quiet_stdout, say
 from intact.names import Kernels, SchemeName
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @options.scheme
+@click.option("--details", is_flag=True, help="List all parts of a layer, with their ranges.")
 @options.as_json
-def explain(model: Path, scheme: SchemeName, as_json: bool) -> None:
+def explain(model: Path, scheme: SchemeName, details: bool, as_json: bool) -> None:
     """Show what quantization would do to each layer of a Keras model.
+
+    The table has one row for each of your layers: what it computes with, and the kernels that it
+    becomes. Below are the layers that stay in float, with the reasons, and the scheme.
 
     MODEL is a float model in a .keras or .h5 file. The exit code is 0 even if some layers cannot
     be quantized; the JSON has "integer" and "supported".
@@ -28,10 +33,10 @@ def explain(model: Path, scheme: SchemeName, as_json: bool) -> None:
         "supported": explanation.supported,
         "layers": [dataclasses.asdict(entry) for entry in explanation.layers],
     }
-    echo(as_json, data, explanation)
+    echo(as_json, data, f"{explanation.details}\n\n{explanation}" if details else explanation)
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @options.file
 @options.with_samples(count=100)
@@ -42,6 +47,11 @@ def explain(model: Path, scheme: SchemeName, as_json: bool) -> None:
     help="The float model that the quantized MODEL was made of.",
 )
 @options.kernels
+@click.option(
+    "--fail-on-difference",
+    is_flag=True,
+    help="End with exit code 1 if a value of an output or of a quantized tensor differs.",
+)
 @click.option("--html", type=options.OUTPUT, help="Also write the result as a page.")
 @click.option(
     "--model-explorer", type=options.OUTPUT, help="Also write node data for Model Explorer."
@@ -53,6 +63,7 @@ def compare(
     samples: Samples,
     float_model: Path | None,
     kernels: Kernels,
+    fail_on_difference: bool,
     html: Path | None,
     model_explorer: Path | None,
     as_json: bool,
@@ -70,16 +81,21 @@ def compare(
     loaded = intact.load_keras(model)
     reference = None if float_model is None else intact.load_keras(float_model)
     x = samples.load_for(loaded)
+    say("Comparing")
     with quiet_stdout():
-        comparison = intact.compare(loaded, file, x, kernels=kernels, float_model=reference)
+        comparison = intact.compare(
+            loaded, file, x, kernels=kernels, float_model=reference, latency=html is not None
+        )
     if html is not None:
         comparison.to_html(html)
     if model_explorer is not None:
         comparison.to_model_explorer(model_explorer)
     echo(as_json, comparison.to_dict(), comparison)
+    if fail_on_difference and any(a.different for a in (*comparison.outputs, *comparison.layers)):
+        sys.exit(1)
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @click.argument("float_model", type=options.KERAS_FILE)
 @options.with_samples(count=200)
@@ -102,5 +118,5 @@ def bisect(model: Path, float_model: Path, samples: Samples, drop: float, as_jso
     q, reference = intact.load_keras(model), intact.load_keras(float_model)
     x = samples.load_for(q)
     with quiet_stdout():
-        bisection = intact.bisect(q, reference, x, drop=drop, verbose=progress())
+        bisection = intact.bisect(q, reference, x, drop=drop, verbose=1)
     echo(as_json, dataclasses.asdict(bisection), bisection)

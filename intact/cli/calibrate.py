@@ -8,7 +8,7 @@ import click
 import intact
 from intact.cli import options
 from intact.cli.options import Samples
-from intact.cli.output import progress, quiet_stdout, save_model
+from intact.cli.output import Command, quiet_stdout, save_model
 from intact.names import ObserverName, SchemeName
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _parse_shard(ctx: Any, param: Any, value: str | None) -> tuple[int, int] | N
     return int(number), int(count)
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @click.option(
     "-o", "--output", type=options.KERAS_OUTPUT, help="The calibrated model: a .keras file."
@@ -93,13 +93,13 @@ def calibrate(
         if shard is not None and state is not None:
             batches = samples.shard_for(q, *shard, batch_size=BATCH)
             part: Any = "biases" if biases else "ranges"
-            intact.observe(q, batches, observer=observer, part=part, verbose=progress()).save(state)
+            intact.observe(q, batches, observer=observer, part=part, verbose=1).save(state)
             click.echo(f"{state}: shard {shard[0]} of {shard[1]}")
             return
         if states:
             intact.apply(q, [intact.Observations.load(path) for path in states])
         else:
-            intact.calibrate(q, samples.load_for(q), observer=observer, verbose=progress())
+            intact.calibrate(q, samples.load_for(q), observer=observer, verbose=1)
     assert output is not None
     save_model(q, output)
     click.echo(f"{output}: calibrated")

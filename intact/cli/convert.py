@@ -9,7 +9,7 @@ import click
 import intact
 from intact.cli import options
 from intact.cli.options import FileFormat, Samples
-from intact.cli.output import echo_file, progress, quiet_stdout, save_model
+from intact.cli.output import Command, echo_file, quiet_stdout, save_model, say
 from intact.errors import NotCalibratedError
 from intact.names import ObserverName, SchemeName
 from intact.paths import write_whole
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
     import keras
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @click.option(
     "-o", "--output", type=options.OUTPUT, required=True, help="The .tflite file to write."
 )
 @options.scheme
 @options.with_samples(count=100, required=False)
+@click.option(
+    "--test",
+    "test_data",
+    type=options.DATA,
+    help="Samples that agreement with float and the page are measured on, scaled as those of "
+    "--data. [default: those of --data]",
+)
 @click.option(
     "--observer",
     type=click.Choice(sorted(get_args(ObserverName))),
@@ -50,6 +57,7 @@ def quantize(
     output: Path,
     scheme: SchemeName,
     samples: Samples,
+    test_data: Path | None,
     observer: ObserverName | None,
     file_format: FileFormat,
     allow_float: bool,
@@ -79,12 +87,16 @@ def quantize(
         if x is not None:
             _fit_ranges(q, x, observer, recovers)
         content = _file(q, scheme, file_format)
-        if x is not None and html is not None:
-            intact.compare(q, content, x, float_model=float_model).to_html(html)
+        test = x if test_data is None else _test_samples(samples, test_data, float_model)
+        agreement = None if test is None else _agreement(float_model, content, test)
+        if test is not None and html is not None:
+            say("Comparing layer by layer")
+            page = intact.compare(q, content, test, float_model=float_model, latency=True)
+            dataclasses.replace(page, file=str(output)).to_html(html)
     if save is not None:
         save_model(q, save)
     write_whole(content, output)
-    echo_file(as_json, output, content)
+    echo_file(as_json, output, content, agreement)
 
 
 def _require_samples(samples: Samples, recovers: bool, html: Path | None) -> None:
@@ -113,11 +125,28 @@ def _fit_ranges(q: "keras.Model", x: Any, observer: ObserverName | None, recover
     if recovers:
         from intact.recovery.recover import describe, try_steps
 
-        trials = try_steps(q, x, observer=observer, verbose=progress())
-        click.echo(describe(trials), err=True)
+        trials = try_steps(q, x, observer=observer, verbose=1)
+        say(describe(trials))
     elif is_quantized(q):
         # Schemes without ranges get their biases corrected, too.
-        intact.calibrate(q, x, observer=observer, bias_correction=True, verbose=progress())
+        intact.calibrate(q, x, observer=observer, bias_correction=True, verbose=1)
+
+
+def _test_samples(samples: Samples, path: Path, model: "keras.Model") -> Any:
+    """The samples to measure on, scaled as those for calibration."""
+    return dataclasses.replace(samples, data=path).load_for(model)
+
+
+def _agreement(float_model: "keras.Model", content: bytes, x: Any) -> dict[str, Any]:
+    """How a file's outputs agree with the float model's: the worst of several outputs."""
+    say("Comparing with float")
+    comparison = intact.compare(float_model, content, x, per_layer=False)
+    ratios = [a.snr for a in comparison.outputs if a.snr is not None]
+    return {
+        "samples": comparison.samples,
+        "top1": comparison.top1,
+        "snr": min(ratios, default=None),
+    }
 
 
 def _file(q: "keras.Model", scheme: SchemeName, file_format: FileFormat) -> bytes:
@@ -177,7 +206,7 @@ def _scaling_model(
     return keras.Model(pixels, model(rescaling(pixels)), name=model.name)
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @click.option("-o", "--output", type=options.OUTPUT, required=True, help="The file to write.")
 @click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from intact.cli import options
-from intact.cli.output import echo, quiet_stdout
+from intact.cli.output import Command, echo, quiet_stdout
 from intact.errors import ExportError
 from intact.names import DatasetName
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from intact.cli.demo_run import Result
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--dataset",
     type=click.Choice(get_args(DatasetName)),

@@ -12,7 +12,7 @@ import click
 import intact
 from intact.cli import options
 from intact.cli.options import Samples
-from intact.cli.output import echo
+from intact.cli.output import Command, echo
 from intact.errors import ExportError
 from intact.names import Kernels, Target, TargetName
 from intact.paths import write_whole
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@click.command()
+@click.command(cls=Command)
 @options.file
 @options.as_json
 def inspect(file: Path, as_json: bool) -> None:
@@ -34,7 +34,7 @@ def inspect(file: Path, as_json: bool) -> None:
     echo(as_json, inspection.to_dict(), inspection)
 
 
-@click.command()
+@click.command(cls=Command)
 @options.file
 @options.as_json
 def verify(file: Path, as_json: bool) -> None:
@@ -52,7 +52,7 @@ def verify(file: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=options.ANY_FILE)
 @click.option(
     "--target",
@@ -85,7 +85,7 @@ def check(file: Path, target: Target, as_json: bool) -> None:
         sys.exit(1)
 
 
-@click.command()
+@click.command(cls=Command)
 @options.file
 @options.with_samples()
 @click.option(
@@ -116,7 +116,7 @@ def run(
     Example:
         intact run model.tflite --data x.npz -o y.npy
     """
-    from intact.litert.inspection import columns
+    from intact.tables import table
 
     model = intact.load_litert(file, threads, kernels)
     if output is not None:
@@ -126,9 +126,9 @@ def run(
     if output is not None:
         write_whole(_packed(arrays, output), output)
     rows = [_statistics(name, values) for name, values in arrays.items()]
-    table = columns(("output", "shape", "type", "smallest", "largest", "mean"), rows)
+    heading = ("output", "shape", "type", "smallest", "largest", "mean")
     lists = {name: values.tolist() for name, values in arrays.items()}
-    echo(as_json, lists, "\n".join(table))
+    echo(as_json, lists, table([heading, *rows], left=None))
 
 
 def _check_suffix(path: Path, outputs: int) -> None:
@@ -163,7 +163,7 @@ def _packed(arrays: "dict[str, np.ndarray]", path: Path) -> bytes:
     return packed.getvalue()
 
 
-@click.command()
+@click.command(cls=Command)
 @options.file
 @options.threads
 @click.option(

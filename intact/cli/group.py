@@ -1,29 +1,21 @@
 """The command `intact`, and how it ends."""
 
-import warnings
 from typing import Any
 
 import click
 
 from intact import __version__
-from intact.cli import analyze, calibrate, convert, demo, files, improve, output
+from intact.cli import analyze, calibrate, convert, demo, evaluate, files, improve, output
 from intact.errors import IntactError
-
-
-class _CleanError(click.ClickException):
-    """Prints one line on stderr, without the usage text, because the command line was right."""
-
-    exit_code = 1
 
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_, **__: output.warn(str(message))
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except IntactError as error:
-            raise _CleanError(" ".join(str(error).split())) from error
+            # A path that was refused while the arguments were read.
+            raise output.CleanError(str(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,6 +36,7 @@ def main() -> None:
         intact advise model.keras --data images/          which scheme to use
         intact quantize model.keras --data images/ -o model.tflite
         intact compare model.keras model.tflite --data test.npz --html page.html
+        intact evaluate model.keras model.tflite --data test.npy --labels y.npy
         intact benchmark model.tflite         how fast it runs
 
     In Python, where you can also train the quantized model:
@@ -66,7 +59,7 @@ def main() -> None:
 for command in (
     *(convert.quantize, convert.export),
     *(calibrate.calibrate, improve.recover, improve.advise),
-    *(analyze.explain, analyze.compare, analyze.bisect),
+    *(analyze.explain, analyze.compare, analyze.bisect, evaluate.evaluate),
     *(files.inspect, files.verify, files.check, files.run, files.benchmark),
     demo.demo,
 ):

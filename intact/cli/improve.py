@@ -2,27 +2,25 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import click
 
 import intact
 from intact.cli import options
 from intact.cli.options import Samples, input_shapes
-from intact.cli.output import echo, progress, quiet_stdout, save_model
-from intact.errors import InvalidDataError
-from intact.names import ADVICE_OPTIONS
-
-_LABELS: dict[str, tuple[int | None, ...]] = {"labels": (None,)}
+from intact.cli.output import Command, echo, quiet_stdout, save_model
+from intact.names import ADVICE_OPTIONS, Target, TargetName
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @click.option(
     "-o", "--output", type=options.KERAS_OUTPUT, required=True, help="The .keras file to write."
 )
 @options.with_samples(count=200)
-def recover(model: Path, output: Path, samples: Samples) -> None:
+@options.as_json
+def recover(model: Path, output: Path, samples: Samples, as_json: bool) -> None:
     """Recover accuracy that quantization costs, from samples without labels.
 
     MODEL is a quantized model that was not trained, as `intact quantize --save` writes it. The
@@ -34,19 +32,18 @@ def recover(model: Path, output: Path, samples: Samples) -> None:
     q = intact.load_keras(model)
     x = samples.load_for(q)
     with quiet_stdout():
-        trials = try_steps(q, x, verbose=progress())
+        trials = try_steps(q, x, verbose=1)
     save_model(q, output)
-    click.echo(f"{output}: {describe(trials)}")
+    data = {"file": str(output), "steps": [dataclasses.asdict(trial) for trial in trials]}
+    echo(as_json, data, f"{describe(trials)}\n{output}: saved")
 
 
-@click.command()
+@click.command(cls=Command)
 @options.model
 @options.with_samples(count=200)
-@click.option(
-    "--labels",
-    type=options.DATA,
-    help="Classes of the samples: integers in a .npy file. Without labels, the score is the "
-    "share of samples with the same top-1 class as the float model.",
+@options.labels(
+    "Without labels, the score is the share of samples with the same top-1 class as the float "
+    "model."
 )
 @click.option(
     "--options",
@@ -62,6 +59,12 @@ def recover(model: Path, output: Path, samples: Samples) -> None:
     show_default=True,
     help="How much of the score may be lost.",
 )
+@click.option(
+    "--target",
+    help=f"Where the file is to run: one of {', '.join(get_args(TargetName))}. An Ethos-U may have "
+    "its number of MACs, as in ethos-u55-256.",
+)
+@click.option("--html", type=options.OUTPUT, help="Also write a page with a picture.")
 @options.as_json
 def advise(
     model: Path,
@@ -69,6 +72,8 @@ def advise(
     labels: Path | None,
     names: str,
     tolerance: float,
+    target: Target | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Try several ways to quantize a model without training, and recommend one.
@@ -78,7 +83,7 @@ def advise(
     """
     float_model = intact.load_keras(model)
     x = samples.load_for(float_model)
-    y = None if labels is None else _load_labels(labels, samples, input_shapes(float_model))
+    y = None if labels is None else samples.load_labels(labels, input_shapes(float_model))
     with quiet_stdout():
         advice = intact.advise(
             float_model,
@@ -86,21 +91,9 @@ def advise(
             y,
             options=names.split(","),
             tolerance=tolerance,
-            verbose=progress(),
+            verbose=1,
+            target=target,
         )
+    if html is not None:
+        advice.to_html(html)
     echo(as_json, dataclasses.asdict(advice), advice)
-
-
-def _load_labels(path: Path, samples: Samples, inputs: dict[str, Any]) -> Any:
-    """The labels of the samples that are used."""
-    from intact.calibration.data_files import DiskData, load_data
-
-    assert samples.data is not None
-    labels = len(DiskData(path, _LABELS))
-    images = len(DiskData(samples.data, inputs, samples.array))
-    if labels != images:
-        raise InvalidDataError(
-            f"{str(path)!r} has {labels} labels, and {str(samples.data)!r} {images} samples. "
-            "Each sample needs its label, in the same order."
-        )
-    return load_data(path, _LABELS, samples=samples.count)

@@ -142,6 +142,37 @@ class Samples:
             raise click.UsageError("Samples are needed: pass them with --data.")
         return load_data(self.data, inputs, self.array, self.mean, self.std, self.count)
 
+    def load_labels(self, path: Path, inputs: "dict[str, Shape]") -> Any:
+        """Load the labels of the samples that `load` returns.
+
+        Args:
+            path: A `.npy` or `.npz` file.
+            inputs: As for `load`.
+
+        Returns:
+            An array, samples first.
+
+        Raises:
+            InvalidDataError: There is not one label for each sample of the data.
+        """
+        from intact.calibration.data_files import DiskData, chosen
+
+        if self.data is None:
+            raise click.UsageError("Samples are needed: pass them with --data.")
+        labels, samples = DiskData(path, {"labels": (None,)}), self._count(inputs)
+        if len(labels) != samples:
+            raise InvalidDataError(
+                f"{str(path)!r} has {len(labels)} labels, and {str(self.data)!r} {samples} "
+                "samples. Each sample needs its label, in the same order."
+            )
+        return labels.read(chosen(samples, self.count))
+
+    def _count(self, inputs: "dict[str, Shape]") -> int:
+        from intact.calibration.data_files import DiskData
+
+        assert self.data is not None
+        return len(DiskData(self.data, inputs, self.array))
+
     def load_for(self, model: "keras.Model") -> Any:
         """Load the samples for a Keras model; warn of bytes that are probably not scaled.
 
@@ -271,6 +302,24 @@ def with_samples(count: int | None = None, required: bool = True) -> Callable:
         return _sample_options(count, required)(run)
 
     return add
+
+
+def labels(otherwise: str = "", required: bool = False) -> Callable:
+    """The option for the classes of samples.
+
+    Args:
+        otherwise: What happens without them.
+        required: Whether they have to be given.
+
+    Returns:
+        The decorator.
+    """
+    return click.option(
+        "--labels",
+        type=DATA,
+        required=required,
+        help=f"Classes of the samples: integers in a .npy file. {otherwise}".rstrip(),
+    )
 
 
 # Files to write -------------------------------------------------------------------------

@@ -4,16 +4,65 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from intact.errors import ExportError
+from intact.errors import ExportError, IntactError, InvalidDataError
 
 if TYPE_CHECKING:
     import keras
+
+
+class CleanError(click.ClickException):
+    """Prints an error on stderr, without the usage text, because the command line was right."""
+
+    exit_code = 1
+
+
+class Command(click.Command):
+    """A command whose errors name the file that they are about."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Args:
+            ctx: The arguments.
+
+        Raises:
+            CleanError: A file or a model is at fault.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: warn(str(message))
+                return super().invoke(ctx)
+        except IntactError as error:
+            raise CleanError(_with_file(error, ctx)) from error
+
+
+def _with_file(error: IntactError, ctx: click.Context) -> str:
+    """The text of an error, behind the names of the command's files if it has none of them."""
+    text, data = str(error), ctx.params.get("data")
+    arguments = [p.name for p in ctx.command.params if isinstance(p, click.Argument) and p.name]
+    values = [ctx.params[name] for name in arguments]
+    paths = [path for each in values for path in (each if isinstance(each, tuple) else (each,))]
+    if isinstance(error, InvalidDataError) and data is not None:
+        paths = [data]
+    if not paths or any(Path(path).name in text for path in paths):
+        return text
+    return f"{', '.join(map(str, paths))}: {text}"
+
+
+def say(text: str) -> None:
+    """Print on stderr what is being done.
+
+    Args:
+        text: The stage, in a few words.
+    """
+    click.echo(text, err=True)
 
 
 def warn(text: str) -> None:
@@ -43,26 +92,42 @@ def quiet_stdout() -> Iterator[None]:
         yield
 
 
-def progress() -> int:
-    """How verbose long work is: silent, unless somebody watches."""
-    return int(sys.stderr.isatty())
-
-
-def echo_file(as_json: bool, path: Path, content: bytes) -> None:
+def echo_file(
+    as_json: bool, path: Path, content: bytes, agreement: dict[str, Any] | None = None
+) -> None:
     """Print what was written to a LiteRT file.
 
     Args:
         as_json: Whether to print JSON.
         path: The file.
         content: Its bytes.
+        agreement: How its outputs agree with the float model's: "samples", "top1" and "snr".
     """
     from intact.litert.inspection import inspect
 
     inspection = inspect(content)
-    ops, floats = sum(inspection.op_counts.values()), list(inspection.float_ops)
-    data = {"file": str(path), "bytes": len(content), "ops": ops, "float_ops": floats}
+    ops, floats = sum(inspection.op_counts.values()), inspection.float_places
+    data: dict[str, Any] = {"file": str(path), "bytes": len(content), "ops": ops}
+    data["float_ops"] = list(inspection.float_ops)
     share = f"{len(floats) or 'none'} of them in float"
-    echo(as_json, data, f"{path}: {len(content) / 1024:.1f} KiB, {ops} ops, {share}")
+    lines = [f"{path}: {len(content) / 1024:.1f} KiB, {ops} ops, {share}"]
+    if agreement is not None:
+        data["agreement"] = agreement
+        lines.append(_sentence(agreement))
+    if 0 < len(floats) < ops:
+        lines += [
+            "In float (`intact explain` says why):",
+            *(f"  {op} {name}" for op, name in floats),
+        ]
+    echo(as_json, data, "\n".join(lines))
+
+
+def _sentence(agreement: dict[str, Any]) -> str:
+    """How a file agrees with the float model, in words."""
+    top1, snr, samples = (agreement[key] for key in ("top1", "snr", "samples"))
+    parts = [] if top1 is None else [f"the same top-1 for {100 * top1:.1f} % of them"]
+    parts += [] if snr is None else [f"a signal-to-noise ratio of {snr:.1f} dB"]
+    return f"Against float, on {samples} of the samples: {', and '.join(parts)}."
 
 
 def save_model(model: "keras.Model", path: Path) -> None:

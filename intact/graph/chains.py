@@ -208,7 +208,7 @@ class _Chains:
                 steps.append((name, moved, config))
             place[id(node.outputs[0])] = len(steps)
         table = Elementwise(steps, name=last.name)
-        for name in ("own_rule", "activity"):
+        for name in ("own_rule", "owner", "activity"):
             if hasattr(last, name):
                 setattr(table, name, getattr(last, name))
         return table, source

@@ -144,7 +144,7 @@ def with_norm_before(reader: Node, norm: Any) -> Any:
     folded.build(reader.inputs[0].shape)
     folded.kernel.assign(kernel * factor.reshape(shape))
     folded.bias.assign(bias + shift)
-    for name in ("one_range", "own_rule", "activity"):
+    for name in ("one_range", "own_rule", "owner", "activity"):
         if hasattr(layer, name):
             setattr(folded, name, getattr(layer, name))
     return folded

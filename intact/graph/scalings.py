@@ -101,7 +101,7 @@ def _with_scaling_behind(node: Node, scaling: Node) -> Any:
             twin.bias.assign(
                 bias * np.float32(factor) + np.float32(offset) * np.ones(twin.bias.shape)
             )
-    for name in ("one_range", "own_rule"):
+    for name in ("one_range", "own_rule", "owner"):
         if hasattr(layer, name):
             setattr(twin, name, getattr(layer, name))
     return twin

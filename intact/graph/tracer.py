@@ -42,6 +42,7 @@ class Tracer:
         self._rule_of = rule_of
         self._rule: Rule | None = None
         self._inside: keras.layers.Layer | None = None
+        self._owner: tuple[str, str] | None = None
         self._settled = rule_of is None
         self._copies: dict[Any, keras.layers.Layer] = {}
         self._names: set[str] = set()
@@ -284,13 +285,14 @@ class Tracer:
 
     @contextlib.contextmanager
     def _asking(self, layer: Any, known: bool) -> Iterator[None]:
-        """Inside a `with` block, give emitted layers the rule of a user's layer.
+        """Inside a `with` block, give emitted layers the rule and the name of a user's layer.
 
         Args:
             layer: The layer or operation.
             known: Whether a registered op handles this layer as a whole.
         """
-        outer = self._rule, self._inside, self._settled
+        outer = self._rule, self._inside, self._settled, self._owner
+        self._owner = self._owner or (str(getattr(layer, "name", layer)), type(layer).__name__)
         if not self._settled:
             if isinstance(layer, keras.layers.Layer):
                 self._inside = layer
@@ -299,7 +301,7 @@ class Tracer:
         try:
             yield
         finally:
-            self._rule, self._inside, self._settled = outer
+            self._rule, self._inside, self._settled, self._owner = outer
 
     @contextlib.contextmanager
     def ruled(self, rule: Rule | None) -> Iterator[None]:
@@ -415,6 +417,7 @@ class Tracer:
             if layer.built:
                 self.copy_weights(layer, copy)
             copy.one_range, copy.own_rule = self.in_step, self._rule
+            copy.owner = self._owner
             copy.range_limit = range_limit
             self._copies[key] = copy
             self.kept.append(layer)

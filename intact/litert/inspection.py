@@ -8,7 +8,7 @@ from typing import Any
 
 from intact.litert.kernels import get_kernel
 from intact.litert.reader import FileGraph, FileOp, FileTensor, LiteRTFile, read
-from intact.tables import table
+from intact.tables import Report, Table
 
 _HEADING = (
     "",
@@ -26,8 +26,8 @@ _INDICES = ("int32", "int64", "bool")
 """The types of constants that are sizes, axes or biases, not weights."""
 
 
-@dataclass(frozen=True, eq=False)
-class Inspection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Inspection(Report):
     """What `inspect` returns; printing it gives a table.
 
     Args:
@@ -52,6 +52,12 @@ class Inspection:
     def hybrid_ops(self) -> tuple[str, ...]:
         """The ops with float data and integer weights: they quantize their input at run time."""
         return self._names(is_hybrid)
+
+    @property
+    def float_places(self) -> tuple[tuple[str, str], ...]:
+        """The ops that compute in float, each with the name of its output."""
+        ops = (op for graph in self.file.graphs for op in graph.ops if is_float(op))
+        return tuple((op.name, op.outputs[0].name) for op in ops)
 
     def _names(self, counts: Callable[[FileOp], bool]) -> tuple[str, ...]:
         return tuple(op.name for graph in self.file.graphs for op in graph.ops if counts(op))
@@ -90,9 +96,12 @@ class Inspection:
             "graphs": [_graph_dict(graph) for graph in file.graphs],
         }
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
+        """The signatures, a table for each graph, and the counts of ops."""
         file = self.file
-        lines = [f"LiteRT file, {file.size} bytes, {self.constant_bytes} of them constants"]
+        lines: list[str | Table] = [
+            f"LiteRT file, {file.size} bytes, {self.constant_bytes} of them constants"
+        ]
         for signature in file.signatures:
             sides = (
                 ", ".join(f"{name}: {_kind(t)}" for name, t in side.items())
@@ -102,12 +111,12 @@ class Inspection:
         for number, graph in enumerate(file.graphs):
             title = f"Graph {number} {graph.name!r}: " if len(file.graphs) > 1 else ""
             lines += ["", f"{title}{len(graph.ops)} ops, {len(graph.tensors)} tensors"]
-            lines += columns(_HEADING, [_row(op) for op in graph.ops])
+            lines.append(Table([_HEADING, *map(_row, graph.ops)], None))
         lines += ["", "In all: " + ", ".join(f"{n} {op}" for op, n in self.op_counts.items())]
         if self.hybrid_ops:
             lines.append(f"Hybrid, float data and integer weights: {_counts(self.hybrid_ops)}")
         lines.append(f"In float: {_counts(self.float_ops) or 'none'}")
-        return "\n".join(lines)
+        return lines
 
 
 def inspect(file: str | os.PathLike | bytes) -> Inspection:
@@ -199,19 +208,6 @@ def _row(op: FileOp) -> tuple[str, ...]:
         str(sum(_constant_sizes(op.inputs).values())),
         output.name if output else "",
     )
-
-
-def columns(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of text in aligned columns.
-
-    Args:
-        heading: The names of the columns.
-        rows: The rows.
-
-    Returns:
-        The lines.
-    """
-    return table([heading, *rows], left=None).split("\n")
 
 
 def _graph_dict(graph: FileGraph) -> dict[str, Any]:

@@ -303,11 +303,13 @@ def _shape(detail: dict) -> tuple[int | None, ...]:
     return tuple(None if size == -1 else int(size) for size in shape)
 
 
-def delegated(content: bytes) -> list[bool]:
-    """Which ops of a file's first graph the runtime hands to XNNPACK.
+def delegated(content: bytes, graph: int = 0) -> list[bool]:
+    """Which ops of a file's graph the runtime hands to XNNPACK.
 
     Args:
         content: The file's bytes.
+        graph: The graph. The runtime tells this only of the first one, so that another one, such as
+            the body of a loop, is put in its place.
 
     Returns:
         For each op, whether it does.
@@ -315,6 +317,10 @@ def delegated(content: bytes) -> list[bool]:
     Raises:
         IntactError: LiteRT refuses the file.
     """
+    if graph:
+        model = unpack(content)
+        model.subgraphs[0], model.signatureDefs = model.subgraphs[graph], []
+        content = pack(model)
     interpreter = LiteRTModel(content).interpreter
     ops = interpreter._get_ops_details()
     maker = {int(t): op for op in ops if op["op_name"] != "DELEGATE" for t in op["outputs"]}

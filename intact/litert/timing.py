@@ -1,19 +1,23 @@
 """How long a LiteRT file takes."""
 
+import contextlib
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from intact.errors import IntactError
 from intact.litert.runtime import LiteRTModel, load_litert
 from intact.names import Kernels
+from intact.tables import Report, Table
 
 
-@dataclass(frozen=True)
-class Timing:
+@dataclass(frozen=True, repr=False)
+class Timing(Report):
     """What `benchmark` returns; printing it gives a sentence.
 
     Args:
@@ -38,13 +42,12 @@ class Timing:
     threads: int
     kernels: str
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
+        """The times, and what ran."""
         best, median, slow = (f"{1e3 * t:.3f} ms" for t in (self.best, self.median, self.slow))
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return (
-            f"{median} for one sample (median of {self.runs} runs; best {best}, 90 % within "
-            f"{slow})\n{threads}, {self.kernels} kernels"
-        )
+        runs = f"median of {self.runs} runs; best {best}, 90 % within {slow}"
+        return [f"{median} for one sample ({runs})", f"{threads}, {self.kernels} kernels"]
 
 
 def benchmark(
@@ -84,6 +87,15 @@ def benchmark(
     times = spans([model], seconds)[0]
     best, median, slow = (float(np.quantile(times, q)) for q in (0, 0.5, 0.9))
     return Timing(best, median, slow, len(times), threads, kernels)
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def spans(models: Sequence[LiteRTModel], seconds: float) -> list[list[float]]:

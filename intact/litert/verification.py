@@ -11,6 +11,7 @@ from intact.litert.reader import FileGraph, FileOp, read
 from intact.litert.rules import RULES, Fault, OpContext, Rule
 from intact.litert.rules.ops import tensors_missing
 from intact.litert.rules.rule import ERROR, INFO, Scope
+from intact.tables import Report, Table
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Finding:
         return f"{self.severity} {self.code}: {self.where}: {self.what}. {self.fix}."
 
 
-class Findings(list[Finding]):
+class Findings(Report, list[Finding]):
     """What `verify` returns: a list; printing it gives a line for each.
 
     Example:
@@ -81,14 +82,19 @@ class Findings(list[Finding]):
         unchecked = [f.op_name for f in self.unchecked]
         return {"errors": len(self.errors), "not_checked": unchecked, "findings": findings}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
+        """A line for each finding, and their number."""
+        return [*map(str, self), self.headline()]
+
+    def headline(self) -> str:
+        """How many findings there are."""
         errors, unchecked = len(self.errors), len(self.unchecked)
         warnings = len(self) - errors - unchecked
         total = f"{errors} errors, {warnings} warnings" if errors or warnings else ""
         if not total:
             where = ", where it was checked" if unchecked else ""
             total = f"The file keeps all rules{where}."
-        return "\n".join([*map(str, self), total])
+        return total
 
 
 def verify(file: str | os.PathLike | bytes) -> Findings:

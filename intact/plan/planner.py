@@ -109,7 +109,9 @@ class _Planner:
         self.fold_batch_norm = fold_batch_norm
         self.nodes = [node for node in graph.nodes if not node.is_input]
         self.calls = Counter(id(node.layer) for node in self.nodes)
+        self.refused: dict[str, tuple[str, str]] = {}
         self.steps = {id(node): self._step(node) for node in self.nodes}
+        self._raise_refused()
         self.merged: dict[int, RangePlan] = {}
         self.sites: list[Site] = []
         self.tensor_range: dict[int, RangePlan] = {}
@@ -124,6 +126,7 @@ class _Planner:
                 self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
                 if step.integer:
                     self._place(node, step)
+        self._raise_refused()
         for tensor in self.graph.outputs:
             producer = self.graph.producer(tensor)
             if producer.is_input and "float" in tensor.dtype and self._rule(producer.layer).integer:
@@ -191,15 +194,29 @@ class _Planner:
         return getattr(layer, "own_rule", None) or self.scheme.rule_for(layer)
 
     def _refuse(self, layer: keras.layers.Layer, step: Step, reason: str | None) -> None:
-        """Where there is a reason, keep the layer in float, or raise if that is not allowed."""
+        """Where there is a reason, keep the layer in float, and note if that is not allowed."""
         if reason and not self.allow_float:
-            raise IntactError(
-                f"{type(layer).__name__} {layer.name!r} cannot be quantized: {reason}. "
-                "Change the layer, or keep it in float: pass `allow_float=True`, or a rule: "
-                f"`intact.Rule({layer.name!r}, weights=None, activations=None)`."
-            )
+            self.refused[layer.name] = f"{type(layer).__name__} {layer.name!r}", reason
         if reason:
             step.integer, step.why_float, step.weights = False, reason, None
+
+    def _raise_refused(self) -> None:
+        """Raise one error for all layers that cannot be quantized, if there are any."""
+        if not self.refused:
+            return
+        name, (what, reason) = next(iter(self.refused.items()))
+        keep = "pass `allow_float=True`, or a rule"
+        rule = f"`intact.Rule({name!r}, weights=None, activations=None)`"
+        if len(self.refused) == 1:
+            raise IntactError(
+                f"{what} cannot be quantized: {reason}. Change the layer, or keep it in float: "
+                f"{keep}: {rule}."
+            )
+        lines = "\n  ".join(f"{what}: {reason}" for what, reason in self.refused.values())
+        raise IntactError(
+            f"{len(self.refused)} of the {len(self.calls)} layers cannot be quantized:\n  {lines}\n"
+            f"Change them, or keep them in float: {keep} for each, such as {rule}."
+        )
 
     def _spec(self, node: Node) -> TensorSpec:
         """How the output of an integer node is quantized."""

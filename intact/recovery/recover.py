@@ -1,5 +1,6 @@
 """Recovers accuracy beyond calibration, without labels."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +27,22 @@ from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.kernel_graph import kernel_graph
 from intact.layers.stateful import refuse_stream
 from intact.names import ObserverName
+from intact.progress import Progress
 from intact.quantizers.observers import Observer
 from intact.recovery.equalization import equalize as equalize_layers
 from intact.recovery.folds import folds, surely_better
 from intact.recovery.layerwise import adjust, adjustable, float_sums
+from intact.tables import table
 
-STEPS = ("round", "bias_correction", "weight_scales", "equalize")
+CHANGES = {
+    "round": "weights rounded up or down as their sums need it",
+    "bias_correction": "biases corrected by the mean error of the sums",
+    "weight_scales": "a range for each channel of weights that leaves the smallest error",
+    "equalize": "scales moved between layers",
+}
+"""What each step changes."""
+
+STEPS = tuple(CHANGES)
 """The steps, in the order in which they are tried."""
 
 
@@ -131,12 +142,9 @@ class Trial:
     before: float
     kept: bool
 
-    def __str__(self) -> str:
-        return f"{self.name} (error {self.before:.3g} -> {self.error:.3g})"
-
 
 def describe(trials: Sequence[Trial]) -> str:
-    """The kept and the rejected steps of a recovery.
+    """What a recovery has tried, changed and gained.
 
     Args:
         trials: The steps that were tried.
@@ -144,13 +152,30 @@ def describe(trials: Sequence[Trial]) -> str:
     Example:
 
     >>> print(describe([Trial("round", 0.02, 0.05, True), Trial("equalize", 0.03, 0.02, False)]))
-    kept: round (error 0.05 -> 0.02); rejected, as it does not surely help: equalize (error 0.02 ...
+    step        before   with it
+    round     13.01 dB  16.99 dB      kept
+    equalize  16.99 dB  15.23 dB  rejected
+    Changed: weights rounded up or down as their sums need it. The outputs gained 3.98 dB ...
     """
     if not trials:
-        return "no step was left to choose"
-    kept = ", ".join(str(trial) for trial in trials if trial.kept) or "nothing"
-    rejected = ", ".join(str(trial) for trial in trials if not trial.kept) or "nothing"
-    return f"kept: {kept}; rejected, as it does not surely help: {rejected}"
+        return "No step was left to choose."
+    rows: list[tuple[str, ...]] = [("step", "before", "with it", "")]
+    for trial in trials:
+        ratios = (f"{_decibels(error):.2f} dB" for error in (trial.before, trial.error))
+        rows.append((trial.name, *ratios, "kept" if trial.kept else "rejected"))
+    kept = [trial for trial in trials if trial.kept]
+    if not kept:
+        return f"{table(rows)}\nNothing was changed: no step surely helps."
+    before, after = _decibels(kept[0].before), _decibels(kept[-1].error)
+    return (
+        f"{table(rows)}\nChanged: {', '.join(CHANGES[trial.name] for trial in kept)}. The outputs "
+        f"gained {after - before:.2f} dB against float, on samples that were not fitted to."
+    )
+
+
+def _decibels(error: float) -> float:
+    """The signal-to-noise ratio of a relative squared error."""
+    return -10 * math.log10(max(error, 1e-20))
 
 
 def try_steps(
@@ -228,7 +253,7 @@ class _Recovery:
         open_options = [name for name, value in options.items() if value is None]
         self.corrects = options["bias_correction"] is not False
         fits = 1 + len(self.folds) * (1 + len(open_options)) if open_options else 1
-        self.bar = keras.utils.Progbar(fits * self.calls, verbose=self.verbose)
+        self.bar = Progress("Recovering accuracy", fits * self.calls, self.verbose)
 
         as_given = None if any(way.values()) or not _calibrated(self.model) else State(self.model)
         # Keep the state before earlier corrections are undone.

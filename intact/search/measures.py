@@ -1,12 +1,16 @@
 """Measures of a file: latency, and the quality of its outputs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from intact.errors import InvalidDataError
 from intact.litert.runtime import load_litert
 from intact.litert.timing import spans
+
+ROUNDS = 5
+"""How often the latency of each file is measured, in turns with the other files."""
 
 Metric = Callable[[Any], float]
 """From a model's outputs to a number, larger is better."""
@@ -14,6 +18,9 @@ Metric = Callable[[Any], float]
 
 def top1(labels: np.ndarray) -> Metric:
     """A metric: the share of samples whose largest output is at the label.
+
+    The metric raises `InvalidDataError` where labels and outputs do not fit together. An output of
+    one number is class 1 above one half, or above 0 if it is no probability.
 
     Args:
         labels: Whole numbers, or one-hot rows.
@@ -24,8 +31,46 @@ def top1(labels: np.ndarray) -> Metric:
     0.5
     """
     labels = np.asarray(labels)
-    whole = labels.argmax(-1) if labels.ndim > 1 and labels.shape[-1] > 1 else labels.reshape(-1)
-    return lambda outputs: float((np.asarray(outputs).argmax(-1).reshape(-1) == whole).mean())
+
+    def metric(outputs: Any) -> float:
+        if isinstance(outputs, dict | list | tuple):
+            raise InvalidDataError(
+                f"Labels score a model with one output, and this one has {len(outputs)}. Pass a "
+                "`metric` of its outputs."
+            )
+        outputs = np.asarray(outputs)
+        classes, expected = _classes(outputs), _expected(labels, outputs)
+        return float((classes == expected).mean())
+
+    return metric
+
+
+def _classes(outputs: np.ndarray) -> np.ndarray:
+    """The class that each output is for."""
+    if outputs.shape[-1] > 1:
+        return outputs.argmax(-1)
+    shares = outputs.min() >= 0 and outputs.max() <= 1
+    return (outputs[..., 0] > (0.5 if shares else 0)).astype(int)
+
+
+def _expected(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """The labels as whole numbers, one for each class that the outputs are for."""
+    shape, count = outputs.shape[:-1], max(outputs.shape[-1], 2)
+    if labels.shape == outputs.shape and outputs.shape[-1] > 1:
+        labels = labels.argmax(-1)
+    elif labels.shape == (*shape, 1):
+        labels = labels[..., 0]
+    if labels.shape != shape:
+        raise InvalidDataError(
+            f"Expected labels of shape {shape}, or one-hot ones of shape {outputs.shape}: one for "
+            f"each sample that is scored. Received: labels of shape {labels.shape}."
+        )
+    if labels.min() < 0 or labels.max() >= count or (labels != np.rint(labels)).any():
+        raise InvalidDataError(
+            f"The model tells {count} classes, so that labels are whole numbers from 0 to "
+            f"{count - 1}. Received: {labels.min()} to {labels.max()}."
+        )
+    return labels
 
 
 def agreement(expected: Any) -> Metric:
@@ -51,11 +96,24 @@ def agreement(expected: Any) -> Metric:
     return metric
 
 
-def latencies(files: list[bytes]) -> list[float]:
-    """Milliseconds of one run of each file, taken in turns: the median of each.
+class Latency(NamedTuple):
+    """How long one run of a file takes, in milliseconds: the best, and by how much that varies."""
+
+    best: float
+    spread: float
+
+
+def latencies(files: list[bytes], seconds: float = 1.0) -> list[Latency]:
+    """The run time of each file, taken in turns, so that other load slows all alike.
+
+    Other work on the machine only ever adds time, so that the shortest run is the measure. Its
+    spread is that of the shortest runs of `ROUNDS` rounds.
 
     Args:
-        files: LiteRT files, which run on one thread, for a second each.
+        files: LiteRT files, which run on one thread.
+        seconds: How long to measure, for each of them.
     """
-    durations = spans([load_litert(file) for file in files], 1.0)
-    return [1000 * float(np.median(times)) for times in durations]
+    models = [load_litert(file) for file in files]
+    rounds = [spans(models, seconds / ROUNDS) for _ in range(ROUNDS)]
+    bests = [[1000 * min(durations) for durations in each] for each in zip(*rounds, strict=True)]
+    return [Latency(min(best), max(best) - min(best)) for best in bests]

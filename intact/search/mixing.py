@@ -162,7 +162,7 @@ class _Ladder:
 
     def _cost(self, rung: int, name: str) -> float:
         file = self._file(rung)
-        return len(file) if name == "size" else latencies([file])[0]
+        return len(file) if name == "size" else latencies([file])[0].best
 
     def _accuracy(self, rung: int) -> float:
         return self.metric(load_litert(self._file(rung)).predict(self.data))

@@ -23,7 +23,8 @@ from intact.numerics.backend_kernels import round_clip
 from intact.numerics.tensors import to_numpy
 from intact.ops.registry import get_op
 from intact.plan.scheme import Scheme
-from intact.tables import table
+from intact.progress import Progress
+from intact.tables import Report, Table
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class LayerSensitivity:
     top1: float | None = None
 
 
-@dataclass(frozen=True)
-class Sensitivity:
+@dataclass(frozen=True, repr=False)
+class Sensitivity(Report):
     """What `sensitivity` returns; printing it gives a table.
 
     Args:
@@ -71,12 +72,13 @@ class Sensitivity:
     scheme: str
     samples: int
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
+        """The table of the layers."""
         rows: list[tuple[str, ...]] = [("layer", "op", "SNR", "top-1 same")]
         for entry in self.layers:
             top1 = "" if entry.top1 is None else f"{100 * entry.top1:.2f} %"
             rows.append((entry.name, entry.kind, f"{entry.snr:.1f} dB", top1))
-        return f"Each layer alone in {self.scheme}, {self.samples} samples\n" + table(rows)
+        return [f"Each layer alone in {self.scheme}, {self.samples} samples", Table(rows)]
 
 
 def sensitivity(
@@ -128,7 +130,7 @@ def sensitivity(
     alone = [kernel for kernel in kernels.kernels if rounds(kernel)]
     wanted = [before_shares(kernels, output) for output in graph.outputs]
     batches = cut(arrays, batch_size)
-    bar = keras.utils.Progbar(len(batches) * len(alone), verbose=verbose)
+    bar = Progress("Quantizing each layer alone", len(batches) * len(alone), verbose)
     per_kernel: list[list[list[np.ndarray]]] = [[] for _ in alone]
     expected = []
     for batch in batches:

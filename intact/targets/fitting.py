@@ -28,7 +28,7 @@ def keep_to(file: bytes, target: str) -> bytes:
             file = fix_sizes(file)
         except IntactError as error:
             raise ExportError(f"{title} takes fixed sizes alone. {error}") from error
-    ops = read(file).graphs[0].ops
+    ops = [op for graph in read(file).graphs for op in graph.ops]
     kinds = [(op.name, working_type(op)) for op in ops]
     left = [
         f"{op.outputs[0].name} ({', '.join(kind)})"

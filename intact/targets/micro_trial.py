@@ -64,7 +64,8 @@ def dense_scales_note(file: bytes) -> str:
     Returns:
         Two sentences; none if the file has no such scales.
     """
-    dense = [op.inputs[1] for op in read(file).graphs[0].ops if op.name == "FULLY_CONNECTED"]
+    ops = (op for graph in read(file).graphs for op in graph.ops)
+    dense = [op.inputs[1] for op in ops if op.name == "FULLY_CONNECTED"]
     channels = sum(len(w.scales) for w in dense if w is not None and len(w.scales) > 1)
     if not channels:
         return ""

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from intact.litert.inspection import columns
+from intact.errors import IntactError
 from intact.litert.kernels.targets import TARGETS, get_target
-from intact.litert.reader import read
+from intact.litert.reader import FileOp, read
 from intact.litert.runtime import delegated
+from intact.tables import Report, Table
 from intact.targets import edge_tpu, micro, vela
 from intact.targets.micro_trial import dense_scales_note, try_file
 
@@ -25,6 +26,7 @@ class PlacedOp:
         on_target: Whether it runs on the target, and not on its host's processor or nowhere.
         where: What it runs on.
         reason: Why it does not run on the target.
+        graph: Its graph; those after the first are the bodies and conditions of loops.
 
     Example:
 
@@ -38,10 +40,16 @@ class PlacedOp:
     on_target: bool
     where: str
     reason: str = ""
+    graph: int = 0
+
+    @property
+    def place(self) -> str:
+        """Its place, behind that of its graph if this is not the first."""
+        return f"{self.graph}:{self.index}" if self.graph else str(self.index)
 
 
-@dataclass(frozen=True)
-class Placement:
+@dataclass(frozen=True, repr=False)
+class Placement(Report):
     """What `check` returns; printing it gives a table.
 
     Args:
@@ -89,11 +97,13 @@ class Placement:
         """The placement as data for JSON."""
         return {**asdict(self), "share": self.share, "ok": self.ok}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
+        """The tool, a table of the ops, and the figures."""
         settings = f", {self.settings}" if self.settings else ""
-        rows = [(str(op.index), op.op, op.output, op.where, op.reason) for op in self.ops]
+        rows = [(op.place, op.op, op.output, op.where, op.reason) for op in self.ops]
         running = len(self.ops) - len(self.left)
-        lines = [f"{self.target} ({self.tool}{settings})", "", *columns(_HEADING, rows), ""]
+        lines: list[str | Table] = [f"{self.target} ({self.tool}{settings})", ""]
+        lines += [Table([_HEADING, *rows], None), ""]
         title = TARGETS[get_target(self.target)].title
         lines.append(f"{running} of {len(self.ops)} ops ({100 * self.share:.1f} %) run on {title}.")
         if not self.runs:
@@ -104,7 +114,7 @@ class Placement:
             lines.append("Quantize the model with the scheme 'int8'.")
         lines += self.notes
         lines += [f"{name.replace('_', ' ')}: {value:,.6g}" for name, value in self.figures.items()]
-        return "\n".join(lines)
+        return lines
 
 
 def place(file: bytes, target: str, data: Any = None, samples: int = 8) -> Placement:
@@ -132,20 +142,31 @@ def place(file: bytes, target: str, data: Any = None, samples: int = 8) -> Place
     return _xnnpack(file, target) if base == "xnnpack" else _ethos(file, target)
 
 
+Place = tuple[int, int]
+"""A graph of a file, and the index of an op in it."""
+
+
+def _ops(file: bytes) -> dict[Place, FileOp]:
+    """The ops of all graphs of a file."""
+    graphs = enumerate(read(file).graphs)
+    return {(number, i): op for number, graph in graphs for i, op in enumerate(graph.ops)}
+
+
 def _placed(
-    file: bytes, reasons: dict[int, str], where: str, otherwise: str
+    file: bytes, reasons: dict[Place, str], where: str, otherwise: str
 ) -> tuple[PlacedOp, ...]:
     """The ops of a file, with the reasons of those that do not run on the target."""
     return tuple(
         PlacedOp(
-            index=i,
+            index=place[1],
             op=op.name,
             output=op.outputs[0].name if op.outputs else "",
-            on_target=i not in reasons,
-            where=otherwise if i in reasons else where,
-            reason=reasons.get(i, ""),
+            on_target=place not in reasons,
+            where=otherwise if place in reasons else where,
+            reason=reasons.get(place, ""),
+            graph=place[0],
         )
-        for i, op in enumerate(read(file).graphs[0].ops)
+        for place, op in _ops(file).items()
     )
 
 
@@ -155,7 +176,7 @@ def _micro(file: bytes, target: str, data: Any, samples: int) -> Placement:
     return Placement(
         target,
         tool,
-        _placed(file, trial.faults, "TFLite Micro", "nowhere"),
+        _placed(file, {(0, i): why for i, why in trial.faults.items()}, "TFLite Micro", "nowhere"),
         trial.runs,
         trial.figures,
         "" if trial.faults else trial.reason,
@@ -167,10 +188,16 @@ def _micro(file: bytes, target: str, data: Any, samples: int) -> Placement:
 def _ethos(file: bytes, target: str) -> Placement:
     accelerator = vela.ACCELERATORS.get(target, target)
     tool = f"ethos-u-vela {vela.version()}"
-    compiled = vela.compile_file(file, accelerator)
+    try:
+        compiled = vela.compile_file(file, accelerator)
+    except IntactError as error:
+        if len(read(file).graphs) == 1:
+            raise
+        remedy = "The file has loops: write it without, by `export(..., unroll=True)`."
+        raise IntactError(f"{error}\n{remedy}") from error
     reasons = {
-        i: compiled.left[op.outputs[0].name]
-        for i, op in enumerate(read(file).graphs[0].ops)
+        place: compiled.left[op.outputs[0].name]
+        for place, op in _ops(file).items()
         if op.outputs and op.outputs[0].name in compiled.left
     }
     placed = _placed(file, reasons, "NPU", "CPU")
@@ -179,7 +206,14 @@ def _ethos(file: bytes, target: str) -> Placement:
 
 
 def _edge_tpu(file: bytes, target: str) -> Placement:
-    reasons = edge_tpu.refused(read(file).graphs[0].ops)
+    first, *others = read(file).graphs
+    reasons = {(0, i): why for i, why in edge_tpu.refused(first.ops).items()}
+    for number, graph in enumerate(others, 1):
+        # A loop stays on the CPU with all that is in it.
+        reasons |= {
+            (number, i): edge_tpu.why_not(op) or "it is inside a loop, which runs on the CPU"
+            for i, op in enumerate(graph.ops)
+        }
     placed = _placed(file, reasons, "Edge TPU", "CPU")
     return Placement(target, "rules of its documentation", placed, True, {}, "")
 
@@ -187,5 +221,10 @@ def _edge_tpu(file: bytes, target: str) -> Placement:
 def _xnnpack(file: bytes, target: str) -> Placement:
     tool = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
     reason = "the runtime keeps it on its own kernels"
-    reasons = {i: reason for i, is_delegated in enumerate(delegated(file)) if not is_delegated}
+    reasons = {
+        (number, i): reason
+        for number in range(len(read(file).graphs))
+        for i, is_delegated in enumerate(delegated(file, number))
+        if not is_delegated
+    }
     return Placement(target, tool, _placed(file, reasons, "XNNPACK", "CPU"), True, {}, "")

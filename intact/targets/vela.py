@@ -94,11 +94,12 @@ def compile_file(file: bytes, accelerator: str) -> Compiled:
         path = Path(folder) / "model.tflite"
         path.write_bytes(file)
         log = _run(path, accelerator)
-        remaining = read(path.with_name("model_vela.tflite")).graphs[0].ops
+        graphs = read(path.with_name("model_vela.tflite")).graphs
         with next(Path(folder).glob(_SUMMARY)).open(newline="") as lines:
             summary = next(csv.DictReader(lines))
     reasons = dict(_REASON.findall(log))
-    names = [op.outputs[0].name for op in remaining if op.name != "ethos-u" and op.outputs]
+    remaining = [op for graph in graphs for op in graph.ops if op.name != "ethos-u"]
+    names = [op.outputs[0].name for op in remaining if op.outputs]
     return Compiled(
         left={name: " ".join(reasons.get(name, "Vela does not say why").split()) for name in names},
         figures={
