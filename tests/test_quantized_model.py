@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small import mlp, ready
+from small import cnn, mlp, ready
 
 import intact
 
@@ -422,3 +422,29 @@ def test_a_model_that_keras_quantized_is_refused(mode, verb):
 def test_keras_quantizes_no_quantized_model_inside_another():
     with pytest.raises(intact.IntactError, match="quantized by intact already"):
         around(intact.quantize_model(mlp())).quantize("int8")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "label"),
+    [
+        ("int8", "Conv2D, int8"),
+        ("int16x8", "Conv2D, int16"),
+        ("int4", "Conv2D, int8, weights w4"),
+        ("float16", "Conv2D, weights float16"),
+        ("dynamic_range", "Conv2D, weights int8, dynamic"),
+    ],
+)
+def test_a_summary_names_the_ops(scheme, label, tmp_path):
+    model = cnn()
+    q = intact.quantize_model(model, scheme)
+    lines: list[str] = []
+    q.summary(line_length=160, print_fn=lines.append)
+    text = "\n".join(lines)
+    assert f"conv ({label})" in text and "Quantized" not in text and "[(" not in text
+    assert f"{q.count_params():,}" in text
+    shown = q.outline()
+    assert type(shown.get_layer("conv")).__name__ == label
+    assert shown.get_layer("conv").output.shape == model.get_layer("conv").output.shape
+    # The model itself stays what it was.
+    q.save(tmp_path / "q.keras")
+    assert keras.saving.load_model(tmp_path / "q.keras").count_params() == q.count_params()

@@ -14,7 +14,8 @@ import keras
 
 from intact.errors import InvalidModelError, UnsupportedLayerError
 from intact.graph.displaced import Displaced
-from intact.graph.tracer import RuleOf, Tracer
+from intact.graph.ruling import RuleOf
+from intact.graph.tracer import Tracer
 from intact.graph.view import (
     all_layers,
     deep_graphs,

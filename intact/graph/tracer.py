@@ -14,6 +14,7 @@ from intact.graph.displaced import moves_batch, trace_displaced
 from intact.graph.dtypes import in_one_type
 from intact.graph.expansion import expand_call, expand_function
 from intact.graph.masks import Masks, by_position, is_any, takes_masks, with_masks
+from intact.graph.ruling import RuleOf, Ruling
 from intact.graph.view import Node, is_graph, made_by, mask_of, output_names, structure, view
 from intact.layers.base import QuantizedLayer, Together
 from intact.numerics.tensors import is_symbolic, is_trainable, is_whole, to_numpy
@@ -25,13 +26,9 @@ from intact.ops.refusals import reason_of
 from intact.ops.registry import find_op, known_class, known_config, share_code, without_values
 from intact.ops.slicing import Slice, Take
 from intact.ops.whole import Convert, WholeNumber, counts, fits
-from intact.plan.scheme import Rule
-
-RuleOf = Callable[[Any], Rule | None]
-"""The rule of a user's layer or operation; None leaves it to the scheme."""
 
 
-class Tracer:
+class Tracer(Ruling):
     """Builds the canonical graph; ops' `trace` methods get it as an argument.
 
     Args:
@@ -39,11 +36,7 @@ class Tracer:
     """
 
     def __init__(self, rule_of: RuleOf | None = None) -> None:
-        self._rule_of = rule_of
-        self._rule: Rule | None = None
-        self._inside: keras.layers.Layer | None = None
-        self._owner: tuple[str, str] | None = None
-        self._settled = rule_of is None
+        super().__init__(rule_of)
         self._copies: dict[Any, keras.layers.Layer] = {}
         self._names: set[str] = set()
         self._path: list[str] = []
@@ -283,40 +276,6 @@ class Tracer:
                 return self.trace_into(layer, args, kwargs, masks)
         self.refuse(layer, reason_of(layer) or "there is no integer form of this operation")
 
-    @contextlib.contextmanager
-    def _asking(self, layer: Any, known: bool) -> Iterator[None]:
-        """Inside a `with` block, give emitted layers the rule and the name of a user's layer.
-
-        Args:
-            layer: The layer or operation.
-            known: Whether a registered op handles this layer as a whole.
-        """
-        outer = self._rule, self._inside, self._settled, self._owner
-        self._owner = self._owner or (str(getattr(layer, "name", layer)), type(layer).__name__)
-        if not self._settled:
-            if isinstance(layer, keras.layers.Layer):
-                self._inside = layer
-            assert self._rule_of is not None
-            self._rule, self._settled = self._rule_of(self._inside or layer), known
-        try:
-            yield
-        finally:
-            self._rule, self._inside, self._settled, self._owner = outer
-
-    @contextlib.contextmanager
-    def ruled(self, rule: Rule | None) -> Iterator[None]:
-        """Inside a `with` block, give emitted layers a rule that overrides any other.
-
-        Args:
-            rule: The rule; None leaves it to the scheme.
-        """
-        outer = self._rule, self._settled
-        self._rule, self._settled = rule, True
-        try:
-            yield
-        finally:
-            self._rule, self._settled = outer
-
     def trace_into(
         self, layer: keras.layers.Layer, args: tuple, kwargs: dict, masks: Masks | None = None
     ) -> Any:
@@ -416,8 +375,7 @@ class Tracer:
                 outputs = copy(inputs)
             if layer.built:
                 self.copy_weights(layer, copy)
-            copy.one_range, copy.own_rule = self.in_step, self._rule
-            copy.owner = self._owner
+            copy.one_range, copy.own_rule, copy.owner = self.in_step, self._rule, self._owner
             copy.range_limit = range_limit
             self._copies[key] = copy
             self.kept.append(layer)

@@ -28,6 +28,11 @@ class QuantizedLayer(keras.layers.Layer):
         return "real"
 
     @property
+    def label(self) -> str:
+        """What it is, for people: the user's layer, and what it computes with."""
+        return type(self).__name__
+
+    @property
     def output(self) -> Any:
         """The real values that the layer's kernel computes, of its first call.
 

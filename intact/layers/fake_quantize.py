@@ -67,6 +67,11 @@ class FakeQuantize(TrackedRange):
         """What a call returns."""
         return "integers"
 
+    @property
+    def label(self) -> str:
+        """That it rounds, and to what."""
+        return f"Range, {self.spec.activation_dtype}"
+
     def observe(self, on: bool) -> None:
         """Pass real values through, so that calibration can observe them; or stop that.
 

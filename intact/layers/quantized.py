@@ -111,6 +111,13 @@ class Quantized(QuantizedLayer):
             return "real"
         return "integers" if isinstance(output, SameAsInput | AllSame) else "sums"
 
+    @property
+    def label(self) -> str:
+        """The class of the layer that it holds, and the types that it computes with."""
+        types = ["int16" if self.wide else "int8"]
+        types += [f"weights {self.spec.width}"] if self.spec and self.spec.bits != 8 else []
+        return ", ".join([type(self.layer).__name__, *types])
+
     def _add_learned(self, spec: TensorSpec) -> None:
         for weight, layout in self.layouts().items():
             value = self.weight(weight, numpy_ops)

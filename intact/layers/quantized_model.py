@@ -13,6 +13,7 @@ from intact.errors import ExportError, IntactError, NotKeptWarning
 from intact.graph.view import Functional, all_layers, is_graph
 from intact.layers.base import QuantizedLayer
 from intact.layers.direct_calls import can_call_directly, run_directly
+from intact.layers.outline import outline
 
 TRAINING = (
     "compile",
@@ -77,6 +78,22 @@ class QuantizedModel(Functional):
         if not kwargs and can_call_directly(inputs):
             return run_directly(self, inputs, operation_fn)
         return super()._run_through_graph(inputs, operation_fn, **kwargs)
+
+    def outline(self) -> keras.Model:
+        """A plain model to look at, for `keras.utils.plot_model(q.outline())`.
+
+        Its layers are called what they are, such as "Conv2D, int8", and have one output each.
+        """
+        return outline(self)
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Print the layers, as Keras does, with what they are.
+
+        Args:
+            *args: As for Keras' `summary`.
+            **kwargs: Likewise.
+        """
+        self.outline().summary(*args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse Keras' own quantization, which would round the rounded weights again."""

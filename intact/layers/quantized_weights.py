@@ -37,6 +37,13 @@ class QuantizedWeights(Quantized):
         """What a call returns."""
         return "real"
 
+    @property
+    def label(self) -> str:
+        """The class of the layer that it holds, and the type of its weights."""
+        assert self.spec is not None
+        dynamic = ", dynamic" if self.dynamic else ""
+        return f"{type(self.layer).__name__}, weights {self.spec.dtype}{dynamic}"
+
     def call(
         self,
         inputs: Any,
