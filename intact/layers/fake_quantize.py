@@ -9,7 +9,7 @@ from keras import ops
 
 from intact.layers.base import Gives, activity_loss
 from intact.layers.schedule import schedule_config, schedule_from_config
-from intact.layers.tracked_range import TrackedRange, clamped
+from intact.layers.tracked_range import Clamp, TrackedRange
 from intact.numerics.affine import Affine, QTensor, Scaled, integer_range, unquantized
 from intact.numerics.backend_kernels import (
     either,
@@ -130,7 +130,9 @@ class FakeQuantize(TrackedRange):
         """
         rule, pending = _typed(kernel_rounding, pending)
         products = [*zip((QTensor(*x) for x in partners), shapes, strict=True)]
-        result = self._quantized(rule, pending, training, products, slot, lower, upper, final)
+        result = self._quantized(
+            rule, pending, training, products, slot, Clamp(lower, upper), final
+        )
         if slot in self.activity:
             self.add_loss(activity_loss(self.activity[slot], result.values * result.scale))
         return result
@@ -142,16 +144,15 @@ class FakeQuantize(TrackedRange):
         training: bool | None,
         products: list[tuple[QTensor, Any]],
         slot: int,
-        lower: float | None,
-        upper: float | None,
+        clamp: Clamp,
         final: bool,
     ) -> QTensor:
         """The result of `call`, rounded by a class."""
         if self.observing:
             # Calibration observes float activations.
-            return unquantized(clamped(rule.real(pending), lower, upper))
+            return unquantized(clamp.real(rule.real(pending)))
         if not training:
-            return self._inferred(rule, pending, slot, lower, upper)
+            return self._inferred(rule, pending, slot, clamp)
         # Clocks are read once, before ranges and counters move.
         now = on = None
         if self.clock is not None:
@@ -161,18 +162,18 @@ class FakeQuantize(TrackedRange):
         by_numbers = not (self.learns or self.rule.signs or rule.in_training)
         xp = number_ops(*scaled) if by_numbers else ops
         if self.fixed is None and self.trainable:
-            self._observe(slot, scaled, products, lower, upper, now)
+            self._observe(slot, scaled, products, clamp, now)
         if final:
-            return unquantized(clamped(scaled.real(), lower, upper))
+            return unquantized(clamp.real(scaled.real()))
         grid = self.grid(self._count(rule, pending), now, xp)
 
         def quantized() -> QTensor:
-            values = self._rounded(rule, pending, scaled, grid, lower, upper, xp)
+            values = self._rounded(rule, pending, scaled, grid, clamp, xp)
             scale, zero_point = map(from_number, grid[:2])
             return QTensor(values, scale, zero_point, ops.ones((), "bool"))
 
         def unrounded() -> QTensor:
-            values = clamped(scaled.real(), lower, upper)
+            values = clamp.real(scaled.real())
             if self.learns:
                 # Trained numbers need a gradient before they are used, too: 0.
                 values = values + 0.0 * sum(variable * 1.0 for variable in self.learned.values())
@@ -185,8 +186,7 @@ class FakeQuantize(TrackedRange):
         rule: KernelRounding,
         pending: Any,
         slot: int,
-        lower: float | None,
-        upper: float | None,
+        clamp: Clamp,
     ) -> QTensor:
         """What a call returns in inference."""
         spots: tuple[Any, Any, Any, Any] = (self.scale, self.zero_point, None, None)
@@ -201,21 +201,21 @@ class FakeQuantize(TrackedRange):
             grid = Grid(scale, zero_point, low, high)
             if low is None:
                 grid = self._grid_by(scale, zero_point)
-            values = self._rounded(rule, pending, None, grid, lower, upper)
+            values = self._rounded(rule, pending, None, grid, clamp)
             y = (values, grid.scale, grid.zero_point)
             if count is None:
                 # Not a constant: TensorFlow copies a shared graph at each call that gets one.
                 return *y, ops.cast(scale > 0, "float32")
             # A model that has seen no data computes in float rather than in zeros.
             ready = count[slot] > 0
-            plain = unquantized(clamped(rule.real(pending), lower, upper))
+            plain = unquantized(clamp.real(rule.real(pending)))
             chosen = (ops.where(ready, a, b) for a, b in zip(y, plain[:3], strict=True))
             return *chosen, ops.cast(ready, "float32")
 
         if not rule.any_size or self.spec.bits > 8:
             values, scale, zero_point, whole = settled(pending, *spots, count, slot)
         else:
-            key = (rule, self.spec, lower, upper)
+            key = (rule, self.spec, clamp)
             values, *scalars = shared(key, settled, pending, *spots, count, slot)
             scale, zero_point, whole = scalars
             values = with_shape(values, rule.output_shape(pending))
@@ -227,16 +227,15 @@ class FakeQuantize(TrackedRange):
         pending: Any,
         scaled: Scaled | None,
         grid: Grid,
-        lower: float | None,
-        upper: float | None,
+        clamp: Clamp,
         xp: Any = ops,
     ) -> Tensor:
         """Whole numbers; while training, `scaled` are the values without rounding, else None."""
         first = self.first_grid(grid)
         params = Affine(first.scale, first.zero_point)
-        low, high = self.bounds(first, lower, upper, xp)
+        low, high = self.bounds(first, clamp, xp)
         if scaled and (self.learns or self.spec.stochastic) and not self.rule.signs:
-            moves = self.learns and (self.rule.trains_bounds or upper is not None)
+            moves = self.learns and (self.rule.trains_bounds or clamp.upper is not None)
             return self._trained(scaled.real() * inverse_of(grid.scale, xp), low, high, moves)
         if scaled and not rule.in_training:
             # Training rounds once, so few values differ from the kernels', by 1. Values that round
@@ -244,7 +243,7 @@ class FakeQuantize(TrackedRange):
             # and has to learn. Other quantizers define where their gradient ends.
             margin = 0.5 if self.rule.name == RangeQuantizer.name else 0.0
             beyond = first._replace(low=first.low - margin, high=first.high + margin)
-            passes = self.bounds(beyond, lower, upper, xp)
+            passes = self.bounds(beyond, clamp, xp)
             factor = xp.convert_to_tensor(scaled.unit) * inverse_of(first.scale, xp)
             values = round_clip(scaled.values, low, high, factor, passes)
         elif self.spec.bits > 8:
@@ -254,7 +253,7 @@ class FakeQuantize(TrackedRange):
         if self.rule.signs:
             values = ops.where(values < 0, -1.0, 1.0)
             if scaled:
-                smooth = ops.clip(clamped(scaled.real(), lower, upper), -1.0, 1.0)
+                smooth = ops.clip(clamp.real(scaled.real()), -1.0, 1.0)
                 values = straight_through(values, smooth)
         return values
 
@@ -269,7 +268,7 @@ class FakeQuantize(TrackedRange):
     ) -> QTensor:
         """The same without rounding; the arguments are those of a call."""
         rule, pending = _typed(kernel_rounding, pending)
-        return unquantized(clamped(rule.real(pending), lower, upper))
+        return unquantized(Clamp(lower, upper).real(rule.real(pending)))
 
     def _count(self, rule: KernelRounding, pending: Any) -> Any:
         """How many values a sample has."""
@@ -280,27 +279,24 @@ class FakeQuantize(TrackedRange):
             return ops.prod(ops.shape(rule.real(pending))[1:])
         return math.prod(size or 1 for size in shape)
 
-    def bounds(
-        self, grid: Grid, lower: float | None, upper: float | None, xp: Any = ops
-    ) -> tuple[Any, Any]:
+    def bounds(self, grid: Grid, clamp: Clamp, xp: Any = ops) -> tuple[Any, Any]:
         """The smallest and largest whole number of a call.
 
         Args:
             grid: What `grid` returned.
-            lower: As for `call`.
-            upper: As for `call`.
+            clamp: That of the fused activation.
             xp: As for `grid`.
         """
         # Where the scale is trained, the bounds have a gradient.
         whole = round_through if self.learns else xp.round
         low, high = grid.low, grid.high
         # A clamp is where its range ends. A ReLU is clamped by the kernel, at 0 and 6.
-        free = 0.0 if lower == 0 else 1.0
-        if lower is not None:
-            bound = whole(over(lower, grid.scale, xp))
+        free = 0.0 if clamp.lower == 0 else 1.0
+        if clamp.lower is not None:
+            bound = whole(over(clamp.lower, grid.scale, xp))
             low = xp.where(bound > low + free, bound, low)
-        if upper is not None:
-            bound = whole(over(upper, grid.scale, xp))
+        if clamp.upper is not None:
+            bound = whole(over(clamp.upper, grid.scale, xp))
             high = xp.where(bound < high - free, bound, high)
         return low, high
 

@@ -18,14 +18,12 @@ from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, tensor_name
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
+from intact.layers.tracked_range import Clamp
 from intact.ops.base import AllSame, NotQuantized, Op, SameAsInput
 from intact.ops.registry import find_op, get_op
 from intact.ops.relu import relu_bounds
 
-Clamp = tuple[float | None, float | None]
-"""The lower and the upper bound of a fused activation."""
-
-FUSED: dict[Clamp, str] = {(None, None): "NONE", (0.0, None): "RELU", (0.0, 6.0): "RELU6"}
+FUSED: dict[Clamp, str] = {Clamp(): "NONE", Clamp(0.0): "RELU", Clamp(0.0, 6.0): "RELU6"}
 """The activations that LiteRT's kernels fuse."""
 
 
@@ -101,10 +99,10 @@ class Kernel:
     def clamp(self) -> Clamp:
         """The bounds of the activation that is fused into it."""
         if self.range_call is not None:
-            return self.range_call.kwargs.get("lower"), self.range_call.kwargs.get("upper")
+            return Clamp(*(self.range_call.kwargs.get(name) for name in Clamp._fields))
         if self.activation is not None:
-            return relu_bounds(_layer_of(self.activation)) or (None, None)
-        return None, None
+            return Clamp(*(relu_bounds(_layer_of(self.activation)) or ()))
+        return Clamp()
 
     @property
     def rounding(self) -> str:
@@ -225,7 +223,7 @@ def kernel_graph(model: keras.Model) -> KernelGraph:
     >>> layers = [keras.Input((4,)), keras.layers.Dense(2, "relu", name="a")]
     >>> kernels = kernel_graph(intact.quantize_model(keras.Sequential(layers))).kernels
     >>> [(kernel.name, kernel.clamp) for kernel in kernels if kernel.role is Role.INTEGER]
-    [('a_relu', (0.0, None))]
+    [('a_relu', Clamp(lower=0.0, upper=None))]
     """
     return KernelGraph(view(model))
 

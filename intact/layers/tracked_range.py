@@ -1,6 +1,6 @@
 """A layer's range: its variables, and how it follows the data."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -19,6 +19,29 @@ from intact.quantizers.means import MeanSize
 from intact.quantizers.observers import Range, following
 from intact.quantizers.replicas import check_agreement, of_all_replicas
 from intact.quantizers.uses import SAMPLE, UseObserver, look, reach
+
+
+class Clamp(NamedTuple):
+    """The real values that a fused activation passes; None where it has no limit."""
+
+    lower: float | None = None
+    upper: float | None = None
+
+    def real(self, x: Any, xp: Any = ops) -> Any:
+        """Real values after the activation.
+
+        Args:
+            x: Values of any shape.
+            xp: `keras.ops`, or `numpy_ops`.
+        """
+        if self == (0.0, None) and xp is ops:
+            # A maximum halves the gradient at 0, and takes PyTorch several passes.
+            return ops.relu(x)
+        if self.lower is not None:
+            x = xp.maximum(x, np.float32(self.lower))
+        if self.upper is not None:
+            x = xp.minimum(x, np.float32(self.upper))
+        return x
 
 
 class TrackedRange(QuantizedLayer):
@@ -202,8 +225,7 @@ class TrackedRange(QuantizedLayer):
         slot: int,
         scaled: Scaled,
         products: list[tuple[QTensor, Any]],
-        lower: float | None,
-        upper: float | None,
+        clamp: Clamp,
         now: Tensor | None,
     ) -> None:
         """Let the range of a slot follow a batch; the arguments are those of a call."""
@@ -219,11 +241,11 @@ class TrackedRange(QuantizedLayer):
         state = state._replace(count=xp.where(only_zeros, np.float32(0), state.count))
 
         def followed() -> list[Any]:
-            new = self._followed(state, scaled, products, lower, upper, xp)
+            new = self._followed(state, scaled, products, clamp, xp)
             if not self.learns:
                 return [*new]
             size = before[3]
-            total = MeanSize().look(clamped(scaled.real(), lower, upper))
+            total = MeanSize().look(clamp.real(scaled.real()))
             total, count = of_all_replicas(MeanSize(), total, xp)
             return [*new, size + (total / count - size) / new.count]
 
@@ -242,8 +264,7 @@ class TrackedRange(QuantizedLayer):
         state: Range,
         scaled: Scaled,
         products: list[tuple[QTensor, Any]],
-        lower: float | None,
-        upper: float | None,
+        clamp: Clamp,
         xp: Any,
     ) -> Range:
         """The range of a slot after a batch."""
@@ -251,10 +272,10 @@ class TrackedRange(QuantizedLayer):
         seen = of_all_replicas(observer, observer.look(scaled.values, xp), xp)
         # Clamping the ends gives the ends of the clamped values.
         unit = xp.convert_to_tensor(scaled.unit)
-        ends = [clamped(end * unit, lower, upper, xp) for end in seen[:2]]
+        ends = [clamp.real(end * unit, xp) for end in seen[:2]]
         seen = Range._make([*ends, seen.count])
         if products:
-            seen = self._needed(clamped(scaled.real(), lower, upper), products, seen, state, xp)
+            seen = self._needed(clamp.real(scaled.real()), products, seen, state, xp)
         return observer.update(state, seen, xp)
 
     def _follows(self, state: Range, now: Tensor | None) -> Tensor:
@@ -307,22 +328,3 @@ class TrackedRange(QuantizedLayer):
 def _copied(value: Any, xp: Any) -> Any:
     # Torch and TensorFlow would give the variable itself, which later calls change.
     return xp.convert_to_tensor(value) * np.float32(1)
-
-
-def clamped(real: Any, lower: float | None, upper: float | None, xp: Any = ops) -> Any:
-    """Real values after a fused clamp.
-
-    Args:
-        real: Values of any shape.
-        lower: The smallest value that passes, or None.
-        upper: The largest value that passes, or None.
-        xp: `keras.ops`, or `numpy_ops`.
-    """
-    if (lower, upper) == (0.0, None) and xp is ops:
-        # A maximum halves the gradient at 0, and takes PyTorch several passes.
-        return ops.relu(real)
-    if lower is not None:
-        real = xp.maximum(real, np.float32(lower))
-    if upper is not None:
-        real = xp.minimum(real, np.float32(upper))
-    return real

@@ -12,8 +12,9 @@ import numpy as np
 from intact.errors import ExportError, NotIntegerError
 from intact.graph.view import Graph, signature_names
 from intact.layers.fake_quantize import FakeQuantize, stored_params
-from intact.layers.kernel_graph import FUSED, Clamp, Kernel, Role, kernel_graph
+from intact.layers.kernel_graph import FUSED, Kernel, Role, kernel_graph
 from intact.layers.ranges import check_calibrated
+from intact.layers.tracked_range import Clamp
 from intact.litert.builder import Builder, Shape, Tensor
 from intact.litert.rolling import roll
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
@@ -289,7 +290,7 @@ class Lowering:
             look_up(tensor, signs, np.repeat(np.array([-1, 1], "int8"), 128), self.builder)
             return signs
         scale, zero_point = stored_params(quantizer)
-        bounds = quantizer.bounds(quantizer.grid(), *kernel.clamp)
+        bounds = quantizer.bounds(quantizer.grid(), kernel.clamp)
         low, high = (int(to_numpy(bound)) + zero_point for bound in bounds)
         limits = np.iinfo(tensor.dtype)
         lowest = limits.min if fused == "NONE" else max(limits.min, zero_point)
@@ -396,12 +397,11 @@ class Lowering:
         return self.builder.tensor(shape, dtype, name, scale=scale, zero_point=zero_point)
 
 
-def fused_activation(bounds: Clamp, scale: float = np.inf) -> str:
-    """The activation that a kernel fuses, by the bounds of its output and the output's scale.
+def fused_activation(clamp: Clamp, scale: float = np.inf) -> str:
+    """The activation that a kernel fuses, by the clamp of its output and the output's scale.
 
     The ends of the integer range enforce other limits.
     """
-    lower, upper = bounds
-    plain = "RELU" if lower == 0 else "NONE"
-    within = upper is None or upper < 2.0**16 * scale
-    return FUSED.get(bounds, plain) if within else plain
+    plain = "RELU" if clamp.lower == 0 else "NONE"
+    within = clamp.upper is None or clamp.upper < 2.0**16 * scale
+    return FUSED.get(clamp, plain) if within else plain
