@@ -1,6 +1,6 @@
 """Constants, and rows looked up in them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -66,7 +66,7 @@ class ConstantTensor(Op):
     kernel_rounding = "real"
     dtypes = INTEGERS
     weights = {"value": Weight(kernels=(), dynamic=())}
-    cases = (
+    cases: ClassVar[tuple[Case, ...]] = (
         Case(lambda: lambda x: x + ops.convert_to_tensor([[0.5, -1.0], [0.1, 2.0]]), (2, 2)),
         Case(lambda: lambda x: ops.convert_to_tensor([[0.5], [-1.0]]) * x, (2, 3)),
     )
