@@ -1,5 +1,7 @@
 """Calibration: every kind of data, and what is done about bad data."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -418,15 +420,21 @@ def test_unknown_observer_names_the_known_ones(q, x):
         intact.calibrate(q, x, observer="mean", verbose=0)
 
 
-def test_progress_is_shown_or_not(q, x, capsys):
+def test_progress_is_shown_or_not(q, x, capsys, monkeypatch):
     intact.calibrate(q, x, verbose=0)
     assert capsys.readouterr().out == ""
+    # Without a terminal, there is one line.
     intact.calibrate(q, x, verbose=1)
-    assert "3/3" in capsys.readouterr().out
+    assert capsys.readouterr().out == "Calibrating\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    intact.calibrate(q, x, verbose=1)
+    shown = capsys.readouterr().out
+    assert shown.startswith("Calibrating\n") and "3/3" in shown.replace("\x1b[1m", "")
 
 
 @pytest.mark.parametrize("kind", ["generator", "of unknown length"])
-def test_progress_of_data_of_unknown_length(kind, q, x, capsys):
+def test_progress_of_data_of_unknown_length(kind, q, x, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     intact.calibrate(q, KINDS[kind](x), bias_correction=True)
     shown = capsys.readouterr().out
     assert "14/Unknown" in shown.replace("\x1b[1m", "")

@@ -45,7 +45,7 @@ def test_a_nested_custom_layer_is_one_row():
 def test_the_table_is_never_empty():
     seen = str(intact.explain(cnn(), "float32"))
     assert "conv" in seen.splitlines()[1] and "float" in seen.splitlines()[1]
-    assert "stay float: by rule" in seen and "weights float, activations float" in seen
+    assert "head stays float: by rule" in seen and "weights float, activations float" in seen
 
 
 def test_all_refused_layers_are_listed():

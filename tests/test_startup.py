@@ -86,6 +86,7 @@ COMMANDS = {
     "recover q.keras -o none/q2.keras --data x.npy": 1,
     "advise saved --data x.npy": 1,
     "advise model.keras --data x.npy --labels none.npy": 1,
+    "evaluate none.keras --data x.npy --labels x.npy": 1,
     "export model.keras -o saved": 1,
     "explain none.keras": 1,
     "compare q.keras none.tflite --data x.npy": 1,

@@ -26,7 +26,7 @@ MOST_KERNELS = 6
 """How many kernels of a layer are named in the table."""
 
 MOST_NAMES = 8
-"""How many layers that stay in float for one reason are named."""
+"""Up to how many layers that stay in float by choice are named."""
 
 
 class Unknown(keras.layers.Layer):
@@ -203,23 +203,23 @@ def _row(name: str, entries: list[Explained]) -> tuple[str, ...]:
 
 
 def _float_lines(layers: tuple[Explained, ...]) -> list[str]:
-    """Why layers stay in float: a line for each of the user's layers, or one for all by choice."""
-    by_choice: dict[str, list[str]] = {}
+    """Why layers stay in float: a line for each of the user's layers, or one for many by choice."""
+    by_choice: dict[str, dict[str, None]] = {}
     lines = []
     for entry in layers:
         name = entry.owner or entry.name
         if entry.integer or not entry.reason:
             continue
         if entry.known and entry.reason in BY_CHOICE:
-            by_choice.setdefault(entry.reason, []).append(name)
+            by_choice.setdefault(entry.reason, {})[name] = None
             continue
         fate = "stays float (`allow_float=True`)" if entry.known else "cannot be exported"
         lines.append(f"{name} {fate}: {entry.reason}")
     for reason, names in by_choice.items():
-        names = list(dict.fromkeys(names))
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        verb = "stays" if len(names) == 1 else "stay"
-        lines.append(f"{', '.join(names[:MOST_NAMES])}{more} {verb} float: {reason}")
+        if len(names) > MOST_NAMES:
+            lines.append(f"{len(names)} layers stay float: {reason}")
+        else:
+            lines += [f"{name} stays float: {reason}" for name in names]
     return list(dict.fromkeys(lines))
 
 
