@@ -147,7 +147,7 @@ class Pair:
 
     @property
     def row_snr(self) -> float:
-        """The same for most samples, so that a few large ones cannot hide what the others lose."""
+        """The same for most samples: a few large ones cannot hide the loss of the others."""
         real = self.real.astype("float64").reshape(len(self.real), -1)
         # A few large samples would dominate a mean.
         signal = np.sum((real - np.median(real)) ** 2, axis=1)

@@ -55,7 +55,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Part:
-    """A weight of which each run has the first values of each axis.
+    """A weight of which each run reads the first values along each axis.
 
     Args:
         weight: The weight.

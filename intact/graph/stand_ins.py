@@ -86,7 +86,7 @@ class StandIns:
 
     @contextlib.contextmanager
     def inside(self, layer: Any) -> Iterator[None]:
-        """Put the stand-ins in the place of the variables of a layer and of all in it."""
+        """Replace the variables of a layer and its sublayers by their stand-ins."""
         own = [part for part in layer._flatten_layers() if id(part) not in self._swapped]
         for part in own:
             old = {k: v for k, v in vars(part).items() if k not in BOOKKEEPING}

@@ -262,7 +262,7 @@ class _Builder:
 
 
 def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:
-    """A layer that does the same as another with a batch norm behind it."""
+    """A copy of a layer that takes in the batch norm behind it."""
     kernel = to_numpy(layer.kernel)
     with_bias = type(layer).from_config({**known_config(layer), "use_bias": True})
     share_code(layer, with_bias, {})

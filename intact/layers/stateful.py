@@ -42,7 +42,7 @@ class StatefulQuantize(StateKeeper, FakeQuantize):
         self.peak = variable("peak", ())
 
     def cell_scale(self) -> Tensor:
-        """Scale of the cell: the smallest power of two that the kernel takes and that is enough."""
+        """Scale of the cell: the smallest power of two that the kernel takes and that suffices."""
         peak = self._value("peak")
         peak = ops.where(peak > 0, peak, UNSEEN)
         scale = power_of_two_above(peak * np.float32(1 / HIGH))

@@ -140,7 +140,7 @@ class Builder:
         return self.target is None or runs(kernel, "int8", self.target)
 
     def reshape(self, x: Tensor, shape: Shape, output: Tensor | None = None) -> Tensor:
-        """Reshape a tensor; the first size and another may be unknown, the first is then kept.
+        """Reshape a tensor. If two sizes are unknown, the first stays as it is.
 
         Args:
             x: The tensor.

@@ -302,7 +302,7 @@ class _Matcher:
         return True
 
     def _slice(self, ops: list[Operator]) -> tuple[int, int, int] | None:
-        """Axis, first begin and stride of slices that each take the next place."""
+        """Axis, first begin and stride of slices that read one place after another."""
         if ops[0].name != "STRIDED_SLICE" or any(
             op.inputs[0] is not ops[0].inputs[0] for op in ops
         ):

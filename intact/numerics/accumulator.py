@@ -126,7 +126,7 @@ def accumulator(
         input_scale: Scale of the input.
         weight_scale: Scale of the weights, per output channel or a scalar.
         xp: `keras.ops`, or `numpy_ops`.
-        whole: Whether the input is integers, and not real values on their way through.
+        whole: Whether the input holds integers rather than real values.
     """
     zero = np.zeros_like(weight_scale) if xp is numpy_ops else no_bias(weight_scale)
     return Accumulator(values, zero, input_scale, weight_scale, whole)

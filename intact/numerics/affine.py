@@ -55,9 +55,10 @@ class WideTensor(QTensor):
 
 
 class Scaled(NamedTuple):
-    """Real values as a tensor and what it counts in: `values * unit`.
+    """Real values as a tensor and its unit: `values * unit`.
 
-    Training observes and rounds them so, and need not multiply. A unit is positive.
+    Training observes and rounds them in this form, which saves a multiplication. A unit is
+    positive.
     """
 
     values: Tensor

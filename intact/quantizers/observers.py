@@ -287,8 +287,8 @@ class Percentile(HistogramObserver):
     """Leaves out the same share of the values at either end.
 
     Wu et al., "Integer Quantization for Deep Learning Inference" (arXiv:2004.09602),
-    section 3.3, with a percentile for each sign instead of one for sizes. To one bin's
-    width it is a value that was seen (numpy's method "inverted_cdf").
+    section 3.3, with a percentile for each sign instead of one for magnitudes. It is within
+    one bin's width of an observed value (numpy's method "inverted_cdf").
 
     Args:
         percentile: Share of the values at or below the maximum, and at or above the

@@ -1,13 +1,13 @@
 """Moves scales between layers, so that the channels of a tensor fill its range evenly.
 
-A ReLU commutes with a positive factor: what a layer's channel is divided by, the layer that
-reads it can be multiplied with, and the float model stays the same (cross-layer equalization,
-Nagel et al., arXiv:1906.04721, section 4.1). Here each channel of weights has a scale of its own,
-which takes up any factor of an output channel; what gains is the tensor in between, which has
-one scale for all channels. What may lose is the weights that read it, whose channels of input
-share a scale. So the factors are those that leave both as uneven as the other (Xiao et al.,
-arXiv:2211.10438, equation 4, with a half), or make the tensor even where a depthwise convolution
-reads it, whose channels have scales of their own.
+A ReLU commutes with a positive factor. The float model stays the same if a layer's channel is
+divided by a factor and the layer that reads it is multiplied by it (cross-layer equalization,
+Nagel et al., arXiv:1906.04721, section 4.1). Each output channel of weights has its own scale,
+which absorbs any factor. The tensor in between gains, because it has one scale for all channels.
+The weights that read it may lose, because their input channels share a scale. The factors
+therefore make the tensor and these weights equally uneven (Xiao et al., arXiv:2211.10438,
+equation 4, with a half). If a depthwise convolution reads the tensor, they make the tensor even,
+because each channel of that convolution has its own scale.
 """
 
 from collections.abc import Iterator

@@ -65,7 +65,7 @@ def chance(errors: np.ndarray, before: np.ndarray) -> float:
 def surely_better(
     errors: Sequence[np.ndarray], before: Sequence[np.ndarray], tried: int = 1
 ) -> bool:
-    """Whether a step helps in each fit, and helps over all samples by more than chance.
+    """Whether a step helps in every fit, and over all samples by more than chance.
 
     Args:
         errors: Per fold, the error of each sample with the step.

@@ -304,7 +304,7 @@ class _Recovery:
     def _compare(
         self, trial: dict[str, bool], way: dict[str, bool]
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The errors of two ways, fold by fold, up to the first on which the trial is no better."""
+        """The errors with and without a step, up to the first fold that it does not help."""
         errors: list[np.ndarray] = []
         before: list[np.ndarray] = []
         for index in range(len(self.folds)):
