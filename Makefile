@@ -3,6 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 DEMO := .venv-demo
 TEST := .venv-test
+DOCS := .venv-docs
 # Pinned, so that the tests do not change with a release of it.
 TORCH := torch==2.13.0
 # What backends that compile run, with one case of each op: most of a run is compiling. PyTorch
@@ -23,7 +24,7 @@ test test-jax test-tensorflow test-oldest: export OMP_NUM_THREADS ?= 1
 test test-jax test-tensorflow test-oldest: export TF_NUM_INTRAOP_THREADS ?= 1
 test test-jax test-tensorflow test-oldest: export TF_NUM_INTEROP_THREADS ?= 1
 
-.PHONY: help demo test test-jax test-tensorflow test-oldest lint clean
+.PHONY: help demo test test-jax test-tensorflow test-oldest lint docs zoo clean
 
 help:
 	@echo 'make demo             train, quantize, export and run a small CNN, on JAX'
@@ -34,6 +35,8 @@ help:
 	@echo 'make test-tensorflow  the same on TensorFlow'
 	@echo 'make test-oldest      the ops and training on PyTorch, with the oldest Keras'
 	@echo 'make lint             check style and types'
+	@echo 'make docs             build the site into site/, and run the notebooks; a warning is an error'
+	@echo 'make zoo              measure the models of the zoo that need no training, and write docs/results.md'
 	@echo 'make clean            remove the environments that these made'
 	@echo 'PYTHON=python3.12     chooses the Python, 3.11 or newer'
 
@@ -59,12 +62,25 @@ lint: $(TEST)/stamp
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
 
+# The notice of Material about another generator is no warning of ours.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)/stamp
+	KERAS_BACKEND=torch OMP_NUM_THREADS=1 $(DOCS)/bin/mkdocs build --strict --quiet $(ARGS)
+
+zoo: $(TEST)/stamp
+	KERAS_BACKEND=torch $(TEST)/bin/python benchmarks/zoo.py $(ARGS)
+
 clean:
-	rm -rf $(DEMO) $(TEST) demo-out .keras-oldest
+	rm -rf $(DEMO) $(TEST) $(DOCS) demo-out .keras-oldest site
 
 $(DEMO)/stamp: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet -e '.[jax,demo]'
+	touch $@
+
+$(DOCS)/stamp: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -e '.[docs]' $(TORCH)
 	touch $@
 
 $(TEST)/stamp: pyproject.toml

@@ -1,13 +1,95 @@
-"""The results page, section by section."""
+"""The records of the benchmarks, and the results page that is made from them.
 
+    python benchmarks/results.py        writes docs/results.md from benchmarks/records
+
+Each section of the page is a file in `records`, written by the script that measured it. A row keeps
+the version that made it, until a script measures it again and finds another value.
+"""
+
+import datetime
+import json
+import platform
 import re
+import subprocess
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results.md"
+RECORDS = Path(__file__).parent / "records"
+UNKNOWN = "processor not recorded"
+
+HEAD = """# Results
+
+Made from the records of the benchmarks by `python benchmarks/results.py`; a test fails when it is
+stale. `make zoo` measures the rows of the zoo that take no training, and writes this page.
+
+A version is that of the package, with the commit and its day. Rows of an older version than the
+newest of their table are marked †: the code has changed since.
+"""
+
+
+@dataclass
+class Record:
+    """A section of the page, as its script wrote it.
+
+    Args:
+        name: Its heading.
+        text: What was measured, in paragraphs.
+        rows: The table, its heading first.
+        versions: The version that made each row but the heading.
+        processors: The processor that each of them was measured on.
+        commands: What measures it again.
+        notes: What stands below the table.
+        place: Its place on the page.
+    """
+
+    name: str
+    text: str
+    rows: list[list[str]]
+    versions: list[str]
+    processors: list[str]
+    commands: list[str]
+    notes: str = ""
+    place: int = 1000
+
+
+def version() -> str:
+    """The package's version, with the commit and its day."""
+    import intact
+
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%h, %cs"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    commit = done.stdout.strip() or f"unknown, {datetime.date.today()}"
+    return f"{intact.__version__} ({commit})"
+
+
+def processor() -> str:
+    """The processor by its name, with the vector instructions that LiteRT could use."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = re.search(r"model name\s*: (.*)", text)
+    flags = (re.search(r"flags\s*: (.*)", text) or ["", ""])[1].split()
+    best = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni") if flag in flags]
+    return f"{name[1] if name else platform.machine()} ({', '.join(best)})"
+
+
+def read(name: str) -> Record | None:
+    """A section's record, if there is one."""
+    path = RECORDS / f"{name}.json"
+    return Record(**json.loads(path.read_text())) if path.exists() else None
+
+
+def records() -> list[Record]:
+    """All records, in the order of the page."""
+    found = (read(path.stem) for path in RECORDS.glob("*.json"))
+    return sorted((r for r in found if r), key=lambda r: (r.place, r.name))
 
 
 def write_section(name: str, text: str, rows: list[list[str]], command: str) -> None:
-    """Replace a section of the results page, or add it.
+    """Record a section and write the page anew.
 
     Args:
         name: Its heading.
@@ -15,16 +97,39 @@ def write_section(name: str, text: str, rows: list[list[str]], command: str) -> 
         rows: The table; the first row is its heading.
         command: What measures it again.
     """
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    before = read(name)
+    made = {}
+    if before is not None and before.rows[0] == rows[0]:
+        triples = zip(before.rows[1:], before.versions, before.processors, strict=True)
+        made = {tuple(row): (version, on) for row, version, on in triples}
+    now = version(), processor()
+    each = [made.get(tuple(row), now) for row in rows[1:]]
     paragraphs = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
-    section = "\n".join([f"## {name}", "", paragraphs, "", *lines, "", f"`{command}`", "", ""])
-    page = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    parts = re.split(r"(?m)^(?=## )", page)
-    kept = [p for p in parts if not p.startswith(f"## {name}\n")]
-    place = next((i for i, p in enumerate(parts) if p.startswith(f"## {name}\n")), len(kept))
-    kept.insert(place, section)
-    RESULTS.write_text("".join(p.rstrip() + "\n\n" for p in kept).rstrip() + "\n")
+    save(
+        Record(
+            name,
+            paragraphs,
+            rows,
+            [version for version, _ in each],
+            [on for _, on in each],
+            [command],
+            place=before.place if before else len(list(RECORDS.glob("*.json"))) + 1,
+        )
+    )
+    write_page()
+
+
+def save(record: Record) -> None:
+    """Write a record."""
+    RECORDS.mkdir(exist_ok=True)
+    text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
+    # A row of the table stays on one line.
+    text = re.sub(r"\[\s*((?:\"(?:[^\"\\]|\\.)*\",?\s*)+)\]", _one_line, text)
+    (RECORDS / f"{record.name}.json").write_text(text + "\n")
+
+
+def _one_line(match: re.Match) -> str:
+    return "[" + " ".join(match[1].split("\n")).replace("  ", "").strip() + "]"
 
 
 def section_rows(name: str) -> list[list[str]]:
@@ -33,10 +138,8 @@ def section_rows(name: str) -> list[list[str]]:
     Args:
         name: The section's heading.
     """
-    page = RESULTS.read_text() if RESULTS.exists() else ""
-    section = re.search(rf"(?ms)^## {name}\n(.*?)(?=^## |\Z)", page)
-    lines = re.findall(r"(?m)^\| (.*) \|$", section[1]) if section else []
-    return [line.split(" | ") for line in lines[2:]]
+    record = read(name)
+    return record.rows[1:] if record else []
 
 
 def mean_row(rows: list[list[str]], worst: int) -> list[str]:
@@ -50,3 +153,67 @@ def mean_row(rows: list[list[str]], worst: int) -> list[str]:
     each = ", ".join(f"{score:.2f}" for score in scores)
     rest = max(rows, key=lambda row: float(row[worst] or 0))[3:]
     return [*rows[0][:2], f"{sum(scores) / len(scores):.2f} % ({each})", *rest]
+
+
+# The page ------------------------------------------------------------------------------
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as a table of Markdown, the heading first."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def day(version: str) -> str:
+    """The day of a version, for comparing: versions of one day count as one."""
+    match = re.search(r"\d{4}-\d\d-\d\d", version)
+    return match[0] if match else ""
+
+
+def marked(versions: list[str]) -> list[str]:
+    """Versions, with a mark behind those that are older than the newest of them."""
+    newest = max(map(day, versions), default="")
+    return [f"{made} †" if day(made) < newest else made for made in versions]
+
+
+def section(record: Record) -> str:
+    """A section of the page."""
+    rows = [list(row) for row in record.rows]
+    notes = [record.notes] if record.notes else []
+    versions = marked(record.versions)
+    for row, made in zip(rows[1:], versions, strict=True):
+        row[0] += " †" if made.endswith("†") else ""
+    by = "; ".join(sorted(set(versions), key=lambda made: (day(made), made), reverse=True))
+    on = ", ".join(sorted(set(record.processors)))
+    commands = "\n\n".join(f"`{command}`" for command in record.commands)
+    parts = [
+        f"## {record.name}",
+        record.text,
+        table(rows),
+        *notes,
+        f"Made by {by}; {on}.",
+        commands,
+    ]
+    return "\n\n".join(parts)
+
+
+def page(zoo: str) -> str:
+    """The results page.
+
+    Args:
+        zoo: Its first section.
+    """
+    sections = [section(r) for r in records() if r.name != "zoo"]
+    return "\n\n".join([HEAD.strip(), zoo, *sections]) + "\n"
+
+
+def write_page() -> None:
+    """Write the results page from the records."""
+    from zoo import zoo_section
+
+    RESULTS.write_text(page(zoo_section()))
+
+
+if __name__ == "__main__":
+    write_page()

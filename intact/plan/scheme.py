@@ -41,7 +41,7 @@ class TensorSpec:
             last batch's, and with 1 ranges only grow.
         quantizer: The formula that makes whole numbers: "range" (as wide as the range), "lsq",
             "lsq_plus", "pact", "dorefa", "sign", "xnor", "ternary", "twn" or "ttq", or a
-            `Quantizer`; `docs/make_your_own.md` describes them.
+            `Quantizer`; `docs/guides/own_quantizer.md` describes them.
         power_of_two: Scales are powers of two.
         stochastic: Training rounds at random, up with a probability of the distance from below
             (arXiv:1502.02551); inference and files round to the nearest.

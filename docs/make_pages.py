@@ -1,14 +1,16 @@
-"""Writes `docs/supported.md` from the registry of ops, and `docs/verify_rules.md` from the rules.
+"""Writes the pages that are made from the code: what is supported, rules of `verify`, errors.
 
-python docs/make_supported.py
+python docs/make_pages.py
 """
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import keras
 
+from intact import errors
 from intact.litert.kernels.targets import TARGETS, runs
 from intact.litert.rules import FAMILIES, RULES, Rule
 from intact.ops import REGISTRY, Op
@@ -17,14 +19,14 @@ from intact.ops.refusals import REFUSED
 DOCS = Path(__file__).parent
 HEAD = """# What is supported
 
-Made from the registry by `python docs/make_supported.py`; a test fails when it is stale.
+Made from the registry by `python docs/make_pages.py`; a test fails when it is stale.
 
 Functional, Sequential, nested and subclassed models; subclasses of supported layers that leave
 their methods alone, but for `__init__` and config; custom layers made of Keras layers,
 `keras.ops` and Python operators, without registration; shared layers; several inputs and outputs,
 also as dicts; channels last or first. `print(intact.explain(model))` says for a model what becomes
 of each layer. What is not here is refused by name before training; a layer of your own
-[joins by one class](register_your_own.md).
+[joins by one class](guides/own_layer.md).
 
 LiteRT on a CPU runs all kernels. "Also on" says which other targets run their int8 forms: XNNPACK
 (the fast kernels of LiteRT), TFLite Micro, the NPUs Ethos-U55, U65 and U85 by the Vela compiler
@@ -40,12 +42,11 @@ as long as the function changes within the input's range: `sqrt` and `rsqrt` hav
 
 RULES_HEAD = """# The rules of `verify`
 
-Made from the rules by `python docs/make_supported.py`; a test fails when it is stale.
+Made from the rules by `python docs/make_pages.py`; a test fails when it is stale.
 
 `intact.verify(file)` and `intact verify FILE` check a LiteRT file of any origin against these
 rules. LiteRT itself checks few of them. What each kernel requires is one row of the kernel table,
-[`intact/litert/kernels`](../intact/litert/kernels); each rule is one function in
-[`intact/litert/rules`](../intact/litert/rules).
+`intact/litert/kernels`; each rule is one function in `intact/litert/rules`.
 
 An *error* means that outputs are wrong or that the file is refused. A *warning* means that this
 holds for some runtimes, or that precision is lost.
@@ -194,7 +195,40 @@ def rules_page() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"supported.md": supported_page, "verify_rules.md": rules_page}
+ERRORS_HEAD = """# Errors and warnings
+
+Made from their docstrings by `python docs/make_pages.py`; a test fails when it is stale.
+
+All errors are `intact.IntactError`s. They say what is wrong, where, and what to do, and they come
+early: `quantize_model` refuses layers that cannot be quantized, before any training. A traceback
+ends with the code. On the command line, an error is one line, and the exit code is 1.
+
+All names are in the package: `intact.UnsupportedLayerError`. The findings of `verify` have
+[codes of their own](verify_rules.md).
+"""
+
+
+def error_section(kind: type) -> str:
+    """The section of an exception or a warning: its docstring as Markdown."""
+    text, _, example = (inspect.getdoc(kind) or "").partition("Example:\n")
+    text = re.sub(r"(?ms)^Args:.*?(?:\n\n|\Z)", "", text)
+    text = re.sub(r"(?m)^(Cause|Remedy):", r"**\1.**", text).rstrip()
+    code = f"\n\n```pycon\n{example.strip()}\n```" if example else ""
+    return f"### {kind.code} {kind.__name__}\n\n{text}{code}\n"
+
+
+def errors_page() -> str:
+    """The page of errors and warnings, by their codes."""
+    kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind)]
+    parts = [ERRORS_HEAD]
+    for title, base in (("Errors", Exception), ("Warnings", Warning)):
+        members = [k for k in kinds if issubclass(k, base) and hasattr(k, "code")]
+        parts.append(f"## {title}\n")
+        parts += [error_section(k) for k in members if issubclass(k, Warning) == (base is Warning)]
+    return "\n".join(parts)
+
+
+PAGES = {"supported.md": supported_page, "verify_rules.md": rules_page, "errors.md": errors_page}
 """The function that makes each page."""
 
 

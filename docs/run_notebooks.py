@@ -1,0 +1,49 @@
+"""A hook of MkDocs: runs the notebooks in `docs/notebooks`, and makes a page of each.
+
+A notebook is a Python file in jupytext's percent format. An error in one ends the build.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from mkdocs.structure.files import File, Files
+from nbclient import NotebookClient
+from nbconvert import MarkdownExporter
+from traitlets.config import Config
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+NOTEBOOKS = Path(__file__).parent / "notebooks"
+
+
+def run(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Run a notebook.
+
+    Args:
+        path: The Python file.
+
+    Returns:
+        The page, and its pictures by name.
+    """
+    notebook = jupytext.read(path)
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    config = Config({"ExtractOutputPreprocessor": {"enabled": True}})
+    resources = {"unique_key": path.stem, "output_files_dir": path.stem}
+    text, resources = MarkdownExporter(config=config).from_notebook_node(notebook, resources)
+    source = f"\n\n`docs/notebooks/{path.name}` is the source of this page, in jupytext's format.\n"
+    return text.rstrip() + source, resources["outputs"]
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages and the pictures of all notebooks to the site."""
+    paths = sorted(NOTEBOOKS.glob("*.py"))
+    with ThreadPoolExecutor(2) as pool:
+        for path, (text, pictures) in zip(paths, pool.map(run, paths), strict=True):
+            files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
+            for name, content in pictures.items():
+                uri = f"notebooks/{Path(name).as_posix()}"
+                files.append(File.generated(config, uri, content=content))
+    return files
