@@ -37,7 +37,7 @@ class Candidate:
         size: Bytes of the file.
         latency: Milliseconds of one run; None where the target cannot be measured here.
         score: Accuracy, or agreement with the float model, or what a metric says.
-        spread: By how many milliseconds the shortest runs of several rounds differ.
+        spread: By how many milliseconds the shortest runs of the two best rounds differ.
         integer: Whether the file computes on integers only.
 
     Example:
