@@ -1,5 +1,6 @@
 """A picture of size against score, as an SVG drawing without any dependency."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -42,7 +43,8 @@ def picture(dots: Sequence[Dot], measure: str, limit: float) -> str:
     >>> svg.count("<circle")
     2
     """
-    widest = 1.08 * max(dot.size for dot in dots)
+    step_size = _round_step(max(dot.size for dot in dots) / TICKS)
+    widest = TICKS * step_size
     lowest = min(limit, *(dot.score for dot in dots))
     highest = max(dot.score for dot in dots)
     margin = 0.08 * ((highest - lowest) or 0.01)
@@ -60,7 +62,7 @@ def picture(dots: Sequence[Dot], measure: str, limit: float) -> str:
         'font-family="system-ui,sans-serif" font-size="12" fill="currentColor">'
     ]
     for step in range(TICKS + 1):
-        size = widest * step / TICKS
+        size = step_size * step
         score = bottom + (top - bottom) * step / TICKS
         parts.append(
             f'<path d="M{LEFT} {y(score):.1f}H{WIDTH - RIGHT}" stroke="currentColor" '
@@ -81,7 +83,9 @@ def picture(dots: Sequence[Dot], measure: str, limit: float) -> str:
 def _dots(places: Sequence[tuple[Dot, float, float]]) -> list[str]:
     """The dots with their names, which give way to each other."""
     parts: list[str] = []
-    taken: list[tuple[float, float, float]] = []
+    labels: list[str] = []
+    # Where there is something already: the dots, then the names that were placed.
+    taken = [(x - 8, x + 8, y + 4) for _, x, y in places]
     for dot, x, y in sorted(places, key=lambda place: place[2]):
         width = LETTER * len(dot.name)
         is_left = x + 10 + width > WIDTH - RIGHT
@@ -97,9 +101,15 @@ def _dots(places: Sequence[tuple[Dot, float, float]]) -> list[str]:
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{7 if dot.chosen else 5}" fill="{color}">'
             f"<title>{escape(dot.name)}: {dot.size} bytes, {100 * dot.score:.2f} %</title></circle>"
-            + _text(anchor[1], row, dot.name, anchor[0], weight)
         )
-    return parts
+        labels.append(_text(anchor[1], row, dot.name, anchor[0], weight))
+    return parts + labels
+
+
+def _round_step(size: float) -> float:
+    """The next number of bytes that is 1, 2, 2.5 or 5 times a power of ten in KiB."""
+    power = 1024 * 10.0 ** math.floor(math.log10(size / 1024))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= size)
 
 
 def _text(x: float, y: float, text: str, anchor: str, weight: str = "normal") -> str:
