@@ -1,8 +1,9 @@
-"""What a training step costs, compiled: quantized against float, in turns.
+"""What a training step and `predict` cost, compiled: quantized against float, in turns.
 
-    python benchmarks/training_step.py [BACKEND ...]
+    python benchmarks/training_step.py [BACKEND | MODEL ...]
 
-Writes a section of `docs/results.md`; a run of some backends leaves the others' rows.
+Writes a section of `docs/results.md`; a run of some backends or models (the beginnings of their
+names) leaves the other rows.
 """
 
 import os
@@ -28,6 +29,7 @@ SECTION = "training_step"
 BACKENDS = ("torch", "jax", "tensorflow")
 ROUNDS = 9
 HEADING = ["model", "backend", "float ms", "quantized ms", "ratio"]
+HEADING += ["float predict ms", "quantized predict ms", "predict ratio"]
 HEADING += ["float first step, s", "quantized first step, s"]
 
 
@@ -43,6 +45,14 @@ MODELS: dict[str, tuple[Callable, Callable]] = {
         lambda: pretrained("resnet20_cifar10"),
         lambda: images(64, 32, 32, 3),
     ),
+    "MobileNetV1 0.25, 160 x 160, batch 16": (
+        lambda: keras.applications.MobileNet((160, 160, 3), 0.25, weights=None),
+        lambda: images(16, 160, 160, 3),
+    ),
+    "MobileNetV2, 160 x 160, batch 8": (
+        lambda: keras.applications.MobileNetV2((160, 160, 3), weights=None),
+        lambda: images(8, 160, 160, 3),
+    ),
 }
 
 
@@ -53,20 +63,27 @@ def seconds(step: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def in_turns(steps: list[Callable[[], object]]) -> list[str]:
+    """Cells of two functions, float's first: medians, and the median of the rounds' ratios."""
+    times = np.array([[seconds(step) for step in steps] for _ in range(ROUNDS + 2)])[2:]
+    cells = [f"{1000 * t:.0f}" for t in np.median(times, 0)]
+    return [*cells, f"{np.median(times[:, 1] / times[:, 0]):.2f}"]
+
+
 def measure(name: str) -> list[str]:
-    """Cells of a row: medians, and the median of the rounds' ratios."""
+    """Cells of a row."""
     make, inputs = MODELS[name]
     model, x = make(), inputs()
     pair = (model, intact.quantize_model(model))
-    y = np.random.default_rng(0).integers(0, 4, len(keras.tree.flatten(x)[0]))
-    steps = []
+    batch = len(keras.tree.flatten(x)[0])
+    y = np.random.default_rng(0).integers(0, 4, batch)
+    steps, predictions = [], []
     for m in pair:
         compile_step(m)
         steps.append(lambda m=m: m.train_on_batch(x, y))
+        predictions.append(lambda m=m: m.predict(x, batch, verbose=0))
     first = [seconds(step) for step in steps]
-    times = np.array([[seconds(step) for step in steps] for _ in range(ROUNDS + 2)])[2:]
-    cells = [f"{1000 * t:.0f}" for t in np.median(times, 0)]
-    return [*cells, f"{np.median(times[:, 1] / times[:, 0]):.2f}", *(f"{s:.1f}" for s in first)]
+    return [*in_turns(steps), *in_turns(predictions), *(f"{s:.1f}" for s in first)]
 
 
 def measured_apart(name: str, backend: str) -> list[str]:
@@ -87,17 +104,20 @@ def processor() -> str:
     return found[1] if found else "unknown"
 
 
-def main(backends: list[str]) -> None:
+def main(chosen: list[str]) -> None:
     """Measure, and write the section."""
     rows = {tuple(row[:2]): row for row in section_rows(SECTION)}
-    for name in MODELS:
+    backends = [backend for backend in BACKENDS if backend in chosen] or BACKENDS
+    starts = tuple(name for name in chosen if name not in BACKENDS) or ("",)
+    for name in (name for name in MODELS if name.startswith(starts)):
         for backend in backends:
             rows[name, backend] = measured_apart(name, backend)
             print(rows[name, backend], flush=True)
     text = f"""
-        A training step by processor time, compiled where the backend compiles: quantized against
-        float, in turns, SGD with momentum. Medians of {ROUNDS} rounds; the ratio is the median of
-        the rounds' ratios. The first step traces and compiles. Processor: {processor()}.
+        A training step and `predict` of one batch by processor time, compiled where the backend
+        compiles: quantized against float, in turns, SGD with momentum. Medians of {ROUNDS} rounds;
+        the ratio is the median of the rounds' ratios. The first step traces and compiles.
+        Processor: {processor()}.
     """
     order = [(name, backend) for name in MODELS for backend in BACKENDS]
     table = [rows[key] for key in order if key in rows]
@@ -108,4 +128,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["_measure"]:
         print("RESULT", *measure(sys.argv[2]))
     else:
-        main(sys.argv[1:] or list(BACKENDS))
+        main(sys.argv[1:])

@@ -41,6 +41,25 @@ def test_products_are_those_of_64_bits(exponent):
         np.testing.assert_array_equal(found, expected_product(values, int(mantissa), exponent))
 
 
+def test_channels_have_multipliers_of_their_own(rng):
+    values = rng.integers(-(2**22), 2**22, (500, 4)).astype("int32")
+    mantissa, exponent = rng.integers(2**30, 2**31, 4), np.array([-9, -1, 0, 1])
+    by = Multiplier(*(ops.convert_to_tensor(x, "int32") for x in (mantissa, exponent)))
+    half_up = np.array([True, False, False, True])
+    seen = host(multiply(ops.convert_to_tensor(values), by, ops.convert_to_tensor(half_up)))
+    for channel in range(4):
+        expected = expected_product(values[:, channel], mantissa[channel], exponent[channel])
+        if half_up[channel]:
+            once = (
+                (values[:, channel].astype("int64") << max(exponent[channel], 0))
+                * mantissa[channel]
+                + 2**30
+            ) >> 31
+            right = max(-exponent[channel], 0)
+            expected = (once + (1 << right >> 1)) >> right
+        np.testing.assert_array_equal(seen[:, channel], expected)
+
+
 def test_large_products_stay_large():
     by = multiplier(8.0, 8.0, 0.25)
     found = host(multiply(ops.convert_to_tensor([2**20, -(2**20), 5], "int32"), by))

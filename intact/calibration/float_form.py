@@ -18,7 +18,7 @@ from intact.layers.quantized import Quantized
 from intact.layers.stateful import StatefulQuantize, reset_states, stateful_layers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_real
-from intact.numerics.backend_kernels import no_gradients
+from intact.numerics.forward import no_gradients
 from intact.numerics.tensors import to_numpy
 
 

@@ -13,7 +13,7 @@ from intact.layers.base import QuantizedLayer
 from intact.layers.kernel_graph import KernelGraph
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.numerics.affine import QTensor
-from intact.numerics.backend_kernels import no_gradients
+from intact.numerics.forward import no_gradients
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision

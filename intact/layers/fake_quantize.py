@@ -201,16 +201,20 @@ class FakeQuantize(TrackedRange):
             grid = Grid(scale, zero_point, low, high)
             if low is None:
                 grid = self._grid_by(scale, zero_point)
-            values = self._rounded(rule, pending, None, grid, clamp)
-            y = (values, grid.scale, grid.zero_point)
+
+            def rounded() -> tuple[Tensor, ...]:
+                values = self._rounded(rule, pending, None, grid, clamp)
+                return values, grid.scale, grid.zero_point
+
+            def real() -> tuple[Tensor, ...]:
+                return unquantized(clamp.real(rule.real(pending)))[:3]
+
             if count is None:
                 # Not a constant: TensorFlow copies a shared graph at each call that gets one.
-                return *y, ops.cast(scale > 0, "float32")
+                return *rounded(), ops.cast(scale > 0, "float32")
             # A model that has seen no data computes in float rather than in zeros.
             ready = count[slot] > 0
-            plain = unquantized(clamp.real(rule.real(pending)))
-            chosen = (ops.where(ready, a, b) for a, b in zip(y, plain[:3], strict=True))
-            return *chosen, ops.cast(ready, "float32")
+            return *either(ready, rounded, real), ops.cast(ready, "float32")
 
         if not rule.any_size or self.spec.bits > 8:
             values, scale, zero_point, whole = settled(pending, *spots, count, slot)

@@ -14,6 +14,7 @@ from intact.graph.view import Functional, all_layers, is_graph
 from intact.layers.base import QuantizedLayer
 from intact.layers.direct_calls import can_call_directly, run_directly
 from intact.layers.outline import outline
+from intact.numerics.forward import forward_only
 
 TRAINING = (
     "compile",
@@ -94,6 +95,20 @@ class QuantizedModel(Functional):
             **kwargs: Likewise.
         """
         self.outline().summary(*args, **kwargs)
+
+    def predict_step(self, *args: Any) -> Any:
+        """Keras' step of `predict`, without what gradients need."""
+        with self._forward_only():
+            return super().predict_step(*args)
+
+    def test_step(self, *args: Any) -> Any:
+        """Keras' step of `evaluate`, without what gradients need."""
+        with self._forward_only():
+            return super().test_step(*args)
+
+    def _forward_only(self) -> contextlib.AbstractContextManager:
+        # A step of the user's may ask for gradients.
+        return forward_only() if self._origin.base is None else contextlib.nullcontext()
 
     def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse Keras' own quantization, which would round the rounded weights again."""

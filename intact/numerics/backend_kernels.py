@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from intact.numerics.forward import needs_gradients
 from intact.numerics.numpy_ops import numpy_ops
 
 EQUAL: Any = "only_first_replica"
@@ -34,15 +35,6 @@ def exact_convolution() -> contextlib.AbstractContextManager:
         import torch
 
         return torch.backends.nnpack.flags(enabled=False)
-    return contextlib.nullcontext()
-
-
-def no_gradients() -> contextlib.AbstractContextManager:
-    """A context without gradients; outside of it, only PyTorch records calls for them."""
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.no_grad()
     return contextlib.nullcontext()
 
 
@@ -409,6 +401,9 @@ def round_clip(
     Returns:
         Whole numbers between `low` and `high`.
     """
+    if not (JAX or needs_gradients()):
+        kernels = torch_kernels if TORCH else tensorflow_kernels
+        return kernels.rounded(ops.convert_to_tensor(x, "float32"), factor, low, high)
     scalars = (factor, low, high, *(passes or (low, high)))
     if TORCH and not any(map(ops.is_tensor, scalars)):
         return torch_kernels.round_clip(ops.convert_to_tensor(x, "float32"), *map(float, scalars))

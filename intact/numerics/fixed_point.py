@@ -13,9 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from intact.numerics.backend_kernels import wide_types
+from intact.numerics.backend_kernels import TORCH, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
 from intact.numerics.tensors import Tensor
+
+if TORCH:
+    from intact.numerics import torch_integers
 
 
 class Multiplier(NamedTuple):
@@ -92,6 +95,8 @@ def multiply(values: Tensor, by: Multiplier, half_up: Tensor | bool = False) -> 
     >>> np.asarray(multiply(ops.convert_to_tensor([10, -10, 9]), m)).tolist()
     [3, -3, 3]
     """
+    if TORCH:
+        return torch_integers.multiplied(values, *by, half_up)
     with wide_types():
         left = ops.cast(ops.clip(by.exponent, 0, 30), "int64")
         limit = ops.right_shift(ops.ones_like(left) * (2**31 - 1), left)

@@ -8,6 +8,7 @@ from keras import ops
 
 from intact.numerics import backend_kernels
 from intact.numerics.backend_kernels import holds
+from intact.numerics.forward import needs_gradients
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
 
@@ -81,7 +82,8 @@ def straight_through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
 
     Args:
         exact: What the integer kernel computes.
-        smooth: The same without rounding, differentiable.
+        smooth: The same without rounding, differentiable; or a function that returns it, which
+            is not called where no gradient is needed.
         xp: `keras.ops`, or `numpy_ops`.
 
     Returns:
@@ -89,7 +91,9 @@ def straight_through(exact: Any, smooth: Any, xp: Any = ops) -> Any:
 
     The straight-through estimator: Bengio et al., arXiv:1308.3432.
     """
-    return exact if xp is numpy_ops else backend_kernels.straight_through(exact, smooth)
+    if xp is numpy_ops or not needs_gradients():
+        return exact
+    return backend_kernels.straight_through(exact, smooth() if callable(smooth) else smooth)
 
 
 def round_through(x: Any, xp: Any = ops) -> Any:

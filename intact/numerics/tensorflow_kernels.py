@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from intact.numerics.forward import needs_gradients
+
 _shared: dict[Hashable, Any] = {}
 
 
@@ -69,7 +71,7 @@ def shared(key: Hashable, function: Callable[..., tuple], arguments: tuple) -> t
     tensors = [tf.convert_to_tensor(leaf) for leaf in leaves if not _is_constant(leaf)]
     specs = tuple(tf.TensorSpec([None] * len(t.shape), t.dtype) for t in tensors)
     constants = tuple(leaf if _is_constant(leaf) else "tensor" for leaf in leaves)
-    key = (key, constants, specs)
+    key = (key, constants, specs, needs_gradients())
     if key not in _shared:
         skeleton = keras.tree.map_structure(lambda x: x if _is_constant(x) else "tensor", arguments)
         _shared[key] = _graph(function, skeleton, specs)
@@ -152,6 +154,19 @@ def _not_inlined(function: Callable[..., tuple], specs: tuple) -> Any:
         return graph.get_concrete_function(*specs)
 
 
+def rounded(x: Any, factor: Any, low: Any, high: Any) -> Any:
+    """Scales, rounds half to even and saturates, without a gradient of its own.
+
+    Args:
+        x: Values.
+        factor: What they are multiplied by, scalar.
+        low: Smallest value, scalar.
+        high: Largest value, scalar.
+    """
+    y = tf.round(x if isinstance(factor, float) and factor == 1 else x * factor)
+    return tf.raw_ops.ClipByValue(t=y, clip_value_min=low, clip_value_max=high)
+
+
 @tf.custom_gradient
 def round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) -> Any:
     """Scales, rounds half to even and saturates; the gradient passes inside the bounds.
@@ -175,8 +190,7 @@ def round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any) 
         inside = tf.raw_ops.Relu6Grad(gradients=g, features=six)
         return inside * factor, tf.reduce_sum(inside * x), *4 * [None]
 
-    y = tf.round(x * factor)
-    return tf.raw_ops.ClipByValue(t=y, clip_value_min=low, clip_value_max=high), grad
+    return rounded(x, factor, low, high), grad
 
 
 @tf.custom_gradient

@@ -96,6 +96,21 @@ class StraightThrough(torch.autograd.Function):
         return None, *gradients
 
 
+def rounded(x: Any, factor: Any, low: Any, high: Any) -> Any:
+    """Scales, rounds half to even and saturates, without a gradient.
+
+    Args:
+        x: Values.
+        factor: What they are multiplied by, scalar.
+        low: Smallest value, scalar.
+        high: Largest value, scalar.
+    """
+    if on_host(x):
+        factor, low, high = map(float, (factor, low, high))
+    unit = not torch.is_tensor(factor) and factor == 1
+    return (x.round() if unit else (x * factor).round_()).clamp_(low, high)
+
+
 class RoundClip(torch.autograd.Function):
     """Scales, rounds half to even and saturates; the gradient passes inside the bounds."""
 

@@ -9,9 +9,10 @@ from keras import layers, ops
 
 from intact.numerics.accumulator import Accumulator, accumulator
 from intact.numerics.affine import Affine, QTensor, Scaled
-from intact.numerics.backend_kernels import inverse, multiply_add, round_clip, shared
+from intact.numerics.backend_kernels import holds, inverse, multiply_add, round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
+from intact.numerics.integer_kernels import shifted_sum
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import INTEGERS, Case, Op
@@ -19,6 +20,7 @@ from intact.ops.norm import channel_scale
 from intact.ops.registry import register_op
 from intact.ops.shape import reshaped
 from intact.ops.table import Table
+from intact.rounding.curves import of_integers
 from intact.rounding.kernel_rounding import AccumulatorRounding, KernelRounding
 
 
@@ -84,23 +86,28 @@ class AddRounding(KernelRounding):
     def quantize(self, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         a, b = pending
         ratio_a, ratio_b = a.scale / params.scale, b.scale / params.scale
-        smooth = a.values * ratio_a + b.values * (ratio_b * float(self.sign))
+
+        def smooth() -> Tensor:
+            return a.values * ratio_a + b.values * (ratio_b * float(self.sign))
+
         shift = 20 - binary_exponent(ops.maximum(ratio_a, ratio_b))
         power = power_of_two(shift)
         factor_a = ops.cast(ops.round(ratio_a * power), "int32")
         factor_b = ops.cast(ops.round(ratio_b * power), "int32") * self.sign
         half = ops.left_shift(ops.ones_like(shift), shift - 1)
-        whole_a, whole_b = ops.cast(a.values, "int32"), ops.cast(b.values, "int32")
+
+        def twice() -> Tensor:
+            # A separate graph, which TensorFlow prepares only if it runs.
+            whole_a, whole_b = (ops.cast(x.values, "int32") for x in (a, b))
+            scales = whole_a, a.scale, whole_b, b.scale, params.scale
+            return shared(self.twice, self.twice, *scales)[0]
 
         exact = ops.cond(
             ops.logical_and(
                 ops.minimum(ratio_a, ratio_b) >= 2.0**-10, ops.maximum(ratio_a, ratio_b) < 2.0**8
             ),
-            lambda: ops.right_shift(whole_a * factor_a + whole_b * factor_b + half, shift),
-            # A separate graph, which TensorFlow prepares only if it runs.
-            lambda: shared(
-                self.twice, self.twice, whole_a, a.scale, whole_b, b.scale, params.scale
-            )[0],
+            lambda: shifted_sum(a.values, factor_a, b.values, factor_b, half, shift),
+            twice,
         )
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
@@ -208,10 +215,16 @@ class SquareRounding(MultiplyRounding):
     name = "square"
 
     def quantize(self, pending: Operands, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        real = pending.a.values * pending.a.scale
-        steps = unfused(unfused(real * real) * inverse(params.scale))
-        exact = ops.round(steps + params.zero_point) - params.zero_point
-        return round_clip(straight_through(exact, steps), low, high)
+        def steps(real: Tensor) -> Tensor:
+            return unfused(unfused(real * real) * inverse(params.scale))
+
+        def stored(real: Tensor) -> Tensor:
+            return ops.round(steps(real) + params.zero_point) - params.zero_point
+
+        x = pending.a
+        exact = of_integers(stored, x) if holds(x.whole) else stored(x.values * x.scale)
+        smooth = straight_through(exact, lambda: steps(x.values * x.scale))
+        return round_clip(smooth, low, high)
 
 
 # The 16-bit kernel for powers of two takes only few scales.

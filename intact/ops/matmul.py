@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from intact.numerics.accumulator import digits
 from intact.numerics.affine import Affine, QTensor, Scaled, WideTensor
-from intact.numerics.backend_kernels import round_clip, wide_types
+from intact.numerics.backend_kernels import holds, round_clip, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.numerics.straight_through import straight_through
@@ -69,10 +69,16 @@ class MatMulRounding(KernelRounding):
         return Scaled(pending.values, pending.scale_a * pending.scale_b)
 
     def quantize(self, pending: MatMulSums, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        smooth = pending.values * divide(pending.scale_a * pending.scale_b, params.scale)
+        def smooth() -> Tensor:
+            return pending.values * divide(pending.scale_a * pending.scale_b, params.scale)
+
+        centred = pending.zero_point_b == 0
+        if holds(centred):
+            return round_clip(smooth(), low, high)
         by = multiplier(pending.scale_a, pending.scale_b, params.scale)
-        twice = ops.cast(multiply(ops.cast(pending.values, "int32"), by), "float32")
-        exact = ops.where(pending.zero_point_b == 0, ops.round(smooth), twice)
+        exact = ops.cast(multiply(ops.cast(pending.values, "int32"), by), "float32")
+        if not holds(pending.zero_point_b != 0):
+            exact = ops.where(centred, ops.round(smooth()), exact)
         return round_clip(straight_through(exact, smooth), low, high)
 
     def quantize_wide(

@@ -9,8 +9,9 @@ import numpy as np
 from keras import activations, layers, ops
 
 from intact.numerics.affine import QTensor, WideTensor
-from intact.numerics.backend_kernels import inverse, wide_types
+from intact.numerics.backend_kernels import holds, inverse, wide_types
 from intact.numerics.exact import divide
+from intact.numerics.forward import needs_gradients
 from intact.numerics.straight_through import finite_gradient, straight_through, unfused
 from intact.numerics.tensors import Tensor
 from intact.ops.base import INTEGERS, Case, Op
@@ -28,6 +29,7 @@ from intact.ops.lookup import (
 from intact.ops.precise import PRECISE, between
 from intact.ops.registry import register_op
 from intact.ops.steps import KERNELS, Step, clip, kernel_options, lower_steps, make_step
+from intact.rounding.curves import of_integers
 
 EXACT: dict[str, Callable] = {"Divide": divide, "Reciprocal": inverse, "TrueDivide": divide}
 """Exact forms of operations that compilers would replace by approximations."""
@@ -243,6 +245,8 @@ class Table(Op):
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
         if _is_finite(layer) and not isinstance(x, WideTensor):
+            if holds(x.whole) and not needs_gradients():
+                return TableValues(of_integers(layer, x))
             return TableValues(layer(unfused(x.values * x.scale)))
         # Rounding leaves zeros of both signs, and `1 / -0.0` is not `1 / 0.0`.
         whole = straight_through(ops.where(x.values == 0, 0.0, x.values), x.values)

@@ -9,7 +9,7 @@ from keras import ops
 from intact.calibration.walk import Walk, as_filed, in_float
 from intact.graph.view import Node, view
 from intact.layers.quantized import Quantized
-from intact.numerics.backend_kernels import no_gradients
+from intact.numerics.forward import no_gradients
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import Weighted
 from intact.ops.registry import get_op

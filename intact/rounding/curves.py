@@ -14,9 +14,10 @@ import numpy as np
 from keras import ops
 
 from intact.numerics.affine import Affine, QTensor
-from intact.numerics.backend_kernels import either, inverse, precisely, round_clip
+from intact.numerics.backend_kernels import either, holds, inverse, precisely, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import mantissa, multiplier, multiply
+from intact.numerics.integer_kernels import look_up
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
 from intact.rounding.int16_tables import OFFSET, sigmoid_table, tanh_table
@@ -77,10 +78,17 @@ def of_integers(function: Callable[[Tensor], Tensor], x: QTensor) -> Tensor:
     Returns:
         The function's values, of the shape of `x`.
     """
-    differences = ops.convert_to_tensor(np.arange(-255, 256), "float32")
+    # One more than there are: the last values of an odd number are not computed in vectors.
+    differences = ops.convert_to_tensor(np.arange(-256, 256), "float32")
     entries = function(ops.stop_gradient(x.scale) * differences)
-    index = ops.cast(ops.clip(x.values, -255.0, 255.0), "int32") + 255
-    return ops.take(entries, index)
+    return look_up(entries, -256, x.values)
+
+
+def _where_whole(x: QTensor, exact: Tensor, smooth: Callable[[], Tensor]) -> Tensor:
+    """A kernel's values, or those of a function where the input is not integers yet."""
+    if holds(x.whole):
+        return exact
+    return ops.where(x.whole, exact, smooth())
 
 
 class SigmoidRounding(RealRounding):
@@ -98,9 +106,11 @@ class SigmoidRounding(RealRounding):
         return self.function(pending.values * pending.scale)
 
     def quantize(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        smooth = self.real(pending)
+        def smooth() -> Tensor:
+            return self.real(pending)
+
         entries = of_integers(lambda real: precisely(self.precise, real), pending)
-        exact = ops.where(pending.whole, entries, smooth)
+        exact = _where_whole(pending, entries, smooth)
         # XNNPACK adds the zero point before it rounds. The product is exact.
         stored = straight_through(exact, smooth) * inverse(params.scale) + params.zero_point
         return round_clip(stored, low + params.zero_point, high + params.zero_point) - (
@@ -215,13 +225,15 @@ class SoftmaxRounding(SigmoidRounding):
     function: ClassVar[Callable] = staticmethod(ops.softmax)
 
     def quantize(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
-        x, smooth = pending, self.real(pending) * inverse(params.scale)
-        powers, total, _ = _powers(x)
+        def smooth() -> Tensor:
+            return self.real(pending) * inverse(params.scale)
+
+        powers, total, _ = _powers(pending)
         share = powers * inverse(total * params.scale)
         # Halves round up.
         whole = ops.floor(share)
         exact = whole + ops.cast(share - whole >= 0.5, "float32")
-        exact = ops.where(x.whole, exact, smooth)
+        exact = _where_whole(pending, exact, smooth)
         return round_clip(straight_through(exact, smooth), low, high)
 
     def kernel(self, x: QTensor) -> Tensor:
@@ -248,10 +260,13 @@ class LogSoftmaxRounding(SoftmaxRounding):
 
     def quantize(self, pending: QTensor, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         x, steps = pending, inverse(params.scale)
-        smooth = self.real(pending) * steps
+
+        def smooth() -> Tensor:
+            return self.real(pending) * steps
+
         _, total, top = _powers(x)
         largest = unfused((top + x.zero_point) * x.scale)
         offset = (largest + precisely(ops.log, total)) * steps
         exact = unfused((x.values + x.zero_point) * (x.scale * steps)) - offset
-        exact = ops.where(x.whole, exact, smooth)
+        exact = _where_whole(x, exact, smooth)
         return round_clip(straight_through(exact, smooth), low, high)

@@ -21,6 +21,7 @@ from intact.numerics.fixed_point import (
     ratio,
     round_away,
 )
+from intact.numerics.integer_kernels import requantized
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, symbols
 from intact.registry import Registry, is_same
@@ -123,7 +124,10 @@ class KernelRounding:
             low: Smallest value, scalar.
             high: Largest value, scalar.
         """
-        smooth = self.real(pending) * inverse(params.scale)
+
+        def smooth() -> Tensor:
+            return self.real(pending) * inverse(params.scale)
+
         return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
 
@@ -171,7 +175,7 @@ class AccumulatorRounding(KernelRounding):
     def quantize(self, pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         acc = pending
         factor = divide(acc.input_scale * acc.weight_scale, params.scale)
-        return round_clip((acc.values + acc.bias) * factor, low, high)
+        return requantized(acc.values, acc.bias, factor, low, high)
 
     def quantize_wide(
         self, pending: Accumulator, params: Affine, low: Tensor, high: Tensor
@@ -212,8 +216,11 @@ class FixedPointRounding(AccumulatorRounding):
 
     def quantize(self, pending: Accumulator, params: Affine, low: Tensor, high: Tensor) -> Tensor:
         acc = pending
-        factor = divide(acc.input_scale * acc.weight_scale, params.scale)
-        smooth = (acc.values + acc.bias) * factor
+
+        def smooth() -> Tensor:
+            factor = divide(acc.input_scale * acc.weight_scale, params.scale)
+            return (acc.values + acc.bias) * factor
+
         # The file has the signs of the scales in the weights.
         sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
         by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
