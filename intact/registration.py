@@ -15,14 +15,14 @@ from typing import Any
 
 SAVED_CLASSES = {
     "intact": (
-        *("BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp", "Comparison"),
-        *("Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize", "Elementwise"),
-        *("EmbeddingTable", "FakeQuantize", "FirstValues", "FreeConv2DTranspose"),
-        *("FreeUpSampling2D", "Frozen", "Gather", "GatherAlong", "Max", "Mean"),
-        *("Min", "Pad", "PadLowest", "PadNumber", "Place", "Quantized", "QuantizedModel"),
+        *("AlignedResizing", "BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp"),
+        *("Comparison", "Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize"),
+        *("Elementwise", "EmbeddingTable", "FakeQuantize", "FirstValues", "FreeConv2DTranspose"),
+        *("FreeUpSampling2D", "Frozen", "Gather", "GatherAlong", "Max", "Mean", "Min", "Pad"),
+        *("PadLowest", "PadNumber", "PairProducts", "Place", "Quantized", "QuantizedModel"),
         *("QuantizedWeights", "ScaledSoftmax", "Select", "SizedReshape", "Slice", "SpaceToDepth"),
-        *("StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together", "TopPlaces"),
-        *("TopValues", "Truncated", "Truth", "WholeNumbers", "WithoutGradient", "Zeros"),
+        *("StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together", "TopPlaces", "TopValues"),
+        *("Truncated", "Truth", "TurnedPairs", "WholeNumbers", "WithoutGradient", "Zeros"),
     ),
     "intact.tfmot": (
         *("AllValuesQuantizer", "FixedQuantizer", "LastValueQuantizer"),

@@ -63,7 +63,40 @@ def experts(x, first, bias, second):
     return ops.reshape(ops.sum(y, axis=0), (batch(x), 6, 8))
 
 
+def streams(x, w):
+    """Copies of a tensor before the batch, which a layer takes, as in Gemma3n."""
+    mixed = Written(lambda t: ops.repeat(t[:1] * 0.5, 2, axis=0) + t, [])
+    t = mixed(ops.stack([x, x * w], axis=0))
+    products = t @ ops.transpose(t, (0, 1, 3, 2))
+    return ops.concatenate([products[0], products[1]], axis=-1)
+
+
+def positions(x):
+    """Places that a layer computes, and that others read."""
+    places = Written(lambda x: ops.reshape(ops.arange(12.0), (1, 12)), [])(x)
+    return Written(lambda x: x[0] + x[1][:, :6, None] * 0.1, [])([x, places[:, :8]])
+
+
+def recurrence(x, w):
+    """A state that starts as zeros, and outputs that are written step by step, as in RWKV."""
+
+    def step(t, values):
+        state, out = values
+        state = state * w + x[:, t]
+        if keras.backend.backend() == "torch":
+            out[:, t : t + 1] = state[:, None]
+        else:
+            out = ops.slice_update(out, (0, t, 0), state[:, None])
+        return [state, out]
+
+    start = [ops.zeros((batch(x), 8)), ops.zeros((batch(x), 6, 8))]
+    return ops.fori_loop(0, 6, step, start)[1]
+
+
 CALLS = {
+    "recurrence": (recurrence, [(8,)]),
+    "streams": (streams, [(8,)]),
+    "positions": (positions, []),
     "experts": (experts, [(3, 8, 8), (3, 8), (3, 4, 8)]),
     "heads that join the batch": (joined_heads, [(8, 24)]),
     "an axis before the batch": (
@@ -271,6 +304,53 @@ def test_what_depends_on_the_batch_is_refused():
     mean = Written(lambda x: x / ops.cast(batch(x), "float32"), [], name="by_batch")
     with pytest.raises(UnsupportedLayerError, match=r"by_batch.*number of samples.*`batch_size`"):
         intact.quantize_model(keras.Model(x, mean(x)))
+
+
+def aligned(x):
+    """Images of 5 by 7 whose corners stay, by the function of each backend, as in KerasHub."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        x = ops.transpose(x, (0, 3, 1, 2))
+        x = torch.nn.functional.interpolate(x, (5, 7), mode="bilinear", align_corners=True)
+        return ops.transpose(x, (0, 2, 3, 1))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.compat.v1.image.resize(x, (5, 7), method="bilinear", align_corners=True)
+    import jax
+
+    scale = ops.convert_to_tensor([4 / (x.shape[1] - 1), 6 / (x.shape[2] - 1)])
+    return jax.image.scale_and_translate(
+        x,
+        (x.shape[0], 5, 7, x.shape[3]),
+        (1, 2),
+        scale,
+        0.5 - scale / 2,
+        "bilinear",
+        antialias=False,
+    )
+
+
+def test_a_function_of_a_backend(rng):
+    x = keras.Input((3, 4, 2))
+    same_as_file(keras.Model(x, Written(aligned, [])(x)), rng)
+
+
+def test_products_of_all_pairs_of_samples(rng):
+    a, b = keras.Input((6,)), keras.Input((6,))
+    products = Written(lambda x, w: ops.matmul(x[0], ops.transpose(x[1])) * w, [()])
+    y = products([a, b])
+    model = keras.Model([a, b], [y, ops.transpose(y), ops.einsum("if,jf->ji", a, b)])
+    x = [rng.normal(size=(12, 6)).astype("float32") for _ in range(2)]
+    q = intact.quantize_model(model)
+    intact.calibrate(q, x, batch_size=12, verbose=0)
+    content = intact.export(q, integer_only=True)
+    assert intact.compare(q, content, x, batch_size=12).different == 0
+    outputs = intact.load_litert(content).predict([part[:3] for part in x])
+    first, turned, plain = outputs.values()
+    np.testing.assert_array_equal(first, turned.T)
+    np.testing.assert_allclose(plain, (x[0][:3] @ x[1][:3].T).T, atol=0.2)
 
 
 def test_a_displaced_batch_is_refused_where_it_is_read():

@@ -83,6 +83,7 @@ REMEDIES = {
         "all rows share one scale: no kernel has a scale per row.",
     ),
     "range": (
+        "More samples: values beyond the ranges of those that were seen are cut off.",
         "Another observer: `calibrate(..., observer='percentile')`, or 'mse'.",
         "`recover` in place of `calibrate`, or training.",
         "More bits: for some layers (`mixed`), or for all activations (the scheme 'int16x8').",
@@ -375,7 +376,11 @@ class _Check:
         """The outputs for which the float form differs from the float model."""
         few = [array[:FLOAT_SAMPLES] for array in self.batch]
         rows = zip(self.plain.output_names, float_outputs(self.model, few), outputs, strict=False)
-        pairs = [(name, Pair.of(real, pair.real[: len(real)])) for name, real, pair in rows]
+        # Products of all pairs of samples have fewer columns, too.
+        pairs = [
+            (name, Pair.of(real, pair.real[tuple(map(slice, real.shape))]))
+            for name, real, pair in rows
+        ]
         return [replace(loss, remedy="graph") for row in pairs for loss in losses(*row)]
 
     def _judged(self, output: keras.KerasTensor) -> Node | None:

@@ -18,6 +18,7 @@ from intact.lowering.real import lower_products, lower_real
 from intact.numerics.backend_kernels import predictor
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
+from intact.ops.pairs import PairProducts
 from intact.ops.registry import get_op
 from intact.quantizers.observers import Observer
 
@@ -46,6 +47,10 @@ class Capture:
         self.watches = watches
         self.file: LiteRTModel | None = None
         self.step = 1
+        # Products of all pairs of samples depend on which samples are together.
+        self.whole = any(
+            isinstance(getattr(layer, "layer", None), PairProducts) for layer in model.layers
+        )
         # NumPy's reductions release the GIL.
         self._pool = ThreadPoolExecutor(os.cpu_count())
         if fast and not stateful_layers(model):
@@ -83,6 +88,7 @@ class Capture:
     def _by_litert(self, file: LiteRTModel, batch: list[np.ndarray]) -> list[Any]:
         states: list[Any] = []
         start = 0
+        self.step = len(batch[0]) if self.whole else self.step
         while start < len(batch[0]):
             part = [array[start : start + self.step] for array in batch]
             file.invoke(dict(zip(file.input_names, part, strict=True)))
@@ -92,7 +98,7 @@ class Capture:
             pairs = zip(self.watches, states or seen, seen, strict=True)
             states = [o.join(old, new, numpy_ops) if states else new for (_, o), old, new in pairs]
             start += self.step
-            if start == 1:
+            if start == 1 and not self.whole:
                 size = sum(file.view(name).nbytes for name in {*keras.tree.flatten(self.names)})
                 self.step = max(1, MEMORY // size)
         return states

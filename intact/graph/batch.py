@@ -16,7 +16,9 @@ import numpy as np
 from keras import ops
 from keras.src.ops.node import Node as KerasNode
 
+from intact.graph.buffers import known_values
 from intact.graph.runs import (
+    SAMPLES,
     BatchError,
     Part,
     RandomError,
@@ -51,6 +53,9 @@ ARRANGING = {
 }
 """Operations that only rearrange a weight: if all values remain, the output is that weight."""
 
+
+PRODUCTS = ("Multiply", "Matmul", "Einsum", "Dot")
+"""Operations whose output is 0 where an operand is."""
 
 SHAPED = ("Reshape", "BroadcastTo", "Slice")
 """Operations that keep the shape of their output."""
@@ -92,8 +97,8 @@ class Merger:
         for position, tensor in enumerate(inputs):
             shapes = [run[position].shape for run in runs]
             for axis in range(1, len(tensor.shape)):
-                if tensor.shape[axis] is None:
-                    sizes = tuple(shape[axis] for shape in shapes)
+                sizes = tuple(shape[axis] for shape in shapes)
+                if tensor.shape[axis] is None and sizes != SAMPLES[: len(sizes)]:
                     self._axes.setdefault(sizes, (tensor, axis))
         # Weights that only a function of weights reads; its values become constants.
         self.read_by_functions: list[Any] = []
@@ -114,8 +119,12 @@ class Merger:
             return Runs((first.variable,) * len(values))
         if not is_symbolic(first):
             return Runs(values)
+        if known_values(first) is not None:
+            return Runs(tuple(map(known_values, values)))
         if id(first) not in self._merged:
             self._node(values)
+            # A copy, or a tensor that has been written into, is an output by its record alone.
+            self._merged.setdefault(id(first), self._merged[id(_output(first))])
         return self._merged[id(first)]
 
     def _node(self, tensors: tuple[Any, ...]) -> None:
@@ -157,7 +166,7 @@ class Merger:
             keras.tree.flatten(fold(node.layer, values, run)) for run, node in enumerate(nodes)
         ]
         weights = list({id(v): v for p in leaves(values) for v in sources(p)}.values())
-        if weights:
+        if weights and not _vanishes(nodes[0].layer, values):
             weight = self._rearranged(nodes, values, weights)
             if weight is not None:
                 return [weight]
@@ -278,6 +287,18 @@ class Merger:
         if factor != 1:
             raise BatchError("a constant of several rows for each sample")
         return ops.take(rows, self._zeros(), axis=0)
+
+
+def _vanishes(layer: Any, values: Any) -> bool:
+    """Whether a call multiplies by zeros alone, such as the first state of a loop."""
+    parts = [part for part in leaves(values) if isinstance(part, Runs) and not sources(part)]
+    zeros = any(is_array(part.first) and not np.any(to_numpy(part.first)) for part in parts)
+    return zeros and type(layer).__name__ in PRODUCTS
+
+
+def _output(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    """A tensor as the call that made it has it."""
+    return made_by(tensor).outputs[tensor._keras_history.tensor_index]
 
 
 class TablePart(keras.Operation):

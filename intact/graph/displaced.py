@@ -14,7 +14,9 @@ from keras import layers
 
 from intact.graph.view import listed_axes, with_attributes
 from intact.numerics.tensors import is_symbolic
-from intact.ops.matmul import expand_ellipsis
+from intact.ops.matmul import BatchMatMul, expand_ellipsis
+from intact.ops.pairs import PairProducts, TurnedPairs, are_pairs
+from intact.ops.registry import find_op
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
@@ -34,6 +36,9 @@ BY_VALUE = {
 REDUCTIONS = ("Sum", "Mean", "Max", "Min")
 """Operations along axes."""
 
+ALONG = ("Repeat", "Flip", "Roll", "Take", "Concatenate")
+"""Operations along one axis, which keep the number of axes."""
+
 
 @dataclass(frozen=True)
 class Displaced:
@@ -47,6 +52,17 @@ class Displaced:
     tensor: keras.KerasTensor
     axis: int
 
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Its shape in the user's graph."""
+        batch, *others = self.tensor.shape
+        return (*others[: self.axis], batch, *others[self.axis :])
+
+    @property
+    def dtype(self) -> str:
+        """Its type."""
+        return self.tensor.dtype
+
     def place(self, axis: int) -> int:
         """The tensor's axis for an axis of the user's."""
         axis %= len(self.tensor.shape)
@@ -57,11 +73,13 @@ def moves_batch(layer: Any, args: tuple, kwargs: dict) -> bool:
     """Whether the batch is not the first axis of an operation's input or output."""
     flat = keras.tree.flatten((args, kwargs))
     if any(isinstance(value, Displaced) for value in flat):
-        return True
+        # A layer that no op stands for is traced into.
+        return not isinstance(layer, layers.Layer) or find_op(layer) is not None
     if isinstance(layer, layers.Layer) or not flat:
         return False
     if type(layer).__name__ == "Einsum":
-        return _Einsum(layer, args).moves
+        einsum = _Einsum(layer, args)
+        return einsum.moves or einsum.pairs
     if not is_symbolic(flat[0]):
         return False
     if type(layer).__name__ in TURNS:
@@ -94,6 +112,8 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
         return _at(tracer.trace(with_attributes(layer, axis=1), (first,), {}), 1)
     if kind in BY_VALUE:
         return _by_value(tracer, layer, args)
+    if kind == "Matmul":
+        return _product(tracer, layer, *args)
     if kind == "Einsum":
         return _Einsum(layer, args).trace(tracer)
     x = first if isinstance(first, Displaced) else Displaced(first, 0)
@@ -107,6 +127,8 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
         return _reduced(tracer, layer, x)
     if kind == "GetItem":
         return _part(tracer, layer, x, args[1])
+    if kind in ALONG and not is_symbolic(layer.axis) and layer.axis is not None:
+        return _along(tracer, layer, args)
     if kind in ("Split", "Unstack") and layer.axis % len(x.tensor.shape) != x.axis:
         parts = tracer.trace(with_attributes(layer, axis=x.place(layer.axis)), (x.tensor,), {})
         gone = kind == "Unstack" and layer.axis % len(x.tensor.shape) < x.axis
@@ -136,6 +158,8 @@ def _order(layer: Any, rank: int) -> tuple[int, ...]:
 def _turned(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     """The axes in another order."""
     order = _order(layer, len(x.tensor.shape))
+    if x.axis == 0 and are_pairs(x.tensor):
+        return tracer.emit(TurnedPairs(name=layer.name), x.tensor)
     others = tuple(x.place(axis) for axis in order if axis != x.axis)
     y = x.tensor
     if others != tuple(sorted(others)):
@@ -208,6 +232,34 @@ def _reduced(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     return _at(y, x.axis - gone)
 
 
+def _along(tracer: "Tracer", layer: Any, args: tuple) -> Any:
+    """A function along an axis that is not the batch's."""
+    parts: list[Any] = list(args[0]) if isinstance(args[0], list | tuple) else [args[0]]
+    places = {part.axis if isinstance(part, Displaced) else None for part in parts}
+    first = parts[0]
+    if len(places) > 1 or not isinstance(first, Displaced):
+        return _refuse(tracer, layer)
+    axis = first.place(layer.axis)
+    if axis == 0:
+        return _refuse(tracer, layer)
+    plain = [part.tensor for part in parts]
+    operands = plain if isinstance(args[0], list | tuple) else plain[0]
+    return _at(
+        tracer.trace(with_attributes(layer, axis=axis), (operands, *args[1:]), {}), first.axis
+    )
+
+
+def _product(tracer: "Tracer", layer: Any, a: Any, b: Any) -> Any:
+    """A matrix product: of all pairs of samples, or with the batch before the matrices."""
+    if is_symbolic(a) and isinstance(b, Displaced) and len(a.shape) == len(b.shape) == 2:
+        return tracer.emit(PairProducts(name=layer.name), [a, b.tensor])
+    both = isinstance(a, Displaced) and isinstance(b, Displaced)
+    if not both or (a.axis, len(a.shape)) != (b.axis, len(b.shape)) or a.axis >= len(a.shape) - 2:
+        return _refuse(tracer, layer)
+    product = tracer.emit(BatchMatMul(name=layer.name), [a.tensor, b.tensor])
+    return _at(product, a.axis)
+
+
 class _Einsum:
     """An einsum whose tensors may have their batch at any axis.
 
@@ -235,8 +287,19 @@ class _Einsum:
         """Whether the output has the batch of its inputs behind another axis."""
         return self.out.find(self.batch) > 0
 
+    @property
+    def pairs(self) -> bool:
+        """Whether it has the product of each sample of one operand with each of another."""
+        plain = len(self.operands) == 2 and all(map(is_symbolic, self.operands))
+        a, b = self.ins if plain else ("", "")
+        return len(a) == len(b) == 2 and a[1] == b[1] and self.out in (a[0] + b[0], b[0] + a[0])
+
     def trace(self, tracer: "Tracer") -> Any:
         """The output: of tensors with the batch first, and with the axis where it belongs."""
+        if self.pairs:
+            straight = self.out[0] == self.ins[0][0]
+            pair = self.operands if straight else self.operands[::-1]
+            return tracer.emit(PairProducts(name=self.layer.name), pair)
         if not self.batch or self.batch not in self.out:
             return _refuse(tracer, self.layer)
         ins = [

@@ -10,11 +10,12 @@ import keras
 
 from intact.errors import IntactError
 from intact.graph.batch import Merger, batch_factor
+from intact.graph.displaced import Displaced
 from intact.graph.masks import Masks
 from intact.graph.runs import FREE, SAMPLES, BatchError, RandomError
 from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
-from intact.numerics.tensors import is_symbolic, is_whole
+from intact.numerics.tensors import is_symbolic, is_trainable, is_whole
 from intact.ops.registry import activation_name
 from intact.ops.sized import LARGEST
 from intact.ops.steps import make_steps
@@ -47,6 +48,7 @@ def expand_call(
     Returns:
         The outputs in the new graph.
     """
+    args, kwargs = _with_known(tracer, (args, kwargs))
     masks = {i: masks[i] for i in map(id, keras.tree.flatten((args, kwargs))) if i in masks}
     tensors = _tensors((args, kwargs, list(masks.values())))
     symbols = _symbols(tensors, masks, lambda t: t.shape)
@@ -141,12 +143,14 @@ def _symbols(tensors: list[keras.KerasTensor], masks: Masks, shape_of: ShapeOf) 
 
 
 def _shape(
-    tracer: "Tracer", samples: int, size: int, apart: int, tensor: keras.KerasTensor
+    tracer: "Tracer", samples: int, size: int, apart: int, tensor: Any
 ) -> tuple[int | None, ...]:
     """The shape of a tensor of the new graph for a known number of samples, and other sizes."""
     shape = list(tensor.shape)
-    if shape and shape[0] is None:
-        shape[0] = samples * batch_factor(tensor, tracer.factors)
+    batch = tensor.axis if isinstance(tensor, Displaced) else 0
+    if shape and shape[batch] is None:
+        first = tensor.tensor if isinstance(tensor, Displaced) else tensor
+        shape[batch] = samples * batch_factor(first, tracer.factors)
     for axis in [axis for axis, known in enumerate(shape) if known is None]:
         shape[axis] = size
         size += apart
@@ -154,14 +158,19 @@ def _shape(
 
 
 def _tensors(values: Any) -> list[keras.KerasTensor]:
-    """The symbolic tensors in nested values, each once."""
-    return list({id(t): t for t in keras.tree.flatten(values) if is_symbolic(t)}.values())
+    """The tensors of the new graph in nested values, each once."""
+    return list({id(t): t for t in keras.tree.flatten(values) if _is_tensor(t)}.values())
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of the new graph, wherever its batch is."""
+    return is_symbolic(value) or isinstance(value, Displaced)
 
 
 def _replaced(values: Any, symbols: Symbols) -> Any:
     """Nested values with symbols in the place of tensors of the new graph."""
     return keras.tree.map_structure(
-        lambda value: symbols[id(value)] if is_symbolic(value) else value, values
+        lambda value: symbols[id(value)] if _is_tensor(value) else value, values
     )
 
 
@@ -236,7 +245,8 @@ def _inline(
         return keras.tree.map_structure(partial(_constant, tracer, layer), outputs)
     inner = keras.Model(list(symbols.values()), outputs if whole else computed)
     tracer.output_names[id(layer)] = output_names(inner)
-    steps = None if any(map(is_whole, tensors)) else make_steps(inner)
+    values = not any(is_whole(t) or isinstance(t, Displaced) for t in tensors)
+    steps = make_steps(inner) if values else None
     if whole and steps and len(steps) > 1:
         # One table is faster than many ops, and rounds once.
         return tracer.emit(Elementwise(steps, name=layer.name), tensors[0])
@@ -259,4 +269,32 @@ def _constant(tracer: "Tracer", layer: Any, value: Any) -> Any:
     if value is None:
         return None
     dtype = "int32" if is_whole(value) else "float32"
-    return tracer.constant(value, f"{layer.name}_constant", dtype=dtype)
+    tensor = tracer.constant(value, f"{layer.name}_constant", dtype=dtype)
+    if not is_trainable(value):
+        tracer.known[id(tensor)] = value
+    return tensor
+
+
+def _with_known(tracer: "Tracer", values: Any) -> Any:
+    """Nested values with arrays in the place of the tensors whose values are known."""
+    if not tracer.known:
+        return values
+    return keras.tree.map_structure(lambda value: tracer.known.get(id(value), value), values)
+
+
+def fold_known(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> Any:
+    """The outputs of an operation on tensors whose values are known; None if one is not.
+
+    Args:
+        tracer: Makes the new graph.
+        layer: The operation.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+    if isinstance(layer, keras.layers.Layer) or not tracer.known:
+        return None
+    known_args, known_kwargs = _with_known(tracer, (args, kwargs))
+    if any(map(_is_tensor, keras.tree.flatten((known_args, known_kwargs)))):
+        return None
+    outputs = layer(*known_args, **known_kwargs)
+    return keras.tree.map_structure(partial(_constant, tracer, layer), outputs)

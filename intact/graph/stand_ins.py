@@ -15,6 +15,8 @@ from keras import ops
 from keras.src.layers import layer as layer_module
 from keras.src.ops.node import Node as KerasNode
 
+from intact.graph.backend_functions import symbolic_functions
+from intact.graph.buffers import symbolic_zeros
 from intact.graph.control_flow import unrolled
 from intact.graph.view import is_graph
 from intact.layers.base import QuantizedLayer
@@ -162,7 +164,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
 
     cls.__call__, cls.symbolic_call, layer_module.Node = called, specified, _node
     try:
-        with _like_arrays(), unrolled():
+        with _like_arrays(), unrolled(), symbolic_functions(), symbolic_zeros():
             yield
     finally:
         cls.__call__, cls.symbolic_call, layer_module.Node = call, spec, KerasNode

@@ -12,7 +12,7 @@ from intact.errors import InvalidModelError, UnsupportedLayerError
 from intact.graph.checks import check_finite, check_whole
 from intact.graph.displaced import moves_batch, trace_displaced
 from intact.graph.dtypes import in_one_type
-from intact.graph.expansion import expand_call, expand_function
+from intact.graph.expansion import expand_call, expand_function, fold_known
 from intact.graph.masks import Masks, by_position, is_any, takes_masks, with_masks
 from intact.graph.ruling import RuleOf, Ruling
 from intact.graph.view import Node, is_graph, made_by, mask_of, output_names, structure, view
@@ -57,6 +57,8 @@ class Tracer(Ruling):
         self.masks: Masks = {}
         # By the id of a tensor, how many of its rows belong to a sample.
         self.factors: dict[int, int] = {}
+        # By the id of a tensor that no input reaches and that does not train, its values.
+        self.known: dict[int, Any] = {}
 
     def new_input(self, tensor: keras.KerasTensor, dtype: str | None = None) -> keras.KerasTensor:
         """An input of the new model, like one of the old; real ones are float32."""
@@ -188,10 +190,8 @@ class Tracer(Ruling):
         self.output_names[id(model)] = output_names(model)
         _, outputs = structure(model)
         graph = view(model)
-        tensors: dict[int, Any] = {}
         flat_args = keras.tree.flatten((args, kwargs))
-        for old, arg in zip(graph.inputs, flat_args, strict=True):
-            tensors[id(old)] = arg
+        tensors: dict[int, Any] = dict(zip(map(id, graph.inputs), flat_args, strict=True))
 
         def new(value: Any) -> Any:
             if not isinstance(value, keras.KerasTensor):
@@ -228,6 +228,8 @@ class Tracer(Ruling):
         Returns:
             The outputs in the new graph.
         """
+        if (folded := fold_known(self, layer, args, kwargs)) is not None:
+            return folded
         if moves_batch(layer, args, kwargs):
             return trace_displaced(self, layer, args, kwargs)
         outputs = self._trace_call(layer, args, kwargs, masks or {})

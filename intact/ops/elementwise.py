@@ -252,7 +252,7 @@ class Binary(Op):
         values = np.asarray(to_numpy(constant), "float32")
         channels = values.reshape(-1)
         by_channel = values.size == (values.shape[-1] if values.shape else 1)
-        if by_channel and values.size in (1, x.shape[-1]):
+        if by_channel and values.size in (1, x.shape[-1]) and x.shape[-1] is not None:
             turns = reverse and self.layer not in (layers.Add, layers.Multiply)
             if turns and is_trainable(constant):
                 # The weight keeps training.

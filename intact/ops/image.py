@@ -72,6 +72,49 @@ class CenterCrop(Op):
         return sliced(tracer, layer, x, [slice(None), *key])
 
 
+@register_op
+class RandomCrop(Op):
+    """Images that have the size already, in training and in inference: traced away."""
+
+    keras_layers = (layers.RandomCrop,)
+    notes = "Images of the size that it crops to."
+    cases = (Case(lambda: lambda x: layers.Dense(2)(layers.RandomCrop(4, 5)(x)), (4, 5, 3)),)
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        (x,) = args
+        first = 1 if layer.data_format == "channels_last" else 2
+        if x.shape[first : first + 2] != (layer.height, layer.width):
+            tracer.refuse(
+                layer,
+                f"it crops images in training alone, and leaves images of shape {x.shape} whole in "
+                "inference; apply it to the training data, and use `CenterCrop` or `Resizing` here",
+            )
+        return x
+
+
+@register_op
+class AutoContrast(Op):
+    """The values of each channel of an image, stretched to the whole range."""
+
+    keras_layers = (layers.AutoContrast,)
+    litert = ("REDUCE_MIN", "REDUCE_MAX", "SUB", "MUL", "GREATER", "SELECT_V2")
+    cases = (
+        Case(lambda: layers.AutoContrast((0, 1)), (6, 5, 3), low=0.2, high=0.9),
+        Case(lambda: layers.AutoContrast((-1, 1)), (4, 4, 2)),
+    )
+
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        low, high = map(float, layer.value_range)
+
+        def stretched(x: Tensor) -> Tensor:
+            least = ops.min(x, axis=(1, 2), keepdims=True)
+            span = ops.max(x, axis=(1, 2), keepdims=True) - least
+            factor = (high - low) / ops.where(span > 0.0, span, 1.0)
+            return ops.where(span > 0.0, (x - least) * factor + low, x)
+
+        return tracer.expand(layer, stretched, args[0])
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 

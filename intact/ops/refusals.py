@@ -29,10 +29,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
     ),
     "it draws random numbers in inference": ("ElasticTransform",),
     "it prepares data with its own code; apply it before the model": (
-        *("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization"),
-        *("MaxNumBoundingBoxes", "RandomCrop"),
+        *("ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "MaxNumBoundingBoxes"),
     ),
-    "it hashes or splits text, for which LiteRT has no kernel; apply it before the model": (
+    "it hashes or splits text, for which LiteRT has no kernel; apply it before the model, and give "
+    "the model the numbers as an input of int32": (
         *("HashedCrossing", "Hashing", "StringLookup", "TextVectorization"),
     ),
     "it contains code of another framework": (

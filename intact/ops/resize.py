@@ -11,6 +11,7 @@ from intact.numerics.backend_kernels import wide_types
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import INTEGERS, SAME_AS_INPUT, Case, Op
+from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
 from intact.ops.slicing import sliced
 
@@ -30,6 +31,12 @@ def _centres(size: Any, new_size: Any) -> Tensor:
     return (xp.arange(new_size, dtype="float32") + np.float32(0.5)) * (old / new)
 
 
+def _aligned(size: int, new_size: int) -> np.ndarray:
+    """Where new pixels lie between old ones, if the outermost pixels stay where they are."""
+    step = np.float32(size - 1) / np.float32(max(new_size - 1, 1))
+    return np.arange(new_size, dtype="float32") * step
+
+
 def _nearest(size: Any, new_size: Any) -> Tensor:
     """The pixel that each new one takes its value from."""
     xp = _library(size)
@@ -37,11 +44,12 @@ def _nearest(size: Any, new_size: Any) -> Tensor:
     return ops.cast(xp.clip(xp.floor(_centres(size, new_size)), np.float32(0), last), "int32")
 
 
-def _neighbours(size: Any, new_size: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(size: Any, new_size: Any, aligned: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The two pixels that each new one lies between, and its place between them in `ONE`s."""
     xp = _library(size)
     last = xp.array(size - 1, "float32")
-    centre = xp.clip(_centres(size, new_size) - np.float32(0.5), np.float32(0), last)
+    centre = _aligned(size, new_size) if aligned else _centres(size, new_size) - np.float32(0.5)
+    centre = xp.clip(centre, np.float32(0), last)
     low = xp.floor(centre)
     place = xp.round((centre - low) * np.float32(ONE))
     return low, xp.minimum(low + 1, last), place
@@ -52,9 +60,9 @@ def _along(values: Tensor, axis: int) -> Tensor:
     return ops.reshape(values, [-1 if a == axis else 1 for a in range(4)])
 
 
-def _blend(x: Tensor, new_size: Any, axis: int, dtype: str) -> Tensor:
+def _blend(x: Tensor, new_size: Any, axis: int, dtype: str, aligned: bool = False) -> Tensor:
     """Values between neighbours along an axis, times `ONE`."""
-    low, high, place = _neighbours(ops.shape(x)[axis], new_size)
+    low, high, place = _neighbours(ops.shape(x)[axis], new_size, aligned)
     x = ops.cast(x, dtype)
     below, above = (ops.take(x, ops.cast(i, "int32"), axis=axis) for i in (low, high))
     return below * ONE + (above - below) * ops.cast(_along(place, axis), dtype)
@@ -141,7 +149,9 @@ def resampled(layer: Any, x: Any, size: tuple[int, int], tracer: Any) -> Any:
 
 
 class Resampling(Op):
-    """Base of the ops that resize images, with half-pixel centers."""
+    """Base of the ops that resize images, with half-pixel centers unless `aligned`."""
+
+    aligned: ClassVar[bool] = False
 
     dtypes = INTEGERS
     litert: ClassVar[tuple[str, ...]] = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
@@ -164,8 +174,8 @@ class Resampling(Op):
             rows = ops.take(x.values, _nearest(old_height, height), axis=1)
             return x._replace(values=ops.take(rows, _nearest(old_width, width), axis=2))
         # Each row is exact in float32; two of them together need all of int32.
-        rows = _blend(x.values, width, 2, "float32")
-        smooth = _blend(rows, height, 1, "float32") * (1.0 / ONE**2)
+        rows = _blend(x.values, width, 2, "float32", self.aligned)
+        smooth = _blend(rows, height, 1, "float32", self.aligned) * (1.0 / ONE**2)
         whole = self.blended(x, rows, (height, width))
         exact = ops.where(x.whole, ops.cast(whole, "float32"), smooth)
         return x._replace(values=straight_through(exact, smooth))
@@ -181,11 +191,12 @@ class Resampling(Op):
         if isinstance(x, WideTensor):
             return _blended_wide(x.values, size)
         half = ONE**2 // 2
-        return ops.right_shift(_blend(rows, size[0], 1, "int32") + half, 22)
+        return ops.right_shift(_blend(rows, size[0], 1, "int32", self.aligned) + half, 22)
 
     def lower(self, node: Any, builder: Any) -> None:
         if node.layer.interpolation == "bilinear":
-            name, options = "RESIZE_BILINEAR", {"halfPixelCenters": True}
+            kind = "alignCorners" if self.aligned else "halfPixelCenters"
+            name, options = "RESIZE_BILINEAR", {kind: True}
         else:
             name, options = "RESIZE_NEAREST_NEIGHBOR", self.nearest_options(node)
         builder.add(name, [node.input, self.size(node, builder)], [node.output], options)
@@ -316,3 +327,55 @@ class Resizing(Resampling):
         if of_layer and smooth:
             return resampled(layer, x, (height, width), tracer)
         return tracer.trace(resizing, (x,), {})
+
+
+@keras.saving.register_keras_serializable("intact")
+class AlignedResizing(FunctionLayer):
+    """Images of another size whose corners stay where they are, interpolated between pixels.
+
+    No function of Keras does this; those of the backends have `align_corners`.
+
+    Args:
+        height: The new height.
+        width: The new width.
+
+    Example:
+
+    >>> x = np.array([0.0, 2.0], "float32").reshape(1, 1, 2, 1)
+    >>> keras.ops.convert_to_numpy(AlignedResizing(1, 3)(x)).ravel().tolist()
+    [0.0, 1.0, 2.0]
+    """
+
+    height: int
+    width: int
+    interpolation: ClassVar[str] = "bilinear"
+
+    def call(self, x: Tensor) -> Tensor:
+        """The images in the new size."""
+        for axis, size in ((2, self.width), (1, self.height)):
+            last = x.shape[axis] - 1
+            places = np.minimum(_aligned(last + 1, size), np.float32(last))
+            low = np.floor(places).astype("int32")
+            below, above = (ops.take(x, np.minimum(low + i, last), axis=axis) for i in (0, 1))
+            x = below + (above - below) * _along(places - low.astype("float32"), axis)
+        return x
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        return (shape[0], self.height, self.width, shape[3])
+
+
+@register_op
+class Aligned(Resampling):
+    """Images of a given size whose corners stay where they are."""
+
+    keras_layers = (AlignedResizing,)
+    litert: ClassVar[tuple[str, ...]] = ("RESIZE_BILINEAR",)
+    dtypes = ("int8", "uint8")
+    aligned = True
+    cases: ClassVar[tuple[Case, ...]] = (
+        Case(lambda: AlignedResizing(7, 5), (5, 6, 3)),
+        Case(lambda: AlignedResizing(8, 1), (4, 4, 2)),
+    )
+
+    def new_size(self, layer: Any, x: Tensor) -> tuple[Any, Any]:
+        return layer.height, layer.width

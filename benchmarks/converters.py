@@ -1,0 +1,317 @@
+"""Which models our converter and TensorFlow's own take, and what becomes of them.
+
+    KERAS_BACKEND=tensorflow python benchmarks/converters.py             writes docs/converters.md
+    KERAS_BACKEND=tensorflow python benchmarks/converters.py Bert own_   names that begin so
+    ... --json FILE     keeps the results, and measures only what FILE does not have
+    ... --page          writes the page of the results so far
+
+The models are those of KerasHub (`hub_models.py`) and the architectures in `../shared/zoo`, with
+random weights. The peer may leave ops in float (`TFLITE_BUILTINS_INT8, TFLITE_BUILTINS`). Each
+model is converted by each in a process of its own.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hub
+import hub_models
+import keras
+import numpy as np
+
+import intact
+
+sys.path.append(str(Path(__file__).parent.parent.parent / "shared" / "zoo"))
+harness = importlib.import_module("harness")
+importlib.import_module("z_own")
+
+PAGE = Path(__file__).parent.parent / "docs" / "converters.md"
+LIMIT = 300
+"""Seconds of processor time for a model and a converter."""
+CALIBRATION, TEST, BATCH = 16, 8, 4
+
+Data = Callable[[int, int], Any]
+"""Random inputs: for a number of samples, and a seed."""
+
+
+ARCHITECTURES = dict(harness.REG)
+"""Those of `../shared/zoo`, by name: functions that build them, and options."""
+REWRITTEN = ["keras_io_vit", "perceiver", "mlp_mixer", "fnet", "gmlp", "mobilevit"]
+"""Architectures that `z_own2` builds in another way."""
+NAMES = [*ARCHITECTURES, *(f"own2_{name}" for name in REWRITTEN), *hub_models.NAMES]
+
+
+def architecture(name: str) -> Any:
+    """An architecture of the zoo."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    # It changes the architectures of the other module.
+    importlib.import_module("z_own2")
+    return harness.REG[name]
+
+
+def build(name: str) -> tuple[keras.Model, Data]:
+    """A model with random weights, and its data."""
+    keras.utils.set_random_seed(1)
+    if name in hub_models.NAMES:
+        model = hub_models.fixed_sizes(hub_models.build(name), name)
+        hub.enliven(model)
+        return model, lambda samples, seed: hub.random_data(model, samples, seed)
+    make, options = architecture(name)
+    model = make()
+    model, options = (
+        (model[0], options | model[1]) if isinstance(model, tuple) else (model, options)
+    )
+
+    def data(samples: int, seed: int) -> Any:
+        return harness.gen(model, samples, seed, options)
+
+    model(data(2, 0))
+    harness.enliven(model, data, options)
+    return model, data
+
+
+def outputs_of(model: keras.Model, x: Any) -> list[np.ndarray]:
+    """The float model's outputs."""
+    return [np.asarray(y) for y in keras.tree.flatten(model.predict(x, BATCH, verbose=0))]
+
+
+def ours(model: keras.Model, data: Data) -> tuple[bytes, float, dict[str, Any]]:
+    """Our file, the seconds of processor time that it took, and what else is known of it."""
+    facts: dict[str, Any] = {}
+    x = data(CALIBRATION, 1)
+    start = time.process_time()
+    try:
+        q = intact.quantize_model(model)
+    except (intact.UnsupportedLayerError, intact.NotIntegerError) as error:
+        facts["refused"] = str(error)
+        q = intact.quantize_model(model, allow_float=True)
+    intact.calibrate(q, x, batch_size=BATCH, verbose=0)
+    content = intact.export(q)
+    seconds = time.process_time() - start
+    seen = intact.compare(q, content, data(TEST, 2), batch_size=BATCH, per_layer=False)
+    facts["equal"] = 1 - seen.different / max(sum(output.values for output in seen.outputs), 1)
+    return content, seconds, facts
+
+
+def peers(model: keras.Model, data: Data) -> tuple[bytes, float, dict[str, Any]]:
+    """The file of TensorFlow's converter, and the seconds of processor time that it took."""
+    import tensorflow as tf
+
+    samples = [np.asarray(x) for x in keras.tree.flatten(data(CALIBRATION, 1))]
+    start = time.process_time()
+    old = model.inputs if getattr(model, "inputs", None) else samples
+    inputs = [
+        keras.Input(batch_shape=(1, *x.shape[1:]), dtype=str(t.dtype), name=f"i{i}")
+        for i, (t, x) in enumerate(zip(old, samples, strict=True))
+    ]
+    nested = keras.tree.pack_sequence_as(data(1, 1), inputs)
+    flat = keras.Model(inputs, keras.tree.flatten(model(nested)))
+    with tempfile.TemporaryDirectory() as folder:
+        signature = [[keras.InputSpec(t.dtype, t.shape, name=t.name) for t in inputs]]
+        flat.export(folder, verbose=False, input_signature=signature)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: (
+            {f"i{i}": x[n : n + 1] for i, x in enumerate(samples)} for n in range(CALIBRATION)
+        )
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+            tf.lite.OpsSet.TFLITE_BUILTINS,
+        ]
+        content = converter.convert()
+    return content, time.process_time() - start, {}
+
+
+def run_peer(content: bytes, x: Any) -> list[np.ndarray]:
+    """The outputs of the peer's file, a sample at a time."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_content=content).get_signature_runner()
+    samples = [np.asarray(part) for part in keras.tree.flatten(x)]
+    rows = []
+    for n in range(TEST):
+        outputs = runner(**{f"i{i}": part[n : n + 1] for i, part in enumerate(samples)})
+        rows.append([outputs[key] for key in sorted(outputs, key=lambda k: int(k.split("_")[1]))])
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
+def measure(name: str, convert: Callable[..., Any]) -> dict[str, Any]:
+    """What becomes of a model by one converter."""
+    result: dict[str, Any] = {"stage": "build"}
+    try:
+        model, data = build(name)
+        x = data(TEST, 2)
+        expected = outputs_of(model, x)
+        result["stage"] = "convert"
+        content, seconds, facts = convert(model, data)
+        result["stage"] = "run"
+        inspected = intact.inspect(content)
+        result |= facts | {
+            "seconds": seconds,
+            "ops": sum(inspected.op_counts.values()),
+            "counts": inspected.op_counts,
+            "float": len(inspected.float_ops) + len(inspected.hybrid_ops),
+            "bytes": len(content),
+        }
+        if convert is peers:
+            outputs = run_peer(content, x)
+        else:
+            outputs = keras.tree.flatten(intact.load_litert(content).predict(x, batch_size=BATCH))
+        result["snr"] = harness.match_snr(expected, [np.asarray(y) for y in outputs])
+        result["stage"] = "done"
+    except Exception as error:
+        result["error"] = f"{type(error).__name__}: {error}"[:2000]
+    return result
+
+
+def apart(name: str, convert: Callable[..., Any]) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def run() -> None:
+        warnings.simplefilter("ignore")
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        there.send(measure(name, convert))
+
+    process = context.Process(target=run)
+    process.start()
+    there.close()
+    result: dict[str, Any] = {"stage": "convert"}
+    try:
+        result = here.recv()
+    except EOFError:
+        result["error"] = f"the process died, or took more than {LIMIT} s"
+    process.join()
+    return result
+
+
+TEXT = """# Beside TensorFlow's converter
+
+Models of KerasHub {version} and architectures of our own (`own_...`), built small, with random
+weights. Both converters calibrate on the same {calibration} samples. The peer is
+`tf.lite.TFLiteConverter` of TensorFlow {tensorflow} with `TFLITE_BUILTINS_INT8, TFLITE_BUILTINS`:
+int8, and float where there is no integer kernel; its batch is fixed to 1. All ops of all subgraphs
+of a file count. "Float" says how many of them compute in float. The signal-to-noise ratio is that
+of the worst output against the float model, on samples that were not calibrated on. Seconds are
+processor time from the float model to the file.
+
+{models} of {known} models were measured. Ours takes {ours} of them and the peer {peers};
+{only_peer} are taken by the peer alone. In {equal} of our files every output equals that of Keras'
+quantized model. Where both have a file, ours has more than 1.3 times the peer's ops in {larger}.
+A conversion took more than 5 s for {slow} of ours and {peer_slow} of the peer's.
+
+{table}
+
+`KERAS_BACKEND=tensorflow python benchmarks/converters.py` (on a machine that others used)
+"""
+HEADING = ["model", "ops", "peer's", "ratio", "float", "peer's", "SNR dB", "peer's", "s", "peer's"]
+
+
+def least(result: dict[str, Any]) -> str:
+    """The SNR of the worst output, as a cell."""
+    known = [n for n in result.get("snr", ()) if isinstance(n, float | int)]
+    if not known:
+        return ""
+    return "exact" if min(known) >= 200 else f"{min(known):.0f}"
+
+
+def reason(result: dict[str, Any]) -> str:
+    """Why there is no file, as a cell."""
+    text = result["error"]
+    for part in ("(", "loc"):
+        text = text.split(f"\n{part}")[0]
+    return text.split("\n")[0].replace("|", "\\|")[:110]
+
+
+def row(name: str, mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    both = "ops" in mine and "ops" in other
+    ratio = f"{mine['ops'] / other['ops']:.2f}" if both else ""
+    cells = [
+        [str(r["ops"]), str(r["float"]), least(r), f"{r['seconds']:.1f}"]
+        if "ops" in r
+        else [f"none: {reason(r)}", "", "", ""]
+        for r in (mine, other)
+    ]
+    (ops, floats, snr, seconds), peer = cells
+    return [name, ops, peer[0], ratio, floats, peer[1], snr, peer[2], seconds, peer[3]]
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The page with the table."""
+    import tensorflow as tf
+
+    both = {name: (of["ours"], of["peers"]) for name, of in results.items() if len(of) == 2}
+    pairs = list(both.values())
+    rows = [HEADING, *(row(name, *of) for name, of in both.items())]
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    lines.insert(1, "|" + " --- |" * len(HEADING))
+    return TEXT.format(
+        version=hub_models.keras_hub.__version__,
+        tensorflow=tf.__version__,
+        calibration=CALIBRATION,
+        models=len(pairs),
+        known=len(NAMES),
+        ours=sum("ops" in mine for mine, _ in pairs),
+        peers=sum("ops" in other for _, other in pairs),
+        only_peer=sum("ops" in other and "ops" not in mine for mine, other in pairs),
+        equal=sum(mine.get("equal") == 1 for mine, _ in pairs),
+        larger=sum(
+            mine["ops"] > 1.3 * other["ops"]
+            for mine, other in pairs
+            if "ops" in mine and "ops" in other
+        ),
+        slow=sum(mine.get("seconds", 0) > 5 for mine, _ in pairs),
+        peer_slow=sum(other.get("seconds", 0) > 5 for _, other in pairs),
+        table="\n".join(lines),
+    )
+
+
+def main() -> None:
+    """Measure, print, and write the page if nothing was left out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("starts", nargs="*", metavar="start", help="of a name; all by default")
+    parser.add_argument("--json", type=Path, help="results to go on from, and where they go")
+    parser.add_argument("--page", action="store_true", help="the page of the results so far")
+    parser.add_argument("--of", choices=["ours", "peers"], help="one converter alone")
+    arguments = parser.parse_args()
+    starts, file = tuple(arguments.starts), arguments.json
+    results = json.loads(file.read_text()) if file and file.exists() else {}
+    chosen = [] if arguments.page else NAMES
+    for name in (n for n in chosen if not starts or n.startswith(starts)):
+        of = results.setdefault(name, {})
+        for convert in (ours, peers):
+            wanted = arguments.of in (None, convert.__name__)
+            if wanted and convert.__name__ not in of:
+                of[convert.__name__] = apart(name, convert)
+        if len(of) == 2:
+            print(" | ".join(row(name, of["ours"], of["peers"])), flush=True)
+        else:
+            print(
+                name,
+                str({k: v for k, v in next(iter(of.values())).items() if k != "counts"})[:300],
+                flush=True,
+            )
+        if file:
+            file.write_text(json.dumps(results, indent=1, default=str))
+    if arguments.page or (not starts and arguments.of is None):
+        PAGE.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()

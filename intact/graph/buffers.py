@@ -1,0 +1,89 @@
+"""Tensors of zeros that a `call` makes, and then writes into.
+
+Code that loops over steps starts from zeros, and writes each step's part into them. While the code
+runs on symbolic tensors, the zeros are a symbolic tensor, too, so that Keras' loops and updates
+see that their values are not known, and an item can be assigned as in an array of the backend.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.ops.node import Node as KerasNode
+
+from intact.numerics.tensors import is_symbolic
+
+
+class Fill(keras.Operation):
+    """Makes the zeros of a `Buffer`.
+
+    Args:
+        values: The zeros.
+    """
+
+    def __init__(self, values: Any) -> None:
+        super().__init__()
+        self.values = values
+
+
+class Buffer(keras.KerasTensor):
+    """A symbolic tensor of known values, whose items can be assigned until it is read.
+
+    Args:
+        values: An array of the backend.
+    """
+
+    _keras_history: Any
+
+    def __init__(self, values: Any) -> None:
+        dtype = keras.backend.standardize_dtype(values.dtype)
+        super().__init__(tuple(values.shape), dtype)
+        KerasNode(operation=Fill(values), call_args=(), call_kwargs={}, outputs=[self])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        operation = self._keras_history.operation
+        if not isinstance(operation, Fill):
+            raise TypeError("the values of this tensor are not known while the model is traced")
+        return ops.convert_to_numpy(operation.values).astype(dtype or self.dtype)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self._keras_history.operation._outbound_nodes:
+            raise TypeError("items are assigned to a tensor that has been read; copy it before")
+        starts, sizes = _block(key if isinstance(key, tuple) else (key,), self.shape)
+        before = copy.copy(self)
+        part = ops.broadcast_to(value, sizes)
+        self._keras_history = ops.slice_update(before, starts, part)._keras_history
+
+
+def _block(key: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]]:
+    """The first index and the size along each axis of what a key of Python selects."""
+    if any(not isinstance(part, slice) or part.step not in (None, 1) for part in key):
+        raise TypeError(f"items can be assigned to slices of step 1 alone, received {key}")
+    ranges = [range(size)[part] for part, size in zip(key, shape, strict=False)]
+    ranges += [range(size) for size in shape[len(key) :]]
+    return [part.start for part in ranges], tuple(map(len, ranges))
+
+
+def known_values(tensor: Any) -> Any:
+    """The values of a `Buffer` that nothing has been written into; None for other tensors."""
+    operation = tensor._keras_history.operation if hasattr(tensor, "_keras_history") else None
+    return operation.values if isinstance(operation, Fill) else None
+
+
+@contextlib.contextmanager
+def symbolic_zeros() -> Iterator[None]:
+    """Inside a `with` block, `keras.ops.zeros` returns a symbolic tensor."""
+    zeros = ops.zeros
+
+    def buffer(shape: Any, dtype: Any = None) -> Any:
+        values = zeros(shape, dtype)
+        return values if is_symbolic(values) or not values.shape else Buffer(values)
+
+    ops.zeros = buffer
+    try:
+        yield
+    finally:
+        ops.zeros = zeros
