@@ -379,9 +379,11 @@ def _round_clip(x: Any, factor: Any, low: Any, high: Any, first: Any, last: Any)
 
     def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, ...]:
         g = args[0] if upstream is None else upstream
-        inside = ops.where(ops.logical_and(y > first, y < last), g, 0.0)
+        inside = ops.logical_and(y > first, y < last)
+        # XLA computes the choice again for each reader of a product of it, so it comes last.
+        of_x, of_factor = (ops.where(inside, g * other, 0.0) for other in (factor, x))
         others = (ops.zeros_like(scalar) for scalar in (low, high, first, last))
-        return inside * factor, ops.sum(inside * x), *others
+        return of_x, ops.sum(of_factor), *others
 
     return ops.clip(ops.round(y), low, high), grad
 
