@@ -20,7 +20,10 @@ from real_models import percent
 from results import write_section
 
 import intact
+from intact.calibration.biases import take_back_corrections
 
+WITHOUT_DATA = ["model", "scheme", "float", "points lost", "top-1 as float"]
+WITHOUT_DATA += ["points lost, corrected", "top-1 as float, corrected"]
 HEADING = ["scheme", "accuracy", "points lost", "top-1 as float", "of float's bytes", "seconds"]
 OPTIONS = (
     "float16",
@@ -106,10 +109,32 @@ def post_training_resnet(
     return measure("resnet20_cifar10", samples, x_test, y_test, options)
 
 
+def without_data(options: tuple[str, ...] = ("weight_only_8", "dynamic_range")) -> list[list[str]]:
+    """Schemes without calibration on all 600 images, which chose nothing, with and without the
+    bias correction that reads the batch norms.
+    """
+    x, y = imagenet()
+    rows = []
+    for name in ("mobilenet_v1_0.25_224", "mobilenet_v1_0.75_224"):
+        model = pretrained(name)
+        expected = outputs(intact.export(model), x)
+        for scheme in options:
+            q = intact.quantize_model(model, scheme)
+            corrected = outputs(intact.export(q), x)
+            take_back_corrections(q)
+            row = [name, scheme, percent(np.mean(expected == y))]
+            for says in (outputs(intact.export(q), x), corrected):
+                lost = np.mean(expected == y) - np.mean(says == y)
+                row += [f"{100 * lost:.2f}", percent(np.mean(says == expected))]
+            rows.append(row)
+    return rows
+
+
 SECTIONS = {
     "post_training_25": post_training_25,
     "post_training_75": post_training_75,
     "post_training_resnet": post_training_resnet,
+    "without_data": without_data,
 }
 
 
@@ -117,7 +142,8 @@ if __name__ == "__main__":
     chosen = [name for name in sys.argv[1:] if name in SECTIONS]
     extra = tuple(name for name in sys.argv[1:] if name not in SECTIONS)
     for section in chosen or SECTIONS:
-        made = [HEADING, *(SECTIONS[section](extra) if extra else SECTIONS[section]())]
+        heading = WITHOUT_DATA if section == "without_data" else HEADING
+        made = [heading, *(SECTIONS[section](extra) if extra else SECTIONS[section]())]
         print(*made, sep="\n", flush=True)
         if not extra:
             command = f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/post_training.py"

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import keras
 
 from intact.calibration.float_form import remember_float_model
+from intact.calibration.without_data import correct_without_data
 from intact.errors import (
     IntactError,
     MaskedOutputWarning,
@@ -53,6 +54,10 @@ def quantize_model(
     The result is an ordinary functional Keras model that computes on integer values as
     the device will. Calibrate it with `calibrate`, or train it with `fit`: the ranges of
     its activations start from the first data seen. The model given is not changed.
+
+    Where all activations stay in float, biases are corrected at once: rounding the weights shifts
+    the means of a layer's outputs, and batch norms tell by how much, without data (Nagel et al.,
+    arXiv:1906.04721). A model with a `schedule` learns its biases in training.
 
     Args:
         model: A built Keras model, of any kind.
@@ -130,6 +135,8 @@ def quantize_model(
     if target is not None:
         with stand_in_ranges(quantized):
             lower(quantized, target=target)
+    if schedule is None and not any(isinstance(layer, FakeQuantize) for layer in quantized.layers):
+        correct_without_data(quantized)
     remember_float_model(quantized, model)
     return quantized
 

@@ -42,10 +42,19 @@ class BiasPass:
         """
         # Products are linear: the mean over the samples may be taken first.
         means = [np.asarray(seen.total / seen.count, "float32")[None] for seen in states]
-        nodes = [kernel.call for kernel in self.kernels]
-        lost = products(self.model, nodes, [_rounding(kernel) for kernel in self.kernels], means)
+        self.correct(self.kernels, means)
+
+    def correct(self, kernels: list[Kernel], means: list[np.ndarray]) -> None:
+        """The same for some kernels.
+
+        Args:
+            kernels: Some of `kernels`.
+            means: The mean of each one's input, a batch of one.
+        """
+        nodes = [kernel.call for kernel in kernels]
+        lost = products(self.model, nodes, [_rounding(kernel) for kernel in kernels], means)
         per_layer: dict[int, list[Any]] = {}
-        for kernel, gap in zip(self.kernels, lost, strict=True):
+        for kernel, gap in zip(kernels, lost, strict=True):
             shift = gap.mean(axis=tuple(range(gap.ndim - 1)))
             per_layer.setdefault(id(kernel.layer), [kernel]).append(shift)
         for kernel, *shifts in per_layer.values():

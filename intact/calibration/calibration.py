@@ -62,7 +62,8 @@ def calibrate(
             rounding the weights changes in the mean of its outputs, before ranges are
             found (Nagel et al., arXiv:1906.04721, section 4.2). None does so for a
             model whose ranges have seen no data yet: one that was trained has learned it.
-            For weight-only schemes, pass True, because nothing tells whether the model was trained.
+            Schemes with float activations were corrected by their batch norms when they were made;
+            True corrects them by the data, layers without a batch norm before them, too.
         verbose: 1 shows a progress bar, 0 nothing.
         default_ranges: `(min, max)`, in place of data: the range of every tensor that has
             none, within the clamp of a fused activation; other ranges stay as they are. To
