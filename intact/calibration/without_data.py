@@ -17,7 +17,7 @@ from intact.calibration.biases import BiasPass
 from intact.calibration.walk import in_float
 from intact.graph.view import Node
 from intact.layers.kernel_graph import KernelGraph, kernel_graph
-from intact.numerics.backend_kernels import no_gradients
+from intact.numerics.forward import no_gradients
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_symbolic, to_numpy
 from intact.ops.registry import find_op
