@@ -4,6 +4,7 @@ A notebook is a Python file in jupytext's percent format. An error in one ends t
 """
 
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def run(path: Path) -> tuple[str, dict[str, bytes]]:
         The page, and its pictures by name.
     """
     notebook = jupytext.read(path)
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    with tempfile.TemporaryDirectory() as folder:
+        place = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
     config = Config({"ExtractOutputPreprocessor": {"enabled": True}})
     resources = {"unique_key": path.stem, "output_files_dir": path.stem}
     text, resources = MarkdownExporter(config=config).from_notebook_node(notebook, resources)

@@ -76,7 +76,7 @@ print(intact.bisect(q, model, images[test], classes[test], verbose=0))
 largest = keras.Model(model.inputs, model.get_layer("relu").output).predict(images[test], verbose=0)
 figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
 axis.bar(range(16), largest.max((0, 1, 2)))
-axis.set(yscale="log", xlabel="channel of relu", ylabel="largest value")
+_ = axis.set(yscale="log", xlabel="channel of relu", ylabel="largest value")
 
 # %% [markdown]
 # ## What helps
@@ -85,11 +85,11 @@ axis.set(yscale="log", xlabel="channel of relu", ylabel="largest value")
 # tensor and for the layer that reads it help as well, and so does training.
 
 # %%
-recovered = intact.recover(intact.quantize_model(model), images[:100])
+recovered = intact.recover(intact.quantize_model(model), images[:100], verbose=0)
 
 # %%
 fine = intact.TensorSpec(16, symmetric=True)
-rules = [intact.Rule(name, activations=fine) for name in ("relu", "depthwise")]
+rules = [intact.Rule(name, activations=fine) for name in ("conv", "norm", "relu", "depthwise")]
 wide = intact.quantize_model(model, intact.Scheme("finer", (*rules, intact.Rule())))
 intact.calibrate(wide, images[:100], verbose=0)
 
@@ -101,11 +101,11 @@ scores = {
     "float": right(model),
     "int8": before,
     "recover": right(recovered),
-    "16 bits for two layers": right(wide),
+    "16 bits for two kernels": right(wide),
     "3 epochs of training": right(q),
 }
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
 bars = axis.barh(list(scores), list(scores.values()))
 axis.bar_label(bars, fmt="%.1f %%")
 axis.invert_yaxis()
-axis.set(xlabel="right, %", xlim=(0, 112))
+_ = axis.set(xlabel="right, %", xlim=(0, 112))

@@ -74,7 +74,7 @@ figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
 axes[0].scatter(in_keras, on_litert, s=4)
 axes[0].set(xlabel="quantized, in Keras", ylabel="the file, on LiteRT", title="equal")
 axes[1].scatter(real, on_litert, s=4)
-axes[1].set(xlabel="float, in Keras", title="near")
+_ = axes[1].set(xlabel="float, in Keras", title="near")
 
 # %% [markdown]
 # ## What a layer loses
@@ -91,7 +91,7 @@ axis.barh(places - 0.2, [t.snr for t in tensors], 0.4, label="with all before it
 axis.set_yticks(places, [t.name for t in tensors])
 axis.invert_yaxis()
 axis.set_xlabel("signal to noise, dB")
-axis.legend()
+_ = axis.legend()
 
 # %% [markdown]
 # `comparison.to_html("page.html")` writes this as a page, with distributions and with what to try.

@@ -25,7 +25,7 @@ image = keras.Input((8, 8, 1), name="image")
 x = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv")(image)
 x = layers.DepthwiseConv2D(3, strides=2, padding="same", activation="relu", name="depthwise")(x)
 x = layers.Conv2D(16, 1, activation="relu", name="pointwise")(x)
-x = layers.GlobalAveragePooling2D(name="mean")(x)
+x = layers.Flatten(name="flatten")(x)
 model = keras.Model(image, layers.Dense(10, activation="softmax", name="digit")(x))
 model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", metrics=["accuracy"])
 model.fit(images[train], classes[train], batch_size=64, epochs=12, verbose=0)
@@ -69,7 +69,7 @@ print(Path("digits.h").read_text())
 #
 # ```c
 # input->data.int8[i] = pixel[i] - 128;
-# float p = DIGITS_OUTPUT_SCALE * (output->data.int8[k] - DIGITS_OUTPUT_ZERO_POINT);
+# float p = DIGITS_OUTPUT_0_SCALE * (output->data.int8[k] - DIGITS_OUTPUT_0_ZERO_POINT);
 # ```
 #
 # ## What it says

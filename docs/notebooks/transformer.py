@@ -81,4 +81,4 @@ counts = intact.inspect(file).op_counts
 figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
 axis.barh(list(counts), list(counts.values()))
 axis.invert_yaxis()
-axis.set_xlabel("ops in the file, all of them on integers")
+_ = axis.set_xlabel("ops in the file, all of them on integers")

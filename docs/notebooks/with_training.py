@@ -58,7 +58,7 @@ figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 axis.axhline(100 * float_accuracy, color="gray", label="float")
 axis.plot(100 * np.array(curve), marker="o", label="2-bit weights")
 axis.set(xlabel="epochs of training with quantization", ylabel="right, %")
-axis.legend()
+_ = axis.legend()
 
 # %% [markdown]
 # ## The weights
@@ -67,12 +67,12 @@ axis.legend()
 
 # %%
 integers, scales = q.get_layer("conv_2").quantized_weights()["kernel"]
-integers = np.asarray(keras.ops.convert_to_numpy(integers))
+kernel = keras.ops.convert_to_numpy(model.get_layer("conv_2").kernel)
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-axes[0].hist(model.get_layer("conv_2").kernel.detach().numpy().ravel(), 60)
+axes[0].hist(kernel.ravel(), 60)
 axes[0].set_title("float weights")
-axes[1].hist(integers.ravel(), np.arange(-3.5, 3.6, 0.1))
-axes[1].set_title("whole numbers of the 2-bit weights")
+axes[1].hist(keras.ops.convert_to_numpy(integers).ravel(), np.arange(-3.5, 3.6, 0.1))
+_ = axes[1].set_title("whole numbers of the 2-bit weights")
 
 # %% [markdown]
 # ## The file equals the model
