@@ -85,3 +85,19 @@ def test_values_beyond_a_table_get_its_ends():
     table = ops.convert_to_tensor(np.arange(4, dtype="float32"))
     values = ops.convert_to_tensor(np.float32([[-9, -2, -1], [0, 1, 9]]))
     assert host(look_up(table, -2, values)).tolist() == [[0, 0, 1], [2, 3, 3]]
+
+
+def test_a_look_up_takes_transposed_values_and_changes_none():
+    table = ops.convert_to_tensor([0.0, 1.0, 2.0, 3.0])
+    values = ops.convert_to_tensor([[-2.0, -1.0, 0.0], [0.0, 1.0, 1.0]])
+    expected = [[0, 2], [1, 3], [2, 3]]
+    assert host(look_up(table, -2, ops.transpose(values))).tolist() == expected
+    assert host(values).tolist() == [[-2, -1, 0], [0, 1, 1]]
+
+
+def test_a_sum_changes_none_of_its_terms():
+    terms = [ops.convert_to_tensor(values) for values in ([1.0, 2.0], [3.0, 4.0])]
+    factors = [ops.convert_to_tensor(factor, "int32") for factor in (2, 4, 0, 1)]
+    total = shifted_sum(terms[0], factors[0], terms[1], *factors[1:])
+    assert host(total).tolist() == [7, 10]
+    assert [host(term).tolist() for term in terms] == [[1, 2], [3, 4]]

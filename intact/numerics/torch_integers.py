@@ -11,8 +11,8 @@ def shifted_sum(a: Any, factor_a: Any, b: Any, factor_b: Any, half: Any, shift: 
     """As `intact.numerics.integer_kernels.shifted_sum`."""
     if a.shape != b.shape:
         a, b = torch.broadcast_tensors(a, b)
-    total = a.detach().to(torch.int32).mul_(factor_a)
-    total.add_(b.detach().to(torch.int32).mul_(factor_b)).add_(half)
+    total = a.detach().to(torch.int32, copy=True).mul_(factor_a)
+    total.add_(b.detach().to(torch.int32, copy=True).mul_(factor_b)).add_(half)
     return total.bitwise_right_shift_(shift)
 
 
@@ -25,8 +25,8 @@ def requantized(sums: Any, bias: Any, factor: Any, low: Any, high: Any) -> Any:
 
 def look_up(entries: Any, first: int, values: Any) -> Any:
     """As `intact.numerics.integer_kernels.look_up`."""
-    index = values.detach().to(torch.int32).sub_(first).clamp_(0, len(entries) - 1)
-    return entries.index_select(0, index.view(-1)).view(values.shape)
+    index = values.detach().to(torch.int32, copy=True).sub_(first).clamp_(0, len(entries) - 1)
+    return entries.index_select(0, index.reshape(-1)).reshape(values.shape)
 
 
 def multiplied(values: Any, mantissa: Any, exponent: Any, half_up: Any) -> Any:
