@@ -503,7 +503,8 @@ class _Garden:
         """Weights that training may leave behind: a channel of zeros, or all alike."""
         value = self.pick([0.0, 0.0, 1e-12, 1e4])
         for variable in model.weights:
-            if "float" in variable.dtype and len(variable.shape) and self.chance(50):
+            channels = variable.shape[-1] if len(variable.shape) else 0
+            if "float" in variable.dtype and channels and self.chance(50):
                 values = np.array(ops.convert_to_numpy(variable))
                 values[..., 0] = value
                 variable.assign(values)
