@@ -4,6 +4,11 @@ ARGS ?=
 DEMO := .venv-demo
 TEST := .venv-test
 DOCS := .venv-docs
+# The peers cannot share an environment: TFMOT needs Keras 2, and an older NumPy with it. Without
+# pins, pip looks for versions that go together for minutes.
+PEERS := .venv-peers
+AI_EDGE_QUANTIZER := ai-edge-quantizer==0.10.0
+TFMOT := tensorflow-cpu==2.18.1 tf_keras==2.18.0 tensorflow-model-optimization==0.8.0
 # Pinned, so that the tests do not change with a release of it.
 TORCH := torch==2.13.0
 # What backends that compile run, with one case of each op: most of a run is compiling. PyTorch
@@ -24,7 +29,7 @@ test test-jax test-tensorflow test-oldest: export OMP_NUM_THREADS ?= 1
 test test-jax test-tensorflow test-oldest: export TF_NUM_INTRAOP_THREADS ?= 1
 test test-jax test-tensorflow test-oldest: export TF_NUM_INTEROP_THREADS ?= 1
 
-.PHONY: help demo test test-jax test-tensorflow test-oldest lint docs zoo clean
+.PHONY: help demo test test-jax test-tensorflow test-oldest lint docs zoo peers clean
 
 help:
 	@echo 'make demo             train, quantize, export and run a small CNN, on JAX'
@@ -37,6 +42,8 @@ help:
 	@echo 'make lint             check style and types'
 	@echo 'make docs             build the site into site/, and run the notebooks; a warning is an error'
 	@echo 'make zoo              measure the models of the zoo that need no training, and write docs/results.md'
+	@echo 'make peers            measure other tools and intact in turns, and write docs/peers.md; takes hours'
+	@echo '                      (ARGS="--models resnet20,gru --parts files,latency" measures some of it)'
 	@echo 'make clean            remove the environments that these made'
 	@echo 'PYTHON=python3.12     chooses the Python, 3.11 or newer'
 
@@ -70,8 +77,12 @@ docs: $(DOCS)/stamp
 zoo: $(TEST)/stamp
 	KERAS_BACKEND=torch $(TEST)/bin/python benchmarks/zoo.py $(ARGS)
 
+peers: $(TEST)/stamp $(PEERS)/stamp
+	QUANTIZER_PYTHON=$(PEERS)/quantizer/bin/python TFMOT_PYTHON=$(PEERS)/tfmot/bin/python \
+		$(TEST)/bin/python benchmarks/peers.py $(ARGS)
+
 clean:
-	rm -rf $(DEMO) $(TEST) $(DOCS) demo-out .keras-oldest site
+	rm -rf $(DEMO) $(TEST) $(DOCS) $(PEERS) build/peers demo-out .keras-oldest site
 
 $(DEMO)/stamp: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
@@ -81,6 +92,13 @@ $(DEMO)/stamp: pyproject.toml
 $(DOCS)/stamp: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet -e '.[docs]' $(TORCH)
+	touch $@
+
+$(PEERS)/stamp:
+	$(PYTHON) -m venv $(PEERS)/quantizer
+	$(PEERS)/quantizer/bin/python -m pip install --quiet $(AI_EDGE_QUANTIZER)
+	$(PYTHON) -m venv $(PEERS)/tfmot
+	$(PEERS)/tfmot/bin/python -m pip install --quiet $(TFMOT)
 	touch $@
 
 $(TEST)/stamp: pyproject.toml

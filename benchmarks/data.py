@@ -1,5 +1,7 @@
 """The real data and models of the benchmarks; they lie beside the project, not in it."""
 
+import contextlib
+import importlib
 import io
 import zipfile
 from pathlib import Path
@@ -63,6 +65,18 @@ def scaled_keywords() -> tuple[np.ndarray, ...]:
 def pretrained(name: str) -> keras.Model:
     """A pretrained model by its file's name."""
     return keras.saving.load_model(DATA / "models" / f"{name}.keras", compile=False)
+
+
+def saved(path: str) -> keras.Model:
+    """A model from a file, also one of KerasHub's layers.
+
+    Keras imports TensorFlow, where there is one, when it first asks a layer for its settings. That
+    happens here, so that it is not part of what is timed later.
+    """
+    for package in ("tensorflow", "keras_hub"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)
+    return keras.saving.load_model(path, compile=False)
 
 
 def fashion_mnist() -> tuple[np.ndarray, ...]:

@@ -1,29 +1,41 @@
-"""The other peer's file: Google's AI Edge quantizer, static int8, from a float LiteRT file.
+"""The file of Google's AI Edge quantizer, from a float LiteRT file.
 
-It needs an environment of its own (`pip install ai-edge-quantizer`), without Keras:
-`python benchmarks/peer_litert.py float.tflite calib.npy out.tflite`. Writes `out.tflite` and
-prints the seconds that calibrating and quantizing took, on the clock and of all cores together;
-making the float file is not among them.
+    python benchmarks/peer_litert.py FOLDER out.tflite int8
+
+It needs an environment of its own (`pip install ai-edge-quantizer`), without Keras. The cost is
+that of calibrating and quantizing; `peers.py` adds that of the float file, which TensorFlow's
+converter made.
 """
 
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import quantizer, recipe
+from measuring import measured, write
+
+RECIPES = {
+    "dynamic_range": recipe.dynamic_wi8_afp32,
+    "int8": recipe.static_wi8_ai8,
+    "int16x8": recipe.static_wi8_ai16,
+}
 
 
-def main(float_path: str, calibration_path: str, out: str) -> None:
-    samples = np.load(calibration_path)
-    (name,) = Interpreter(float_path).get_signature_list()["serving_default"]["inputs"]
-    start, work = time.perf_counter(), time.process_time()
-    peer = quantizer.Quantizer(float_path, recipe.static_wi8_ai8())
-    data = {"serving_default": [{name: x[None]} for x in samples]}
-    content = peer.quantize(peer.calibrate(data)).quantized_model
-    Path(out).write_bytes(content)
-    print(f"seconds {time.perf_counter() - start:.2f} {time.process_time() - work:.2f}")
+def main(folder: str, out: str, scheme: str) -> None:
+    float_path = f"{folder}/converter.float.tflite"
+    samples = dict(np.load(f"{folder}/samples.npz"))
+    names = Interpreter(float_path).get_signature_list()["serving_default"]["inputs"]
+    # The converter may have renamed a single input.
+    arrays = samples if len(names) > 1 else dict(zip(names, samples.values(), strict=True))
+    count = len(next(iter(arrays.values())))
+    with measured() as cost:
+        peer = quantizer.Quantizer(float_path, RECIPES[scheme]())
+        ranges = None
+        if peer.need_calibration:
+            steps = [{name: arrays[name][i : i + 1] for name in names} for i in range(count)]
+            ranges = peer.calibrate({"serving_default": steps})
+        content = bytes(peer.quantize(ranges).quantized_model)
+    write(out, content, cost)
 
 
 if __name__ == "__main__":

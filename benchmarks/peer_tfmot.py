@@ -1,25 +1,38 @@
-"""The peer's training steps: ResNet-20 in Keras 2, in float and by TFMOT's quantize_model.
+"""TFMOT's file and its training step, in Keras 2.
 
-Run by `tfmot_step.py` in an environment with `tensorflow-model-optimization` and `tf_keras`. It
-writes "ready", then reads "float" or "quantized" by line, and answers with the seconds of a step.
+    python benchmarks/peer_tfmot.py FOLDER out.tflite int8    writes the file, and its cost
+    python benchmarks/peer_tfmot.py FOLDER                    serves steps, as `serve` says
+
+It needs an environment of Keras 2, which `make peers` makes. TFMOT cannot load files of Keras 3, so
+this script builds the network again and sets its weights. TFMOT learns ranges in training only, so
+the samples pass five times, with a learning rate of 0, and ranges follow faster than by default.
+`peers.py` writes the folder.
 """
 
 import os
-import time
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras as keras
+from measuring import measured, serve, write
+from tensorflow_model_optimization.python.core.quantization.keras import quant_ops
 
 layers = keras.layers
-STEPS = 5
+PASSES = 5
+# Its averages begin at -6 and 6; with its decay of 0.999 they would stay there in so few steps.
+quant_ops.MovingAvgQuantize = partial(quant_ops.MovingAvgQuantize, ema_decay=0.9)
 
 
 def resnet20() -> keras.Model:
-    """The layers of `resnet20_cifar10.keras` with new weights; TFMOT takes all of them."""
+    """The layers of `resnet20_cifar10.keras`; TFMOT takes all of them."""
 
     def norm(x):
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
@@ -46,26 +59,70 @@ def resnet20() -> keras.Model:
     return keras.Model(image, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
-def main() -> None:
-    """Answer until the input ends."""
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(64, 32, 32, 3)).astype("float32"), rng.integers(0, 10, 64)
-    models = {"float": resnet20(), "quantized": tfmot.quantization.keras.quantize_model(resnet20())}
+MODELS: dict[str, Callable[[], keras.Model]] = {
+    "resnet20": resnet20,
+    "mobilenet_0.25": lambda: keras.applications.MobileNet(alpha=0.25, weights=None),
+    "mobilenet_0.75": lambda: keras.applications.MobileNet(alpha=0.75, weights=None),
+}
+
+
+def build(folder: str) -> keras.Model:
+    """The network of a folder, which is called as the model is."""
+    model = MODELS[Path(folder).name]()
+    model.set_weights(list(np.load(f"{folder}/weights.npz").values()))
+    return model
+
+
+def quantized(model: keras.Model, x: np.ndarray) -> keras.Model:
+    """TFMOT's model, with ranges."""
+    q = tfmot.quantization.keras.quantize_model(model)
+    for layer in q.layers:
+        inner = getattr(layer, "layer", layer)
+        if isinstance(inner, layers.BatchNormalization):
+            inner.trainable = False  # Statistics of these few samples would be worse.
+    q.compile(keras.optimizers.SGD(0.0), "mse")
+    targets = np.zeros((len(x), *q.output_shape[1:]), "float32")
+    q.fit(x, targets, batch_size=10, epochs=PASSES, verbose=0)
+    return q
+
+
+def run(content: bytes, x: np.ndarray) -> np.ndarray:
+    """What a file computes."""
+    interpreter = tf.lite.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    (input_details,) = interpreter.get_input_details()
+    (output_details,) = interpreter.get_output_details()
+    outputs = []
+    for sample in x:
+        interpreter.set_tensor(input_details["index"], sample[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(output_details["index"])[0])
+    return np.stack(outputs)
+
+
+def main(folder: str, out: str, scheme: str) -> None:
+    model = build(folder)
+    (samples,), (test,) = (np.load(f"{folder}/{n}.npz").values() for n in ("samples", "test"))
+    with measured() as cost:
+        q = quantized(model, samples)
+        converter = tf.lite.TFLiteConverter.from_keras_model(q)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        content = converter.convert()
+    test = test[:50]
+    cost["equal"] = float(np.mean(run(content, test) == q.predict(test, verbose=0)))
+    write(out, content, cost)
+
+
+def steps(folder: str) -> None:
+    """Serve steps of the float and the quantized model."""
+    x, y = np.load(f"{folder}/batch.npz").values()
+    models = {"float": build(folder)}
+    models["quantized"] = tfmot.quantization.keras.quantize_model(build(folder))
     for model in models.values():
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
-        model.train_on_batch(x, y)
-    print("ready", flush=True)
-    while True:
-        try:
-            model = models[input()]
-        except EOFError:
-            return
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            model.train_on_batch(x, y)
-        print((time.perf_counter() - start) / STEPS, flush=True)
+    serve({kind: lambda m=m: m.train_on_batch(x, y) for kind, m in models.items()})
 
 
 if __name__ == "__main__":
-    main()
+    (main if sys.argv[2:] else steps)(*sys.argv[1:])

@@ -10,9 +10,7 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,8 +22,6 @@ from keras import layers
 from results import mean_row, write_section
 
 import intact
-
-PEER = Path(__file__).parent / "peer.py"
 
 
 def percent(share: float) -> str:
@@ -265,36 +261,6 @@ def step_seconds(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     return (time.perf_counter() - start) / 5
 
 
-def speed_file() -> list[list[str]]:
-    """Latency of one image, one thread: our int8 file, the peer's, and float, in turns."""
-    rows = [["model", "float ms", "peer's int8 ms", "ours ms", "ours / peer's", "float / ours"]]
-    rng = np.random.default_rng(0)
-    x = rng.uniform(-1, 1, size=(16, 224, 224, 3)).astype("float32")
-    x_test = cifar10()[2][:16]
-    models = {
-        "ResNet-20": (pretrained("resnet20_cifar10"), x_test),
-        "MobileNetV1 0.25": (pretrained("mobilenet_v1_0.25_224"), x),
-        "MobileNetV1 0.75": (pretrained("mobilenet_v1_0.75_224"), x),
-        "MobileNetV1 1.0": (keras.applications.MobileNet(weights=None), x),
-        "ResNet50": (keras.applications.ResNet50(weights=None), x),
-    }
-    for name, (model, data) in models.items():
-        q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [str(Path(folder) / n) for n in ("m.keras", "x.npy", "peer.tflite")]
-            model.save(paths[0])
-            np.save(paths[1], data)
-            run([sys.executable, str(PEER), *paths], KERAS_BACKEND="tensorflow")
-            peer = Path(paths[2]).read_bytes()
-        io = {"input_dtype": "float32", "output_dtype": "float32"}
-        files = [intact.export(model), peer, intact.export(q, **io)]
-        times = latency(files, data[:1])
-        f, p, ours = np.median(times, 0) * 1000
-        ratios = np.median(times[:, 2] / times[:, 1]), np.median(times[:, 0] / times[:, 2])
-        rows.append([name, f"{f:.2f}", f"{p:.2f}", f"{ours:.2f}", *(f"{r:.2f}" for r in ratios)])
-    return rows
-
-
 def latency(files: list[bytes], x: np.ndarray, rounds: int = 25) -> np.ndarray:
     """Seconds of one run of each file, taken in turns, best of several."""
     interpreters = []
@@ -322,7 +288,6 @@ SECTIONS = {
     "kws_delay": kws_delay,
     "speed_conversion": speed_conversion,
     "speed_step": speed_step,
-    "speed_file": speed_file,
 }
 
 

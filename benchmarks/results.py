@@ -1,8 +1,8 @@
-"""The records of the benchmarks, and the results page that is made from them.
+"""The records of the benchmarks, and the pages that are made from them.
 
-    python benchmarks/results.py        writes docs/results.md from benchmarks/records
+    python benchmarks/results.py     writes docs/results.md and docs/peers.md from the records
 
-Each section of the page is a file in `records`, written by the script that measured it. A row keeps
+Each section of a page is a file in `records`, written by the script that measured it. A row keeps
 the version that made it, until a script measures it again and finds another value.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results.md"
+PEERS = ROOT / "docs" / "peers.md"
 RECORDS = Path(__file__).parent / "records"
 UNKNOWN = "processor not recorded"
 
@@ -26,6 +27,15 @@ stale. `make zoo` measures the rows of the zoo that take no training, and writes
 
 A version is that of the package, with the commit and its day. Rows of an older version than the
 newest of their table are marked †: the code has changed since.
+"""
+
+PEERS_HEAD = """# Beside other tools
+
+`make peers` makes the environments of all tools, and measures them and intact in turns on the same
+models and data. The tools are TensorFlow's converter, Google's AI Edge quantizer, TFMOT on Keras 2,
+and Keras' own `model.quantize`. A ratio below 1 says that intact is faster. The processor stands
+below each table, with its vector instructions: `avx512_vnni` and `avx_vnni` multiply bytes in one
+instruction, `avx2` alone does not. The page is made from records by `python benchmarks/results.py`.
 """
 
 
@@ -89,7 +99,7 @@ def records() -> list[Record]:
 
 
 def write_section(name: str, text: str, rows: list[list[str]], command: str) -> None:
-    """Record a section and write the page anew.
+    """Record a section and write the pages anew.
 
     Args:
         name: Its heading.
@@ -204,15 +214,27 @@ def page(zoo: str) -> str:
     Args:
         zoo: Its first section.
     """
-    sections = [section(r) for r in records() if r.name != "zoo"]
+    sections = [section(r) for r in records() if r.name != "zoo" and not of_peers(r)]
     return "\n\n".join([HEAD.strip(), zoo, *sections]) + "\n"
 
 
+def peers_page() -> str:
+    """The page of the peers."""
+    sections = [section(r) for r in records() if of_peers(r)]
+    return "\n\n".join([PEERS_HEAD.strip(), *sections]) + "\n"
+
+
+def of_peers(record: Record) -> bool:
+    """Whether a record is on the page of the peers."""
+    return record.name.startswith("peers_")
+
+
 def write_page() -> None:
-    """Write the results page from the records."""
+    """Write the pages from the records."""
     from zoo import zoo_section
 
     RESULTS.write_text(page(zoo_section()))
+    PEERS.write_text(peers_page())
 
 
 if __name__ == "__main__":

@@ -55,3 +55,4 @@ def test_the_results_are_made_from_the_records(monkeypatch):
 
     fresh = results.page(zoo_section())
     assert results.RESULTS.read_text() == fresh, "run `python benchmarks/results.py`"
+    assert results.PEERS.read_text() == results.peers_page(), "run `python benchmarks/results.py`"
