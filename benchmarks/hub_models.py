@@ -544,6 +544,9 @@ SIZES: dict[str, dict[str, tuple[int | None, ...]]] = {
     "SAM": {"points": (2, 2), "labels": (2,), "boxes": (1, 2, 2), "masks": (1, 32, 32, 1)},
 }
 
+SINGLE = ("XLNet",)
+"""Models whose `call` mixes the samples of a batch, so that they are right for one sample alone."""
+
 
 def build(name: str) -> Any:
     """A small model with random weights, by a name of the tables."""
@@ -572,7 +575,8 @@ def fixed_sizes(model: Any, name: str) -> keras.Model:
     def new_input(tensor: Any) -> Any:
         known = tuple(LENGTH if size is None else size for size in tensor.shape[1:])
         shape = sizes.get(tensor.name, known)
-        return keras.Input(shape, dtype=tensor.dtype, name=tensor.name)
+        return keras.Input(shape, batch, dtype=tensor.dtype, name=tensor.name)
 
+    batch = 1 if name.startswith(SINGLE) else None
     inputs = keras.tree.map_structure(new_input, model.input)
     return keras.Model(inputs, model(inputs), name=name)

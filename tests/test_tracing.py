@@ -71,6 +71,21 @@ def streams(x, w):
     return ops.concatenate([products[0], products[1]], axis=-1)
 
 
+def relative_shift(x, w):
+    """Scores by distance as scores by place, as in Transformer-XL and XLNet."""
+    t = ops.transpose(ops.reshape(x @ w, (batch(x), 6, 2, 7)), (1, 3, 0, 2))
+    t = ops.reshape(t, (7, 6, batch(x), 2))
+    t = ops.slice(t, (1, 0, 0, 0), (6, 6, batch(x), 2))
+    return ops.transpose(ops.reshape(t, (6, 6, batch(x), 2)), (2, 3, 0, 1))
+
+
+def replaced_rows(x):
+    """Each row in turn between those before and those behind it, of which there may be none."""
+    for i in range(6):
+        x = ops.concatenate([x[:, :i], x[:, i : i + 1] * 0.5, x[:, i + 1 :]], axis=1)
+    return x
+
+
 def positions(x):
     """Places that a layer computes, and that others read."""
     places = Written(lambda x: ops.reshape(ops.arange(12.0), (1, 12)), [])(x)
@@ -97,6 +112,12 @@ CALLS = {
     "recurrence": (recurrence, [(8,)]),
     "streams": (streams, [(8,)]),
     "positions": (positions, []),
+    "relative shift": (relative_shift, [(8, 14)]),
+    "parts without values": (replaced_rows, []),
+    "squeezed": (
+        lambda x: ops.moveaxis(ops.squeeze(ops.moveaxis(x[:, None], 0, 2), 0), 1, 0) * 0.5,
+        [],
+    ),
     "experts": (experts, [(3, 8, 8), (3, 8), (3, 4, 8)]),
     "heads that join the batch": (joined_heads, [(8, 24)]),
     "an axis before the batch": (
@@ -360,6 +381,33 @@ def test_a_displaced_batch_is_refused_where_it_is_read():
         intact.quantize_model(keras.Model(x, turned(x)))
     with pytest.raises(UnsupportedLayerError, match="The batch must stay the first"):
         intact.quantize_model(keras.Model(x, ops.transpose(x, (1, 0, 2))))
+
+
+class TurnedMask(layers.Layer):
+    """A mask turned by a reshape, which keeps samples apart for one sample alone, as in XLNet."""
+
+    def call(self, x, mask):
+        mask = ops.reshape(1 - mask, (ops.shape(mask)[1], ops.shape(mask)[0]))
+        turned = mask[None, :, :, None] > 0
+        others = ops.cast(turned, "int32") - ops.eye(6, dtype="int32")[:, :, None, None]
+        hidden = ops.transpose(ops.squeeze(others > 0, -1), (2, 0, 1))
+        joined = ops.reshape(ops.transpose(x, (1, 0, 2)), (-1, 8))
+        shown = 1.0 - ops.cast(hidden, "float32")
+        return layers.Softmax()(x @ ops.transpose(x, (0, 2, 1)), shown), joined * 0.5
+
+
+def test_a_reshape_may_move_the_axis_of_a_single_sample(rng):
+    x, mask = keras.Input((6, 8), 1), keras.Input((6,), 1, dtype="int32")
+    model = keras.Model([x, mask], TurnedMask()(x, mask))
+    data = [rng.normal(size=(8, 6, 8)).astype("float32"), rng.integers(0, 2, (8, 6), "int32")]
+    q = intact.quantize_model(model)
+    intact.calibrate(q, data, batch_size=1, verbose=0)
+    content = intact.export(q, integer_only=True)
+    assert intact.compare(q, content, data, batch_size=1).different == 0
+    assert min(o.snr for o in intact.compare(model, content, data, batch_size=1).outputs) > 25
+    x, mask = keras.Input((6, 8)), keras.Input((6,), dtype="int32")
+    with pytest.raises(UnsupportedLayerError, match="build the model for one sample"):
+        intact.quantize_model(keras.Model([x, mask], TurnedMask()(x, mask)))
 
 
 class Undone(layers.Layer):

@@ -70,7 +70,8 @@ class FloatForm:
         """
         if self._file is not None:
             try:
-                values = self._file.predict(batch, batch_size=len(batch[0]))
+                size = self.model.inputs[0].shape[0] or len(batch[0])
+                values = self._file.predict(batch, batch_size=size)
                 return [values[n] if isinstance(values, dict) else values for n in self._names]
             except (IntactError, RuntimeError, ValueError):
                 self._file = None
@@ -91,10 +92,7 @@ class FloatForm:
     def _by_keras(self, batch: list[np.ndarray]) -> list[np.ndarray]:
         if any(isinstance(layer, Quantized) and layer.norm for layer in self.model.layers):
             raise IntactError("weights with a batch norm folded in have no float form in Keras")
-        stateful = bool(stateful_layers(self.model))
-        size = self.model.inputs[0].shape[0] if stateful else len(batch[0])
-        inputs = zip(batch, self.model.inputs, strict=True)
-        batches = cut([np.asarray(array, tensor.dtype) for array, tensor in inputs], size)
+        batches = _batches(self.model, batch)
         before = State(self.model)
         try:
             take_back_corrections(self.model)
@@ -153,15 +151,24 @@ def float_outputs(model: keras.Model, batch: list[np.ndarray]) -> list[np.ndarra
     float_model = None if reference is None else reference()
     if float_model is None or stateful_layers(model):
         return []
-    arrays = [ops.convert_to_tensor(a, t.dtype) for a, t in zip(batch, model.inputs, strict=True)]
-    inputs = keras.tree.pack_sequence_as(structure(model)[0], arrays)
+    parts = []
     try:
         with no_gradients():
-            outputs = float_model(inputs, training=False)
+            for arrays in _batches(model, batch):
+                tensors = [ops.convert_to_tensor(array) for array in arrays]
+                inputs = keras.tree.pack_sequence_as(structure(model)[0], tensors)
+                outputs = float_model(inputs, training=False)
+                parts.append([_to_numpy(output) for output in keras.tree.flatten(outputs)])
     except Exception:
         # PyTorch, for example, has no negative steps.
         return []
-    return [_to_numpy(output) for output in keras.tree.flatten(outputs)]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def _batches(model: keras.Model, batch: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Samples as a model takes them: all at once, if it is not built for a known batch."""
+    arrays = [np.asarray(a, t.dtype) for a, t in zip(batch, model.inputs, strict=True)]
+    return cut(arrays, model.inputs[0].shape[0] or len(batch[0]))
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

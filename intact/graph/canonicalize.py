@@ -8,12 +8,14 @@ The result has copies of the layers, so that the user's model stays as it is.
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
 
 from intact.errors import InvalidModelError, UnsupportedLayerError
-from intact.graph.displaced import Displaced
+from intact.graph.displaced import Displaced, joined
+from intact.graph.empty import is_empty
 from intact.graph.ruling import RuleOf
 from intact.graph.tracer import Tracer
 from intact.graph.view import (
@@ -81,18 +83,28 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], Tracer]) -> keras.
                 lambda t: tracer.new_input(t, "int32" if t.name in wanted else None), inputs
             )
             outputs = tracer.trace_model(model, (new_inputs,), {})
-        for tensor in keras.tree.flatten(outputs):
-            if isinstance(tensor, Displaced):
-                raise UnsupportedLayerError(
-                    f"The batch must stay the first axis: it is axis {tensor.axis} of an output of "
-                    f"model {model.name!r}. Transpose it to the front."
-                )
+        outputs = keras.tree.map_structure(partial(_first, tracer, model), outputs)
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
         flat.named = {layer.name for layer in all_layers(model) if is_named(layer)}
         flat.not_trained = sorted(set(tracer.not_trained))
         flat.not_kept = sorted({*tracer.not_kept, *_lost_regularizers(model, flat)})
         return flat
+
+
+def _first(tracer: Tracer, model: keras.Model, tensor: Any) -> Any:
+    """An output of a model, which must have the batch as its first axis."""
+    if isinstance(tensor, Displaced) and tensor.tensor.shape[0] != 1:
+        raise UnsupportedLayerError(
+            f"The batch must stay the first axis: it is axis {tensor.axis} of an output of "
+            f"model {model.name!r}. Transpose it to the front."
+        )
+    if is_empty(tensor):
+        raise UnsupportedLayerError(
+            f"An output of model {model.name!r} has shape {tensor.shape}, and so no values. "
+            "Leave it out."
+        )
+    return joined(tracer, tensor)
 
 
 def _lost_regularizers(model: keras.Model, flat: keras.Model) -> set[str]:

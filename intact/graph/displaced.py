@@ -6,17 +6,21 @@ and takes parts of it by index. Here a tensor of the new graph, with the batch f
 such a tensor, together with the user's batch axis.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import layers
 
+from intact.errors import UnsupportedLayerError
+from intact.graph.batch import BROADCASTING
 from intact.graph.view import listed_axes, with_attributes
 from intact.numerics.tensors import is_symbolic
 from intact.ops.matmul import BatchMatMul, expand_ellipsis
 from intact.ops.pairs import PairProducts, TurnedPairs, are_pairs
 from intact.ops.registry import find_op
+from intact.ops.shape import reshape
 
 if TYPE_CHECKING:
     from intact.graph.tracer import Tracer
@@ -27,9 +31,9 @@ TURNS = ("Transpose", "Moveaxis", "Swapaxes")
 NEW_AXIS = ("Stack", "ExpandDims")
 """Operations that add axes."""
 
-BY_VALUE = {
-    *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Exp", "Relu", "Sigmoid"),
-    *("Tanh", "Gelu", "Silu", "Square", "Sqrt", "Cast", "ConvertToTensor", "Identity", "Clip"),
+BY_VALUE = BROADCASTING | {
+    *("Negative", "Exp", "Relu", "Sigmoid", "Tanh", "Gelu", "Silu", "Square", "Sqrt", "Rsqrt"),
+    *("Abs", "Log", "LogicalNot", "Cast", "ConvertToTensor", "Identity", "Clip"),
 }
 """Operations on each value alone."""
 
@@ -69,7 +73,7 @@ class Displaced:
         return 0 if axis == self.axis else axis + (axis < self.axis)
 
 
-def moves_batch(layer: Any, args: tuple, kwargs: dict) -> bool:
+def moves_batch(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> bool:
     """Whether the batch is not the first axis of an operation's input or output."""
     flat = keras.tree.flatten((args, kwargs))
     if any(isinstance(value, Displaced) for value in flat):
@@ -84,6 +88,9 @@ def moves_batch(layer: Any, args: tuple, kwargs: dict) -> bool:
         return False
     if type(layer).__name__ in TURNS:
         return _order(layer, len(flat[0].shape))[0] != 0
+    if type(layer).__name__ == "Reshape" and tracer.anchor.shape[:1] == (1,):
+        shape = layer.compute_output_spec(flat[0]).shape
+        return 1 in shape and shape[0] != 1
     if type(layer).__name__ == "ExpandDims" and flat[0].shape[:1] != (None,):
         # A constant, which has no batch.
         return False
@@ -102,6 +109,35 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
     Returns:
         The outputs, of which some may be `Displaced`.
     """
+    try:
+        return _traced(tracer, layer, args, kwargs)
+    except UnsupportedLayerError:
+        batches = [x.tensor.shape[0] for x in keras.tree.flatten((args, kwargs)) if _is_moved(x)]
+        if not batches or set(batches) != {1}:
+            raise
+        # The values of a single sample lie in the same order wherever its axis is.
+        args, kwargs = keras.tree.map_structure(lambda x: joined(tracer, x), (args, kwargs))
+        return tracer.trace(layer, args, kwargs)
+
+
+def _is_moved(value: Any) -> bool:
+    return isinstance(value, Displaced)
+
+
+def joined(tracer: "Tracer", value: Any) -> Any:
+    """A tensor of a single sample with the user's first axis in the place of the batch.
+
+    Args:
+        tracer: Makes the new graph.
+        value: The tensor; anything else is returned as it is.
+    """
+    if not isinstance(value, Displaced):
+        return value
+    return reshape(value.tensor, value.shape[1:], f"{value.tensor.name}_joined", tracer)
+
+
+def _traced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> Any:
+    """Rewrite an operation that moves the batch, or whose input has it elsewhere."""
     kind = type(layer).__name__
     first: Any = args[0] if args else None
     if isinstance(layer, layers.Layer) or kwargs:
@@ -121,8 +157,12 @@ def trace_displaced(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> 
         return _turned(tracer, layer, x)
     if kind == "ExpandDims":
         return _expanded(tracer, layer, x)
+    if kind == "Squeeze":
+        return _squeezed(tracer, layer, x)
     if kind == "Reshape":
         return _reshaped(tracer, layer, x)
+    if kind == "Slice":
+        return _sliced(tracer, layer, x, args[1])
     if kind in REDUCTIONS:
         return _reduced(tracer, layer, x)
     if kind == "GetItem":
@@ -183,11 +223,37 @@ def _expanded(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     return _at(tracer.trace(with_attributes(layer, axis=others), (x.tensor,), {}), place)
 
 
+def _squeezed(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
+    """Without axes of size 1, of which none is the batch's."""
+    named = listed_axes(layer)
+    axes = [axis % len(x.shape) for axis in named if axis is not None]
+    if len(axes) < len(named) or x.axis in axes:
+        return _refuse(tracer, layer)
+    others = tuple(map(x.place, axes))
+    y = tracer.trace(with_attributes(layer, axis=others), (x.tensor,), {})
+    return _at(y, x.axis - sum(axis < x.axis for axis in axes))
+
+
+def _sliced(tracer: "Tracer", layer: Any, x: Displaced, start: Any) -> Any:
+    """A part of a known size, with the batch whole."""
+    start, shape = list(start), list(layer.shape)
+    if start.pop(x.axis) != 0 or shape.pop(x.axis) not in (None, -1, x.tensor.shape[0]):
+        return _refuse(tracer, layer)
+    part = with_attributes(layer, shape=(None, *shape))
+    return _at(tracer.trace(part, (x.tensor, (0, *start)), {}), x.axis)
+
+
 def _reshaped(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
-    """Another shape, in which the axes before the batch are as they were."""
+    """Another shape."""
     before, count = x.tensor.shape[1 : x.axis + 1], x.axis
     shape = tuple(layer.newshape)
-    if shape[:count] != before:
+    place = _place_after(layer, x)
+    if place is not None:
+        others = layer.compute_output_spec(keras.KerasTensor(x.shape, x.dtype)).shape
+        others = (*others[:place], *others[place + 1 :])
+        y = tracer.trace(layers.Reshape(others, name=layer.name), (x.tensor,), {})
+        return _at(y, place)
+    if shape[:count] != before or x.tensor.shape[0] == 1:
         return _refuse(tracer, layer)
     # The axes before the batch go to the end for a while, so that others can join the batch.
     rank = len(x.tensor.shape)
@@ -197,6 +263,26 @@ def _reshaped(tracer: "Tracer", layer: Any, x: Displaced) -> Any:
     rest = len(shape) - count
     order = (*range(rest, len(shape)), *range(1, rest))
     return _at(tracer.trace(layers.Permute(order, name=f"{layer.name}_back"), (y,), {}), count)
+
+
+def _place_after(layer: Any, x: Displaced) -> int | None:
+    """The batch's axis behind a reshape that leaves it an axis; None where others join it."""
+    if None in x.tensor.shape[1:]:
+        return None
+    shape = layer.compute_output_spec(keras.KerasTensor(x.shape, x.dtype)).shape
+    if x.tensor.shape[0] == 1:
+        # The axis of a single sample is any axis of size 1.
+        same = shape[x.axis : x.axis + 1] == (1,)
+        return x.axis if same else shape.index(1) if 1 in shape else None
+    places = [place for place, size in enumerate(shape) if size is None]
+    same = len(places) == 1 and _around(shape, places[0]) == _around(x.shape, x.axis)
+    return places[0] if same else None
+
+
+def _around(shape: tuple[int | None, ...], place: int) -> tuple[int, int]:
+    """How many values lie before an axis and behind it; the other sizes are known."""
+    before, behind = shape[:place], shape[place + 1 :]
+    return math.prod(n or 1 for n in before), math.prod(n or 1 for n in behind)
 
 
 def _part(tracer: "Tracer", layer: Any, x: Displaced, key: Any) -> Any:

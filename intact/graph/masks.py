@@ -79,7 +79,8 @@ def _as_truths(tracer: "Tracer", layer: Any, mask: Any) -> Any:
     if not is_symbolic(mask):
         return mask
     if not is_whole(mask):
-        tracer.refuse(layer, "its mask must be whole numbers or truth values")
+        # As Keras' softmax reads a mask of real values.
+        mask = tracer.expand(layer, lambda values: values > 0.5, mask)
     return truths(mask, f"{layer.name}_mask", len(mask.shape), tracer)
 
 

@@ -12,6 +12,7 @@ from intact.errors import InvalidModelError, UnsupportedLayerError
 from intact.graph.checks import check_finite, check_whole
 from intact.graph.displaced import moves_batch, trace_displaced
 from intact.graph.dtypes import in_one_type
+from intact.graph.empty import is_empty, without_empty
 from intact.graph.expansion import expand_call, expand_function, fold_known
 from intact.graph.masks import Masks, by_position, is_any, takes_masks, with_masks
 from intact.graph.ruling import RuleOf, Ruling
@@ -202,12 +203,19 @@ class Tracer(Ruling):
             return tensors[id(value)]
 
         def trace(node: Node) -> None:
+            if all(map(is_empty, node.outputs)):
+                tensors.update((id(t), t) for t in node.outputs)
+                return
             args, kwargs = keras.tree.map_structure(new, (node.args, node.kwargs))
+            args = without_empty(self, node, args)
             masks: Masks = {}
             if takes_masks(node.layer):
                 masks = {id(new(t)): new(mask_of(t)) for t in node.inputs if mask_of(t) is not None}
             result = self.trace(node.layer, args, kwargs, masks)
-            parts = [part for part in keras.tree.flatten(result) if part is not None]
+            parts = keras.tree.flatten(result)
+            if len(parts) > len(node.outputs):
+                # An output that Keras knows to be None has no record.
+                parts = [part for part in parts if part is not None]
             for old, out in zip(node.outputs, parts, strict=True):
                 tensors[id(old)] = out
 
@@ -230,7 +238,7 @@ class Tracer(Ruling):
         """
         if (folded := fold_known(self, layer, args, kwargs)) is not None:
             return folded
-        if moves_batch(layer, args, kwargs):
+        if moves_batch(self, layer, args, kwargs):
             return trace_displaced(self, layer, args, kwargs)
         outputs = self._trace_call(layer, args, kwargs, masks or {})
         activity = getattr(layer, "activity_regularizer", None)

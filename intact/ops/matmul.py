@@ -187,6 +187,10 @@ def contract(
         if einsum.b[0] != first:
             tracer.refuse(layer, f"{equation!r} does not keep the batch of both operands")
         return _product(a, b, einsum, shaper)
+    if first in einsum.b and b.shape[einsum.b.index(first)] == 1:
+        # One constant for a single sample.
+        b = ops.squeeze(b, einsum.b.index(first))
+        einsum = einsum._replace(b=einsum.b.replace(first, ""))
     if not einsum.batch:
         return _dense(a, b, einsum, shaper, bias, dense)
     # A separate matrix for every position, the same for the whole batch.

@@ -88,7 +88,11 @@ class Reshape(Moving):
         if batch == x.shape[0] and (None in sizes or before == after):
             return reshaped(tracer, layer, x, sizes)
         if None in sizes or (batch is not None and x.shape[0] is None) or after == 0:
-            tracer.refuse(layer, "the batch axis must stay the first")
+            tracer.refuse(
+                layer,
+                "the batch axis must stay the first, and values of several samples would mix; "
+                "build the model for one sample (`batch_size=1` of `keras.Input`) if that is meant",
+            )
         if before % after and after % before:
             tracer.refuse(layer, f"a sample has {before} values and a row of its output {after}")
         # Other axes join the batch, or leave it.
