@@ -201,7 +201,8 @@ Made from their docstrings by `python docs/make_pages.py`; a test fails when it 
 
 All errors are `intact.IntactError`s. They say what is wrong, where, and what to do, and they come
 early: `quantize_model` refuses layers that cannot be quantized, before any training. A traceback
-ends with the code. On the command line, an error is one line, and the exit code is 1.
+ends with the code. On the command line, an error is one line, which ends with the code, and the
+process ends with status 1.
 
 All names are in the package: `intact.UnsupportedLayerError`. The findings of `verify` have
 [codes of their own](verify_rules.md).

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from small import cnn, enliven, lossy
 
 import intact
 from intact.cli import main
+from intact.cli.output import warn
+from intact.errors import ScheduleWarning
 from intact.litert.builder import Builder
 
 
@@ -41,6 +44,13 @@ def the_error(process):
     errors = [line for line in process.stderr.splitlines() if line.startswith("Error: ")]
     assert errors == process.stderr.splitlines()[-1:]
     return errors[0]
+
+
+def test_a_warning_ends_with_its_code(capsys):
+    warn(ScheduleWarning("The delay is not over."))
+    warn("The file has no name.")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["Warning: The delay is not over. [A905]", "Warning: The file has no name."]
 
 
 @pytest.fixture
@@ -196,7 +206,7 @@ def test_files_that_are_none_are_one_line(call, files, command, name, word):
     result = call(command, name)
     assert result.exit_code == 1
     (line,) = result.output.splitlines()
-    assert line.startswith("Error: ")
+    assert line.startswith("Error: ") and re.search(r" \[E8\d\d\]$", line)
     assert word in line
 
 
@@ -437,6 +447,7 @@ def test_errors_name_the_file(call, bad, monkeypatch):
     monkeypatch.chdir(bad)
     result = call("recover", "model.keras", "-o", "r.keras", "--data", "x.npy")
     assert errors_of(result)[0].startswith("Error: model.keras: Model ")
+    assert errors_of(result)[-1].endswith(" [E801]")
     result = call("compare", "q.keras", "q.tflite", "--data", "flat.npy")
     assert "flat.npy" in errors_of(result)[0]
 

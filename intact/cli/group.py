@@ -15,7 +15,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except IntactError as error:
             # A path that was refused while the arguments were read.
-            raise output.CleanError(str(error)) from error
+            raise output.CleanError(error) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

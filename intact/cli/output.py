@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 
 
 class CleanError(click.ClickException):
-    """Prints an error on stderr, without the usage text, because the command line was right."""
+    """Prints an error on stderr, without the usage text, because the command line was right.
+
+    Args:
+        error: The error. Its code, which `docs/errors.md` explains, ends the line.
+        text: What to print in place of its message.
+    """
 
     exit_code = 1
+
+    def __init__(self, error: IntactError, text: str | None = None) -> None:
+        super().__init__(f"{text or error} [{error.code}]")
 
 
 class Command(click.Command):
@@ -37,10 +45,10 @@ class Command(click.Command):
         """
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_, **__: warn(str(message))
+                warnings.showwarning = lambda message, *_, **__: warn(message)
                 return super().invoke(ctx)
         except IntactError as error:
-            raise CleanError(_with_file(error, ctx)) from error
+            raise CleanError(error, _with_file(error, ctx)) from error
 
 
 def _with_file(error: IntactError, ctx: click.Context) -> str:
@@ -65,13 +73,14 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def warn(text: str) -> None:
-    """Print a warning on stderr.
+def warn(warning: str | Warning) -> None:
+    """Print a warning on stderr, with its code if it has one.
 
     Args:
-        text: The warning.
+        warning: The warning.
     """
-    click.echo(f"Warning: {text}", err=True)
+    code = getattr(warning, "code", None)
+    click.echo(f"Warning: {warning}" + (f" [{code}]" if code else ""), err=True)
 
 
 def echo(as_json: bool, data: Any, text: Any) -> None:
