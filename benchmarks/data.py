@@ -68,15 +68,20 @@ def pretrained(name: str) -> keras.Model:
 
 
 def saved(path: str) -> keras.Model:
-    """A model from a file, also one of KerasHub's layers.
+    """A model from a file, also one of KerasHub's layers or our own.
 
     Keras imports TensorFlow, where there is one, when it first asks a layer for its settings. That
     happens here, so that it is not part of what is timed later.
     """
-    for package in ("tensorflow", "keras_hub"):
+    for package in ("tensorflow", "transformer_models"):
         with contextlib.suppress(ImportError):
             importlib.import_module(package)
     return keras.saving.load_model(path, compile=False)
+
+
+def positional(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray] | np.ndarray:
+    """The array of a single input without its name, which tools change."""
+    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
 def fashion_mnist() -> tuple[np.ndarray, ...]:

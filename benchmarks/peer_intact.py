@@ -10,25 +10,27 @@
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from data import saved
+from data import positional, saved
 from measuring import measured, serve, write
 from real_models import compile_step
 
 import intact
 
 
-def batches(samples: dict[str, np.ndarray], times: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(samples: dict[str, np.ndarray], times: int) -> Iterator[Any]:
     """Yield batches of 25 samples."""
     count = len(next(iter(samples.values())))
     for _ in range(times):
         for i in range(0, count, 25):
-            yield {name: array[i : i + 25] for name, array in samples.items()}
+            yield positional({name: array[i : i + 25] for name, array in samples.items()})
 
 
 def main(folder: str, out: str, scheme: str, times: str = "1") -> None:
@@ -37,12 +39,14 @@ def main(folder: str, out: str, scheme: str, times: str = "1") -> None:
     with measured() as cost:
         q = model if scheme == "float" else intact.quantize_model(model, scheme)
         if scheme in ("int8", "int16x8"):
-            data = samples if times == "1" else batches(samples, int(times))
+            data = positional(samples)
+            if times != "1":
+                data = partial(batches, samples, int(times))
             intact.calibrate(q, data, verbose=0)
         content = intact.export(q)
     if times == "1":
         test = {name: array[:50] for name, array in np.load(f"{folder}/test.npz").items()}
-        seen = intact.compare(q, content, test, 25, per_layer=False)
+        seen = intact.compare(q, content, positional(test), 25, per_layer=False)
         cost["equal"] = 1 - seen.different / sum(output.values for output in seen.outputs)
     write(out, content, cost)
 

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from data import saved
+from data import positional, saved
 from measuring import measured, write
 
 
@@ -39,7 +39,7 @@ def main(folder: str, out: str, scheme: str) -> None:
     with measured() as cost:
         model.quantize(scheme)
         model.export(out, format="litert", verbose=False)
-    expected = model.predict(test if len(test) > 1 else next(iter(test.values())), verbose=0)
+    expected = model.predict(positional(test), verbose=0)
     cost["equal"] = float(np.mean(run(out, test) == expected))
     write(out, Path(out).read_bytes(), cost)
 

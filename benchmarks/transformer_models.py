@@ -65,6 +65,7 @@ def random_texts(count: int, length: int = LENGTH) -> dict[str, np.ndarray]:
     return texts(np.where(np.arange(length) < ends, tokens, 0))
 
 
+@keras.saving.register_keras_serializable("benchmarks")
 class Positions(layers.Layer):
     """Adds a trained vector for each place."""
 

@@ -89,6 +89,14 @@ def test_learned_rounding_beats_the_nearest(windows, kernel, bits):
     assert noise(windows, kernel, learned) < 0.7 * noise(windows, kernel, grid.rounded)
 
 
+def test_blocks_of_taps_change_nothing(windows, kernel, monkeypatch):
+    covariance, grid = Covariance.of(windows), integer_grid(kernel, SPEC_4)
+    settings = covariance, kernel, grid.rounded, grid.snap, grid.fixed
+    whole = descend(*settings)
+    monkeypatch.setattr("intact.recovery.rounding.BLOCK", 5)
+    np.testing.assert_allclose(descend(*settings), whole, rtol=1e-6)
+
+
 def test_smaller_ranges_help_narrow_weights(windows, kernel):
     covariance = Covariance.of(windows)
     plain, found = integer_grid(kernel, SPEC_4), shrunk(covariance, kernel, SPEC_4)

@@ -22,18 +22,22 @@ MAX_TAPS = 4608
 """Layers with more taps are skipped, because the covariance would fill the memory."""
 
 
-def float_sums(model: keras.Model, batch: list[Any]) -> dict[str, np.ndarray]:
-    """The float model's mean before each bias that `adjust` may correct.
+def float_pass(
+    model: keras.Model, batch: list[Any], wanted: list[Any] | None = None
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """The float model's mean before each bias that `adjust` may correct, and its outputs.
 
     Args:
         model: A quantized model; its own float weights are what it should compute.
         batch: The arrays of the inputs.
+        wanted: Tensors of the graph, or `QTensor`s of them.
 
     Returns:
-        By the name of a layer, the mean of each channel of its sums of products.
+        By the name of a layer, the mean of each channel of its sums of products; and the real
+        values of the wanted tensors.
     """
-    graph = view(model)
-    walk = Walk(graph, [batch])
+    graph, wanted = view(model), wanted or []
+    walk = Walk(graph, [batch], keras.tree.flatten(wanted))
     sums = {}
     for node in graph.nodes:
         if node.is_input:
@@ -41,7 +45,7 @@ def float_sums(model: keras.Model, batch: list[Any]) -> dict[str, np.ndarray]:
         if _is_once(node, walk):
             sums[node.layer.name] = _mean_sums(node, walk, node.layer.layer.kernel)
         walk.step(node, in_float)
-    return sums
+    return sums, [to_numpy(walk.real(part)[0]) for part in wanted]
 
 
 def adjust(
@@ -61,7 +65,7 @@ def adjust(
     Args:
         model: A quantized model; its own float weights are what it should compute.
         batches: Per batch, the arrays of the inputs.
-        targets: The mean of the batches' `float_sums`.
+        targets: The mean of the batches' sums, by `float_pass`.
         weight_scales: Search the range of each channel's weights.
         learned: Learn whether weights are rounded up or down.
         bias_correction: Undo the shift of the mean by all this.

@@ -9,14 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.calibration.biases import State, take_back_corrections
-from intact.calibration.calibration import find_ranges
-from intact.calibration.sources import Data, collect
+from intact.calibration.biases import BiasPass, State, take_back_corrections
+from intact.calibration.calibration import RangePass, find_ranges, look, observing
+from intact.calibration.sources import Data, Source, collect
 from intact.calibration.walk import (
     Call,
     as_filed,
     cut,
-    in_float,
     run,
     variance,
 )
@@ -31,7 +30,7 @@ from intact.progress import Progress
 from intact.quantizers.observers import Observer
 from intact.recovery.equalization import equalize as equalize_layers
 from intact.recovery.folds import folds, surely_better
-from intact.recovery.layerwise import adjust, adjustable, float_sums
+from intact.recovery.layerwise import adjust, adjustable, float_pass
 from intact.tables import table
 
 CHANGES = {
@@ -260,10 +259,10 @@ class _Recovery:
         first_outputs = self._outputs_of_all(as_filed) if as_given and open_options else None
         take_back_corrections(self.model)
         self.real = State(self.model)
-        self.sums = [[float_sums(self.model, batch) for batch in fold] for fold in self.batches]
+        self._run_in_float()
         trials: list[Trial] = []
         if open_options:
-            self.expected = self._outputs_of_all(in_float)
+            self._observe()
             outputs = zip(*self.expected, strict=True)
             self.variances = [variance(np.concatenate(parts)) for parts in outputs]
             for index, outputs_of_fold in enumerate(first_outputs or ()):
@@ -275,6 +274,28 @@ class _Recovery:
             self._fit(way, range(len(self.folds)))
         self.bar.update(fits * self.calls)
         return trials
+
+    def _run_in_float(self) -> None:
+        """Find the means of sums and the outputs that the model should have."""
+        self.sums, self.expected = [], []
+        for fold in self.batches:
+            passes = [float_pass(self.model, batch, self.judged) for batch in fold]
+            self.sums.append([sums for sums, _ in passes])
+            parts = zip(*(outputs for _, outputs in passes), strict=True)
+            self.expected.append([np.concatenate(part) for part in parts])
+
+    def _observe(self) -> None:
+        """Let observers see each fold in float: fits to four folds merge what they saw."""
+        self.biases, self.ranges = BiasPass(self.model), RangePass(self.model, self.observer)
+        watches = [*self.biases.watches, *self.ranges.watches]
+        self.rules = [rule for _, rule in watches]
+        self.seen = []
+        with observing(self.model):
+            for fold in self.folds:
+                arrays = [array[fold] for array in self.arrays]
+                data = arrays if len(arrays) > 1 else arrays[0]
+                source = Source(data, None, self.batch_size, self.model.inputs)
+                self.seen.append(look(self.model, watches, source, Progress("", None, 0)))
 
     def _choose(
         self, way: dict[str, bool], options: dict[str, bool | None]
@@ -342,10 +363,14 @@ class _Recovery:
         sums = [part for index in chosen for part in self.sums[index]]
         if way["equalize"]:
             equalize_layers(self.model, batches)
-            sums = [float_sums(self.model, batch) for batch in batches]
+            sums = [float_pass(self.model, batch)[0] for batch in batches]
         options = (way["weight_scales"], way["round"], way["bias_correction"])
+        merged = None if way["equalize"] or len(chosen) == len(self.folds) else self._merged(chosen)
         if any(options):
-            self._calibrate(arrays)
+            if merged is None:
+                self._calibrate(arrays)
+            else:
+                self.ranges.apply(merged[len(self.biases.watches) :])
             counts = [len(batch[0]) for batch in batches]
             targets = {
                 name: np.average([part[name] for part in sums], axis=0, weights=counts)
@@ -354,8 +379,21 @@ class _Recovery:
             adjust(self.model, batches, targets, *options, self.seed, self.bar)
             self._calibrate(arrays)
         else:
-            self._calibrate(arrays, bias_correction=self.corrects)
+            if merged is not None and self.corrects:
+                self.biases.apply(merged[: len(self.biases.watches)])
+            self._calibrate(arrays, bias_correction=self.corrects and merged is None)
             self.bar.add(self.calls)
+
+    def _merged(self, chosen: Sequence[int]) -> list[Any] | None:
+        """What the observers saw of some folds; None if that depends on the order of the data."""
+        states = self.seen[chosen[0]]
+        try:
+            for index in chosen[1:]:
+                triples = zip(self.rules, states, self.seen[index], strict=True)
+                states = [rule.merge(a, b) for rule, a, b in triples]
+        except IntactError:
+            return None
+        return states
 
     def _calibrate(self, arrays: list[np.ndarray], bias_correction: bool = False) -> None:
         find_ranges(

@@ -24,6 +24,9 @@ SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 SWEEPS = 4
 """How many times `descend` goes through all taps at most."""
 
+BLOCK = 64
+"""Taps whose steps change the slope of all others at once, in one product of matrices."""
+
 
 @dataclass
 class Covariance:
@@ -81,19 +84,24 @@ def descend(
     Returns:
         The rounded weights.
     """
-    rounded = rounded.copy()
+    square, rounded = covariance.square, rounded.copy()
     # Half the slope of the error, kept up to date.
-    slope = covariance.square @ (rounded - kernel)
+    slope = square @ (rounded - kernel)
     for _ in range(SWEEPS):
-        changed = False
-        for k in range(kernel.shape[1]):
-            best = rounded[:, k] - slope[:, k] / covariance.square[:, k, k, None]
-            step = np.where(fixed[:, k], 0.0, snap(best, k) - rounded[:, k]).astype("float32")
-            if np.any(step):
-                changed = True
-                rounded[:, k] += step
-                slope += covariance.square[:, :, k, None] * step[:, None, :]
-        if not changed:
+        before = rounded.copy()
+        for start in range(0, kernel.shape[1], BLOCK):
+            block = slice(start, start + BLOCK)
+            steps = np.zeros_like(rounded[:, block])
+            inside = slope[:, block].copy()
+            for k in range(steps.shape[1]):
+                tap = start + k
+                best = rounded[:, tap] - inside[:, k] / square[:, tap, tap, None]
+                change = np.where(fixed[:, tap], 0.0, snap(best, tap) - rounded[:, tap])
+                steps[:, k] = change
+                inside += square[:, block, tap, None] * steps[:, None, k]
+            rounded[:, block] += steps
+            slope += square[:, :, block] @ steps
+        if np.array_equal(before, rounded):
             break
     return rounded
 
