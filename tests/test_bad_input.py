@@ -114,3 +114,9 @@ def test_wrong_data_for_a_file(data):
         model.predict(data[:0])
     with pytest.raises(intact.InvalidDataError, match="image"):
         model.predict({"picture": data})
+
+
+def test_a_training_step_without_samples(data):
+    q = intact.quantize_model(small())
+    with pytest.raises(intact.IntactError, match=r"'image' got a batch without samples.*\(0, 6"):
+        q(data[:0], training=True)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from intact.errors import IntactError
 from intact.layers.base import QuantizedLayer
 from intact.layers.schedule import Schedule, make_clock
 from intact.numerics.affine import QTensor, Scaled, affine_params, integer_range
@@ -229,6 +230,7 @@ class TrackedRange(QuantizedLayer):
         now: Tensor | None,
     ) -> None:
         """Let the range of a slot follow a batch; the arguments are those of a call."""
+        self._refuse_no_samples(scaled.values)
         scaled = Scaled(*(ops.stop_gradient(x) if ops.is_tensor(x) else x for x in scaled))
         xp = number_ops(scaled.values)
         names = [*Range._fields, *(["size"] if self.learns else [])]
@@ -288,6 +290,14 @@ class TrackedRange(QuantizedLayer):
             # The optimizer moves what the first data, or those before the delay, gave.
             over = ops.logical_or(over, self.clock.reached("quant_delay", now))
         return ops.logical_or(no_data, ops.logical_not(over))
+
+    def _refuse_no_samples(self, values: Tensor) -> None:
+        if 0 in values.shape:
+            raise IntactError(
+                f"{self.range_name!r} got a batch without samples, of shape {tuple(values.shape)}. "
+                "It has no range that training could follow. Give every step at least one sample, "
+                "in each process that trains: leave out the last batch where it is too small."
+            )
 
     def _check_agreement(self, slot: int, state: Range, xp: Any) -> None:
         """Make sure, before a slot's first step, that all processes begin with the same range."""
