@@ -322,7 +322,8 @@ class _Check:
         self.kernels = kernel_graph(model)
         self.graph = self.kernels.graph
         self.content = lower(model)
-        self.plain = LiteRTModel(self.content)
+        file = LiteRTModel(self.content)
+        self.output_names, self.output_tensors = file.output_names, file.output_tensors
         self.names = dict(self._names())
         self.same_top1: float | None = None
 
@@ -346,7 +347,7 @@ class _Check:
         rounded = _run(expose(self.content, inside), self.batch)
         tensors = [*self.model.outputs, *(node.outputs[0] for node in nodes)]
         exact = FloatForm(self.model, tensors)(self.batch)
-        names = [*self.plain.output_tensors, *inside]
+        names = [*self.output_tensors, *inside]
         pairs = [Pair.of(real, rounded[name]) for real, name in zip(exact, names, strict=True)]
         count = len(self.model.outputs)
         return pairs[:count], dict(zip(nodes, pairs[count:], strict=True))
@@ -364,7 +365,7 @@ class _Check:
         lost = self._graph_losses(outputs) if fresh else []
         if lost:
             return lost
-        rows = zip(self.plain.output_names, self.model.outputs, outputs, judged, strict=True)
+        rows = zip(self.output_names, self.model.outputs, outputs, judged, strict=True)
         for name, tensor, pair, node in rows:
             if node is None:
                 lost += losses(name, pair, self._parts(tensor))
@@ -375,7 +376,7 @@ class _Check:
     def _graph_losses(self, outputs: list[Pair]) -> list[Loss]:
         """The outputs for which the float form differs from the float model."""
         few = [array[:FLOAT_SAMPLES] for array in self.batch]
-        rows = zip(self.plain.output_names, float_outputs(self.model, few), outputs, strict=False)
+        rows = zip(self.output_names, float_outputs(self.model, few), outputs, strict=False)
         # Products of all pairs of samples have fewer columns, too.
         pairs = [
             (name, Pair.of(real, pair.real[tuple(map(slice, real.shape))]))

@@ -4,7 +4,8 @@ Source: Nagel et al., arXiv:1906.04721, section 4.2.
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +20,9 @@ from intact.numerics.weights import half_precision
 from intact.ops.base import Weighted
 from intact.ops.registry import get_op
 from intact.quantizers.means import Mean
+
+TOGETHER = 2**26
+"""The size in bytes of the float kernels whose products are computed together."""
 
 
 class BiasPass:
@@ -51,8 +55,7 @@ class BiasPass:
             kernels: Some of `kernels`.
             means: The mean of each one's input, a batch of one.
         """
-        nodes = [kernel.call for kernel in kernels]
-        lost = products(self.model, nodes, [_rounding(kernel) for kernel in kernels], means)
+        lost = [gap for part in _parts(kernels, means) for gap in self._lost(*part)]
         per_layer: dict[int, list[Any]] = {}
         for kernel, gap in zip(kernels, lost, strict=True):
             shift = gap.mean(axis=tuple(range(gap.ndim - 1)))
@@ -60,6 +63,28 @@ class BiasPass:
         for kernel, *shifts in per_layer.values():
             kernel.quantized.corrected = np.mean(shifts, axis=0)
             _shift(kernel, kernel.quantized.corrected)
+
+    def _lost(self, kernels: Sequence[Kernel], means: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What rounding the weights takes from each layer's output."""
+        nodes = [kernel.call for kernel in kernels]
+        return products(self.model, nodes, [_rounding(kernel) for kernel in kernels], [*means])
+
+
+def _parts(
+    kernels: list[Kernel], means: list[np.ndarray]
+) -> Iterator[tuple[Sequence[Kernel], Sequence[np.ndarray]]]:
+    """Some kernels with their inputs at a time, so that few are copied at once."""
+    part: list[tuple[Kernel, np.ndarray]] = []
+    size = 0
+    for kernel, mean in zip(kernels, means, strict=True):
+        more = 4 * math.prod(kernel.layer.kernel.shape)
+        if part and size + more > TOGETHER:
+            yield tuple(zip(*part, strict=True))
+            part, size = [], 0
+        part.append((kernel, mean))
+        size += more
+    if part:
+        yield tuple(zip(*part, strict=True))
 
 
 def take_back_corrections(model: keras.Model) -> None:
@@ -82,7 +107,7 @@ def without_corrections(model: keras.Model) -> Iterator[None]:
     Args:
         model: A quantized model.
     """
-    state = State(model)
+    state = State(model, weights=False)
     try:
         take_back_corrections(model)
         yield
@@ -95,17 +120,19 @@ class State:
 
     Args:
         model: A quantized model.
+        weights: Whether to copy quantized weights, too, which only recovery changes.
     """
 
-    def __init__(self, model: keras.Model) -> None:
-        self.model = model
-        self.values = [np.array(to_numpy(variable)) for variable in model.variables]
+    def __init__(self, model: keras.Model, weights: bool = True) -> None:
         self.layers = [layer for layer in model.layers if isinstance(layer, Quantized)]
         self.corrected = [layer.corrected for layer in self.layers]
+        kernels = {id(getattr(q.layer, name)) for q in self.layers for name in q.layouts()}
+        variables = (v for v in model.variables if weights or id(v) not in kernels)
+        self.values = [(variable, np.array(to_numpy(variable))) for variable in variables]
 
     def restore(self) -> None:
         """Restore the copy."""
-        for variable, value in zip(self.model.variables, self.values, strict=True):
+        for variable, value in self.values:
             variable.assign(value)
         for layer, corrected in zip(self.layers, self.corrected, strict=True):
             layer.corrected = corrected

@@ -138,7 +138,7 @@ def find_ranges(
     )
     passes = bool(observed) + bias_correction
     bar = Progress("Calibrating", source.total(passes), verbose)
-    before = State(model)
+    before = State(model, weights=False)
     try:
         with observing(model):
             if bias_correction:

@@ -1,6 +1,7 @@
 """Shows observers the tensors of a quantized model while data runs through it in float."""
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,9 @@ from intact.quantizers.observers import Observer
 Watch = tuple[keras.KerasTensor | tuple[keras.KerasTensor, ...], Observer]
 """One tensor of a model's graph, or several together, and their observer."""
 
+LARGE = 2**29
+"""The size in bytes of a model's float weights beyond which nothing copies all of them."""
+
 MEMORY = 2**28
 """The size in bytes of the tensors of one batch; a single sample may exceed it."""
 
@@ -34,7 +38,7 @@ class Capture:
 
     The model is written as a float LiteRT file whose outputs are these tensors, as its
     kernels are many times as fast as Keras. Where an op has no float form there, or a
-    tensor is not finite, or the model keeps a state, Keras runs it.
+    tensor is not finite, or the model is large or keeps a state, Keras runs it.
 
     Args:
         model: A quantized model whose quantizers let real values through.
@@ -53,7 +57,7 @@ class Capture:
         )
         # NumPy's reductions release the GIL.
         self._pool = ThreadPoolExecutor(os.cpu_count())
-        if fast and not stateful_layers(model):
+        if fast and not stateful_layers(model) and not is_large(model):
             try:
                 tensors = [tensor for tensor, _ in watches]
                 content, names = lower_real(model, keras.tree.flatten(tensors))
@@ -102,6 +106,15 @@ class Capture:
                 size = sum(file.view(name).nbytes for name in {*keras.tree.flatten(self.names)})
                 self.step = max(1, MEMORY // size)
         return states
+
+
+def is_large(model: keras.Model) -> bool:
+    """Whether a float file of a model would take too much memory.
+
+    Args:
+        model: A quantized model.
+    """
+    return sum(4 * math.prod(variable.shape) for variable in model.variables) > LARGE
 
 
 def products(

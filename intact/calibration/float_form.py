@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from intact.calibration.biases import State, take_back_corrections, without_corrections
+from intact.calibration.capture import is_large
 from intact.calibration.walk import cut, in_float, run
 from intact.errors import IntactError
 from intact.graph.view import Node, structure, view
@@ -26,8 +27,8 @@ class FloatForm:
     """A quantized model without any rounding: real activations, and the weights as they are.
 
     Biases are those before bias correction. A float LiteRT file computes this, because it needs
-    no compilation. Where an op has no float form there, or the model keeps a state, Keras makes
-    its calls one by one.
+    no compilation. Where an op has no float form there, or the model is large or keeps a state,
+    Keras makes its calls one by one.
 
     Args:
         model: A quantized model.
@@ -48,7 +49,9 @@ class FloatForm:
         self.model = model
         self.tensors = tensors
         self._file: LiteRTModel | None = None
-        if stateful_layers(model):
+        folded = any(isinstance(layer, Quantized) and layer.norm for layer in model.layers)
+        self._in_keras = not folded
+        if stateful_layers(model) or (is_large(model) and self._in_keras):
             # A float file has no cell states.
             return
         try:
@@ -90,10 +93,10 @@ class FloatForm:
             return None
 
     def _by_keras(self, batch: list[np.ndarray]) -> list[np.ndarray]:
-        if any(isinstance(layer, Quantized) and layer.norm for layer in self.model.layers):
+        if not self._in_keras:
             raise IntactError("weights with a batch norm folded in have no float form in Keras")
         batches = _batches(self.model, batch)
-        before = State(self.model)
+        before = State(self.model, weights=False)
         try:
             take_back_corrections(self.model)
             reset_states(self.model)

@@ -190,7 +190,7 @@ def observe(
     source = Source(data, steps, batch_size, model.inputs, once=True)
     bar = Progress("Observing", source.total(1), verbose)
     digest = _digest(model, part)
-    before = State(model)
+    before = State(model, weights=False)
     try:
         with observing(model):
             sweep = PASSES[part](model, observer)
@@ -245,7 +245,7 @@ def apply(model: keras.Model, observations: Observations | Iterable[Observations
             "changed since. Observe all shards with the model that they are applied to."
         )
     fresh = not any(layer.calibrated for layer in observed_layers(model))
-    before = State(model)
+    before = State(model, weights=False)
     try:
         observer = None if merged.observer is None else get_observer(merged.observer)
         sweep = PASSES[merged.part](model, observer)
