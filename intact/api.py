@@ -107,7 +107,7 @@ def quantize_model(
     refuse_quantized(model)
     chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
-    canonical = _canonical(model, scheme, chosen)
+    canonical = _canonical(model, scheme, chosen, loops=schedule is None)
     idle = chosen.check()
     if idle:
         warnings.warn(
@@ -141,9 +141,12 @@ def quantize_model(
     return quantized
 
 
-def _canonical(model: keras.Model, scheme: Scheme, chosen: LayerFilter) -> keras.Model:
-    """The flat model that a scheme quantizes."""
-    canonical = canonicalize(model, chosen.rule)
+def _canonical(model: keras.Model, scheme: Scheme, chosen: LayerFilter, loops: bool) -> keras.Model:
+    """The flat model that a scheme quantizes; `loops` as for `canonicalize`."""
+    specs = [spec for rule in scheme.rules for spec in (rule.weights, rule.activations) if spec]
+    # Steps of a schedule, and random numbers, are variables, which a loop cannot change.
+    loops = loops and not any(spec.stochastic for spec in specs)
+    canonical = canonicalize(model, chosen.rule, loops)
     if canonical.not_kept:
         warnings.warn(
             f"The quantized model trains without the losses of these layers of {model.name!r} "
@@ -229,8 +232,7 @@ def export(
             ScheduleWarning,
             stacklevel=2,
         )
-    loops = target is None and not unroll
-    content = lower(model, input_dtype, output_dtype, integer_only, target, loops)
+    content = lower(model, input_dtype, output_dtype, integer_only, target, not unroll)
     if path is not None:
         write_whole(content, path)
     return content

@@ -17,11 +17,12 @@ SAVED_CLASSES = {
     "intact": (
         *("AlignedResizing", "BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp"),
         *("Comparison", "Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize"),
-        *("Elementwise", "EmbeddingTable", "FakeQuantize", "FirstValues", "FreeConv2DTranspose"),
-        *("FreeUpSampling2D", "Frozen", "Gather", "GatherAlong", "Max", "Mean", "Min", "Pad"),
-        *("PadLowest", "PadNumber", "PairProducts", "Place", "Quantized", "QuantizedModel"),
-        *("QuantizedWeights", "ScaledSoftmax", "Select", "SizedReshape", "Slice", "SpaceToDepth"),
-        *("StatefulLSTM", "StatefulQuantize", "Sum", "Take", "Together", "TopPlaces", "TopValues"),
+        *("Elementwise", "EmbeddingTable", "FakeQuantize", "FirstValues"),
+        *("FreeConv2DTranspose", "FreeUpSampling2D", "Frozen", "Gather", "GatherAlong", "Loop"),
+        *("Max", "Mean", "Min", "Pad", "PadLowest", "PadNumber", "PairProducts", "Place"),
+        *("Quantized", "QuantizedLoop", "QuantizedModel", "QuantizedWeights", "ScaledSoftmax"),
+        *("Select", "SizedReshape", "Slice", "SpaceToDepth", "StatefulLSTM"),
+        *("StatefulQuantize", "StepModel", "Sum", "Take", "Together", "TopPlaces", "TopValues"),
         *("Truncated", "Truth", "TurnedPairs", "WholeNumbers", "WithoutGradient", "Zeros"),
     ),
     "intact.tfmot": (

@@ -22,10 +22,12 @@ def test_an_integer_model_is_said_to_be_one():
     assert "layers run on integers" in str(seen)
 
 
-def test_a_users_layer_is_one_row():
-    model = keras.Sequential([keras.Input((12, 4)), layers.LSTM(3, name="memory"), layers.Dense(2)])
+@pytest.mark.parametrize(("steps", "least"), [(7, 20), (12, 15)], ids=["written out", "loop"])
+def test_a_users_layer_is_one_row(steps, least):
+    memory = layers.LSTM(3, name="memory")
+    model = keras.Sequential([keras.Input((steps, 4)), memory, layers.Dense(2)])
     seen = intact.explain(model)
-    assert len(seen.layers) > 20
+    assert len(seen.layers) > least
     assert list(seen.by_owner) == ["memory", model.layers[-1].name]
     assert {entry.owner_kind for entry in seen.by_owner["memory"]} == {"LSTM"}
     lines = str(seen).splitlines()

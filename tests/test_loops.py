@@ -7,6 +7,7 @@ from keras import layers, ops
 from small import enliven, lossy, op_names
 
 import intact
+from intact.layers.loop import QuantizedLoop
 
 STEPS = 10
 
@@ -90,6 +91,56 @@ def test_other_types(scheme, rng):
     first, second = (file.predict(data, batch_size=1) for file in files)
     np.testing.assert_array_equal(first, second)
     assert "WHILE" in op_names(files[0].content)
+
+
+@pytest.mark.parametrize("kind", ["gru", "states", "masked", "custom"])
+def test_training_finds_ranges_and_learns(kind, rng):
+    model = enliven(model_of(MODELS[kind][0]), rng)
+    data = rng.normal(size=(32, STEPS, 3)).astype("float32")
+    q = intact.quantize_model(model)
+    assert len(q.layers) < 80
+    assert len([layer for layer in q.layers if isinstance(layer, QuantizedLoop)]) == 1
+    expected = model.predict(data, verbose=0)
+    # Without ranges, activations are not rounded.
+    assert np.abs(q.predict(data, verbose=0) - expected).max() < 0.02 * np.ptp(expected)
+    q.compile(keras.optimizers.Adam(0.01), "mse")
+    losses = [float(q.train_on_batch(data, 0.5 * expected)) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    content = intact.export(q, integer_only=True)
+    assert not any(t.different for t in intact.compare(q, content, data).outputs)
+
+
+def test_a_saved_loop_is_the_same(rng, tmp_path):
+    model = enliven(
+        model_of(lambda x: layers.GRU(3)(layers.LSTM(4, return_sequences=True)(x))), rng
+    )
+    data = rng.normal(size=(32, STEPS, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    q.save(tmp_path / "q.keras")
+    loaded = keras.saving.load_model(tmp_path / "q.keras")
+    assert intact.export(loaded) == intact.export(q)
+    np.testing.assert_array_equal(loaded.predict(data, verbose=0), q.predict(data, verbose=0))
+    against_float = intact.compare(q, intact.export(q), data, float_model=model)
+    assert not any(t.different for t in against_float.outputs)
+    assert intact.export(intact.freeze(q)) == intact.export(q)
+
+
+def test_first_states_are_converted(rng):
+    x, h = keras.Input((STEPS, 3)), keras.Input((4,))
+    model = enliven(keras.Model([x, h], layers.GRU(4, return_state=True)(x, initial_state=h)), rng)
+    data = [rng.normal(size=(32, *t.shape[1:])).astype("float32") for t in model.inputs]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    for unroll in (False, True):
+        content = intact.export(q, integer_only=True, unroll=unroll)
+        assert not any(t.different for t in intact.compare(q, content, data).outputs)
+
+
+def test_a_layer_that_is_called_twice_keeps_one_set_of_weights(rng):
+    layer = layers.LSTM(4)
+    model = enliven(model_of(lambda x: layer(x) + layer(x * 0.5)), rng)
+    q = intact.quantize_model(model)
+    assert sum(np.prod(v.shape) for v in q.trainable_variables) == model.count_params()
+    assert not [part for part in q.layers if isinstance(part, QuantizedLoop)]
 
 
 def test_a_float_model(rng):

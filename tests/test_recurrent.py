@@ -143,7 +143,11 @@ def test_dropout_is_at_work_while_training(rng):
 
 
 REFUSED = {
-    "steps": (lambda x: layers.LSTM(2)(x), (None, 3), "number of steps must be known"),
+    "steps": (
+        lambda x: layers.LSTM(2, recurrent_dropout=0.5)(x),
+        (None, 3),
+        "number of steps must be known",
+    ),
     "time": (
         lambda x: layers.TimeDistributed(layers.Conv1D(2, 1))(x),
         (None, 3, 2),

@@ -172,6 +172,15 @@ CASES = {
     ),
     "grouped heads": Sized(lambda x: GroupedHeads()(x), (None, 16), STEPS),
     "attention": Sized(encoder, (None, 16), STEPS),
+    "recurrent": Sized(lambda x: layers.LSTM(4)(x), (None, 16), (*STEPS, (1, 16))),
+    "recurrent, both ways": Sized(
+        lambda x: layers.Bidirectional(layers.GRU(3, return_sequences=True))(x), (None, 16), STEPS
+    ),
+    "recurrent, with a mask": Sized(
+        lambda x: layers.SimpleRNN(4)(layers.Masking()(ops.relu(x - 2.0))),
+        (None, 16),
+        STEPS,
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from intact.layers.quantized_model import refuse_quantized
 from intact.names import SchemeName
 from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Op
+from intact.ops.loop import Opening, layers_of
 from intact.ops.registry import get_op, register_op
 from intact.plan.filters import Filters, LayerFilter
 from intact.plan.plan import BY_CHOICE, Plan, Step
@@ -260,13 +261,16 @@ def explain(
     refuse_quantized(model)
     chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
-    canonical = simplify(trace_whole(model, lambda: _Explainer(chosen.rule)), scheme)
+    canonical = simplify(trace_whole(model, lambda shared: _Explainer(chosen.rule, shared)), scheme)
     plan = make_plan(canonical, scheme, allow_float=True)
     # Layers that `simplify` has put in have no owner, and are named after one.
     owners = dict(filter(None, (getattr(layer, "owner", None) for layer in canonical.layers)))
     entries = []
+    known_layers = layers_of(canonical)
     for step in plan.steps:
-        layer = canonical.get_layer(step.name)
+        layer = known_layers[step.name]
+        if isinstance(layer, Opening):
+            continue
         op = get_op(layer)
         known, integer = not isinstance(op, UnknownOp), step.integer or bool(step.whole)
         kernels = ("fused",) if step.fused else ("folded",) if step.folds else op.litert

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from intact.calibration.capture import Watch, products
-from intact.layers.kernel_graph import Kernel, kernel_graph
+from intact.layers.kernel_graph import Kernel, all_kernels
 from intact.layers.quantized import Quantized
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
@@ -35,7 +35,7 @@ class BiasPass:
     def __init__(self, model: keras.Model) -> None:
         take_back_corrections(model)
         self.model = model
-        self.kernels = [kernel for kernel in kernel_graph(model).kernels if _has_kernel(kernel)]
+        self.kernels = [kernel for kernel in all_kernels(model) if _has_kernel(kernel)]
         self.watches: list[Watch] = [(kernel.call.inputs[0], Mean()) for kernel in self.kernels]
 
     def apply(self, states: list[Any]) -> None:
@@ -93,7 +93,7 @@ def take_back_corrections(model: keras.Model) -> None:
     Args:
         model: A quantized model.
     """
-    for kernel in kernel_graph(model).kernels:
+    for kernel in all_kernels(model):
         quantized = kernel.quantized
         if quantized is not None and quantized.corrected is not None:
             _shift(kernel, -quantized.corrected)

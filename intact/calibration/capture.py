@@ -13,6 +13,8 @@ from keras import ops
 
 from intact.errors import IntactError
 from intact.graph.view import Node, with_outputs
+from intact.layers.kernel_graph import Role, kernel_graph
+from intact.layers.loop import QuantizedLoop
 from intact.layers.stateful import stateful_layers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_products, lower_real
@@ -86,7 +88,11 @@ class Capture:
 
     @functools.cached_property
     def _runner(self) -> tuple[list[Any], Callable[[Any], Any]]:
-        looks = [_Look(observer)(x) for x, observer in self.watches]
+        own = _around_loops(self.model, [tensor for tensor, _ in self.watches])
+        looks = [
+            _Look(observer)(keras.tree.map_structure(lambda t: own.get(id(t), t), x))
+            for x, observer in self.watches
+        ]
         return looks, predictor(with_outputs(self.model, looks))
 
     def _by_litert(self, file: LiteRTModel, batch: list[np.ndarray]) -> list[Any]:
@@ -144,6 +150,33 @@ def products(
             x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
             outputs.append(to_numpy(op.products(node.layer.layer, x, kernel)))
         return outputs
+
+
+def _around_loops(model: keras.Model, watched: Any) -> dict[int, keras.KerasTensor]:
+    """By the id of a tensor of a loop's step, a tensor of the model with those of all steps."""
+    tensors: dict[int, keras.KerasTensor] = {}
+    for kernel in kernel_graph(model).kernels:
+        if kernel.role is Role.LOOP:
+            known = {id(t) for node in kernel.layer.nodes for t in node.outputs}
+            inner = [t for t in keras.tree.flatten(watched) if id(t) in known]
+            if inner:
+                outputs = _AllSteps(kernel.layer, inner)(*kernel.call.args)
+                tensors |= zip(map(id, inner), outputs, strict=True)
+    return tensors
+
+
+class _AllSteps(keras.layers.Layer):
+    """A layer that runs a loop to return tensors of its steps."""
+
+    def __init__(self, loop: QuantizedLoop, tensors: list[keras.KerasTensor]) -> None:
+        super().__init__(autocast=False)
+        self.loop, self.tensors = loop, tensors
+
+    def call(self, inputs: list[Any]) -> list[Any]:
+        return self.loop.watched(inputs, self.tensors)
+
+    def compute_output_spec(self, inputs: list[Any]) -> list[Any]:
+        return [keras.KerasTensor((None, *t.shape), t.dtype) for t in self.tensors]
 
 
 class _Look(keras.layers.Layer):

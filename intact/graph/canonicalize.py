@@ -28,7 +28,9 @@ from intact.graph.view import (
 )
 
 
-def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Model:
+def canonicalize(
+    model: keras.Model, rule_of: RuleOf | None = None, loops: bool = True
+) -> keras.Model:
     """Rewrite a model into a flat functional model of known layers.
 
     Args:
@@ -36,6 +38,7 @@ def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Mod
         rule_of: Returns the rule for a user's layer that an op handles as a whole, or for an
             operation between layers; it receives the custom layer for anything inside its `call`.
             All layers that a layer becomes have its rule, as `own_rule`.
+        loops: Whether equal steps of a recurrent layer become one layer that repeats a step.
 
     Returns:
         A functional model that computes the same; weights are copied, names kept. Its
@@ -57,15 +60,15 @@ def canonicalize(model: keras.Model, rule_of: RuleOf | None = None) -> keras.Mod
         raise InvalidModelError(
             f"Expected a keras.Model. Received: {model!r} of type {type(model).__name__}."
         )
-    return trace_whole(model, lambda: Tracer(rule_of))
+    return trace_whole(model, lambda shared: Tracer(rule_of, shared if loops else None))
 
 
-def trace_whole(model: keras.Model, make_tracer: Callable[[], Tracer]) -> keras.Model:
+def trace_whole(model: keras.Model, make_tracer: Callable[[set[int]], Tracer]) -> keras.Model:
     """Rewrite a whole model by a tracer.
 
     Args:
         model: A built model.
-        make_tracer: Makes the tracer.
+        make_tracer: Makes the tracer, of the ids of cells whose steps are to be written out.
 
     Returns:
         The new model.
@@ -73,16 +76,10 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[], Tracer]) -> keras.
     _refuse_foreign(model)
     inputs = _input_structure(model)
     with deep_graphs(len(model.layers) + 1000), in_float32():
-        tracer = make_tracer()
-        new_inputs = keras.tree.map_structure(tracer.new_input, inputs)
-        outputs = tracer.trace_model(model, (new_inputs,), {})
-        if tracer.integer_inputs:
-            # The input of an embedding: its type is not known of a subclassed model.
-            wanted, tracer = tracer.integer_inputs, make_tracer()
-            new_inputs = keras.tree.map_structure(
-                lambda t: tracer.new_input(t, "int32" if t.name in wanted else None), inputs
-            )
-            outputs = tracer.trace_model(model, (new_inputs,), {})
+        tracer, new_inputs, outputs = _trace(model, inputs, make_tracer, set())
+        if tracer.looped_twice:
+            shared = tracer.looped_twice
+            tracer, new_inputs, outputs = _trace(model, inputs, make_tracer, shared)
         outputs = keras.tree.map_structure(partial(_first, tracer, model), outputs)
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
@@ -105,6 +102,23 @@ def _first(tracer: Tracer, model: keras.Model, tensor: Any) -> Any:
             "Leave it out."
         )
     return joined(tracer, tensor)
+
+
+def _trace(
+    model: keras.Model, inputs: Any, make_tracer: Callable[[set[int]], Tracer], shared: set[int]
+) -> tuple[Tracer, Any, Any]:
+    """The tracer of a model, and the new inputs and outputs."""
+    tracer = make_tracer(shared)
+    new_inputs = keras.tree.map_structure(tracer.new_input, inputs)
+    outputs = tracer.trace_model(model, (new_inputs,), {})
+    if tracer.integer_inputs:
+        # The input of an embedding: its type is not known of a subclassed model.
+        wanted, tracer = tracer.integer_inputs, make_tracer(shared)
+        new_inputs = keras.tree.map_structure(
+            lambda t: tracer.new_input(t, "int32" if t.name in wanted else None), inputs
+        )
+        outputs = tracer.trace_model(model, (new_inputs,), {})
+    return tracer, new_inputs, outputs
 
 
 def _lost_regularizers(model: keras.Model, flat: keras.Model) -> set[str]:

@@ -1,8 +1,7 @@
 """The tracer: builds the canonical graph, call by call."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +13,7 @@ from intact.graph.displaced import moves_batch, trace_displaced
 from intact.graph.dtypes import in_one_type
 from intact.graph.empty import is_empty, without_empty
 from intact.graph.expansion import expand_call, expand_function, fold_known
+from intact.graph.looping import LoopTracing
 from intact.graph.masks import Masks, by_position, is_any, takes_masks, with_masks
 from intact.graph.ruling import RuleOf, Ruling
 from intact.graph.view import Node, is_graph, made_by, mask_of, output_names, structure, view
@@ -29,15 +29,19 @@ from intact.ops.slicing import Slice, Take
 from intact.ops.whole import Convert, WholeNumber, counts, fits
 
 
-class Tracer(Ruling):
+class Tracer(LoopTracing, Ruling):
     """Builds the canonical graph; ops' `trace` methods get it as an argument.
 
     Args:
         rule_of: As for `canonicalize`.
+        unrolled: As for `LoopTracing`.
     """
 
-    def __init__(self, rule_of: RuleOf | None = None) -> None:
-        super().__init__(rule_of)
+    def __init__(
+        self, rule_of: RuleOf | None = None, unrolled: Collection[int] | None = ()
+    ) -> None:
+        LoopTracing.__init__(self, unrolled)
+        Ruling.__init__(self, rule_of)
         self._copies: dict[Any, keras.layers.Layer] = {}
         self._names: set[str] = set()
         self._path: list[str] = []
@@ -45,8 +49,6 @@ class Tracer(Ruling):
         # Temporary objects must outlive the tracing, because their ids are keys.
         self.kept: list[Any] = []
         self._made: dict[Any, keras.layers.Layer] = {}
-        self._step: tuple[int, Counter] | None = None
-        self.anchor: Any = None
         self._converted: dict[tuple[int, str], keras.KerasTensor] = {}
         self.integer_inputs: set[str] = set()
         # By the id of a user's model, Keras' names of its outputs.
@@ -319,24 +321,6 @@ class Tracer(Ruling):
         finally:
             self._path.pop()
             self._prefix = outer
-
-    @property
-    def in_step(self) -> bool:
-        """Whether emitted layers are part of a step."""
-        return self._step is not None
-
-    @contextlib.contextmanager
-    def step(self, layer: Any) -> Iterator[None]:
-        """One step of a layer: all its steps call the same layers, and each of these has one range.
-
-        Args:
-            layer: The layer, or anything that stands for the steps that go together.
-        """
-        outer, self._step = self._step, (id(layer), Counter())
-        try:
-            yield
-        finally:
-            self._step = outer
 
     def refuse(self, layer: Any, reason: str) -> None:
         """Raise the error for a layer that cannot be handled."""

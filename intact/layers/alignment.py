@@ -15,6 +15,7 @@ from intact.graph.view import Node, call_again, recompute, view
 from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, stored_params
 from intact.layers.kernel_graph import Kernel, KernelGraph, Role, kernel_graph
+from intact.layers.loop import QuantizedLoop
 from intact.layers.quantized import Quantized
 from intact.numerics.tensors import Tensor
 from intact.ops.base import Fixed, SameAsInput
@@ -168,7 +169,8 @@ class Reference:
         self.kernels = kernel_graph(model)
         self.graph = self.kernels.graph
         names = {node.layer.name for node in self.graph.nodes}
-        canonical = simplify_alike(canonicalize(float_model), names)
+        loops = any(isinstance(node.layer, QuantizedLoop) for node in self.graph.nodes)
+        canonical = simplify_alike(canonicalize(float_model, loops=loops), names)
         self.float_graph = view(canonical)
         self.tensors = self._pair()
         # Both will be in one model, whose layers need names of their own.
@@ -195,6 +197,9 @@ class Reference:
                 call = next((c for c in same if {id(t) for t in c.inputs} == before), None)
                 if call is None:
                     raise self._stranger(node.layer.name)
+                if isinstance(node.layer, QuantizedLoop):
+                    pairs.update(zip(map(id, node.outputs), _of_loop(node, call), strict=True))
+                    continue
                 out = self._with_fused(call.outputs[0], known)
             if rounds and out.shape != node.outputs[0].shape:
                 raise self._stranger(node.layer.name)
@@ -266,6 +271,12 @@ class Reference:
             values.setdefault(id(self._twin(point)), tensor)
         values = recompute(self.float_graph, values)
         return [values[id(tensor)] for tensor in self.float_graph.outputs]
+
+
+def _of_loop(node: Node, call: Node) -> list[keras.KerasTensor]:
+    """For each output of a quantized loop, a part of a `QTensor` or not, that of the float one."""
+    ends = zip(node.layer.ends, call.outputs, strict=True)
+    return [out for end, out in ends for _ in keras.tree.flatten(end)]
 
 
 def as_real(result: Any) -> keras.KerasTensor:

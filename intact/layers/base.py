@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from intact.errors import FusedLayerWarning, IntactError
-from intact.graph.view import Node, first_call, keras_counts_outputs, readers
+from intact.graph.view import Functional, Node, first_call, keras_counts_outputs, readers
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
 
@@ -56,6 +56,16 @@ class QuantizedLayer(keras.layers.Layer):
             "round it a second time, in another way. Use the model as it is; for other bits, call "
             "`intact.quantize_model` on the float model with another scheme."
         )
+
+
+@keras.saving.register_keras_serializable("intact")
+class StepModel(Functional):
+    """The model of a loop's step, whose layers are those of the model around it."""
+
+
+def is_own_model(layer: Any) -> bool:
+    """Whether a layer is a model, and not one that intact has made for a loop."""
+    return isinstance(layer, keras.Model) and not isinstance(layer, StepModel)
 
 
 @keras.saving.register_keras_serializable("intact")

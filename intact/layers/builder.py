@@ -14,16 +14,19 @@ from intact.graph.view import (
     structure,
     view,
 )
-from intact.layers.base import Dequantize
+from intact.layers.base import Dequantize, StepModel
 from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.loop import QuantizedLoop
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_model import QuantizedModel, class_like, is_quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.schedule import Schedule
 from intact.layers.stateful import StatefulQuantize
+from intact.numerics.affine import QTensor
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import AllSame, NotQuantized, SameAsInput
+from intact.ops.loop import Loop, Opening, opened
 from intact.ops.registry import get_op, known_config, share_code
 from intact.plan.plan import Plan, Site, Step
 from intact.rounding.kernel_rounding import KernelRounding
@@ -70,8 +73,10 @@ class _Builder:
     def __init__(self, model: keras.Model, plan: Plan, schedule: Schedule | None) -> None:
         self.model = model
         self.schedule = schedule
-        self.graph = view(model)
+        self.graph = opened(view(model))
         self.plan = plan
+        # Of the loop that is being built: its inputs, those of its step, and its first states.
+        self.loop: tuple[list[Any], list[Any], list[Any]] = [], [], []
         nodes = [node for node in self.graph.nodes if not node.is_input]
         self.steps = {id(node): step for node, step in zip(nodes, plan.steps, strict=True)}
         self.built: set[int] = set()
@@ -108,6 +113,12 @@ class _Builder:
         self._build_node(node, step)
 
     def _build_node(self, node: Any, step: Step) -> None:
+        if isinstance(node.layer, Opening):
+            self._open_loop(node, step)
+            return
+        if isinstance(node.layer, Loop):
+            self._close_loop(node, step)
+            return
         (output,) = node.outputs
         if not step.integer:
             self.real[id(output)] = self._float(node, step)
@@ -133,6 +144,44 @@ class _Builder:
             activity = getattr(node.layer, "activity", None)
             if activity is not None:
                 self.quantizers[id(step.site.range)].activity[step.site.slot] = activity
+
+    def _open_loop(self, node: Node, step: Step) -> None:
+        """Make the inputs of the model of a loop's step."""
+        form, outer, inner, first = node.layer.form, [], [], []
+        for index, (tensor, part) in enumerate(zip(node.inputs, node.outputs, strict=False)):
+            whole = step.quantized[index]
+            outer.append(self._as_quantized(tensor) if whole else self._as_real(tensor))
+            if index >= form.sequences:
+                symbol = _symbol(tensor, whole, f"{part.name}_given")
+                if index in step.requantize:
+                    symbol_q = self._quantize(_as_tensor(symbol), step.requantize[index])
+                    first.append((symbol, symbol_q))
+                else:
+                    first.append((symbol, _as_tensor(symbol)))
+        for tensor, whole in zip(node.outputs, step.quantized, strict=True):
+            inner.append(_symbol(tensor, whole, tensor.name))
+            kind = self.quantized if whole else self.real
+            kind[id(tensor)] = _as_tensor(inner[-1])
+        self.loop = outer, inner, first
+
+    def _close_loop(self, node: Node, step: Step) -> None:
+        """Make the model of a loop's step, and call the loop."""
+        outer, inner, first = self.loop
+        ends = []
+        for index, (tensor, whole) in enumerate(zip(node.inputs, step.quantized, strict=True)):
+            site = step.requantize.get(index)
+            end = self._as_quantized(tensor) if whole and site is None else None
+            if end is None and (site is None or site.kernel_rounding == "real"):
+                end = self._as_real(tensor)
+            end = self._as_quantized(tensor) if end is None else end
+            ends.append(end if site is None else self._quantize(end, site))
+        inputs = [*inner, *(symbol for symbol, _ in first)]
+        outputs = [_as_list(x) for x in (*ends, *(start for _, start in first))]
+        body = StepModel(inputs, outputs, name=f"{node.layer.name}_step")
+        loop = QuantizedLoop(body, node.layer.form, name=node.layer.name)
+        for tensor, whole, result in zip(node.outputs, step.quantized, loop(outer), strict=True):
+            kind = self.quantized if whole else self.real
+            kind[id(tensor)] = _as_tensor(result)
 
     def _float(self, node: Any, step: Step) -> Any:
         """Call a layer that computes in float, perhaps with rounded weights."""
@@ -259,6 +308,27 @@ class _Builder:
             candidate, n = f"{name}_{n}", n + 1
         self.names.add(candidate + suffix)
         return candidate + suffix
+
+
+def _symbol(tensor: keras.KerasTensor, whole: bool, name: str) -> Any:
+    """An input of the model of a step; the parts of a `QTensor` as a list."""
+    if not whole:
+        return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+    fields = zip(QTensor._fields, QTensor.symbolic(tensor.shape), strict=True)
+    return [
+        keras.Input(batch_shape=part.shape, dtype=part.dtype, name=f"{name}_{field}")
+        for field, part in fields
+    ]
+
+
+def _as_tensor(parts: Any) -> Any:
+    """A `QTensor` of its parts in a list; any other tensor as it is."""
+    return QTensor(*parts) if isinstance(parts, list | tuple) else parts
+
+
+def _as_list(x: Any) -> Any:
+    """The reverse."""
+    return list(x) if isinstance(x, list | tuple) else x
 
 
 def _with_norm(layer: Any, norm: Any, shape: Any) -> Any:

@@ -242,12 +242,8 @@ class FakeQuantize(TrackedRange):
             moves = self.learns and (self.rule.trains_bounds or clamp.upper is not None)
             return self._trained(scaled.real() * inverse_of(grid.scale, xp), low, high, moves)
         if scaled and not rule.in_training:
-            # Training rounds once, so few values differ from the kernels', by 1. Values that round
-            # to an end of the range have a gradient, because a constant is an end of its range
-            # and has to learn. Other quantizers define where their gradient ends.
-            margin = 0.5 if self.rule.name == RangeQuantizer.name else 0.0
-            beyond = first._replace(low=first.low - margin, high=first.high + margin)
-            passes = self.bounds(beyond, clamp, xp)
+            # Training rounds once, so few values differ from the kernels', by 1.
+            passes = self.passes(first, clamp, xp)
             factor = xp.convert_to_tensor(scaled.unit) * inverse_of(first.scale, xp)
             values = round_clip(scaled.values, low, high, factor, passes)
         elif self.spec.bits > 8:
@@ -260,6 +256,21 @@ class FakeQuantize(TrackedRange):
                 smooth = ops.clip(clamp.real(scaled.real()), -1.0, 1.0)
                 values = straight_through(values, smooth)
         return values
+
+    def passes(self, grid: Grid, clamp: Clamp, xp: Any = ops) -> tuple[Any, Any]:
+        """The whole numbers between which gradients pass, where sums are rounded once.
+
+        Values that round to an end of the range have a gradient, because a constant is an end of
+        its range and has to learn. Other quantizers define where their gradient ends.
+
+        Args:
+            grid: What `first_grid` returned.
+            clamp: The clamp of a fused activation.
+            xp: As for `grid`.
+        """
+        margin = 0.5 if self.rule.name == RangeQuantizer.name else 0.0
+        beyond = grid._replace(low=grid.low - margin, high=grid.high + margin)
+        return self.bounds(beyond, clamp, xp)
 
     def unrounded(
         self,

@@ -16,6 +16,7 @@ import keras
 from intact.graph.view import Graph, Node, view
 from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, tensor_name
+from intact.layers.loop import QuantizedLoop
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.tracked_range import Clamp
@@ -35,6 +36,7 @@ class Role(enum.Enum):
     FLOAT = "computes as the float layer does, perhaps with rounded weights"
     QUANTIZE = "rounds a tensor to a range"
     DEQUANTIZE = "makes a tensor real again"
+    LOOP = "repeats a step, which is a graph of its own"
 
 
 @dataclass(eq=False)
@@ -166,8 +168,9 @@ class KernelGraph:
         """The quantizer whose range a tensor has; None of a float tensor, or of sums."""
         kernel = self.producer(tensor)
         while kernel.hands_on_range:
-            kernel = self.producer(kernel.call.inputs[0])
-        return kernel.quantizer
+            tensor = kernel.call.inputs[0]
+            kernel = self.producer(tensor)
+        return kernel.layer.range_of(tensor) if kernel.role is Role.LOOP else kernel.quantizer
 
     def source(self, tensor: keras.KerasTensor) -> Kernel:
         """The kernel that computes a tensor, not counting conversions."""
@@ -228,6 +231,17 @@ def kernel_graph(model: keras.Model) -> KernelGraph:
     return KernelGraph(view(model))
 
 
+def all_kernels(model: keras.Model) -> list[Kernel]:
+    """The kernels of a model, and those of the steps of its loops.
+
+    Args:
+        model: A quantized model.
+    """
+    kernels = kernel_graph(model).kernels
+    loops = [kernel.layer for kernel in kernels if kernel.role is Role.LOOP]
+    return [*kernels, *(inner for loop in loops for inner in KernelGraph(loop.graph).kernels)]
+
+
 def _begin(node: Node) -> Kernel:
     """The kernel that a call begins."""
     layer = node.layer
@@ -237,6 +251,8 @@ def _begin(node: Node) -> Kernel:
         return Kernel(Role.QUANTIZE, node, layer, range_call=node)
     if isinstance(layer, Dequantize):
         return Kernel(Role.DEQUANTIZE, node, layer)
+    if isinstance(layer, QuantizedLoop):
+        return Kernel(Role.LOOP, node, layer)
     if isinstance(layer, Quantized):
         role = Role.FLOAT if isinstance(layer, QuantizedWeights) else Role.INTEGER
         return Kernel(role, node, layer.layer, get_op(layer.layer), layer)

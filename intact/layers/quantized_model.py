@@ -11,7 +11,7 @@ import keras
 
 from intact.errors import ExportError, IntactError, NotKeptWarning
 from intact.graph.view import Functional, all_layers, is_graph
-from intact.layers.base import QuantizedLayer
+from intact.layers.base import QuantizedLayer, is_own_model
 from intact.layers.direct_calls import can_call_directly, run_directly
 from intact.layers.outline import outline
 from intact.numerics.forward import forward_only
@@ -72,6 +72,16 @@ class QuantizedModel(Functional):
             self.trainable = kwargs["trainable"]
         if len(self._origin.names) == len(self.outputs):
             self.output_names = list(self._origin.names)
+
+    @property
+    def layers(self) -> list[Any]:
+        """Its layers, and those of the steps of its loops."""
+        own = super().layers
+        return [one for layer in own for one in (layer, *getattr(layer, "step_layers", ()))]
+
+    @layers.setter
+    def layers(self, _: Any) -> NoReturn:
+        raise AttributeError("The layers of a quantized model are those of its graph.")
 
     def _run_through_graph(
         self, inputs: Any, operation_fn: Any = lambda layer: layer, **kwargs: Any
@@ -252,7 +262,7 @@ def refuse_quantized(model: keras.Model) -> None:
     """
     if not is_quantized(model):
         return
-    parts = [p.name for p in all_layers(model) if isinstance(p, keras.Model) and is_quantized(p)]
+    parts = [p.name for p in all_layers(model) if is_own_model(p) and is_quantized(p)]
     what = f"calls the quantized model {parts[0]!r}" if parts else "is quantized already"
     raise IntactError(
         f"Model {model.name!r} {what}. Pass the float model, all of it: what is quantized is made "

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import keras
 
 from intact.errors import IntactError, NotCalibratedError
-from intact.graph.view import Graph, Node, all_layers, view
-from intact.layers.base import QuantizedLayer
+from intact.graph.view import Graph, Node, all_layers, made_by, view
+from intact.layers.base import QuantizedLayer, is_own_model
 from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.loop import QuantizedLoop
 from intact.numerics.tensors import to_numpy
 
 
@@ -41,9 +42,7 @@ def refuse_nested(model: keras.Model, before: str) -> None:
         IntactError: The model calls a quantized one, which the message names.
     """
     for inner in all_layers(model):
-        if isinstance(inner, keras.Model) and any(
-            isinstance(layer, QuantizedLayer) for layer in inner.layers
-        ):
+        if is_own_model(inner) and any(isinstance(x, QuantizedLayer) for x in inner.layers):
             raise IntactError(
                 f"Model {model.name!r} calls the quantized model {inner.name!r}. Pass "
                 f"{inner.name!r} itself for {before}: its layers are the same ones."
@@ -64,11 +63,10 @@ def check_calibrated(model: keras.Model, before: str) -> None:
     refuse_nested(model, before)
     if all(layer.calibrated for layer in quantizers):
         return
-    graph = view(model)
     missing = []
-    for node, slot in range_calls(graph):
+    for node, slot in range_calls(view(model)):
         if not to_numpy(node.layer.count)[slot]:
-            source = graph.producer(node.inputs[0]).layer
+            source = made_by(node.inputs[0]).layer
             source = getattr(source, "layer", source)
             slots = f", slot {slot}" if node.layer.slots > 1 else ""
             missing.append(
@@ -89,5 +87,7 @@ def range_calls(graph: Graph) -> list[tuple[Node, int]]:
     Args:
         graph: The view of a quantized model.
     """
-    calls = [node for node in graph.nodes if isinstance(node.layer, FakeQuantize)]
+    loops = (node.layer for node in graph.nodes if isinstance(node.layer, QuantizedLoop))
+    inner = (node for loop in loops for node in (*loop.start_nodes, *loop.nodes))
+    calls = [node for node in (*graph.nodes, *inner) if isinstance(node.layer, FakeQuantize)]
     return [(node, node.kwargs.get("slot", 0)) for node in calls if node.layer.fixed is None]

@@ -25,22 +25,20 @@ BOUNDS = ("beginMask", "endMask")
 """The options of a STRIDED_SLICE that repeat what its constants say."""
 
 
-def roll(builder: Builder, ends: Sequence[Tensor]) -> list[Subgraph]:
+def roll(builder: Builder, ends: Sequence[Tensor], graphs: list[Subgraph]) -> None:
     """Make loops of the ops of a file that repeat.
 
     Args:
         builder: The file's builder; its ops are changed.
         ends: The outputs of the file.
-
-    Returns:
-        The graphs of the loops, in the order in which the file has them behind the main one.
+        graphs: The graphs of loops that the file has behind the main one; those of new loops are
+            added.
     """
-    graphs: list[Subgraph] = []
     while True:
         finder = _Finder(builder.operators, builder.buffers, ends)
         loop = next(filter(None, map(finder.loop, finder.anchors())), None)
         if loop is None:
-            return graphs
+            return
         graphs += write_loop(builder, loop, len(graphs) + 1)
 
 

@@ -17,6 +17,8 @@ from intact.layers.ranges import check_calibrated
 from intact.layers.tracked_range import Clamp
 from intact.litert.builder import Builder, Shape, Tensor
 from intact.litert.rolling import roll
+from intact.litert.writing import Subgraph
+from intact.lowering.loops import LoopLowering
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_whole, to_numpy
@@ -32,7 +34,7 @@ def lower(
     output_dtype: str = "float32",
     integer_only: bool = False,
     target: str | None = None,
-    loops: bool = False,
+    loops: bool = True,
 ) -> bytes:
     """Write a built model as a LiteRT file.
 
@@ -42,7 +44,7 @@ def lower(
         output_dtype: The same for the outputs.
         integer_only: Refuse ops that stay in float.
         target: Where the file is to run; None for LiteRT on any processor.
-        loops: Write steps that repeat as loops.
+        loops: Write steps that repeat as loops, where there is no target.
 
     Returns:
         The bytes of the file.
@@ -65,17 +67,20 @@ class Lowering:
         input_dtype: str = "float32",
         output_dtype: str = "float32",
         target: str | None = None,
-        loops: bool = False,
+        loops: bool = True,
     ) -> None:
         self.model = model
         self.kernels = kernel_graph(model)
         self.graph: Graph = self.kernels.graph
         self.dtypes = (input_dtype, output_dtype)
         self.target = target
-        self.loops = loops
+        self.loops = loops and target is None
         self.quantized = any(kernel.quantizer for kernel in self.kernels.kernels)
         # Whether nodes keep their weights when they are in the file.
         self.keeps_weights = False
+        # Whether tensors are rounded, and those inside of loops that are to be collected.
+        self.rounds = True
+        self.watched: list[keras.KerasTensor] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -84,6 +89,7 @@ class Lowering:
         self.waiting: dict[int, LoweringNode] = {}
         self.written: dict[int, LoweringNode] = {}
         self.float_ops: list[str] = []
+        self.loop_graphs: list[Subgraph] = []
         self.widened = False
 
     def run(self, integer_only: bool) -> bytes:
@@ -111,8 +117,9 @@ class Lowering:
                 + "\nQuantize them (see the rules of the scheme), or export without "
                 "`integer_only=True`."
             )
-        loops = roll(self.builder, [tensor for _, tensor in outputs]) if self.loops else []
-        return self.builder.finish(inputs, outputs, loops)
+        if self.loops:
+            roll(self.builder, [tensor for _, tensor in outputs], self.loop_graphs)
+        return self.builder.finish(inputs, outputs, self.loop_graphs)
 
     # Boundaries -----------------------------------------------------------------------
 
@@ -214,6 +221,8 @@ class Lowering:
     def _kernel(self, kernel: Kernel) -> None:
         if kernel.role is Role.INTEGER:
             self._integer(kernel)
+        elif kernel.role is Role.LOOP:
+            LoopLowering(self, kernel).write()
         elif kernel.role is Role.FLOAT:
             self._float(kernel)
         elif kernel.role is Role.QUANTIZE:

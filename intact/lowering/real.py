@@ -67,6 +67,7 @@ class _RealLowering(Lowering):
     """Lowers the same kernels, with float tensors in place of quantized ones."""
 
     def run_for(self, tensors: list[keras.KerasTensor]) -> tuple[bytes, list[str]]:
+        self.rounds, self.watched = False, tensors
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
         for kernel in self.kernels.kernels:
             self._kernel(kernel)
@@ -76,7 +77,7 @@ class _RealLowering(Lowering):
             own = self.builder.copy(source) if source.buffer or source in inputs else source
             outputs.setdefault(id(source), (f"output_{len(outputs)}", own))
         names = [outputs[id(self._tensor(tensor))][0] for tensor in tensors]
-        return self.builder.finish(inputs, list(outputs.values())), names
+        return self.builder.finish(inputs, list(outputs.values()), self.loop_graphs), names
 
     def _quantizer(self, tensor: keras.KerasTensor) -> None:
         return None

@@ -234,3 +234,43 @@ def batch_norm(x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
         return of_x, of_gamma, back.offset_backprop, of_epsilon
 
     return (x * factor + (beta - mean * factor), mean, variance), grad
+
+
+def scan(body: Any, states: list[Any], sequences: list[Any], backwards: bool) -> tuple[Any, Any]:
+    """As `intact.numerics.scanning.scan`; Keras' own wants outputs in the form of the states.
+
+    The first step stands before the loop: its outputs tell what is collected.
+
+    Args:
+        body: The function.
+        states: What the first step gets.
+        sequences: Tensors of shape `(batch, steps, ...)`.
+        backwards: Whether the last step is the first to be computed.
+    """
+    count = tf.shape(sequences[0])[1]
+    parts = [
+        tf.TensorArray(x.dtype, count, element_shape=(x.shape[0], *x.shape[2:])).unstack(
+            tf.transpose(x, (1, 0, *range(2, len(x.shape))))
+        )
+        for x in sequences
+    ]
+
+    def step(place: Any, before: list[Any]) -> tuple[list[Any], list[Any]]:
+        at = count - 1 - place if backwards else place
+        new, outputs = body(list(before), [tf.expand_dims(part.read(at), 1) for part in parts])
+        # A loop wants shapes that stay the same.
+        pairs = zip(new, before, strict=True)
+        return [tf.ensure_shape(after, x.shape) for after, x in pairs], outputs
+
+    states = [tf.convert_to_tensor(x) for x in states]
+    states, outputs = step(0, states)
+    arrays = [tf.TensorArray(x.dtype, count, element_shape=x.shape).write(0, x) for x in outputs]
+
+    def following(place: Any, states: Any, arrays: Any) -> Any:
+        states, outputs = step(place, states)
+        pairs = zip(arrays, outputs, strict=True)
+        return place + 1, states, [array.write(place, x) for array, x in pairs]
+
+    variables = tf.constant(1), states, arrays
+    _, states, arrays = tf.while_loop(lambda place, *_: place < count, following, variables)
+    return states, [array.stack() for array in arrays]

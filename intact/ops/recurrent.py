@@ -1,5 +1,6 @@
 """Recurrent layers: one dense layer for the inputs of all steps, then step after step."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from intact.numerics.tensors import is_symbolic
 from intact.ops.base import Case, Op
 from intact.ops.cells import carried, dropped_inputs, zeros
 from intact.ops.logic import Select
+from intact.ops.loop import Loop, LoopForm
 from intact.ops.moves import reshape
 from intact.ops.registry import find_op, register_op
 from intact.ops.sequence import streamed, why_not
@@ -33,8 +35,9 @@ class Recurrent(Op):
     litert = ("FULLY_CONNECTED", "STRIDED_SLICE", "ADD", "MUL", "LOGISTIC", "TANH", "CONCATENATION")
     masks = True
     notes = (
-        "A known number of steps. LSTM(stateful=True): UNIDIRECTIONAL_SEQUENCE_LSTM, which keeps "
-        "the state; other layers' states are inputs and outputs. "
+        "Eight steps or more, or an unknown number, are a loop. LSTM(stateful=True): "
+        "UNIDIRECTIONAL_SEQUENCE_LSTM, which keeps the state; other layers' states are inputs and "
+        "outputs. "
         "Recurrent dropout draws a new mask at every step."
     )
     cases = (
@@ -82,9 +85,7 @@ class Recurrent(Op):
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         if layer.stateful:
             return stateful(layer, args, kwargs, tracer)
-        steps, states = unrolled(layer, *arguments(layer, args, kwargs, tracer), tracer)
-        with tracer.scope(layer):
-            y = joined(steps, tracer) if layer.return_sequences else flat(steps[-1], tracer)
+        y, states = sequence(layer, *arguments(layer, args, kwargs, tracer), tracer)
         return (y, *states) if layer.return_state else y
 
 
@@ -118,8 +119,10 @@ def arguments(layer: Any, args: tuple, kwargs: dict, tracer: Any) -> tuple[Any, 
     return call_args["sequences"], call_args.get("initial_state"), mask
 
 
-def unrolled(layer: Any, x: Any, initial: Any, mask: Any, tracer: Any) -> tuple[list, list]:
-    """All steps of a recurrent layer.
+def sequence(
+    layer: Any, x: Any, initial: Any, mask: Any, tracer: Any, turned: bool = False
+) -> tuple[Any, list]:
+    """What a recurrent layer computes.
 
     Args:
         layer: The layer.
@@ -127,36 +130,140 @@ def unrolled(layer: Any, x: Any, initial: Any, mask: Any, tracer: Any) -> tuple[
         initial: The initial states, nested as Keras does; or None.
         mask: Truth values of shape `(batch, steps, 1)`, where there is a step; or None.
         tracer: The tracer.
+        turned: Whether to return the outputs in the reverse of the order of computation.
 
     Returns:
-        The output of each step, with an axis for the time, in the order of computation;
-        and the final states.
+        The outputs of all steps, or the last one, as the layer has it; and the final states.
     """
     if layer.stateful:
         tracer.refuse(layer, f"{KEEPS}. {REMEDY}")
-    check_steps(layer, x, tracer)
     if not all(is_symbolic(t) for t in keras.tree.flatten(initial) if t is not None):
         tracer.refuse(layer, "its initial state is a constant; leave it out, or make it an input")
     stacked = isinstance(layer.cell, layers.StackedRNNCells) and len(layer.cell.cells) > 1
     cells = getattr(layer.cell, "cells", [layer.cell])
-    order = list(range(x.shape[1]))[:: -1 if layer.go_backwards else 1]
-    seen: list[Any] = [None] * len(order)
-    if mask is not None:
-        with tracer.scope(layer), tracer.step(layer):
-            seen = [part_of_time(mask, i, tracer) for i in order]
-    steps: list[Any] = []
+    way = Way(layer.go_backwards, mask)
     final = []
     for i, cell in enumerate(cells):
         state = initial[i] if stacked and initial is not None else initial
-        if i:
-            with tracer.scope(layer), tracer.scope(cells[i - 1]):
-                x, order = joined(steps, tracer), list(range(len(order)))
+        states = [t for t in keras.tree.flatten(state) if t is not None]
+        last = cell is cells[-1]
+        way.repeats = last and not getattr(layer, "zero_output_for_mask", False)
+        way.blanks = last and not way.repeats
+        way.joins, way.turned = not last or layer.return_sequences, last and turned
+        compute = looped if can_loop(layer, cell, x, tracer) else unrolled
         with tracer.scope(layer):
-            steps, states = run(cell, x, order, keras.tree.flatten(state), seen, tracer)
+            x, states = compute(layer, cell, x, states, way, tracer)
             final.append([flat(t, tracer) for t in states])
-    if mask is not None:
-        steps = shown(layer, steps, seen, tracer)
-    return steps, final if stacked else final[0]
+            if last and not layer.return_sequences:
+                x = flat(x, tracer)
+        way.backwards = False
+    return x, final if stacked else final[0]
+
+
+@dataclass
+class Way:
+    """How the steps of a cell are computed.
+
+    Args:
+        backwards: Whether the last step is the first to be computed.
+        mask: Truth values of shape `(batch, steps, 1)`, where there is a step; or None.
+        repeats: Whether a masked step repeats the output before it.
+        blanks: Whether a masked step's output is 0.
+        joins: Whether all outputs are needed, or the last one.
+        turned: Whether these are in the reverse of the order of computation.
+    """
+
+    backwards: bool
+    mask: Any
+    repeats: bool = False
+    blanks: bool = False
+    joins: bool = False
+    turned: bool = False
+
+
+def can_loop(layer: Any, cell: Any, x: Any, tracer: Any) -> bool:
+    """Whether the steps of a cell are a loop: equal, several, and without random numbers."""
+    plain = layer.activity_regularizer is None and len(x.shape) == 3
+    plain = plain and all(isinstance(n, int) for n in keras.tree.flatten(cell.state_size))
+    few = x.shape[1] is not None and x.shape[1] < LEAST
+    own = [cell, *cell._flatten_layers(include_self=False)]
+    draws = any(getattr(part, "recurrent_dropout", 0) for part in own)
+    changes = any(isinstance(p, layers.BatchNormalization | layers.Dropout) for p in own)
+    return plain and not few and not draws and not changes and tracer.may_loop(cell)
+
+
+def looped(layer: Any, cell: Any, x: Any, states: list, way: Way, tracer: Any) -> tuple[Any, list]:
+    """The outputs of a cell, or its last one, and its last states, by a loop."""
+    op: Any = find_op(cell) or CustomCell()
+    with tracer.scope(cell):
+        given = [row(t, tracer) for t in states]
+        x = op.project(cell, x, tracer)
+        sequences = [x] if way.mask is None else [x, way.mask]
+        sizes = op.state_sizes(cell)
+        parts = [tracer.inner_input("x", (1, *t.shape[2:]), t) for t in sequences]
+        before = [tracer.inner_input("state", (1, n), x) for n in sizes]
+        starts = [bool(given)] * len(sizes)
+        with tracer.inside(parts[0]):
+            output, new = op.advance(cell, parts[0], before, tracer)
+            if way.mask is not None:
+                output, new = masked(output, new, before, parts[1], way, given, starts, tracer)
+        place = next((i for i, state in enumerate(new) if state is output), None)
+        joins = way.joins or place is None
+        step = keras.Model([*parts, *before], [output, *new] if joins else new)
+        form = LoopForm(len(parts), tuple(starts), joins, way.backwards, way.turned)
+        outputs = tracer.place(Loop(step, form, name="loop"), [*sequences, *given])
+        final = outputs[joins:]
+        if not way.joins:
+            end = slice(0, 1) if way.turned else slice(-1, None)
+            cut = SimpleNamespace(name="last")
+            last = sliced(tracer, cut, outputs[0], [slice(None), end]) if joins else final[place]
+            return last, final[: len(sizes)]
+        return outputs[0], final[: len(sizes)]
+
+
+def masked(
+    output: Any,
+    new: list,
+    before: list,
+    seen: Any,
+    way: Way,
+    given: list,
+    starts: list[bool],
+    tracer: Any,
+) -> tuple[Any, list]:
+    """Output and new states of a step that counts only where it is seen.
+
+    An output that is repeated is a state, which is added to `before` and `starts`.
+    """
+    kept = [select("kept", seen, *pair, tracer) for pair in zip(new, before, strict=True)]
+    place = next((i for i, state in enumerate(new) if state is output), None)
+    if way.blanks:
+        return select("shown", seen, output, nothing(output, tracer), tracer), kept
+    if not way.repeats:
+        return output, kept
+    if place is not None and not given:
+        # Both begin with 0.
+        return kept[place], kept
+    before.append(tracer.inner_input("shown", output.shape[1:], output))
+    starts.append(False)
+    output = select("shown", seen, output, before[-1], tracer)
+    return output, [*kept, output]
+
+
+def unrolled(
+    layer: Any, cell: Any, x: Any, states: list, way: Way, tracer: Any
+) -> tuple[Any, list]:
+    """The outputs of a cell, or its last one, and its last states, step after step."""
+    check_steps(layer, x, tracer)
+    order = list(range(x.shape[1]))[:: -1 if way.backwards else 1]
+    seen: list[Any] = [None] * len(order)
+    if way.mask is not None:
+        with tracer.step(layer):
+            seen = [part_of_time(way.mask, i, tracer) for i in order]
+    steps, states = run(cell, x, order, states, seen, tracer)
+    if way.mask is not None and (way.repeats or way.blanks):
+        steps = shown(layer, steps, seen, way.repeats, tracer)
+    return joined(steps[:: -1 if way.turned else 1], tracer) if way.joins else steps[-1], states
 
 
 def run(
@@ -166,7 +273,7 @@ def run(
     op: Any = find_op(cell) or CustomCell()
     outputs = []
     with tracer.scope(cell):
-        states = [row(t, tracer) for t in states if t is not None]
+        states = [row(t, tracer) for t in states]
         x = op.project(cell, x, tracer)
         if not states and len(order) >= LEAST:
             # A first step like the others can join a loop; with few steps, it omits products of
@@ -188,12 +295,11 @@ def run(
     return outputs, states
 
 
-def shown(layer: Any, steps: list, seen: list, tracer: Any) -> list:
-    """The outputs of all steps; a masked step repeats the output before it."""
+def shown(layer: Any, steps: list, seen: list, repeats: bool, tracer: Any) -> list:
+    """The outputs of all steps; a masked step repeats the output before it, or is 0."""
     last = nothing(steps[0], tracer)
-    repeats = not getattr(layer, "zero_output_for_mask", False)
     outputs = []
-    with tracer.scope(layer), tracer.step(layer):
+    with tracer.step(layer):
         for step, is_seen in zip(steps, seen, strict=True):
             outputs.append(carried(select("shown", is_seen, step, last, tracer), tracer))
             last = outputs[-1] if repeats else last

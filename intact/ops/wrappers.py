@@ -8,7 +8,7 @@ from keras import layers
 
 from intact.ops.base import Case, Op
 from intact.ops.moves import reshape
-from intact.ops.recurrent import Recurrent, arguments, flat, joined, unrolled
+from intact.ops.recurrent import Recurrent, arguments, sequence
 from intact.ops.registry import find_op, register_op
 
 
@@ -48,20 +48,16 @@ class Bidirectional(Op):
         outputs, finals = [], []
         with tracer.scope(layer):
             for inner, state in zip(pair, halves, strict=True):
-                steps, states = unrolled(inner, x, state, mask, tracer)
+                turned = layer.return_sequences and inner is layer.backward_layer
+                y, states = sequence(inner, x, state, mask, tracer, turned)
                 finals += states
-                with tracer.scope(inner):
-                    if not layer.return_sequences:
-                        outputs.append(flat(steps[-1], tracer))
-                    else:
-                        order = -1 if inner is layer.backward_layer else 1
-                        outputs.append(joined(steps[::order], tracer))
-        y = outputs
+                outputs.append(y)
+        merged = outputs
         if layer.merge_mode is not None:
-            y = [tracer.trace(MERGES[layer.merge_mode](name=layer.name), (outputs,), {})]
+            merged = [tracer.trace(MERGES[layer.merge_mode](name=layer.name), (outputs,), {})]
         if layer.return_state:
-            return (*y, *finals)
-        return tuple(y) if layer.merge_mode is None else y[0]
+            return (*merged, *finals)
+        return tuple(merged) if layer.merge_mode is None else merged[0]
 
 
 MERGES = {

@@ -19,6 +19,9 @@ class RangePlan:
         fixed: `(scale, zero_point)` if prescribed.
         private: Whether a clamp relies on it, so that other tensors cannot widen it.
         sites: Names of the tensors that are quantized to it.
+        loop: The loop whose steps have it, if any; it is not merged with others, because the
+            layers of a step are in a model of their own.
+        open: Whether it is that of the next range which it is merged with, whatever that is.
     """
 
     name: str
@@ -26,6 +29,8 @@ class RangePlan:
     fixed: tuple[float, float] | None = None
     private: bool = False
     sites: list[str] = field(default_factory=list)
+    loop: str = ""
+    open: bool = False
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Step:
         keeps_norm: Whether that batch norm keeps training; otherwise it is merged for good.
         site: The quantization of its output, if that is quantized right there.
         requantize: Per index of input, the quantization to another range.
+        quantized: Where a loop begins or ends, which of its outputs are quantized.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Step:
     keeps_norm: bool = False
     site: Site | None = None
     requantize: dict[int, Site] = field(default_factory=dict)
+    quantized: list[bool] = field(default_factory=list)
 
     @property
     def wide(self) -> bool:

@@ -12,9 +12,9 @@ import keras
 from intact.errors import IntactError
 from intact.graph.view import Graph, Node, output_names, signature_names, view
 from intact.ops.base import AllSame, Fixed, NotQuantized, Observed, Op, SameAsInput, computes_whole
+from intact.ops.loop import Loop, Opening, opened
 from intact.ops.registry import find_op, get_op
 from intact.ops.relu import Clamp, relu_bounds
-from intact.ops.states import Zeros
 from intact.ops.whole import Cast
 from intact.plan.factors import Factors
 from intact.plan.kernel_types import (
@@ -26,6 +26,7 @@ from intact.plan.kernel_types import (
     _without_kernel,
     _without_type,
 )
+from intact.plan.loops import LoopPlanner, begin_states
 from intact.plan.plan import BY_CHOICE, InputStats, Plan, RangePlan, Site, States, Step
 from intact.plan.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
@@ -65,7 +66,7 @@ def make_plan(
     [('a', 'Dense', 'int8', '-'), ('a_relu', 'ReLU', 'int8', 'a_relu')]
     """
     stats = input_stats or {}
-    planner = _Planner(view(model), scheme, allow_float, stats, fold_batch_norm)
+    planner = _Planner(opened(view(model)), scheme, allow_float, stats, fold_batch_norm)
     return planner.plan(_state_tensors(model, states or {}))
 
 
@@ -118,11 +119,19 @@ class _Planner:
         self.layer_range: dict[int, RangePlan] = {}
         self.entries: dict[int, Site] = {}
         self.exits: dict[int, Site] = {}
+        # The name of the loop that is being planned, and the loop.
+        self.loop = ""
+        self.loops: list[LoopPlanner] = []
 
     def plan(self, states: list[tuple[keras.KerasTensor, keras.KerasTensor]]) -> Plan:
         for node in self.nodes:
             step = self.steps[id(node)]
-            if step.integer and not (step.folds or step.fused):
+            if isinstance(node.layer, Opening):
+                self.loops.append(LoopPlanner(self, node, step))
+                self.loops[-1].open()
+            elif isinstance(node.layer, Loop):
+                self.loops[-1].close(node, step)
+            elif step.integer and not (step.folds or step.fused):
                 self._refuse(node.layer, step, _without_type(get_op(node.layer), step))
                 if step.integer:
                     self._place(node, step)
@@ -141,7 +150,7 @@ class _Planner:
             )
         for source, target in states:
             self._feed_back(source, target)
-        self._begin_states()
+        begin_states(self)
         ranges = self._number_slots()
         factors = Factors(self.graph, lambda node: self.steps[id(node)].integer)
         for node in self.nodes:
@@ -244,7 +253,7 @@ class _Planner:
             wide = spec.activation_dtype == "int16"
             pair = (2.0**-15, 0.0) if wide else (fixed.scale, float(fixed.zero_point))
             spec = TensorSpec(16 if wide else 8, kind=spec.kind)
-        return RangePlan(name, spec, pair)
+        return RangePlan(name, spec, pair, loop=self.loop)
 
     def _site(self, name: str, range_plan: RangePlan, kernel_rounding: str) -> Site:
         site = Site(range_plan, 0, kernel_rounding)
@@ -256,6 +265,10 @@ class _Planner:
         """Make two ranges one, unless one is fixed or serves as a clamp; whether they are one."""
         if into is other:
             return True
+        if into.loop != other.loop:
+            return False
+        if into.open or other.open:
+            return self._join(into, other) if other.open else self._join(other, into)
         if into.fixed or other.fixed:
             return into.fixed == other.fixed and into.fixed is not None and self._join(into, other)
         if into.private or other.private or into.spec != other.spec:
@@ -314,7 +327,8 @@ class _Planner:
     def _unify(self, node: Node, step: Step, inputs: dict[int, RangePlan]) -> RangePlan:
         """One range for all inputs; an input that cannot share it is requantized."""
         first, *rest = inputs.values()
-        free = [r for r in (first, *rest) if not (r.fixed or r.private)]
+        own = [r for r in (first, *rest) if r.loop == self.loop]
+        free = [r for r in own if not (r.fixed or r.private)]
         same = all(r is first for r in rest)
         pair = first.fixed
         if same or (pair and all(r.fixed == pair for r in rest)):
@@ -325,9 +339,11 @@ class _Planner:
             # The layer's own name is that of its output.
             common = self._new_range(f"{node.layer.name}_input", self._spec(node))
         for index, range_plan in inputs.items():
-            range_plan = self._root(range_plan)
-            if not self._merge(common, range_plan):
+            range_plan, into = self._root(range_plan), self._root(common)
+            alike = range_plan.loop != into.loop and range_plan.fixed == into.fixed is not None
+            if not alike and not self._merge(into, range_plan):
                 name = f"{node.layer.name}_input_{index}"
+                into.open = False
                 step.requantize[index] = self._site(name, common, "requantize")
         return common
 
@@ -345,26 +361,6 @@ class _Planner:
             same = common.spec.activation_dtype == output_range.spec.activation_dtype
             rounding = "requantize" if same else "convert"
             self.exits[id(target)] = self._site(f"{source.name}_output", common, rounding)
-
-    def _begin_states(self) -> None:
-        """Give the zeros before the first step the range of the state that follows them."""
-        for node in self.nodes:
-            if isinstance(node.layer, Zeros) and self.steps[id(node)].integer:
-                self._begin(node.outputs[0])
-
-    def _begin(self, zeros: keras.KerasTensor) -> None:
-        for reader in self.graph.consumers(zeros):
-            calls = [other for other in self.nodes if other.layer is reader.layer]
-            if len(calls) < 2 or calls[0] is not reader:
-                continue
-            places = [n for n, tensor in enumerate(reader.inputs) if tensor is zeros]
-            state = self.tensor_range.get(id(calls[1].inputs[places[0]]))
-            if state is not None:
-                own, state = self._root(self.tensor_range[id(zeros)]), self._root(state)
-                if own is not state and not self._merge(state, own) and len(own.sites) == 1:
-                    # Every range contains zero, even a fixed one.
-                    self._join(state, own)
-                return
 
     def _widen_output(self, tensor: keras.KerasTensor, node: Node) -> None:
         """Convert a model's output to the type of its rule, if its kernel has 8 bits only."""

@@ -17,6 +17,7 @@ from intact.graph.view import view
 from intact.layers.fake_quantize import FakeQuantize
 from intact.litert.runtime import load_litert
 from intact.names import SchemeName
+from intact.ops.loop import layers_of, opened
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Rule, Scheme, TensorSpec
 from intact.schemes import SCHEMES
@@ -212,7 +213,7 @@ class _Ladder:
 def _groups(model: keras.Model) -> dict[str, list[str]]:
     """Per layer that becomes a separate op, its name and those of the layers merged into it."""
     canonical = simplify(canonicalize(model), SCHEMES["int8"])
-    graph = view(canonical)
+    graph = opened(view(canonical))
     plan = make_plan(canonical, SCHEMES["int8"], allow_float=True)
     nodes = [node for node in graph.nodes if not node.is_input]
     leaders: dict[str, str] = {}
@@ -232,8 +233,9 @@ def _rules(model: keras.Model, scheme: Scheme) -> dict[str, Specs]:
     canonical = simplify(canonicalize(model), scheme)
     plan = make_plan(canonical, scheme, allow_float=True)
     specs: dict[str, Specs] = {}
+    known_layers = layers_of(canonical)
     for step in plan.steps:
-        rule = scheme.rule_for(canonical.get_layer(step.name))
+        rule = scheme.rule_for(known_layers[step.name])
         stays = step.why_float and rule.integer
         specs[step.name] = (None, None) if stays else (rule.weights, rule.activations)
     return specs
