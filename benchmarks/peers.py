@@ -112,12 +112,13 @@ def run(tool: Tool, *arguments: str, **env: str) -> str:
     done = subprocess.run(arguments_of, capture_output=True, text=True, env=clean | env)
     if not done.returncode:
         return ""
-    errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
     if done.returncode < 0:
-        errors = [f"its process dies (signal {-done.returncode})"]
+        return f"its process dies (signal {-done.returncode})"
+    errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
     error = (errors or [f"it ends with {done.returncode}"])[-1].replace("|", "/")
-    # The module of the error's class, and what the converter appends, help nobody here.
-    return re.sub(r"^[\w.]*\.", "", error)[:80]
+    # Without the module of the error's class, the place in the converter's graph, and our paths.
+    short = re.sub(r"^[\w.]*\.(?=\w+:)|<unknown>.*\): ", "", error)
+    return short.replace(f"{FOLDER}/", "")[:100]
 
 
 def file_of(name: str, key: str, scheme: str, anew: bool = False) -> File:

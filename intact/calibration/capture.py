@@ -31,7 +31,7 @@ Watch = tuple[keras.KerasTensor | tuple[keras.KerasTensor, ...], Observer]
 LARGE = 2**29
 """The size in bytes of a model's float weights beyond which nothing copies all of them."""
 
-MEMORY = 2**28
+MEMORY = 2**26
 """The size in bytes of the tensors of one batch; a single sample may exceed it."""
 
 
