@@ -4,6 +4,7 @@
     python benchmarks/hub.py Bert Whisper    those whose names begin so, with the whole errors
     python benchmarks/hub.py --free Llama    with inputs of unknown length
     ... --json FILE     keeps the results, and measures only what FILE does not have
+    ... --page          puts the rows of these results in the place of the page's
 
 Random weights and random data; each model in a process of its own. `hub_models.py` has the models.
 """
@@ -27,6 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import hub_models as models
 import keras
 import numpy as np
+from results import version
 
 import intact
 
@@ -74,7 +76,7 @@ def measure(name: str, free: bool = False) -> dict[str, Any]:
     """
     keras.utils.set_random_seed(0)
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
-    result: dict[str, Any] = {"name": name, "stage": "build"}
+    result: dict[str, Any] = {"name": name, "stage": "build", "version": version()}
     try:
         model = models.build(name)
         model = model if free else models.fixed_sizes(model, name)
@@ -126,7 +128,8 @@ def apart(name: str, free: bool) -> dict[str, Any]:
     try:
         result = here.recv()
     except EOFError:
-        result = {"name": name, "error": f"more than {LIMIT} s, or the process died"}
+        error = f"more than {LIMIT} s, or the process died"
+        result = {"name": name, "error": error, "version": version()}
     process.join()
     return result
 
@@ -142,31 +145,40 @@ files every output equals that of Keras' quantized model, on random data that wa
 The signal-to-noise ratio is that of the file against the float model, of its worst output. Weights
 are random, so it says little about a trained model. "In float" lists the kernels that
 `allow_float=True` leaves in float, where a model is refused without. Seconds are processor time
-from the float model to the file. {single} is built for a batch of 1, because its `call` mixes the
-samples of a batch.
+from the float model to the file, on a machine that others used. "Made by" is the version and commit
+of a row; rows without one are older. {single} is built for a batch of 1, because its `call` mixes
+the samples of a batch.
 
 {table}
 
 `python benchmarks/hub.py`
 """
-HEADING = ["model", "file", "ops", "outputs equal", "SNR, dB", "seconds"]
+HEADING = ["model", "file", "ops", "outputs equal", "SNR, dB", "seconds", "made by"]
 
 
 def row(result: dict[str, Any]) -> list[str]:
     """A row of the table."""
     seconds = f"{result['seconds']:.1f}" if "seconds" in result else ""
     if "error" in result:
-        return [result["name"], f"none: {first_line(result['error'])}", "", "", "", seconds]
+        reason = f"none: {first_line(result['error'])}"
+        return [result["name"], reason, "", "", "", seconds, result["version"]]
     floats = ", ".join(f"{n} {kind}" for kind, n in result["float"].items())
     snr = f"{min(result['snr']):.0f}" if result["snr"] else "whole numbers"
     equal = f"{100 * result['equal']:.2f} %"
     kind = f"in float: {floats}" if floats else "integers only"
-    return [result["name"], kind, str(result["ops"]), equal, snr, seconds]
+    return [result["name"], kind, str(result["ops"]), equal, snr, seconds, result["version"]]
 
 
 def first_line(text: str) -> str:
     """The beginning of an error, for a cell."""
     return text.split("\n")[0].replace("|", "\\|")[:160]
+
+
+def kept_rows() -> dict[str, list[str]]:
+    """The rows that the page has, by the model."""
+    lines = [line for line in PAGE.read_text().split("\n") if line.startswith("| ")]
+    rows = [line[2:].removesuffix(" |").split(" | ") for line in lines]
+    return {row[0]: row for row in rows if row[0] in models.NAMES}
 
 
 def page(rows: list[list[str]]) -> str:
@@ -192,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("starts", nargs="*", metavar="start", help="of a name; all by default")
     parser.add_argument("--free", action="store_true", help="inputs of unknown length")
+    parser.add_argument("--page", action="store_true", help="write these rows into the page")
     parser.add_argument("--json", type=Path, help="keeps all results, with errors")
     arguments = parser.parse_args()
     starts = tuple(arguments.starts)
@@ -207,8 +220,9 @@ def main() -> None:
                     print(results[-1].get(key, ""), flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(results, indent=1, default=str))
-    if not starts and not arguments.free:
-        PAGE.write_text(page([row(result) for result in results]))
+    if arguments.page or not (starts or arguments.free):
+        rows = kept_rows() | {result["name"]: row(result) for result in results}
+        PAGE.write_text(page([rows[name] for name in models.NAMES if name in rows]))
 
 
 if __name__ == "__main__":
