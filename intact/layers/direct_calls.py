@@ -8,6 +8,7 @@ been converted, its layers are built, and it hands on no masks.
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -103,6 +104,30 @@ def _filled(value: Any, values: dict[int, Any]) -> Any:
         parts = [_filled(part, values) for part in value]
         return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     return value
+
+
+def filler(value: Any) -> Callable[[dict[int, Any]], Any]:
+    """A function that fills the same arguments again and again.
+
+    Args:
+        value: Arguments of a call, with symbolic tensors.
+
+    Returns:
+        A function from the computed tensors, by the ids of the symbolic ones, to the arguments.
+    """
+    if is_symbolic(value):
+        return operator.itemgetter(id(value))
+    if isinstance(value, dict):
+        named = {key: filler(part) for key, part in value.items()}
+        return lambda values: {key: part(values) for key, part in named.items()}
+    if not isinstance(value, tuple | list):
+        return lambda values: value
+    make = value._make if hasattr(value, "_make") else type(value)
+    if len(value) > 1 and all(map(is_symbolic, value)):
+        several = operator.itemgetter(*map(id, value))
+        return lambda values: make(several(values))
+    parts = [filler(part) for part in value]
+    return lambda values: make([part(values) for part in parts])
 
 
 def _leaves(value: Any) -> list[Any]:

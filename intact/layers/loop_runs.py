@@ -9,7 +9,7 @@ from keras import ops
 
 from intact.graph.view import Node
 from intact.layers.base import QuantizedLayer
-from intact.layers.direct_calls import _filled, _leaves
+from intact.layers.direct_calls import _filled, _leaves, filler
 from intact.layers.fake_quantize import FakeQuantize, _typed
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
@@ -54,6 +54,7 @@ class Run:
         self.watched: list[Any] = []
         self.seen: list[Tensor] = []
         self.weights: dict[int, Any] = {}
+        self.fillers: dict[int, Any] = {}
 
     def run(self, inputs: list[Any]) -> list[Any]:
         """What the loop returns."""
@@ -170,7 +171,10 @@ class Run:
 
     def _run(self, nodes: list[Node], values: dict[int, Any], call: Call) -> None:
         for node in nodes:
-            results = call(node, _filled(node.args, values))
+            fill = self.fillers.get(id(node))
+            if fill is None:
+                fill = self.fillers[id(node)] = filler(node.args)
+            results = call(node, fill(values))
             if isinstance(results, tuple):
                 values.update(zip(map(id, node.outputs), _leaves(results), strict=False))
             else:
@@ -227,6 +231,7 @@ class TrainingRun(Run):
         self.prepare()
         self.grids: dict[int, tuple[Any, Any]] = {}
         self.roundings: dict[int, _Rounding] = {}
+        self.callers: dict[int, Callable[..., Any]] = {}
         begun = self.begin(inputs)
         self.find_first(*begun)
         for node in self.loop.nodes:
@@ -287,20 +292,32 @@ class TrainingRun(Run):
         return self.step_seen
 
     def call(self, node: Node, args: tuple[Any, ...]) -> Any:
-        layer = node.layer
+        if id(node) not in self.callers:
+            self.callers[id(node)] = self.caller(node)
+        return self.callers[id(node)](*args)
+
+    def caller(self, node: Node) -> Callable[..., Any]:
+        """The call of a node, prepared for all steps."""
+        layer: Any = node.layer
         if not _is_integer(layer):
-            return super().call(node, args)
+            make = super().call
+            return lambda *args: make(node, args)
         op: Any = get_op(layer.layer)
         if type(op).call is Op.call:
             # Keras' way of calling a layer takes longer than what moves values.
-            x = QTensor(*args[0])
-            return x._replace(values=layer.layer.call(x.values))
+            move = layer.layer.call
+            return lambda x: QTensor(move(x[0]), *x[1:])
         if type(op).call is not Weighted.call or layer.wide:
-            return super().call(node, args)
-        x = QTensor(*args[0])
-        kernel, acc = self.common(node, lambda: self.biased(op, layer, x))
-        with exact_convolution():
-            return acc._replace(values=op.products(layer.layer, x.values, kernel))
+            weights = self.weights[id(layer)]
+            return lambda inputs: layer.compute(inputs, weights, True)
+
+        def products(x: Any) -> Accumulator:
+            x = QTensor(*x)
+            kernel, acc = self.common(node, lambda: self.biased(op, layer, x))
+            with exact_convolution():
+                return acc._replace(values=op.products(layer.layer, x.values, kernel))
+
+        return products
 
     def biased(self, op: Any, layer: Any, x: QTensor) -> tuple[Tensor, Accumulator]:
         """The kernel of a layer, and its sums without values, which are those of all steps."""

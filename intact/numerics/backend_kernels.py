@@ -408,7 +408,8 @@ def round_clip(
         return kernels.rounded(ops.convert_to_tensor(x, "float32"), factor, low, high)
     scalars = (factor, low, high, *(passes or (low, high)))
     if TORCH and not any(map(ops.is_tensor, scalars)):
-        return torch_kernels.round_clip(ops.convert_to_tensor(x, "float32"), *map(float, scalars))
+        x = x.float() if ops.is_tensor(x) else ops.convert_to_tensor(x, "float32")
+        return torch_kernels.round_clip(x, *map(float, scalars))
     tensors = [ops.convert_to_tensor(v, "float32") for v in (x, *scalars)]
     if TORCH:
         return torch_kernels.round_clip(*tensors)
