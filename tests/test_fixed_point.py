@@ -30,20 +30,22 @@ def test_multipliers_are_those_of_doubles():
         assert (int(made.mantissa), int(made.exponent)) == expected_multiplier(a, b, c)
 
 
-@pytest.mark.parametrize("exponent", [-20, -7, -1, 0, 1])
-def test_products_are_those_of_64_bits(exponent):
+@pytest.mark.parametrize("largest", [2**22, 2**22 - 1])
+@pytest.mark.parametrize("exponent", [-30, -20, -7, -1, 0, 1])
+def test_products_are_those_of_64_bits(exponent, largest):
     rng = np.random.default_rng(1)
-    values = rng.integers(-(2**22), 2**22, 20_000).astype("int32")
-    values[:9] = [0, 1, -1, 2, -2, 3, -3, 2**22, -(2**22)]
+    values = rng.integers(-largest, largest, 20_000).astype("int32")
+    values[:9] = [0, 1, -1, 2, -2, 3, -3, largest, -largest]
     for mantissa in (2**30, 2**31 - 1, *rng.integers(2**30, 2**31, 5)):
         by = Multiplier(*(ops.convert_to_tensor(int(x), "int32") for x in (mantissa, exponent)))
         found = host(multiply(ops.convert_to_tensor(values), by))
         np.testing.assert_array_equal(found, expected_product(values, int(mantissa), exponent))
 
 
-def test_channels_have_multipliers_of_their_own(rng):
-    values = rng.integers(-(2**22), 2**22, (500, 4)).astype("int32")
-    mantissa, exponent = rng.integers(2**30, 2**31, 4), np.array([-9, -1, 0, 1])
+@pytest.mark.parametrize("last", [1, -4])
+def test_channels_have_multipliers_of_their_own(rng, last):
+    values = rng.integers(1 - 2**22, 2**22, (500, 4)).astype("int32")
+    mantissa, exponent = rng.integers(2**30, 2**31, 4), np.array([-9, -1, 0, last])
     by = Multiplier(*(ops.convert_to_tensor(x, "int32") for x in (mantissa, exponent)))
     half_up = np.array([True, False, False, True])
     seen = host(multiply(ops.convert_to_tensor(values), by, ops.convert_to_tensor(half_up)))

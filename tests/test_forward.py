@@ -9,7 +9,13 @@ from small import host
 import intact
 from intact.numerics.affine import Affine, QTensor
 from intact.numerics.forward import forward_only, needs_gradients
-from intact.numerics.integer_kernels import look_up, requantized, shifted_sum
+from intact.numerics.integer_kernels import (
+    look_up,
+    requantized,
+    saturate,
+    shifted_sum,
+    sum_in_order,
+)
 from intact.rounding.kernel_rounding import KernelRounding
 
 
@@ -101,3 +107,20 @@ def test_a_sum_changes_none_of_its_terms():
     total = shifted_sum(terms[0], factors[0], terms[1], *factors[1:])
     assert host(total).tolist() == [7, 10]
     assert [host(term).tolist() for term in terms] == [[1, 2], [3, 4]]
+
+
+def test_a_sum_in_order_adds_one_term_after_the_other(rng):
+    x = rng.uniform(size=(3, 5, 40)).astype("float32")
+    expected = np.zeros((3, 5), "float32")
+    for term in np.moveaxis(x, -1, 0):
+        expected += term
+    np.testing.assert_array_equal(host(sum_in_order(ops.convert_to_tensor(x))), expected)
+
+
+def test_whole_numbers_saturate_with_and_without_gradients():
+    exact = ops.convert_to_tensor([-300, -2, 7, 300], "int32")
+    smooth = ops.convert_to_tensor([-300.4, -2.4, 7.4, 300.4])
+    seen = [host(saturate(exact, smooth, -128.0, 127.0))]
+    with forward_only():
+        seen.append(host(saturate(exact, smooth, -128.0, 127.0)))
+    assert [values.tolist() for values in seen] == 2 * [[-128, -2, 7, 127]]

@@ -6,6 +6,7 @@ from keras import ops
 
 from intact.numerics.backend_kernels import TORCH, round_clip
 from intact.numerics.forward import needs_gradients
+from intact.numerics.straight_through import straight_through
 
 if TORCH:
     from intact.numerics import torch_integers
@@ -44,6 +45,37 @@ def requantized(sums: Any, bias: Any, factor: Any, low: Any, high: Any) -> Any:
     if TORCH and not needs_gradients():
         return torch_integers.requantized(sums, bias, factor, low, high)
     return round_clip((sums + bias) * factor, low, high)
+
+
+def saturate(exact: Any, smooth: Any, low: Any, high: Any) -> Any:
+    """A kernel's whole numbers, saturated, with the gradient of other values.
+
+    Args:
+        exact: Whole numbers.
+        smooth: The values without rounding, or a function that computes them.
+        low: Smallest result, scalar.
+        high: Largest result, scalar.
+    """
+    if TORCH and not needs_gradients():
+        return torch_integers.saturate(exact, low, high)
+    return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+
+
+def sum_in_order(x: Any) -> Any:
+    """The sum along the last axis, one term after the other: a float sum depends on its order.
+
+    Args:
+        x: Values without a gradient.
+    """
+    if TORCH:
+        return torch_integers.sum_in_order(x)
+    terms = ops.moveaxis(x, -1, 0)
+    return ops.fori_loop(
+        0,
+        ops.shape(terms)[0],
+        lambda i, so_far: so_far + ops.take(terms, i, axis=0),
+        ops.zeros_like(x[..., 0]),
+    )
 
 
 def look_up(entries: Any, first: int, values: Any) -> Any:

@@ -23,6 +23,13 @@ def requantized(sums: Any, bias: Any, factor: Any, low: Any, high: Any) -> Any:
     return (sums + bias).mul_(factor).round_().clamp_(low, high)
 
 
+def saturate(exact: Any, low: Any, high: Any) -> Any:
+    """As `intact.numerics.integer_kernels.saturate`, without a gradient."""
+    if on_host(exact):
+        low, high = float(low), float(high)
+    return exact.to(torch.float32).clamp(low, high)
+
+
 def look_up(entries: Any, first: int, values: Any) -> Any:
     """As `intact.numerics.integer_kernels.look_up`."""
     index = values.detach().to(torch.int32, copy=True).sub_(first).clamp_(0, len(entries) - 1)
@@ -41,6 +48,8 @@ def multiplied(values: Any, mantissa: Any, exponent: Any, half_up: Any) -> Any:
     Returns:
         int32.
     """
+    if not bool((exponent > 0).any()) and _is_small(values):
+        return _multiplied_small(values, mantissa, exponent, half_up)
     x = values.to(torch.int64)
     if bool((exponent > 0).any()):
         left = exponent.clamp(0, 30).to(torch.int64)
@@ -56,3 +65,31 @@ def multiplied(values: Any, mantissa: Any, exponent: Any, half_up: Any) -> Any:
         x.add_((torch.ones_like(by) << by) >> 1)
         x.bitwise_right_shift_(by)
     return x.to(torch.int32)
+
+
+def _is_small(values: Any) -> bool:
+    """Whether float64 holds the products of values and 31 bits."""
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values)
+    return int(low) > -(2**22) and int(high) < 2**22
+
+
+def _multiplied_small(values: Any, mantissa: Any, exponent: Any, half_up: Any) -> Any:
+    """The same in float64, which is exact here and takes half the time."""
+    x = values.to(torch.float64).mul_(mantissa.to(torch.float64) * 2.0**-31).add_(0.5).floor_()
+    if bool((exponent < 0).any()):
+        right = (-exponent).clamp(0, 30).to(torch.int64)
+        by = (torch.ones_like(right) << right).to(torch.float64).reciprocal()
+        # A bit more moves halves away from zero, and is less than what lies between two products.
+        away = by * (1 + 2.0**-30)
+        x.mul_(torch.where(torch.as_tensor(half_up), by, away)).add_(0.5).floor_()
+    return x.to(torch.int32)
+
+
+def sum_in_order(x: Any) -> Any:
+    """As `intact.numerics.integer_kernels.sum_in_order`."""
+    total = torch.zeros_like(x[..., 0])
+    for term in x.unbind(-1):
+        total.add_(term)
+    return total

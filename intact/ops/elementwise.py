@@ -12,7 +12,7 @@ from intact.numerics.affine import Affine, QTensor, Scaled
 from intact.numerics.backend_kernels import holds, inverse, multiply_add, round_clip, shared
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
-from intact.numerics.integer_kernels import shifted_sum
+from intact.numerics.integer_kernels import saturate, shifted_sum
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import INTEGERS, Case, Op
@@ -109,7 +109,7 @@ class AddRounding(KernelRounding):
             lambda: shifted_sum(a.values, factor_a, b.values, factor_b, half, shift),
             twice,
         )
-        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+        return saturate(exact, smooth, low, high)
 
     def twice(
         self, a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, scale: Tensor
@@ -203,7 +203,7 @@ class MultiplyRounding(AddRounding):
         factor = a.scale * b.scale / params.scale
         exact = multiply(whole_a * whole_b, multiplier(factor, 1.0, 1.0))
         smooth = a.values * b.values * factor
-        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+        return saturate(exact, smooth, low, high)
 
 
 class SquareRounding(MultiplyRounding):

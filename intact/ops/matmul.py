@@ -14,7 +14,7 @@ from intact.numerics.affine import Affine, QTensor, Scaled, WideTensor
 from intact.numerics.backend_kernels import holds, round_clip, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
-from intact.numerics.straight_through import straight_through
+from intact.numerics.integer_kernels import saturate
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, symbols, to_numpy
 from intact.ops.axes import Shaper
 from intact.ops.base import Case, Op
@@ -76,10 +76,10 @@ class MatMulRounding(KernelRounding):
         if holds(centred):
             return round_clip(smooth(), low, high)
         by = multiplier(pending.scale_a, pending.scale_b, params.scale)
-        exact = ops.cast(multiply(ops.cast(pending.values, "int32"), by), "float32")
+        exact = multiply(ops.cast(pending.values, "int32"), by)
         if not holds(pending.zero_point_b != 0):
-            exact = ops.where(centred, ops.round(smooth()), exact)
-        return round_clip(straight_through(exact, smooth), low, high)
+            exact = ops.where(centred, ops.round(smooth()), ops.cast(exact, "float32"))
+        return saturate(exact, smooth, low, high)
 
     def quantize_wide(
         self, pending: MatMulSums, params: Affine, low: Tensor, high: Tensor
@@ -89,7 +89,7 @@ class MatMulRounding(KernelRounding):
         with wide_types():
             exact = multiply_sums(pending.exact(), multiplier(unit, 1.0, params.scale))
             exact = ops.cast(exact, "float32")
-        return round_clip(straight_through(exact, smooth), low, high)
+        return saturate(exact, smooth, low, high)
 
 
 @keras.saving.register_keras_serializable("intact")

@@ -17,7 +17,7 @@ from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import either, holds, inverse, precisely, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import mantissa, multiplier, multiply
-from intact.numerics.integer_kernels import look_up
+from intact.numerics.integer_kernels import look_up, sum_in_order
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
 from intact.rounding.int16_tables import OFFSET, sigmoid_table, tanh_table
@@ -207,15 +207,7 @@ def _powers(x: QTensor) -> tuple[Tensor, Tensor, Tensor]:
     top = ops.max(values, axis=-1, keepdims=True)
     below = x._replace(values=values - top)
     powers = of_integers(lambda real: precisely(ops.exp, real), below)
-    # A float sum depends on its order: kernels add one term after the other.
-    terms = ops.moveaxis(powers, -1, 0)
-    total = ops.fori_loop(
-        0,
-        ops.shape(terms)[0],
-        lambda i, so_far: so_far + ops.take(terms, i, axis=0),
-        ops.zeros_like(top[..., 0]),
-    )
-    return powers, ops.expand_dims(total, -1), top
+    return powers, ops.expand_dims(sum_in_order(powers), -1), top
 
 
 class SoftmaxRounding(SigmoidRounding):

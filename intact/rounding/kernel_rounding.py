@@ -21,7 +21,7 @@ from intact.numerics.fixed_point import (
     ratio,
     round_away,
 )
-from intact.numerics.integer_kernels import requantized
+from intact.numerics.integer_kernels import requantized, saturate
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, symbols
 from intact.registry import Registry, is_same
@@ -128,7 +128,7 @@ class KernelRounding:
         def smooth() -> Tensor:
             return self.real(pending) * inverse(params.scale)
 
-        return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
+        return saturate(exact, smooth, low, high)
 
 
 class RealRounding(KernelRounding):
@@ -185,7 +185,7 @@ class AccumulatorRounding(KernelRounding):
         scales = acc.input_scale, ops.abs(acc.weight_scale), params.scale
         with wide_types():
             exact = ops.cast(self.rounded(acc.exact(), *scales), "float32")
-        return round_clip(straight_through(exact, smooth), low, high)
+        return saturate(exact, smooth, low, high)
 
     def rounded(
         self, sums: Tensor, input_scale: Tensor, weight_scale: Tensor, scale: Tensor
@@ -224,8 +224,8 @@ class FixedPointRounding(AccumulatorRounding):
         # The file has the signs of the scales in the weights.
         sums = ops.cast((acc.values + acc.bias) * ops.sign(acc.weight_scale), "int32")
         by = multiplier(acc.input_scale, ops.abs(acc.weight_scale), params.scale)
-        exact = ops.cast(multiply(sums, by, self.half_up(ops.shape(sums)[-1])), "float32")
-        return round_clip(straight_through(exact, smooth), low, high)
+        exact = multiply(sums, by, self.half_up(ops.shape(sums)[-1]))
+        return saturate(exact, smooth, low, high)
 
 
 class VectorRounding(FixedPointRounding):
