@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from small import host
 
 import intact
 from intact.graph.canonicalize import canonicalize
@@ -137,7 +138,6 @@ def test_a_mask_that_losses_would_read_is_warned_of():
 REFUSED = {
     "norm": lambda x: layers.BatchNormalization(name="here")(layers.Masking()(x)),
     "named": lambda x: layers.BatchNormalization(name="here")(x, mask=x[:, :, 0] > 0.0),
-    "real": lambda x: layers.Softmax(name="here")(x, mask=x),
     "channels first": lambda x: layers.GlobalAveragePooling1D("channels_first", name="here")(
         x, mask=x[:, 0] > 0.0
     ),
@@ -149,6 +149,47 @@ def test_those_who_cannot_read_masks_say_so(name):
     x = keras.Input((4, 3))
     with pytest.raises(intact.UnsupportedLayerError, match=r"'here'.* mask"):
         intact.quantize_model(keras.Model(x, REFUSED[name](x)))
+
+
+@pytest.mark.filterwarnings("ignore::intact.MaskedOutputWarning")
+def test_a_mask_of_real_values_hides_below_a_half(rng):
+    x, mask = keras.Input((6,), name="x"), keras.Input((6,), name="mask")
+    model = keras.Model([x, mask], layers.Softmax()(x, mask=mask))
+    seen = (np.arange(6) < rng.integers(1, 7, (32, 1))).astype("float32")
+    data = [rng.normal(size=(32, 6)).astype("float32"), seen]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    comparison = intact.compare(q, intact.export(q, integer_only=True), data)
+    assert not any(t.different for t in comparison.outputs)
+    outputs = q.predict(data, verbose=0)
+    assert np.abs(outputs - model.predict(data, verbose=0)).max() < 0.02
+    assert outputs[seen == 0].max() == 0
+
+
+def attend(x):
+    return layers.MultiHeadAttention(2, 4)(x, x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: attend(layers.Add()([x, attend(x)])),
+        lambda x: attend(layers.LayerNormalization()(layers.Average()([attend(x), x]))),
+        lambda x: attend(layers.Concatenate()([x, attend(x)])),
+        lambda x: [attend(x), layers.LSTM(4)(x)],
+        lambda x: [layers.LSTM(4)(x), attend(x)],
+        lambda x: layers.GlobalAveragePooling1D()(layers.Dropout(0.5)(attend(attend(x)))),
+    ],
+    ids=["added", "averaged", "joined", "read after", "read before", "handed on"],
+)
+def test_attention_takes_the_mask_off_what_it_reads(build, rng):
+    # Keras' graph still shows the mask to those who read the same tensor later.
+    tokens = keras.Input((6,), dtype="int32")
+    model = keras.Model(tokens, build(layers.Embedding(20, 8, mask_zero=True)(tokens)))
+    x = rng.integers(1, 20, (16, 6)) * (np.arange(6) < rng.integers(1, 7, (16, 1)))
+    for ours, theirs in zip(
+        *map(keras.tree.flatten, (canonicalize(model)(x), model(x))), strict=True
+    ):
+        np.testing.assert_allclose(host(ours), host(theirs), atol=1e-5)
 
 
 def test_a_mask_of_whole_numbers_hides_as_truth_values_do(rng):

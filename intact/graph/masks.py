@@ -1,11 +1,13 @@
 """Keras' masks of tensors, and how calls receive them."""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
 
+from intact.graph.view import Node, mask_of
 from intact.numerics.tensors import is_symbolic, is_whole
 from intact.ops.registry import find_op
 from intact.ops.whole import truths
@@ -21,6 +23,68 @@ def takes_masks(layer: Any) -> bool:
     """Whether a layer's output may depend on the masks of its inputs."""
     op = find_op(layer)
     return isinstance(layer, keras.layers.Layer) and (op is None or op.masks)
+
+
+class RunMasks:
+    """The masks that the tensors of a user's graph have when the model runs.
+
+    Keras' `MultiHeadAttention` takes the masks off its inputs when it runs, but not when it is
+    called on symbolic tensors. So the graph shows masks that later readers do not get.
+
+    Args:
+        new: Returns the tensor of the new graph for one of the user's.
+        unmasked: The ids of the tensors of the new graph whose masks are taken away. Calls add to
+            it.
+    """
+
+    def __init__(self, new: Callable[[Any], Any], unmasked: set[int]) -> None:
+        self._new = new
+        self._unmasked = unmasked
+        self._changed: dict[int, Any] = {}
+
+    def of(self, tensor: Any) -> Any:
+        """The mask of a tensor of the user's graph, or None."""
+        if id(tensor) in self._changed:
+            return self._changed[id(tensor)]
+        mask = mask_of(tensor)
+        return None if mask is None or id(self._new(tensor)) in self._unmasked else mask
+
+    def before(self, node: Node) -> Masks:
+        """Note which masks a call hands on.
+
+        Args:
+            node: The call, which is to be traced next.
+
+        Returns:
+            The masks that the call may read, beside the tensors of the new graph.
+        """
+        self._changed.update(self._changed_outputs(node))
+        if not takes_masks(node.layer):
+            return {}
+        masks = [(t, self.of(t)) for t in node.inputs]
+        return {id(self._new(t)): self._new(mask) for t, mask in masks if mask is not None}
+
+    def after(self, node: Node) -> None:
+        """Note which masks a call has taken away."""
+        if _takes_masks_away(node.layer):
+            self._unmasked.update(id(self._new(t)) for t in node.inputs)
+
+    def _changed_outputs(self, node: Node) -> dict[int, Any]:
+        """The masks of a call's outputs, by id, where they are not those of the graph."""
+        layer, arguments = node.layer, [*node.args, *node.kwargs.values()]
+        if not isinstance(layer, keras.layers.Layer) or node.kwargs.get("mask") is not None:
+            return {}
+        inputs = arguments[0]
+        if all(self.of(t) is mask_of(t) for t in keras.tree.flatten(inputs)):
+            return {}
+        masks = keras.tree.map_structure(self.of, inputs)
+        handed_on = masks if _takes_masks_away(layer) else layer.compute_mask(inputs, masks)
+        flat = keras.tree.flatten(handed_on) if is_any(handed_on) else [None] * len(node.outputs)
+        return {id(tensor): part for tensor, part in zip(node.outputs, flat, strict=False)}
+
+
+def _takes_masks_away(layer: Any) -> bool:
+    return getattr(type(layer), "call", None) is keras.layers.MultiHeadAttention.call
 
 
 def handed(layer: Any, args: tuple, kwargs: dict, masks: Masks) -> dict[str, Any]:

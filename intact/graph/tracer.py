@@ -14,9 +14,9 @@ from intact.graph.dtypes import in_one_type
 from intact.graph.empty import is_empty, without_empty
 from intact.graph.expansion import expand_call, expand_function, fold_known
 from intact.graph.looping import LoopTracing
-from intact.graph.masks import Masks, by_position, is_any, takes_masks, with_masks
+from intact.graph.masks import Masks, RunMasks, by_position, is_any, with_masks
 from intact.graph.ruling import RuleOf, Ruling
-from intact.graph.view import Node, is_graph, made_by, mask_of, output_names, structure, view
+from intact.graph.view import Node, is_graph, made_by, output_names, structure, view
 from intact.layers.base import QuantizedLayer, Together
 from intact.numerics.tensors import is_symbolic, is_trainable, is_whole, to_numpy
 from intact.ops.base import ANY_WHOLE
@@ -58,6 +58,8 @@ class Tracer(LoopTracing, Ruling):
         self.not_trained: list[str] = []
         # The masks of the call that an op's `trace` is rewriting.
         self.masks: Masks = {}
+        # The tensors of the new graph whose masks a call of the model takes away.
+        self.unmasked: set[int] = set()
         # By the id of a tensor, how many of its rows belong to a sample.
         self.factors: dict[int, int] = {}
         # By the id of a tensor that no input reaches and that does not train, its values.
@@ -204,16 +206,16 @@ class Tracer(LoopTracing, Ruling):
                 trace(made_by(value))
             return tensors[id(value)]
 
+        run_masks = RunMasks(new, self.unmasked)
+
         def trace(node: Node) -> None:
             if all(map(is_empty, node.outputs)):
                 tensors.update((id(t), t) for t in node.outputs)
                 return
             args, kwargs = keras.tree.map_structure(new, (node.args, node.kwargs))
             args = without_empty(self, node, args)
-            masks: Masks = {}
-            if takes_masks(node.layer):
-                masks = {id(new(t)): new(mask_of(t)) for t in node.inputs if mask_of(t) is not None}
-            result = self.trace(node.layer, args, kwargs, masks)
+            result = self.trace(node.layer, args, kwargs, run_masks.before(node))
+            run_masks.after(node)
             parts = keras.tree.flatten(result)
             if len(parts) > len(node.outputs):
                 # An output that Keras knows to be None has no record.
