@@ -8,7 +8,6 @@ The result has copies of the layers, so that the user's model stays as it is.
 import inspect
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import keras
@@ -23,7 +22,9 @@ from intact.graph.view import (
     deep_graphs,
     has_graph,
     in_float32,
+    is_graph,
     is_named,
+    made_by,
     structure,
 )
 
@@ -80,7 +81,9 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[set[int]], Tracer]) -
         if tracer.looped_twice:
             shared = tracer.looped_twice
             tracer, new_inputs, outputs = _trace(model, inputs, make_tracer, shared)
-        outputs = keras.tree.map_structure(partial(_first, tracer, model), outputs)
+        parts = enumerate(keras.tree.flatten(outputs))
+        parts = [_first(tracer, _output(model, i), part) for i, part in parts]
+        outputs = keras.tree.pack_sequence_as(outputs, parts)
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
         flat.named = {layer.name for layer in all_layers(model) if is_named(layer)}
@@ -89,17 +92,25 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[set[int]], Tracer]) -
         return flat
 
 
-def _first(tracer: Tracer, model: keras.Model, tensor: Any) -> Any:
+def _output(model: keras.Model, index: int) -> str:
+    """The name of a model's output, for errors."""
+    name = f"output {index} of model {model.name!r}"
+    if not is_graph(model):
+        return name
+    return f"{name}, which {made_by(model.outputs[index]).layer.name!r} computes,"
+
+
+def _first(tracer: Tracer, name: str, tensor: Any) -> Any:
     """An output of a model, which must have the batch as its first axis."""
     if isinstance(tensor, Displaced) and tensor.tensor.shape[0] != 1:
         raise UnsupportedLayerError(
-            f"The batch must stay the first axis: it is axis {tensor.axis} of an output of "
-            f"model {model.name!r}. Transpose it to the front."
+            f"The batch must stay the first axis: {name} has it as axis {tensor.axis}. Transpose "
+            "it to the front."
         )
     if is_empty(tensor):
         raise UnsupportedLayerError(
-            f"An output of model {model.name!r} has shape {tensor.shape}, and so no values. "
-            "Leave it out."
+            f"A model's output must have values: {name} selects nothing, and has shape "
+            f"{tensor.shape}. Leave it out."
         )
     return joined(tracer, tensor)
 

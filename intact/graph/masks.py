@@ -143,7 +143,9 @@ def _as_truths(tracer: "Tracer", layer: Any, mask: Any) -> Any:
     if not is_symbolic(mask):
         return mask
     if not is_whole(mask):
-        # As Keras' softmax reads a mask of real values.
+        if not isinstance(layer, keras.layers.Softmax):
+            tracer.refuse(layer, "its mask must be whole numbers or truth values")
+        # Keras' softmax hides what is not above a half; others read real values in other ways.
         mask = tracer.expand(layer, lambda values: values > 0.5, mask)
     return truths(mask, f"{layer.name}_mask", len(mask.shape), tracer)
 

@@ -274,11 +274,12 @@ MOVES = (
         runs_on=on(int8="XM568", int16="M568", uint8="X568", float32="XM"),
         edge_tpu=(),
     ),
-    # Its graphs run on the same kernels, including XNNPACK's.
+    # Its graphs run on the same kernels, including XNNPACK's. For a target, steps are written out.
     Kernel(
         "WHILE",
         versions(1),
         data=(),
+        runs_on=on(),
         options={
             "condSubgraphIndex": OptionField(0, "i"),
             "bodySubgraphIndex": OptionField(1, "i"),
