@@ -81,8 +81,8 @@ def trace_whole(model: keras.Model, make_tracer: Callable[[set[int]], Tracer]) -
         if tracer.looped_twice:
             shared = tracer.looped_twice
             tracer, new_inputs, outputs = _trace(model, inputs, make_tracer, shared)
-        parts = enumerate(keras.tree.flatten(outputs))
-        parts = [_first(tracer, _output(model, i), part) for i, part in parts]
+        flat_outputs = enumerate(keras.tree.flatten(outputs))
+        parts = [_first(tracer, _output(model, i), part) for i, part in flat_outputs]
         outputs = keras.tree.pack_sequence_as(outputs, parts)
         flat = keras.Model(new_inputs, outputs, name=model.name)
         flat.output_names = tracer.output_names.get(id(model), flat.output_names)
