@@ -29,7 +29,7 @@ class LoopTracing:
         self.loops: Counter[int] = Counter()
 
     def unique(self, name: str) -> str:
-        """A layer name that is not taken yet, similar to the given one."""
+        """A layer name that is not taken yet, similar to `name`."""
         raise NotImplementedError
 
     @property

@@ -87,21 +87,21 @@ def run_directly(model: Any, inputs: Any, call_of: Callable[[Any], Callable]) ->
         plain = direct and layer.activity_regularizer is None
         if plain and not any(getattr(layer, name) for name in HOOKS):
             layer = DirectCall(layer)
-        args, kwargs = _filled(node.args, values), _filled(node.kwargs, values)
+        args, kwargs = filled(node.args, values), filled(node.kwargs, values)
         results = call_of(layer)(*args, **kwargs)
-        parts = _leaves(results) if direct else keras.tree.flatten(results)
+        parts = leaves(results) if direct else keras.tree.flatten(results)
         values.update(zip(map(id, node.outputs), parts, strict=False))
     return keras.tree.map_structure(lambda tensor: values[id(tensor)], structure(model)[1])
 
 
-def _filled(value: Any, values: dict[int, Any]) -> Any:
+def filled(value: Any, values: dict[int, Any]) -> Any:
     """Arguments of a call with computed tensors in the place of symbolic ones."""
     if is_symbolic(value):
         return values[id(value)]
     if isinstance(value, dict):
-        return {key: _filled(part, values) for key, part in value.items()}
+        return {key: filled(part, values) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        parts = [_filled(part, values) for part in value]
+        parts = [filled(part, values) for part in value]
         return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     return value
 
@@ -130,8 +130,8 @@ def filler(value: Any) -> Callable[[dict[int, Any]], Any]:
     return lambda values: make([part(values) for part in parts])
 
 
-def _leaves(value: Any) -> list[Any]:
+def leaves(value: Any) -> list[Any]:
     """The tensors of what a quantized layer returns."""
     if isinstance(value, tuple | list):
-        return [leaf for part in value for leaf in _leaves(part)]
+        return [leaf for part in value for leaf in leaves(part)]
     return [value]

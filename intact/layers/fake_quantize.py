@@ -128,7 +128,7 @@ class FakeQuantize(TrackedRange):
         Returns:
             The integers.
         """
-        rule, pending = _typed(kernel_rounding, pending)
+        rule, pending = typed(kernel_rounding, pending)
         products = [*zip((QTensor(*x) for x in partners), shapes, strict=True)]
         result = self._quantized(
             rule, pending, training, products, slot, Clamp(lower, upper), final
@@ -282,7 +282,7 @@ class FakeQuantize(TrackedRange):
         **_: Any,
     ) -> QTensor:
         """The same without rounding; the arguments are those of a call."""
-        rule, pending = _typed(kernel_rounding, pending)
+        rule, pending = typed(kernel_rounding, pending)
         return unquantized(Clamp(lower, upper).real(rule.real(pending)))
 
     def _count(self, rule: KernelRounding, pending: Any) -> Any:
@@ -352,7 +352,7 @@ class FakeQuantize(TrackedRange):
         return cls(spec, schedule=schedule, **config)
 
 
-def _typed(kernel_rounding: str, pending: Any) -> tuple[KernelRounding, Any]:
+def typed(kernel_rounding: str, pending: Any) -> tuple[KernelRounding, Any]:
     """The class that rounds, and the pending result in the type that it takes."""
     rule = KernelRounding.registry.find(kernel_rounding)
     if rule.name == RealRounding.name:

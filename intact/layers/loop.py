@@ -26,7 +26,7 @@ class QuantizedLoop(QuantizedLayer):
 
     Args:
         body: A functional model of a step, as that of `Loop`; the parts of each `QTensor` are a
-            list. Its last inputs are the first states that are given, and its last outputs these
+            list. Its last inputs are the first states that are inputs, and its last outputs these
             states in the ranges in which a step reads them.
         form: A `LoopForm`, or its config.
     """
@@ -39,7 +39,7 @@ class QuantizedLoop(QuantizedLayer):
         self.built = True
         self.graph = view(body)
         inputs, outputs = structure(body)
-        count, states = self.form.sequences, len(self.form.given)
+        count, states = self.form.sequences, len(self.form.starts)
         self.sequences, rest = inputs[:count], inputs[count:]
         self.states, self.first = rest[:states], rest[states:]
         ends = states + self.form.joins

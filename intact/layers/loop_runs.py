@@ -9,8 +9,8 @@ from keras import ops
 
 from intact.graph.view import Node
 from intact.layers.base import QuantizedLayer
-from intact.layers.direct_calls import _filled, _leaves, filler
-from intact.layers.fake_quantize import FakeQuantize, _typed
+from intact.layers.direct_calls import filled, filler, leaves
+from intact.layers.fake_quantize import FakeQuantize, typed
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.tracked_range import Clamp
@@ -73,12 +73,12 @@ class Run:
         loop, count = self.loop, self.loop.form.sequences
         values = dict(_pairs(loop.first, inputs[count:]))
         self._run(loop.start_nodes, values, self.start)
-        given = iter(loop.started)
+        starts = iter(loop.started)
         x = first_part(inputs[0])
         states = []
-        for is_given, symbol in zip(loop.form.given, loop.states, strict=True):
-            if is_given:
-                states.append(_of(next(given), values))
+        for is_input, symbol in zip(loop.form.starts, loop.states, strict=True):
+            if is_input:
+                states.append(_of(next(starts), values))
             else:
                 states.append(self.zeros(symbol, x))
         return inputs[:count], states
@@ -176,7 +176,7 @@ class Run:
                 fill = self.fillers[id(node)] = filler(node.args)
             results = call(node, fill(values))
             if isinstance(results, tuple):
-                values.update(zip(map(id, node.outputs), _leaves(results), strict=False))
+                values.update(zip(map(id, node.outputs), leaves(results), strict=False))
             else:
                 values[id(node.outputs[0])] = results
 
@@ -381,7 +381,7 @@ class _Rounding:
             pending: What the quantizer is called with.
         """
         layer = self.layer
-        rule, pending = _typed(self.kernel_rounding, pending)
+        rule, pending = typed(self.kernel_rounding, pending)
         scaled = rule.scaled(pending)
         if not self.once:
             return scaled, layer._rounded(rule, pending, scaled, self.grid, self.clamp, self.xp)
@@ -452,10 +452,10 @@ def _with(values: Any, rest: Any) -> Any:
 
 def _pairs(symbols: list[Any], tensors: list[Any]) -> list[tuple[int, Any]]:
     """The ids of symbols, beside the tensors that they stand for."""
-    flat = [keras.tree.flatten(symbols), _leaves(list(tensors))]
+    flat = [keras.tree.flatten(symbols), leaves(list(tensors))]
     return [(id(symbol), tensor) for symbol, tensor in zip(*flat, strict=True)]
 
 
 def _of(symbol: Any, values: dict[int, Any]) -> Any:
     """The tensors that symbols stand for."""
-    return _as_tensor(_filled(list(symbol) if isinstance(symbol, tuple) else symbol, values))
+    return _as_tensor(filled(list(symbol) if isinstance(symbol, tuple) else symbol, values))

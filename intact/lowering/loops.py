@@ -62,10 +62,10 @@ class LoopLowering:
         finally:
             lowering.kernels, lowering.graph = outer
 
-    def begin(self, given: list[Tensor], sequences: list[Tensor]) -> list[Tensor]:
+    def begin(self, starts: list[Tensor], sequences: list[Tensor]) -> list[Tensor]:
         """The states before the first step."""
         lowering, loop = self.lowering, self.loop
-        for symbol, tensor in zip(loop.first, given, strict=True):
+        for symbol, tensor in zip(loop.first, starts, strict=True):
             lowering.tensors[id(_first(symbol))] = tensor
         starting = {id(node) for node in loop.start_nodes}
         for kernel in self.kernels.kernels:
@@ -75,9 +75,9 @@ class LoopLowering:
         reals = [x for x in sequences if x.dtype != "bool"]
         return [
             next(started)
-            if is_given
+            if is_input
             else zeros(lowering.builder, reals[0], self.like(symbol), all_steps=False)
-            for is_given, symbol in zip(loop.form.given, loop.states, strict=True)
+            for is_input, symbol in zip(loop.form.starts, loop.states, strict=True)
         ]
 
     def like(self, symbol: Any) -> Tensor:

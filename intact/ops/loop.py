@@ -20,21 +20,21 @@ class LoopForm:
 
     Args:
         sequences: How many sequences it reads, `(batch, steps, ...)`.
-        given: For each state, whether its first value is an input; else it is 0.
+        starts: For each state, whether its first value is an input; else it is 0.
         joins: Whether the first output of a step is collected, for all steps.
         backwards: Whether the last step is the first to be computed.
         turned: Whether the output that is computed first is collected as the last one.
     """
 
     sequences: int
-    given: tuple[bool, ...]
+    starts: tuple[bool, ...]
     joins: bool
     backwards: bool = False
     turned: bool = False
 
     def get_config(self) -> dict[str, Any]:
         """The fields, as they are saved."""
-        return {**vars(self), "given": list(self.given)}
+        return {**vars(self), "starts": list(self.starts)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LoopForm":
@@ -43,7 +43,7 @@ class LoopForm:
         Args:
             config: What `get_config` returned.
         """
-        return cls(**{**config, "given": tuple(config["given"])})
+        return cls(**{**config, "starts": tuple(config["starts"])})
 
     def shapes(self, step: Sequence[Any], steps: int | None) -> list[tuple[int | None, ...]]:
         """The shapes of a loop's outputs.
@@ -61,8 +61,9 @@ class LoopForm:
 class Loop(layers.Layer):
     """Repeats a model of one step along the time of its inputs.
 
-    It takes a list of tensors: sequences `(batch, steps, ...)`, and the states that are given. It
-    returns a list: all outputs `(batch, steps, ...)`, if they are collected, and the final states.
+    It takes a list of tensors: sequences `(batch, steps, ...)`, and the first states that are
+    inputs. It returns a list: all outputs `(batch, steps, ...)`, if they are collected, and the
+    final states.
 
     Args:
         step: A functional model. It takes the step's parts of the sequences, `(batch, 1, ...)`,
@@ -78,11 +79,11 @@ class Loop(layers.Layer):
 
     def call(self, inputs: list[Tensor]) -> list[Tensor]:
         """The outputs of the steps, and the final states."""
-        sequences, given = inputs[: self.form.sequences], iter(inputs[self.form.sequences :])
+        sequences, starts = inputs[: self.form.sequences], iter(inputs[self.form.sequences :])
         symbols = self.step.inputs[self.form.sequences :]
         states = [
-            next(given) if is_given else zeros_of(symbol, sequences[0])
-            for is_given, symbol in zip(self.form.given, symbols, strict=True)
+            next(starts) if is_input else zeros_of(symbol, sequences[0])
+            for is_input, symbol in zip(self.form.starts, symbols, strict=True)
         ]
 
         def body(states: list[Tensor], now: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

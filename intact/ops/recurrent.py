@@ -196,22 +196,22 @@ def looped(layer: Any, cell: Any, x: Any, states: list, way: Way, tracer: Any) -
     """The outputs of a cell, or its last one, and its last states, by a loop."""
     op: Any = find_op(cell) or CustomCell()
     with tracer.scope(cell):
-        given = [row(t, tracer) for t in states]
+        first = [row(t, tracer) for t in states]
         x = op.project(cell, x, tracer)
         sequences = [x] if way.mask is None else [x, way.mask]
         sizes = op.state_sizes(cell)
         parts = [tracer.inner_input("x", (1, *t.shape[2:]), t) for t in sequences]
         before = [tracer.inner_input("state", (1, n), x) for n in sizes]
-        starts = [bool(given)] * len(sizes)
+        starts = [bool(first)] * len(sizes)
         with tracer.inside(parts[0]):
             output, new = op.advance(cell, parts[0], before, tracer)
             if way.mask is not None:
-                output, new = masked(output, new, before, parts[1], way, given, starts, tracer)
+                output, new = masked(output, new, before, parts[1], way, first, starts, tracer)
         place = next((i for i, state in enumerate(new) if state is output), None)
         joins = way.joins or place is None
         step = keras.Model([*parts, *before], [output, *new] if joins else new)
         form = LoopForm(len(parts), tuple(starts), joins, way.backwards, way.turned)
-        outputs = tracer.place(Loop(step, form, name="loop"), [*sequences, *given])
+        outputs = tracer.place(Loop(step, form, name="loop"), [*sequences, *first])
         final = outputs[joins:]
         if not way.joins:
             end = slice(0, 1) if way.turned else slice(-1, None)
@@ -227,7 +227,7 @@ def masked(
     before: list,
     seen: Any,
     way: Way,
-    given: list,
+    first: list,
     starts: list[bool],
     tracer: Any,
 ) -> tuple[Any, list]:
@@ -241,7 +241,7 @@ def masked(
         return select("shown", seen, output, nothing(output, tracer), tracer), kept
     if not way.repeats:
         return output, kept
-    if place is not None and not given:
+    if place is not None and not first:
         # Both begin with 0.
         return kept[place], kept
     before.append(tracer.inner_input("shown", output.shape[1:], output))

@@ -62,14 +62,14 @@ class LoopPlanner:
         planner, joins = self.planner, self.form.joins
         for index, state in enumerate(self.states, joins):
             self._carry(node, step, index, state)
-        given = self.form.sequences
-        for state, is_given in zip(self.states, self.form.given, strict=False):
-            if is_given:
-                source = planner._range_of(self.opening.inputs[given], self.opening)
-                name = f"{self.name}_{given}"
+        place = self.form.sequences
+        for state, is_input in zip(self.states, self.form.starts, strict=False):
+            if is_input:
+                source = planner._range_of(self.opening.inputs[place], self.opening)
+                name = f"{self.name}_{place}"
                 site = planner._site(name, planner._root(state), _rounding(source, state))
-                self.step.requantize[given] = site
-                given += 1
+                self.step.requantize[place] = site
+                place += 1
         planner.loop = ""
         ends = [planner.tensor_range.get(id(t)) for t in node.inputs]
         ends = [*ends[:joins], *(self.states or ends[joins:])]
