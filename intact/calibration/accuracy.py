@@ -321,7 +321,7 @@ class _Check:
         self.model, self.batch = model, batch
         self.kernels = kernel_graph(model)
         self.graph = self.kernels.graph
-        self.content = lower(model)
+        self.content: bytes | None = lower(model)
         file = LiteRTModel(self.content)
         self.output_names, self.output_tensors = file.output_names, file.output_tensors
         self.names = dict(self._names())
@@ -329,7 +329,7 @@ class _Check:
 
     def _names(self) -> Iterator[tuple[Node, str]]:
         """The quantizers' calls whose tensors the file has, and what it calls these."""
-        known = {tensor.name for tensor in read(self.content).graphs[0].tensors}
+        known = {tensor.name for tensor in read(self._file()).graphs[0].tensors}
         for kernel in self.kernels.kernels:
             node, name = kernel.range_call, kernel.name
             if node is None:
@@ -341,10 +341,22 @@ class _Check:
             if name in known:
                 yield node, name
 
+    def _file(self) -> bytes:
+        """The model's file."""
+        if self.content is None:
+            self.content = lower(self.model)
+        return self.content
+
+    def _exposed(self, names: list[str]) -> bytes:
+        """The model's file with more outputs, while no other copy of it takes memory."""
+        exposed = expose(self._file(), names)
+        self.content = None
+        return exposed
+
     def pairs(self, nodes: Sequence[Node]) -> tuple[list[Pair], dict[Node, Pair]]:
         """The model's outputs, and what some of its quantizers make."""
         inside = [self.names[node] for node in nodes]
-        rounded = _run(expose(self.content, inside), self.batch)
+        rounded = _run(self._exposed(inside), self.batch)
         tensors = [*self.model.outputs, *(node.outputs[0] for node in nodes)]
         exact = FloatForm(self.model, tensors)(self.batch)
         names = [*self.output_tensors, *inside]
