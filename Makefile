@@ -14,18 +14,17 @@ TORCH := torch==2.13.0
 # What backends that compile run, with one case of each op: most of a run is compiling. PyTorch
 # runs all, and alone what does not depend on the backend.
 COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, distributed exact_graphs fixed_point \
-	kernels numerics observers ops quantizers states table tracing training uses wide) \
+	kernels numerics observers ops quantizers states table tracing training wide) \
 	keeping.py::test_zeros_stay \
 	keeping.py::test_the_gradient_of_a_cluster_is_the_mean \
 	lstm.py::test_calls_in_a_row_equal_litert \
 	lstm.py::test_training_computes_what_the_kernel_does \
 	quantized_model.py::test_a_graph_is_trained_by_its_own_class \
-	quantized_model.py::test_losses_metrics_and_weights_by_name \
 	schedule.py::test_batch_norm_freezes_at_a_step \
-	schedule.py::test_batch_norm_folded_in_training \
 	schedule.py::test_ranges_freeze_at_a_step \
-	schedule.py::test_resumed_in_the_middle_of_the_schedule \
-	schedule.py::test_steps_are_counted_once_a_step) \
+	schedule.py::test_steps_are_counted_once_a_step \
+	uses.py::test_a_sample_tells_the_same \
+	uses.py::test_backend_and_host_agree) \
 	--deselect tests/test_wide.py::test_recurrent_layers_and_attention
 # KerasHub without TensorFlow and its text ops, which its tokenizers alone need.
 HUB := keras-hub==0.32.0
