@@ -12,14 +12,13 @@ bits, measured on ai-edge-litert 2.3.0 (all its kernels compute the same). Per s
   point; that is the hidden state, and the output.
 """
 
-import functools
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from intact.numerics.affine import Affine
-from intact.numerics.backend_kernels import inverse, round_clip
+from intact.numerics.backend_kernels import TENSORFLOW, inverse, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import multiplier, multiply, rounding_shift
 from intact.numerics.straight_through import straight_through
@@ -217,11 +216,18 @@ class Run:
 
     def __init__(self, sums: Sums, before: State, cell_scale: Tensor) -> None:
         self.sums, self.before, self.cell_scale = sums, before, cell_scale
+        self._real: Steps | None = None
         self._whole: Steps | None = None
 
-    @functools.cached_property
+    @property
     def real(self) -> Steps:
         """The steps in float, with the rounded weights."""
+        # TensorFlow's tensors cannot leave the branch in which they were computed.
+        if self._real is None or TENSORFLOW:
+            self._real = self._in_float()
+        return self._real
+
+    def _in_float(self) -> Steps:
         sums = self.sums
         unit = sums.input_scale * sums.weight_scale
         inputs = (sums.inputs + sums.bias) * unit
@@ -229,7 +235,7 @@ class Run:
 
     def whole(self, params: Affine) -> Steps:
         """The steps in integers; `params` are the output's, the same at every call."""
-        if self._whole is None:
+        if self._whole is None or TENSORFLOW:
             scale, zero_point = params.scale, params.zero_point
             self._whole = in_integers(self.sums, self.before, scale, zero_point, self.cell_scale)
         return self._whole
