@@ -22,7 +22,7 @@ from intact.layers.quantized_model import QuantizedModel, class_like, is_quantiz
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.schedule import Schedule
 from intact.layers.stateful import StatefulQuantize
-from intact.numerics.affine import QTensor
+from intact.numerics.affine import QTensor, as_qtensor
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import AllSame, NotQuantized, SameAsInput
@@ -154,14 +154,14 @@ class _Builder:
             if index >= form.sequences:
                 symbol = _symbol(tensor, whole, f"{part.name}_given")
                 if index in step.requantize:
-                    symbol_q = self._quantize(_as_tensor(symbol), step.requantize[index])
+                    symbol_q = self._quantize(as_qtensor(symbol), step.requantize[index])
                     first.append((symbol, symbol_q))
                 else:
-                    first.append((symbol, _as_tensor(symbol)))
+                    first.append((symbol, as_qtensor(symbol)))
         for tensor, whole in zip(node.outputs, step.quantized, strict=True):
             inner.append(_symbol(tensor, whole, tensor.name))
             kind = self.quantized if whole else self.real
-            kind[id(tensor)] = _as_tensor(inner[-1])
+            kind[id(tensor)] = as_qtensor(inner[-1])
         self.loop = outer, inner, first
 
     def _close_loop(self, node: Node, step: Step) -> None:
@@ -181,7 +181,7 @@ class _Builder:
         loop = QuantizedLoop(body, node.layer.form, name=node.layer.name)
         for tensor, whole, result in zip(node.outputs, step.quantized, loop(outer), strict=True):
             kind = self.quantized if whole else self.real
-            kind[id(tensor)] = _as_tensor(result)
+            kind[id(tensor)] = as_qtensor(result)
 
     def _float(self, node: Any, step: Step) -> Any:
         """Call a layer that computes in float, perhaps with rounded weights."""
@@ -321,13 +321,8 @@ def _symbol(tensor: keras.KerasTensor, whole: bool, name: str) -> Any:
     ]
 
 
-def _as_tensor(parts: Any) -> Any:
-    """A `QTensor` of its parts in a list; any other tensor as it is."""
-    return QTensor(*parts) if isinstance(parts, list | tuple) else parts
-
-
 def _as_list(x: Any) -> Any:
-    """The reverse."""
+    """The parts of a `QTensor` as a list; any other tensor as it is."""
     return list(x) if isinstance(x, list | tuple) else x
 
 

@@ -15,7 +15,7 @@ from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.tracked_range import Clamp
 from intact.numerics.accumulator import Accumulator, accumulator
-from intact.numerics.affine import QTensor, Scaled, unquantized
+from intact.numerics.affine import QTensor, Scaled, as_qtensor, first_part, unquantized
 from intact.numerics.backend_kernels import (
     TORCH,
     exact_convolution,
@@ -430,16 +430,6 @@ def _is_integer(layer: Any) -> bool:
     return isinstance(layer, Quantized) and not isinstance(layer, QuantizedWeights)
 
 
-def _as_tensor(x: Any) -> Any:
-    """A `QTensor` of its parts; any other tensor as it is."""
-    return QTensor(*x) if isinstance(x, list | tuple) else x
-
-
-def first_part(x: Any) -> Any:
-    """The values of a `QTensor`, or of its parts; any other tensor itself."""
-    return x[0] if isinstance(x, list | tuple) else x
-
-
 def _rest(x: Any) -> Any:
     """The parts of a `QTensor` but its values; None of any other tensor."""
     return tuple(x[1:]) if isinstance(x, list | tuple) else None
@@ -458,4 +448,4 @@ def _pairs(symbols: list[Any], tensors: list[Any]) -> list[tuple[int, Any]]:
 
 def _of(symbol: Any, values: dict[int, Any]) -> Any:
     """The tensors that symbols stand for."""
-    return _as_tensor(filled(list(symbol) if isinstance(symbol, tuple) else symbol, values))
+    return as_qtensor(filled(list(symbol) if isinstance(symbol, tuple) else symbol, values))

@@ -12,6 +12,7 @@ from intact.layers.kernel_graph import Kernel, KernelGraph
 from intact.layers.loop import QuantizedLoop
 from intact.litert.builder import Tensor
 from intact.litert.repeating import Repeated, repeat, zeros
+from intact.numerics.affine import first_part
 
 if TYPE_CHECKING:
     from intact.lowering.lowering import Lowering
@@ -29,7 +30,7 @@ class LoopLowering:
         self.lowering, self.kernel = lowering, kernel
         self.loop: QuantizedLoop = kernel.layer
         self.kernels = KernelGraph(self.loop.graph)
-        self.ends = [_first(end) for end in self.loop.ends]
+        self.ends = [first_part(end) for end in self.loop.ends]
         inside = {id(t) for node in self.loop.nodes for t in node.outputs}
         inside |= {id(t) for t in keras.tree.flatten([self.loop.sequences, self.loop.states])}
         self.watched = [t for t in lowering.watched if id(t) in inside]
@@ -38,7 +39,7 @@ class LoopLowering:
         """Write the loop; the lowering then has the tensors that it returns."""
         lowering, loop = self.lowering, self.loop
         count = loop.form.sequences
-        inputs = [lowering._tensor(_first(x)) for x in self.kernel.call.args[0]]
+        inputs = [lowering._tensor(first_part(x)) for x in self.kernel.call.args[0]]
         sequences = inputs[:count]
         with self.entered():
             first = self.begin(inputs[count:], sequences)
@@ -66,12 +67,12 @@ class LoopLowering:
         """The states before the first step."""
         lowering, loop = self.lowering, self.loop
         for symbol, tensor in zip(loop.first, starts, strict=True):
-            lowering.tensors[id(_first(symbol))] = tensor
+            lowering.tensors[id(first_part(symbol))] = tensor
         starting = {id(node) for node in loop.start_nodes}
         for kernel in self.kernels.kernels:
             if id(kernel.call) in starting:
                 lowering._kernel(kernel)
-        started = iter(lowering._tensor(_first(tensor)) for tensor in loop.started)
+        started = iter(lowering._tensor(first_part(tensor)) for tensor in loop.started)
         reals = [x for x in sequences if x.dtype != "bool"]
         return [
             next(started)
@@ -82,7 +83,7 @@ class LoopLowering:
 
     def like(self, symbol: Any) -> Tensor:
         """A tensor in the form of a step's state."""
-        lowering, tensor = self.lowering, _first(symbol)
+        lowering, tensor = self.lowering, first_part(symbol)
         end = self.ends[self.loop.form.joins + self.loop.index_of(symbol)]
         quantizer = self.kernels.range_of(end) if isinstance(symbol, list | tuple) else None
         if quantizer is None or not lowering.rounds:
@@ -94,7 +95,7 @@ class LoopLowering:
         lowering, loop = self.lowering, self.loop
         pairs = zip([*loop.sequences, *loop.states], [*parts, *states], strict=True)
         for symbol, tensor in pairs:
-            lowering.tensors[id(_first(symbol))] = tensor
+            lowering.tensors[id(first_part(symbol))] = tensor
         in_step = {id(node) for node in loop.nodes}
         kernels = [kernel for kernel in self.kernels.kernels if id(kernel.call) in in_step]
         for kernel in kernels:
@@ -176,8 +177,3 @@ def _part(builder: Any, x: Tensor, place: int) -> Tensor:
     masks = {"beginMask": 2**rank - 3, "endMask": 2**rank - 3}
     builder.add("STRIDED_SLICE", [x, *bounds], [part], masks)
     return part
-
-
-def _first(x: Any) -> keras.KerasTensor:
-    """The values of a `QTensor`, or of its parts; any other tensor itself."""
-    return x[0] if isinstance(x, list | tuple) else x

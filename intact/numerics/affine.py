@@ -69,6 +69,24 @@ class Scaled(NamedTuple):
         return self.values * self.unit
 
 
+def as_qtensor(parts: Any) -> Any:
+    """A `QTensor` of its parts in a list or a tuple; any other tensor as it is.
+
+    Args:
+        parts: What a layer gets or returns.
+    """
+    return QTensor(*parts) if isinstance(parts, list | tuple) else parts
+
+
+def first_part(x: Any) -> Any:
+    """The values of a `QTensor`, or of its parts; any other tensor itself.
+
+    Args:
+        x: What a layer gets or returns.
+    """
+    return x[0] if isinstance(x, list | tuple) else x
+
+
 def unquantized(real: Tensor) -> QTensor:
     """Real values in the type of quantized ones.
 
