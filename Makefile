@@ -24,6 +24,7 @@ COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, distributed exac
 	schedule.py::test_ranges_freeze_at_a_step \
 	schedule.py::test_steps_are_counted_once_a_step \
 	uses.py::test_a_sample_tells_the_same \
+	uses.py::test_a_smaller_last_batch \
 	uses.py::test_backend_and_host_agree) \
 	--deselect tests/test_wide.py::test_recurrent_layers_and_attention
 # KerasHub without TensorFlow and its text ops, which its tokenizers alone need.

@@ -4,15 +4,17 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from small import BACKENDS, cnn, enliven, host, mlp, quantizers, ranges
 
 import intact
 from intact import Rule, Scheme, TensorSpec
+from intact.numerics import moments
 
 SAMPLES = 64
 # Ranges that are those of the batch: rounding is then all that is not as in float.
@@ -65,6 +67,20 @@ def test_batch_norm_learns_the_statistics_of_float_training(images):
         gap = np.abs(host(found.moving_mean) - mean) / moved
         assert (gap <= 0.1 * deviation).all(), (gap, deviation)
         np.testing.assert_allclose(host(found.moving_variance) - 1, variance - 1, rtol=0.05)
+
+
+def test_moments_of_uneven_parts_are_those_of_the_whole_batch(rng, monkeypatch):
+    """Also where a replica has no values, whose moments are not numbers."""
+    x = (rng.normal(size=(50, 3)) * [1, 5, 0.1] + [0, 9, -4]).astype("float32")
+    parts = np.split(x, [7, 7, 40])
+    with np.errstate(invalid="ignore"), warnings.catch_warnings(action="ignore"):
+        rows = [[part.mean(0), part.var(0), np.full(3, len(part))] for part in parts]
+    rows = np.asarray(rows, "float32")
+    monkeypatch.setattr(moments, "gather", lambda own: ops.convert_to_tensor(rows))
+    mean, variance, count = map(host, moments.whole_moments(*map(ops.convert_to_tensor, rows[0])))
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(variance, x.var(0), rtol=1e-5)
+    np.testing.assert_array_equal(count, 50)
 
 
 def test_batch_norm_alone_learns_the_statistics_too(rng):

@@ -8,6 +8,7 @@ from small import host, lossy, quantizers
 
 import intact
 from intact.numerics.numpy_ops import numpy_ops
+from intact.quantizers import uses
 from intact.quantizers.uses import UseObserver, limits, look, reach
 
 STEPS, WIDTH = 12, 16
@@ -252,3 +253,30 @@ def test_backend_and_host_agree():
         np.testing.assert_allclose(host(a), b, rtol=1e-4)
     for a, b in zip(reach(there, 255), reach(here, 255, numpy_ops), strict=True):
         np.testing.assert_allclose(host(a), b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("row", [(), (5,), (3, 4)], ids=str)
+def test_uneven_parts_of_a_batch_are_sampled_as_the_whole(row, monkeypatch):
+    """Each replica samples the values that one process would."""
+    x = np.arange(1, 700 * np.prod(row, dtype=int) + 1, dtype="float32").reshape(700, *row)
+    parts = np.split(x, [1, 2, 90, 300, 420, 421])
+    sampled = []
+    monkeypatch.setattr(numpy_ops, "abs", lambda x: sampled.append(x) or np.abs(x))
+    monkeypatch.setattr(uses, "replicas", lambda: len(parts))
+    seen = []
+    for place in [(0, x.size), *((part.flat[0] - 1, x.size) for part in parts)]:
+        monkeypatch.setattr(uses, "place", lambda count, place=place: map(int, place))
+        part = x if len(seen) == 0 else parts[len(seen) - 1]
+        look(part, np.ones_like(part), None, numpy_ops, most=64)
+        seen.append(sampled[-1])
+    assert 40 < seen[0].size < 200
+    np.testing.assert_array_equal(np.concatenate(seen[1:]), seen[0])
+
+
+def test_a_smaller_last_batch(rng):
+    """A graph of TensorFlow does not know the size of a batch, then."""
+    q = intact.quantize_model(model_of(FORMULAS["RMSNormalization"], (4,)))
+    q.compile("sgd", "mse")
+    x = rng.normal(size=(5, 4)).astype("float32")
+    q.fit(x, x, batch_size=2, verbose=0)
+    assert all(layer.calibrated for layer in quantizers(q).values())

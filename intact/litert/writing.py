@@ -28,7 +28,6 @@ DTYPES = {
 }
 
 _TYPES = ("inDataType", "outDataType", "outputType", "outType")
-_TYPES = ("inDataType", "outDataType", "outputType", "outType")
 _ENUMS = {"padding": schema.Padding, "fusedActivationFunction": schema.ActivationFunctionType}
 
 Shape = tuple[int | None, ...]

@@ -102,11 +102,21 @@ def replicas() -> int:
     return tensorflow_kernels.replicas() if TENSORFLOW else 1
 
 
-def replica() -> Any:
-    """Which of the replicas this is: an integer below `replicas()`, or a tensor of one."""
-    if TORCH:
-        return torch_kernels.replica()
-    return tensorflow_kernels.replica() if TENSORFLOW else 0
+def place(count: Any) -> tuple[Any, Any]:
+    """Where the values of this replica are among those of the global batch.
+
+    Args:
+        count: How many values this replica has: an integer, or a tensor of one.
+
+    Returns:
+        `(before, total)`: how many values the replicas before this one have, and all replicas.
+    """
+    if replicas() == 1:
+        return 0, count
+    counts = gather(ops.convert_to_tensor(count, "int32"))
+    kernels = torch_kernels if TORCH else tensorflow_kernels
+    before = ops.where(ops.arange(replicas()) < kernels.replica(), counts, 0)
+    return ops.sum(before), ops.sum(counts)
 
 
 def gather(x: Any) -> Any:
@@ -416,78 +426,3 @@ def round_clip(
     if TENSORFLOW:
         return tensorflow_kernels.round_clip(*tensors)
     return _round_clip(*tensors)
-
-
-@ops.custom_gradient
-def _moments(x: Any, centre: Any) -> Any:
-    axes = tuple(range(len(x.shape) - 1))
-    offset = x - centre
-    shift = ops.mean(offset, axes)
-    variance = ops.maximum(ops.mean(ops.square(offset), axes) - ops.square(shift), 0.0)
-
-    def grad(*args: Any, upstream: Any | None = None) -> tuple[Any, Any]:
-        g = args[0] if upstream is None else upstream
-        of_mean, of_variance = g[0], g[1]
-        share = x.shape[-1] / ops.cast(ops.size(x), "float32")
-        slope = of_variance * (2.0 * share)
-        return offset * slope + (of_mean * share - slope * shift), ops.zeros_like(centre)
-
-    return ops.stack([centre + shift, variance]), grad
-
-
-def moments(x: Any, centre: Any) -> tuple[Any, Any]:
-    """Mean and variance over all axes but the last, and over all replicas.
-
-    Args:
-        x: Values.
-        centre: About the mean, per channel: near enough for a difference of squares to be
-            precise, so that one pass over the data does.
-
-    Returns:
-        `(mean, variance)`, per channel.
-    """
-    x = ops.convert_to_tensor(x)
-    # A graph's tensor cannot be unpacked.
-    both = torch_kernels.moments(x) if TORCH else _moments(x, centre)
-    mean, variance = both[0], both[1]
-    return (mean, variance) if replicas() == 1 else _whole_moments(x, mean, variance)
-
-
-def _whole_moments(x: Any, mean: Any, variance: Any) -> tuple[Any, Any]:
-    """The moments of the whole batch, from those of each replica.
-
-    Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
-    Sample Variances" (1979), section 2.
-    """
-    count = ops.cast(ops.size(x) / x.shape[-1], "float32")
-    parts = gather(ops.stack([mean, variance, count * ops.ones_like(mean)]))
-    means, variances, counts = parts[:, 0], parts[:, 1], parts[:, 2]
-    shares = counts / ops.sum(counts, axis=0)
-    mean = ops.sum(shares * means, axis=0)
-    spread = variances + ops.square(means - mean)
-    return mean, ops.sum(shares * spread, axis=0)
-
-
-def batch_norm(x: Any, centre: Any, gamma: Any, beta: Any, epsilon: Any) -> tuple[Any, Any, Any]:
-    """Normalize by the mean and variance over all axes but the last, and over all replicas.
-
-    Args:
-        x: Values.
-        centre: As for `moments`.
-        gamma: Factor, per channel.
-        beta: Offset, per channel.
-        epsilon: What is added to the variance, per channel.
-
-    Returns:
-        `(y, mean, variance)`, with `y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`;
-        there is no gradient through the last two.
-    """
-    tensors = [ops.convert_to_tensor(v, "float32") for v in (x, gamma, beta, epsilon)]
-    alone = replicas() == 1
-    if TORCH and alone:
-        return torch_kernels.batch_norm(*tensors)
-    if TENSORFLOW and alone and tensorflow_kernels.on_cpu():
-        return tensorflow_kernels.batch_norm(*tensors)
-    mean, variance = moments(x, centre)
-    factor = gamma * ops.rsqrt(variance + epsilon)
-    return (x - mean) * factor + beta, ops.stop_gradient(mean), ops.stop_gradient(variance)

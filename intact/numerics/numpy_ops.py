@@ -17,6 +17,7 @@ numpy_ops = SimpleNamespace(
     abs=np.abs,
     broadcast_to=np.broadcast_to,
     cast=lambda x, dtype: np.asarray(x, dtype),
+    concatenate=np.concatenate,
     convert_to_tensor=lambda x: to_numpy(x).astype("float32", copy=False),
     exp=np.exp,
     clip=np.clip,

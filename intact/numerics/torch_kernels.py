@@ -37,9 +37,9 @@ class Gather(torch.autograd.Function):
             ctx: Torch's.
             x: The tensor of this process.
         """
-        parts = [torch.empty_like(x) for _ in range(replicas())]
-        torch.distributed.all_gather(parts, x.contiguous())
-        return torch.stack(parts)
+        rows = x.new_empty((replicas(), *x.shape))
+        torch.distributed.all_gather(list(rows.unbind()), x.contiguous())
+        return rows
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -182,7 +182,7 @@ class BatchNorm(torch.autograd.Function):
     """Normalizes over all axes but the last; there is no gradient through the statistics."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
+    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, epsilon: Any, whole: Any) -> Any:
         """The values, the mean and the variance.
 
         Args:
@@ -191,8 +191,13 @@ class BatchNorm(torch.autograd.Function):
             gamma: Factor of each channel.
             beta: Offset of each channel.
             epsilon: What is added to the variance of each channel.
+            whole: From mean, variance and count of this process' values to those of all processes;
+                None for a process alone.
         """
         mean, variance = torch.batch_norm_update_stats(torch.movedim(x, -1, 1), None, None, 0.0)
+        ctx.total = None
+        if whole is not None:
+            mean, variance, ctx.total = whole(mean, variance, x.numel() // x.shape[-1])
         inverse = torch.rsqrt(variance + epsilon)
         factor = gamma * inverse
         ctx.save_for_backward(x, gamma, mean, inverse)
@@ -209,11 +214,34 @@ class BatchNorm(torch.autograd.Function):
             of_y = of_y.contiguous()
         elif first.ndim == 4:
             of_y = of_y.contiguous(memory_format=torch.channels_last)
+        alone = ctx.total is None
         of_x, of_gamma, of_beta = torch.ops.aten.native_batch_norm_backward(
-            of_y, first, gamma, None, None, mean, inverse, True, 0.0, [True, True, True]
+            of_y, first, gamma, None, None, mean, inverse, True, 0.0, [alone, True, True]
         )
+        if alone:
+            of_x = torch.movedim(of_x, 1, -1)
+        else:
+            of_x = BatchNorm.of_parts(ctx, torch.movedim(of_y, 1, -1), of_gamma, of_beta)
         of_epsilon = of_gamma * gamma * inverse * inverse * -0.5
-        return torch.movedim(of_x, 1, -1), of_gamma, of_beta, of_epsilon
+        return of_x, of_gamma, of_beta, of_epsilon, None
+
+    @staticmethod
+    def of_parts(ctx: Any, of_y: Any, of_gamma: Any, of_beta: Any) -> Any:
+        """The gradient of `x`, whose moments are of the values of all processes.
+
+        Args:
+            ctx: Torch's.
+            of_y: The gradient of the values, channels last.
+            of_gamma: The sum over this process' values of their gradient times the normalized `x`.
+            of_beta: The sum of their gradient.
+        """
+        x, gamma, mean, inverse = ctx.saved_tensors
+        means = torch.stack([of_beta, of_gamma])
+        torch.distributed.all_reduce(means)
+        means /= ctx.total
+        factor = gamma * inverse
+        slope = -factor * inverse * means[1]
+        return torch.addcmul(-factor * means[0] - slope * mean, x, slope).addcmul_(of_y, factor)
 
 
 straight_through = StraightThrough.apply

@@ -28,10 +28,10 @@ def of_all_replicas(observer: Observer, state: Any, xp: Any = ops) -> Any:
     """
     if replicas() == 1:
         return type(state)(*map(xp.convert_to_tensor, state))
-    tensors = [ops.convert_to_tensor(part, "float32") for part in state]
+    tensors = [xp.cast(xp.convert_to_tensor(part), "float32") for part in state]
     ends = np.cumsum([math.prod(tensor.shape) for tensor in tensors]).tolist()
-    rows = gather(ops.concatenate([ops.reshape(tensor, (-1,)) for tensor in tensors]))
-    rows = xp.convert_to_tensor(rows)
+    row = xp.concatenate([xp.reshape(tensor, (-1,)) for tensor in tensors])
+    rows = xp.convert_to_tensor(gather(ops.convert_to_tensor(row)))
     columns = [
         xp.reshape(rows[:, first:last], (replicas(), *tensor.shape))
         for first, last, tensor in zip([0, *ends], ends, tensors, strict=False)

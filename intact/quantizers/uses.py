@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from keras import ops
 
-from intact.numerics.backend_kernels import extremes, replica, replicas
+from intact.numerics.backend_kernels import extremes, place, replicas
 from intact.numerics.exact import MIN_SCALE
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
@@ -90,10 +90,11 @@ def look(
     size = xp.reshape(size * xp.ones_like(x), (-1,))
     if most is not None:
         # An odd stride reaches all places of a row. Each replica goes on where the last one ended.
-        length = ops.shape(values)[0]
-        step = length * replicas() // most // 2 * 2 + 1
-        first = -replica() * length % step if replicas() > 1 else 0
-        values, size = values[first::step], size[first::step]
+        before, total = place(ops.shape(values)[0])
+        step = total // most // 2 * 2 + 1
+        first = -before % step if replicas() > 1 else 0
+        # TensorFlow does not know the rank of a slice of an open size.
+        values, size = (xp.reshape(part[first::step], (-1,)) for part in (values, size))
     octave = xp.floor(xp.log(xp.maximum(size, _LEAST)) * np.float32(1 / math.log(2)))
     level = xp.cast(xp.clip(octave + LEVELS // 2, 0, LEVELS - 1), "int32")
     logs = xp.log(xp.maximum(xp.abs(values), _LEAST))
