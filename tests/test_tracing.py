@@ -113,6 +113,8 @@ CALLS = {
     "streams": (streams, [(8,)]),
     "positions": (positions, []),
     "relative shift": (relative_shift, [(8, 14)]),
+    # Keras' shape formula of an einsum takes no capital letters; a backend does.
+    "capital letters": (lambda x: ops.einsum("bTc,bSc->bTS", x, x) * 0.5, []),
     "parts without values": (replaced_rows, []),
     "squeezed": (
         lambda x: ops.moveaxis(ops.squeeze(ops.moveaxis(x[:, None], 0, 2), 0), 1, 0) * 0.5,

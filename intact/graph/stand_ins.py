@@ -135,8 +135,8 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
     Args:
         stand_ins: The stand-ins for variables; layers that an op stands for get the variables.
     """
-    cls = keras.layers.Layer
-    call, spec = cls.__call__, cls.symbolic_call
+    cls, operation = keras.layers.Layer, keras.Operation
+    call, spec, spec_of_operation = cls.__call__, cls.symbolic_call, operation.symbolic_call
 
     def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if not handled_whole(layer):
@@ -162,17 +162,37 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
             with stand_ins.outside(layer):
                 return spec(layer, *args, **kwargs)
 
+    def operated(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return spec_of_operation(operation, *args, **kwargs)
+        except Exception:
+            # Keras' shape formula knows less than the backend that runs the `call`.
+            outputs = _from_backend(operation, args, kwargs)
+            if outputs is None:
+                raise
+        _node(outputs, operation=operation, call_args=args, call_kwargs=kwargs)
+        return outputs
+
     cls.__call__, cls.symbolic_call, layer_module.Node = called, specified, _node
+    operation.symbolic_call = operated
     try:
         with _like_arrays(), unrolled(), symbolic_functions(), symbolic_zeros():
             yield
     finally:
         cls.__call__, cls.symbolic_call, layer_module.Node = call, spec, KerasNode
+        operation.symbolic_call = spec_of_operation
 
 
 def _node(outputs: Any, **call: Any) -> Any:
     """Keras' record of a call; of its outputs, those that are None are no tensors of the graph."""
     return KerasNode(outputs=[t for t in keras.tree.flatten(outputs) if t is not None], **call)
+
+
+def _from_backend(operation: Any, args: tuple, kwargs: dict) -> Any:
+    """The outputs of an operation, of the shapes that the backend gives it; None if it fails."""
+    with contextlib.suppress(Exception):
+        return keras.Operation.compute_output_spec(operation, *args, **kwargs)
+    return None
 
 
 def _in_full(layer: Any, outputs: Any, args: tuple, kwargs: dict) -> Any:

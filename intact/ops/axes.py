@@ -28,7 +28,7 @@ class Shaper:
     def restore(self, x: Any, groups: list[list[str]], out: str) -> Any:
         """The product's axes as labelled ones, in the order of the output."""
         labels = [label for group in groups for label in group]
-        if len(x.shape) != len(labels):
+        if any(len(group) != 1 for group in groups):
             x = self.reshape(
                 x, [s for place in enumerate(groups[1:], 1) for s in self.parts(*place)]
             )

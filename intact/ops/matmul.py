@@ -239,6 +239,8 @@ class _Einsum(NamedTuple):
         lost = [label for label in (*self.free_a, *self.free_b) if label not in self.out]
         if lost:
             return f"sums over {lost} of one operand alone; use `ops.sum`"
+        if self.a[0] not in self.out:
+            return "sums over the batch"
         return "moves the axis of the batch" if self.out[0] != self.a[0] else None
 
 
@@ -358,38 +360,9 @@ class EinsumDense(Op):
         return tracer.activation(layer.activation, y, layer)
 
 
-def _weight(value: Any) -> dict[str, Any]:
+def weight_settings(value: Any) -> dict[str, Any]:
+    """The settings of a dense layer that a constant becomes."""
     return {"trainable": is_trainable(value)}
-
-
-@register_op
-class Einsum(Op):
-    """An einsum of two tensors, or of a tensor and a constant."""
-
-    operations = ("Einsum",)
-    litert = ("BATCH_MATMUL", "FULLY_CONNECTED")
-    notes = "Two operands; the equation keeps the batch first."
-    cases = (
-        Case(
-            lambda: lambda a, b: ops.einsum("btnh,bsnh->bnts", a, b),
-            [(4, 2, 3), (5, 2, 3)],
-        ),
-        Case(
-            lambda: lambda a, b: ops.einsum("bnts,bsnh->btnh", a, b),
-            [(2, 4, 5), (5, 2, 3)],
-        ),
-        Case(lambda: lambda a: ops.einsum("btc,cd->btd", a, np.eye(3, 2, dtype="float32")), (4, 3)),
-    )
-
-    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
-        operands = args[0] if isinstance(args[0], list | tuple) else args
-        operands = [x for x in operands if not isinstance(x, str)]
-        if len(operands) != 2:
-            tracer.refuse(layer, f"an einsum of {len(operands)} operands has no kernel")
-        a, b = operands
-        equation = expand_ellipsis(layer.subscripts, (len(a.shape), len(b.shape)))
-        constant = {} if is_symbolic(a) and is_symbolic(b) else _weight(a if is_symbolic(b) else b)
-        return contract(a, b, equation, layer, tracer, **constant)
 
 
 @register_op
@@ -421,7 +394,7 @@ class MatMul(Op):
         rank = max(ranks)
         if is_symbolic(a) and ranks[1] == 2:
             letters = string.ascii_lowercase[: rank - 1]
-            return contract(a, b, f"{letters}x,xy->{letters}y", layer, tracer, **_weight(b))
+            return contract(a, b, f"{letters}x,xy->{letters}y", layer, tracer, **weight_settings(b))
         name = f"{layer.name}_constant"
         a, b = (x if is_symbolic(x) else tracer.constant(x, name, rank) for x in (a, b))
         return tracer.emit(BatchMatMul(name=layer.name), [a, b])
