@@ -161,6 +161,8 @@ def test_every_kind_of_data_gives_the_same_ranges(kind, q, x, expected):
         lambda a, b: iter([((a, b), np.zeros(40))]),
         lambda a, b: iter([{"b": b, "a": a}]),
         lambda a, b: iter([({"b": b, "a": a}, np.zeros(40))]),
+        lambda a, b: {"rest": {"b": b}, "a": a},
+        lambda a, b: iter([{"a": a, "rest": [b]}]),
     ],
     ids=[
         "list",
@@ -177,6 +179,8 @@ def test_every_kind_of_data_gives_the_same_ranges(kind, q, x, expected):
         "with targets",
         "dicts",
         "dicts with targets",
+        "nested dict",
+        "nested dicts",
     ],
 )
 def test_several_inputs(pack, rng):

@@ -302,6 +302,61 @@ def test_a_layer_in_a_layer_returns_none(rng):
     same_as_file(keras.Model(inputs, Of()(inputs)), rng)
 
 
+class Reversible(layers.Layer):
+    """Takes the mean away, or puts back what an earlier call has taken, as RevIN does."""
+
+    def call(self, x, back):
+        if back:
+            return x * 0.5 + self.mean
+        self.mean = ops.mean(x, axis=1, keepdims=True)
+        return x - self.mean
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class AroundOthers(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm, self.dense = Reversible(), layers.Dense(8)
+
+    def call(self, x):
+        return self.norm(self.dense(self.norm(x, back=False)), back=True)
+
+
+def test_a_call_reads_what_an_earlier_one_left_in_an_attribute(rng):
+    x, model = keras.Input((6, 8)), AroundOthers()
+    same_as_file(keras.Model(x, model(x)), rng)
+    norm = Reversible()
+    functional = keras.Model(x, norm(layers.Dense(8)(norm(x, back=False)), back=True))
+    functional.predict(np.zeros((2, 6, 8)), verbose=0)
+    left = norm.mean
+    canonicalize(functional)
+    assert norm.mean is left
+
+
+class AnySize(layers.Layer):
+    """Calls a sequence on another size than it is built for, which the backends take."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.Sequential([layers.Dense(4), layers.Dense(3)])
+
+    def build(self, shape):
+        self.inner.build((None, 9, 8))
+
+    def call(self, x):
+        return self.inner(x)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 3)
+
+
+def test_a_sequence_in_a_layer_takes_another_size(rng):
+    x = keras.Input((6, 8))
+    same_as_file(keras.Model(x, AnySize()(x)), rng)
+
+
 class Positions(layers.Layer):
     """Tokens and their places."""
 

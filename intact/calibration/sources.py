@@ -153,6 +153,8 @@ def batches(
         return _Batches(len(data), data.__getitem__)
     if isinstance(data, list | tuple):
         data = _from_list(data, inputs)
+    if isinstance(data, dict) and _is_nested(data):
+        data = tuple(map(_host, keras.tree.flatten(data)))
     if isinstance(data, dict):
         data = {name: _host(_numbers(value)) for name, value in data.items()}
     if isinstance(data, dict | tuple) or _is_array(data):
@@ -290,6 +292,11 @@ def _numbers(value: Any) -> Any:
         return value
 
 
+def _is_nested(data: dict[str, Any]) -> bool:
+    """Whether a dict of arrays has others in it, as the inputs of a subclassed model may have."""
+    return any(isinstance(_numbers(value), dict | list | tuple) for value in data.values())
+
+
 def _fits(array: np.ndarray, tensor: keras.KerasTensor) -> bool:
     """Whether an array is a batch for an input, of any number of samples.
 
@@ -321,7 +328,7 @@ def _inputs_of(batch: Any, inputs: list[keras.KerasTensor]) -> list[Any]:
         batch = [_numbers(part) for part in batch]
         if _has_targets(batch, inputs):
             return _inputs_of(batch[0], inputs)
-    if isinstance(batch, dict):
+    if isinstance(batch, dict) and not _is_nested(batch):
         missing = [t.name for t in inputs if t.name not in batch]
         if missing:
             raise InvalidDataError(

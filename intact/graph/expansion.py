@@ -1,8 +1,9 @@
 """Rewrites a layer that no op stands for as the operations of its `call`."""
 
+import contextlib
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +51,13 @@ def expand_call(
     """
     args, kwargs = _with_known(tracer, (args, kwargs))
     masks = {i: masks[i] for i in map(id, keras.tree.flatten((args, kwargs))) if i in masks}
-    tensors = _tensors((args, kwargs, list(masks.values())))
+    attributes = tracer.attributes.get(id(layer), {})
+    tensors = _tensors((args, kwargs, list(masks.values()), attributes))
     symbols = _symbols(tensors, masks, lambda t: t.shape)
 
     def run(samples: int, size: int, apart: int) -> tuple[list[Any], Any]:
         known = _symbols(tensors, masks, partial(_shape, tracer, samples, size, apart))
-        return list(known.values()), _run(layer, *_replaced((args, kwargs), known))
+        return list(known.values()), _run(layer, *_replaced((args, kwargs, attributes), known))
 
     layer.add_loss = lambda loss: tracer.not_kept.append(layer.name)
     try:
@@ -80,7 +82,12 @@ def expand_call(
         _refuse(tracer, layer, error)
     finally:
         del layer.add_loss
-    return _inline(tracer, layer, tensors, symbols, merged)
+    outputs, attributes = merged
+    if not attributes:
+        return _inline(tracer, layer, tensors, symbols, outputs)
+    outputs, attributes = _inline(tracer, layer, tensors, symbols, (outputs, attributes))
+    tracer.attributes.setdefault(id(layer), {}).update(attributes)
+    return outputs
 
 
 def _merged(run: RunOf, tensors: list[keras.KerasTensor], symbols: Any) -> tuple[Merger, Any]:
@@ -127,11 +134,40 @@ def _merged(run: RunOf, tensors: list[keras.KerasTensor], symbols: Any) -> tuple
     return best
 
 
-def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Any:
-    """Run a layer's `call` on symbolic tensors that also replace its weights."""
+def _run(
+    layer: keras.layers.Layer, args: tuple, kwargs: dict, attributes: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Run a layer's `call` on symbolic tensors that also replace its weights.
+
+    Args:
+        layer: The layer.
+        args: The arguments.
+        kwargs: The keyword arguments.
+        attributes: The tensors that earlier calls have left in the layer's attributes.
+
+    Returns:
+        The outputs, and the tensors that this call leaves in attributes.
+    """
     stand_ins = StandIns()
-    with stand_ins.inside(layer), symbolic_calls(stand_ins):
-        return layer.call(*args, **kwargs)
+    with stand_ins.inside(layer), symbolic_calls(stand_ins), _restored(layer):
+        vars(layer).update(attributes)
+        before = dict(vars(layer))
+        outputs = layer.call(*args, **kwargs)
+        after = vars(layer).items()
+        return outputs, {k: v for k, v in after if is_symbolic(v) and v is not before.get(k)}
+
+
+@contextlib.contextmanager
+def _restored(layer: keras.layers.Layer) -> Iterator[None]:
+    """Behind a `with` block, no attribute of a layer or its sublayers is a tensor of the block."""
+    old = [(vars(part), dict(vars(part))) for part in layer._flatten_layers()]
+    try:
+        yield
+    finally:
+        for now, before in old:
+            for name in [k for k, v in now.items() if is_symbolic(v) and v is not before.get(k)]:
+                now.pop(name)
+                now.update({name: before[name]} if name in before else {})
 
 
 def _symbols(tensors: list[keras.KerasTensor], masks: Masks, shape_of: ShapeOf) -> Symbols:

@@ -6,7 +6,8 @@ therefore replaces each weight of a layer while the layer's `call` runs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -136,7 +137,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
         stand_ins: The stand-ins for variables; layers that an op stands for get the variables.
     """
     cls, operation = keras.layers.Layer, keras.Operation
-    call, spec, spec_of_operation = cls.__call__, cls.symbolic_call, operation.symbolic_call
+    call, spec, operate = cls.__call__, cls.symbolic_call, operation.symbolic_call
 
     def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if not handled_whole(layer):
@@ -152,7 +153,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
 
     def specified(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if handled_whole(layer):
-            return _in_full(layer, spec(layer, *args, **kwargs), args, kwargs)
+            return _in_full(layer, _spec(partial(spec, layer), layer, args, kwargs), args, kwargs)
         try:
             with stand_ins.inside(layer):
                 outputs = layer.call(*args, **kwargs)
@@ -163,13 +164,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
                 return spec(layer, *args, **kwargs)
 
     def operated(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return spec_of_operation(operation, *args, **kwargs)
-        except Exception:
-            # Keras' shape formula knows less than the backend that runs the `call`.
-            outputs = _from_backend(operation, args, kwargs)
-            if outputs is None:
-                raise
+        outputs = _spec(operation.compute_output_spec, operation, args, kwargs)
         _node(outputs, operation=operation, call_args=args, call_kwargs=kwargs)
         return outputs
 
@@ -180,7 +175,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
             yield
     finally:
         cls.__call__, cls.symbolic_call, layer_module.Node = call, spec, KerasNode
-        operation.symbolic_call = spec_of_operation
+        operation.symbolic_call = operate
 
 
 def _node(outputs: Any, **call: Any) -> Any:
@@ -188,11 +183,14 @@ def _node(outputs: Any, **call: Any) -> Any:
     return KerasNode(outputs=[t for t in keras.tree.flatten(outputs) if t is not None], **call)
 
 
-def _from_backend(operation: Any, args: tuple, kwargs: dict) -> Any:
-    """The outputs of an operation, of the shapes that the backend gives it; None if it fails."""
-    with contextlib.suppress(Exception):
-        return keras.Operation.compute_output_spec(operation, *args, **kwargs)
-    return None
+def _spec(formula: Callable[..., Any], operation: Any, args: tuple, kwargs: dict) -> Any:
+    """The symbolic outputs by Keras' formula, or by the backend, which may take more."""
+    try:
+        return formula(*args, **kwargs)
+    except Exception:
+        with contextlib.suppress(Exception):
+            return keras.Operation.compute_output_spec(operation, *args, **kwargs)
+        raise
 
 
 def _in_full(layer: Any, outputs: Any, args: tuple, kwargs: dict) -> Any:

@@ -62,6 +62,8 @@ class Tracer(LoopTracing, Ruling):
         self.unmasked: set[int] = set()
         # By the id of a tensor, how many of its rows belong to a sample.
         self.factors: dict[int, int] = {}
+        # By the id of a layer, the tensors that its calls have left in its attributes.
+        self.attributes: dict[int, dict[str, Any]] = {}
         # By the id of a tensor that no input reaches and that does not train, its values.
         self.known: dict[int, Any] = {}
 

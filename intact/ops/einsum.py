@@ -57,7 +57,8 @@ class Einsum(Op):
             return tracer.expand(layer, partial(_pairwise, parts, out), *operands)
         constants = [x for x in operands if not is_symbolic(x)]
         settings = weight_settings(constants[0]) if constants else {}
-        return contract(*operands, f"{','.join(parts)}->{out}", layer, tracer, **settings)
+        a, b = operands
+        return contract(a, b, f"{','.join(parts)}->{out}", layer, tracer, **settings)
 
 
 def _labels(equation: str) -> tuple[list[str], str]:
