@@ -1,5 +1,8 @@
 """Quantized models on torch, which calls their layers without Keras' machinery around them."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -58,3 +61,35 @@ def test_symbolic_and_half_precision_inputs_take_the_long_way(images):
     assert outer.output_shape == (None, 4)
     with keras.src.backend.AutocastScope("float16"):
         assert not can_call_directly(keras.ops.convert_to_tensor(images))
+
+
+def test_stateless_calls_leave_the_ranges_alone(images):
+    q = intact.quantize_model(cnn())
+    before = [host(v) for v in q.non_trainable_variables]
+    trained = [v.value for v in q.trainable_variables]
+    fixed = [v.value for v in q.non_trainable_variables]
+    _, after = q.stateless_call(trained, fixed, images, training=True)
+    for variable, expected in zip(q.non_trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(host(variable), expected)
+    assert any((host(new) != old).any() for new, old in zip(after, before, strict=True))
+
+
+def test_tensors_that_nothing_reads_any_more_are_freed(images):
+    q = intact.quantize_model(cnn())
+    q(images)
+    alive = []
+
+    class Watch(keras.layers.Layer):
+        def call(self, x):
+            gc.collect()
+            alive.append(sum(ref() is not None for ref in seen))
+            return x
+
+    seen = []
+    for layer in q.layers:
+        if isinstance(layer, fake_quantize.FakeQuantize):
+            layer.register_forward_hook(lambda layer, args, y: seen.append(weakref.ref(y.values)))
+    outer = keras.Sequential([q, Watch()])
+    outer.predict(images, verbose=0)
+    # The last one may live in a frame that has not ended.
+    assert len(seen) > 3 and alive[-1] < 2

@@ -4,11 +4,11 @@ import warnings
 from typing import Any, Literal, NoReturn
 
 import keras
-from keras import ops
 
 from intact.errors import FusedLayerWarning, IntactError
 from intact.graph.view import Functional, Node, first_call, keras_counts_outputs, readers
 from intact.numerics.affine import QTensor
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor
 
 Gives = Literal["integers", "sums", "real"]

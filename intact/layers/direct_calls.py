@@ -17,7 +17,7 @@ import keras
 from keras import ops
 from keras.src.backend import get_autocast_scope
 
-from intact.graph.view import Graph, structure, view
+from intact.graph.view import Graph, Node, structure, view
 from intact.layers.base import QuantizedLayer
 from intact.numerics.backend_kernels import TORCH
 from intact.numerics.tensors import is_symbolic
@@ -33,14 +33,14 @@ class DirectCall:
         layer: The layer.
     """
 
-    def __init__(self, layer: QuantizedLayer) -> None:
-        self.call = layer.call
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
         # By this name Keras asks what may be passed on to a layer.
         kind: Any = type(layer)
         self._call_context_args = _context(kind)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
+        return self.layer.call(*args, **kwargs)
 
 
 @functools.cache
@@ -49,7 +49,56 @@ def _context(kind: Any) -> set[str]:
     return {"training"} & set(inspect.signature(kind.call).parameters)
 
 
-_graphs: MutableMapping[Any, Graph] = WeakKeyDictionary()
+class _Step:
+    """A call of a graph, prepared for all runs.
+
+    Args:
+        node: The call.
+        spent: The ids of the symbolic tensors that nothing reads after it.
+    """
+
+    def __init__(self, node: Node, spent: list[int]) -> None:
+        self.layer: Any = node.layer
+        self.is_direct = isinstance(self.layer, QuantizedLayer)
+        self.direct = DirectCall(self.layer)
+        self.args, self.kwargs = filler(node.args), filler(node.kwargs)
+        self.outputs = [id(tensor) for tensor in node.outputs]
+        self.spent = spent
+
+    def run(self, values: dict[int, Any], call_of: Callable[[Any], Callable]) -> None:
+        """Make the call.
+
+        Args:
+            values: The computed tensors by the ids of the symbolic ones, which it updates.
+            call_of: As for `run_directly`.
+        """
+        layer = self.layer
+        # Keras adds the loss of an activity regularizer around the call.
+        plain = self.is_direct and layer.activity_regularizer is None
+        if plain and not any(getattr(layer, name) for name in HOOKS):
+            layer = self.direct
+        results = call_of(layer)(*self.args(values), **self.kwargs(values))
+        parts = leaves(results) if self.is_direct else keras.tree.flatten(results)
+        values.update(zip(self.outputs, parts, strict=False))
+        # Memory that is used again is at hand; new memory takes longer than most operations.
+        for key in self.spent:
+            values.pop(key, None)
+
+
+def _steps(graph: Graph) -> list[_Step]:
+    """The calls of a graph, in order."""
+    inputs = {id(tensor) for tensor in graph.inputs}
+    nodes = [node for node in graph.nodes if id(node.outputs[0]) not in inputs]
+    known = {id(tensor) for tensor in graph.outputs}
+    steps = []
+    for node in reversed(nodes):
+        used = {id(tensor) for tensor in (*node.inputs, *node.outputs)}
+        steps.append(_Step(node, sorted(used - known)))
+        known |= used
+    return steps[::-1]
+
+
+_graphs: MutableMapping[Any, tuple[Graph, list[_Step]]] = WeakKeyDictionary()
 
 
 def can_call_directly(inputs: Any) -> bool:
@@ -75,22 +124,12 @@ def run_directly(model: Any, inputs: Any, call_of: Callable[[Any], Callable]) ->
         The outputs.
     """
     if model not in _graphs:
-        _graphs[model] = view(model)
-    graph = _graphs[model]
+        graph = view(model)
+        _graphs[model] = graph, _steps(graph)
+    graph, steps = _graphs[model]
     values = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs), strict=True))
-    for node in graph.nodes:
-        if id(node.outputs[0]) in values:
-            continue
-        layer = node.layer
-        direct = isinstance(layer, QuantizedLayer)
-        # Keras adds the loss of an activity regularizer around the call.
-        plain = direct and layer.activity_regularizer is None
-        if plain and not any(getattr(layer, name) for name in HOOKS):
-            layer = DirectCall(layer)
-        args, kwargs = filled(node.args, values), filled(node.kwargs, values)
-        results = call_of(layer)(*args, **kwargs)
-        parts = leaves(results) if direct else keras.tree.flatten(results)
-        values.update(zip(map(id, node.outputs), parts, strict=False))
+    for step in steps:
+        step.run(values, call_of)
     return keras.tree.map_structure(lambda tensor: values[id(tensor)], structure(model)[1])
 
 
@@ -117,11 +156,11 @@ def filler(value: Any) -> Callable[[dict[int, Any]], Any]:
     """
     if is_symbolic(value):
         return operator.itemgetter(id(value))
+    if not any(map(is_symbolic, keras.tree.flatten(value))):
+        return lambda values: value
     if isinstance(value, dict):
         named = {key: filler(part) for key, part in value.items()}
         return lambda values: {key: part(values) for key, part in named.items()}
-    if not isinstance(value, tuple | list):
-        return lambda values: value
     make = value._make if hasattr(value, "_make") else type(value)
     if len(value) > 1 and all(map(is_symbolic, value)):
         several = operator.itemgetter(*map(id, value))

@@ -5,22 +5,17 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.layers.base import Gives, activity_loss
+from intact.layers.direct_calls import leaves
 from intact.layers.schedule import schedule_config, schedule_from_config
 from intact.layers.tracked_range import Clamp, TrackedRange
 from intact.numerics.affine import Affine, QTensor, Scaled, integer_range, unquantized
-from intact.numerics.backend_kernels import (
-    either,
-    from_number,
-    number_ops,
-    over,
-    round_clip,
-    shared,
-    with_shape,
-)
+from intact.numerics.backend_kernels import either, over, round_clip, shared, with_shape
 from intact.numerics.exact import inverse_of
+from intact.numerics.light_ops import ops
+from intact.numerics.numbers import from_number, number_ops, read_numbers, true
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import round_through, straight_through
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
@@ -170,7 +165,7 @@ class FakeQuantize(TrackedRange):
         def quantized() -> QTensor:
             values = self._rounded(rule, pending, scaled, grid, clamp, xp)
             scale, zero_point = map(from_number, grid[:2])
-            return QTensor(values, scale, zero_point, ops.ones((), "bool"))
+            return QTensor(values, scale, zero_point, true(xp))
 
         def unrounded() -> QTensor:
             values = clamp.real(scaled.real())
@@ -189,6 +184,9 @@ class FakeQuantize(TrackedRange):
         clamp: Clamp,
     ) -> QTensor:
         """What a call returns in inference."""
+        plain = not (self.learns or self.rule.signs)
+        if plain and number_ops(leaves(pending)[0]) is numpy_ops:
+            return self._inferred_by_numbers(rule, pending, slot, clamp)
         spots: tuple[Any, Any, Any, Any] = (self.scale, self.zero_point, None, None)
         if self.learns:
             now = None if self.clock is None else self.clock.now()
@@ -225,6 +223,18 @@ class FakeQuantize(TrackedRange):
             values = with_shape(values, rule.output_shape(pending))
         return QTensor(values, scale, zero_point, ops.cast(whole, "bool"))
 
+    def _inferred_by_numbers(
+        self, rule: KernelRounding, pending: Any, slot: int, clamp: Clamp
+    ) -> QTensor:
+        """The same where `number_ops` computes what is one number."""
+        if self.fixed is None and read_numbers(self.count, numpy_ops)[slot] == 0:
+            # A model that has seen no data computes in float rather than in zeros.
+            return unquantized(clamp.real(rule.real(pending)))
+        grid = self.grid(xp=numpy_ops)
+        values = self._rounded(rule, pending, None, grid, clamp, numpy_ops)
+        scale, zero_point = map(from_number, grid[:2])
+        return QTensor(values, scale, zero_point, true(numpy_ops))
+
     def _rounded(
         self,
         rule: KernelRounding,
@@ -236,7 +246,6 @@ class FakeQuantize(TrackedRange):
     ) -> Tensor:
         """Whole numbers; while training, `scaled` are the values without rounding, else None."""
         first = self.first_grid(grid)
-        params = Affine(first.scale, first.zero_point)
         low, high = self.bounds(first, clamp, xp)
         if scaled and (self.learns or self.spec.stochastic) and not self.rule.signs:
             moves = self.learns and (self.rule.trains_bounds or clamp.upper is not None)
@@ -246,10 +255,12 @@ class FakeQuantize(TrackedRange):
             passes = self.passes(first, clamp, xp)
             factor = xp.convert_to_tensor(scaled.unit) * inverse_of(first.scale, xp)
             values = round_clip(scaled.values, low, high, factor, passes)
-        elif self.spec.bits > 8:
-            values = rule.quantize_wide(pending, params, low, high)
         else:
-            values = rule.quantize(pending, params, low, high)
+            params = Affine(from_number(first.scale), from_number(first.zero_point))
+            if xp is numpy_ops:
+                low, high = float(low), float(high)
+            rounded = rule.quantize_wide if self.spec.bits > 8 else rule.quantize
+            values = rounded(pending, params, low, high)
         if self.rule.signs:
             values = ops.where(values < 0, -1.0, 1.0)
             if scaled:

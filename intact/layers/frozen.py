@@ -4,11 +4,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.layers.quantized import Quantized
 from intact.numerics.accumulator import Accumulator, exact_sums
 from intact.numerics.backend_kernels import exact_convolution
+from intact.numerics.light_ops import ops
 from intact.ops.registry import get_op, known_config
 
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 import keras
-from keras import ops
 
 from intact.graph.view import Node, structure, view
 from intact.layers.base import Gives, QuantizedLayer
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.loop_runs import Run, TrainingRun, UnroundedRun
 from intact.numerics.affine import QTensor, first_part
+from intact.numerics.light_ops import ops
 from intact.numerics.scanning import has_no_values
 from intact.numerics.tensors import Tensor
 from intact.ops.loop import LoopForm

@@ -5,7 +5,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.graph.view import Node
 from intact.layers.base import QuantizedLayer
@@ -16,16 +15,11 @@ from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.tracked_range import Clamp
 from intact.numerics.accumulator import Accumulator, accumulator
 from intact.numerics.affine import QTensor, Scaled, as_qtensor, first_part, unquantized
-from intact.numerics.backend_kernels import (
-    TORCH,
-    exact_convolution,
-    extremes,
-    from_number,
-    number_ops,
-    round_clip,
-)
+from intact.numerics.backend_kernels import TORCH, exact_convolution, extremes, round_clip
 from intact.numerics.exact import inverse_of
 from intact.numerics.forward import no_gradients
+from intact.numerics.light_ops import ops
+from intact.numerics.numbers import from_number, number_ops
 from intact.numerics.scanning import joined, scan
 from intact.numerics.tensors import Tensor
 from intact.ops.base import Op, Weighted

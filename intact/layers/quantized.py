@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.layers.base import Gives, QuantizedLayer, activity_loss
 from intact.layers.schedule import Schedule, make_clock, schedule_config, schedule_from_config
@@ -25,6 +24,7 @@ from intact.numerics.accumulator import (
 )
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import exact_convolution, inverse
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.straight_through import reparametrized, tied

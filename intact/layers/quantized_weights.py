@@ -3,11 +3,11 @@
 from typing import Any
 
 import keras
-from keras import ops
 
 from intact.layers.base import Gives
 from intact.layers.quantized import Quantized
 from intact.numerics.backend_kernels import exact_convolution, inverse
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor
 from intact.numerics.weights import quantize_rows
 from intact.ops.registry import get_op

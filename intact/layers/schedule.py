@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
-from keras import ops
 
 from intact.errors import IntactError
 from intact.numerics.backend_kernels import EQUAL
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor, to_numpy
 
 NEVER = float("inf")

@@ -5,12 +5,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.errors import IntactError, InvalidDataError
 from intact.layers.fake_quantize import FakeQuantize
 from intact.numerics.affine import Affine, QTensor
 from intact.numerics.exact import power_of_two_above
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.rounding.int16_tables import CELL_BITS, HIGH
 from intact.rounding.kernel_rounding import KernelRounding

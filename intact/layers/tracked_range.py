@@ -4,14 +4,15 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.errors import IntactError
 from intact.layers.base import QuantizedLayer
 from intact.layers.schedule import Schedule, make_clock
 from intact.numerics.affine import QTensor, Scaled, affine_params, integer_range
-from intact.numerics.backend_kernels import EQUAL, either, number_ops
+from intact.numerics.backend_kernels import EQUAL, either
 from intact.numerics.exact import MIN_SCALE
+from intact.numerics.light_ops import ops
+from intact.numerics.numbers import number_ops, read_numbers, write_numbers
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.plan.scheme import TensorSpec
@@ -35,7 +36,7 @@ class Clamp(NamedTuple):
             x: Values of any shape.
             xp: `keras.ops`, or `numpy_ops`.
         """
-        if self == (0.0, None) and xp is ops:
+        if self == (0.0, None) and xp is not numpy_ops:
             # A maximum halves the gradient at 0, and takes PyTorch several passes.
             return ops.relu(x)
         if self.lower is not None:
@@ -134,7 +135,7 @@ class TrackedRange(QuantizedLayer):
 
     def _grid_by(self, scale: Any, zero_point: Any, xp: Any = ops) -> Grid:
         """The grid of an observed range, as it is now."""
-        scale, zero_point = _copied(scale, xp), _copied(zero_point, xp)
+        scale, zero_point = (read_numbers(variable, xp) for variable in (scale, zero_point))
         return Grid(scale, zero_point, self.low - zero_point, self.high - zero_point)
 
     def grid_of(self, minimum: np.ndarray, maximum: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -219,7 +220,7 @@ class TrackedRange(QuantizedLayer):
         return scale, zero_point + (self.high - integer_range(spec.bits)[1])
 
     def _value(self, name: str, xp: Any = ops) -> Any:
-        return _copied(getattr(self, name), xp)
+        return read_numbers(getattr(self, name), xp)
 
     def _observe(
         self,
@@ -332,9 +333,4 @@ class TrackedRange(QuantizedLayer):
         pair = self._params(xp.min(new.minimum), xp.max(new.maximum), xp)
         variables = self.minimum, self.maximum, self.count, self.scale, self.zero_point
         for variable, value in zip(variables, (*new, *pair), strict=True):
-            variable.assign(value)
-
-
-def _copied(value: Any, xp: Any) -> Any:
-    # Torch and TensorFlow would give the variable itself, which later calls change.
-    return xp.convert_to_tensor(value) * np.float32(1)
+            write_numbers(variable, value, xp)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import KerasTensor, ops
+from keras import KerasTensor
 
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import holds, multiply_add, no_bias
 from intact.numerics.exact import MIN_SCALE, inverse_of
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.straight_through import _upstream, round_through, round_where

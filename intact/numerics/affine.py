@@ -12,9 +12,10 @@ for Efficient Integer-Arithmetic-Only Inference" (arXiv:1712.05877), and the Lit
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import KerasTensor, ops
+from keras import KerasTensor
 
 from intact.numerics.exact import MIN_SCALE, power_of_two_above
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor, symbols
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.numerics.forward import needs_gradients
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 
 EQUAL: Any = "only_first_replica"
@@ -67,6 +67,8 @@ def either(condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> tup
         # XLA fuses a choice into what is around it, but nothing across the ends of a branch.
         # TensorFlow's replicas cannot exchange tensors in one.
         return tuple(ops.where(condition, a, b) for a, b in zip(yes(), no(), strict=True))
+    if TORCH and torch_kernels.is_known(condition):
+        return tuple(yes() if condition else no())
     return tuple(ops.cond(condition, lambda: tuple(yes()), lambda: tuple(no())))
 
 
@@ -298,22 +300,6 @@ def multiply_add(x: Any, factor: Any, offset: Any) -> Any:
     return x * factor + offset
 
 
-def number_ops(x: Any, *scalars: Any) -> Any:
-    """The operations to compute the few numbers of a tensor with, such as its range and scale.
-
-    Torch takes longer to call an operation than numpy takes to compute it.
-
-    Args:
-        x: The tensor.
-        *scalars: What the numbers are computed from.
-
-    Returns:
-        `numpy_ops` where torch computes op by op on this machine's processor, and the scalars
-        have no gradient; else `keras.ops`.
-    """
-    return numpy_ops if TORCH and torch_kernels.on_host(x, *scalars) else ops
-
-
 def holds(x: Any) -> bool:
     """Whether truth values are known to be all true, so that a graph needs no branch.
 
@@ -325,7 +311,7 @@ def holds(x: Any) -> bool:
     """
     if not ops.is_tensor(x):
         return bool(np.all(x))
-    return TORCH and torch_kernels.on_host(x) and bool(x.all())
+    return TORCH and torch_kernels.on_host(x) and (x is torch_kernels.TRUE or bool(x.all()))
 
 
 def straight_through(exact: Any, smooth: Any) -> Any:
@@ -363,13 +349,6 @@ def unfused(x: Any) -> Any:
     return x if TORCH and torch_kernels.on_host(x) else ops.clip(x, -3e38, 3e38)
 
 
-def from_number(x: Any) -> Any:
-    """A number of `number_ops` as a scalar tensor; a tensor stays as it is."""
-    if ops.is_tensor(x):
-        return x
-    return torch_kernels.from_number(float(x)) if TORCH else ops.convert_to_tensor(x)
-
-
 def extremes(x: Any, xp: Any = ops) -> tuple[Any, Any]:
     """The smallest and the largest value of a tensor, without a gradient.
 
@@ -380,7 +359,7 @@ def extremes(x: Any, xp: Any = ops) -> tuple[Any, Any]:
     if not (TORCH and ops.is_tensor(x)):
         return xp.min(x), xp.max(x)
     low, high = torch_kernels.extremes(x)
-    return (low, high) if xp is ops else (np.float32(low.item()), np.float32(high.item()))
+    return (low, high) if xp is not numpy_ops else (np.float32(low.item()), np.float32(high.item()))
 
 
 @ops.custom_gradient

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
-from keras import backend, ops
+from keras import backend
 
 from intact.numerics.backend_kernels import lowered, native, over
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor

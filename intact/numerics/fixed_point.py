@@ -11,10 +11,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.backend_kernels import TORCH, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor
 
 if TORCH:

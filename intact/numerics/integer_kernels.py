@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from keras import ops
-
 from intact.numerics.backend_kernels import TORCH, round_clip
 from intact.numerics.forward import needs_gradients
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through
 
 if TORCH:

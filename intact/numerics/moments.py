@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from keras import ops
-
 from intact.numerics.backend_kernels import TENSORFLOW, TORCH, gather, replicas
+from intact.numerics.light_ops import ops
 
 if TORCH:
     from intact.numerics import torch_kernels

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from keras import ops
 
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through, unfused
 
 SMALLEST, LARGEST = np.float32(2.0**-14), np.float32(65280)

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras import ops
-
 from intact.numerics.backend_kernels import TENSORFLOW, TORCH
+from intact.numerics.light_ops import ops
 
 if TENSORFLOW:
     from intact.numerics import tensorflow_kernels

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from intact.numerics import backend_kernels
 from intact.numerics.backend_kernels import holds
 from intact.numerics.forward import needs_gradients
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
 

@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
-from keras import KerasTensor, Variable, ops
+from keras import KerasTensor, Variable
+
+from intact.numerics.light_ops import ops
 
 Tensor = Any
 """A tensor of the active Keras backend."""
@@ -11,6 +13,8 @@ Tensor = Any
 
 def to_numpy(x: Any) -> np.ndarray:
     """A tensor, variable or number as a numpy array."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
     # numpy cannot read a variable of TensorFlow's strategies, but its tensor.
     return np.asarray(
         ops.convert_to_numpy(ops.convert_to_tensor(x) if isinstance(x, Variable) else x)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 
 def replicas() -> int:
@@ -59,6 +60,30 @@ def on_host(x: Any, *scalars: Any) -> bool:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not any(torch.is_tensor(scalar) and scalar.requires_grad for scalar in scalars)
+
+
+TRUE = torch.ones((), dtype=torch.bool, device="cpu")
+"""A scalar that is true; it is known without reading it."""
+
+
+def is_known(x: Any) -> bool:
+    """Whether a truth value is on this machine's processor, so that it can be read."""
+    return not torch.is_tensor(x) or on_host(x)
+
+
+def numbers(variable: Any) -> Any:
+    """A numpy array on the memory of a variable that does not train.
+
+    Args:
+        variable: The variable of Keras.
+
+    Returns:
+        The array; None where the variable is elsewhere, or a scope of Keras keeps its values.
+    """
+    if in_stateless_scope():
+        return None
+    value = variable.value
+    return value.detach().numpy() if on_host(value) else None
 
 
 def from_number(x: float) -> Any:

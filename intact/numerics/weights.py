@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.affine import integer_range
 from intact.numerics.backend_kernels import inverse, over
 from intact.numerics.exact import MIN_SCALE, inverse_of
+from intact.numerics.light_ops import ops
 from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.straight_through import round_through, straight_through
 from intact.numerics.tensors import Tensor

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from keras import layers, ops
+from keras import layers
 
 from intact.keras_files.activations import hard_sigmoid_keras_2
 from intact.numerics.affine import QTensor
+from intact.numerics.light_ops import ops
 from intact.ops.base import BYTES, INTEGERS, Case, Fixed, Op
 from intact.ops.lookup import COST, all_values, entries, look_up
 from intact.ops.masking import hide, whole_mask

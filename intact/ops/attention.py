@@ -5,9 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.numerics.affine import QTensor
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.activation import OfIntegers
 from intact.ops.base import INTEGERS, Case, Fixed, Op

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 import numpy as np
-from keras import ops
 
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, exact_sums, rescaled
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import exact_convolution, shared, with_shape
+from intact.numerics.light_ops import ops
 from intact.numerics.scale_layout import PER_CHANNEL, ScaleLayout
 from intact.numerics.tensors import Tensor, is_whole, to_numpy
 from intact.rounding.kernel_rounding import KernelRounding

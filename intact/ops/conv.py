@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.graph.view import is_shared, made_by
+from intact.numerics.light_ops import ops
 from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.ops.base import Case, Op, Weight, Weighted

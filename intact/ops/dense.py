@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor
 from intact.ops.base import Case, Weight, Weighted
 from intact.ops.registry import register_op

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.numerics.accumulator import Accumulator, accumulator
 from intact.numerics.affine import Affine, QTensor, Scaled
@@ -13,6 +13,7 @@ from intact.numerics.backend_kernels import holds, inverse, multiply_add, round_
 from intact.numerics.exact import binary_exponent, power_of_two
 from intact.numerics.fixed_point import Multiplier, beyond_vectors, multiplier, multiply
 from intact.numerics.integer_kernels import saturate, shifted_sum
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import INTEGERS, Case, Op

@@ -7,7 +7,6 @@ computed in float64, because float32 cannot round them alike on all backends.
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from intact.errors import IntactError
 from intact.litert.builder import Builder
@@ -15,6 +14,7 @@ from intact.litert.runtime import load_litert
 from intact.numerics.affine import Affine, QTensor, WideTensor
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import divide
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, symbols, to_numpy
 from intact.rounding.kernel_rounding import KernelRounding, RealRounding

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras import layers, ops
+from keras import layers
 
 from intact.graph.view import Graph, Node, view
+from intact.numerics.light_ops import ops
 from intact.numerics.scanning import joined, scan
 from intact.numerics.tensors import Tensor
 from intact.ops.base import INTEGERS, Case, Op

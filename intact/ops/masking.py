@@ -4,8 +4,9 @@ import functools
 from typing import Any
 
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import is_symbolic, is_whole, to_numpy
 from intact.ops.whole import WholeNumbers, truths
 

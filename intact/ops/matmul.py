@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.numerics.accumulator import digits
 from intact.numerics.affine import Affine, QTensor, Scaled, WideTensor
@@ -15,6 +15,7 @@ from intact.numerics.backend_kernels import holds, round_clip, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.fixed_point import multiplier, multiply, multiply_sums
 from intact.numerics.integer_kernels import saturate
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, symbols, to_numpy
 from intact.ops.axes import Shaper
 from intact.ops.base import Case, Op

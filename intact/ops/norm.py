@@ -4,12 +4,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.numerics.accumulator import Accumulator, accumulator, add_bias, scale_channels
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import either, shared, sqrt, with_shape
 from intact.numerics.exact import inverse_of
+from intact.numerics.light_ops import ops
 from intact.numerics.moments import batch_norm, moments
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import is_trainable, to_numpy

@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import inverse
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor
 from intact.ops.base import INTEGERS, SAME_AS_INPUT, Case, Op

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.graph.view import made_by
 from intact.numerics.accumulator import exact_sums
@@ -14,6 +14,7 @@ from intact.numerics.affine import Affine, QTensor, Scaled
 from intact.numerics.backend_kernels import inverse, round_clip, wide_types
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import Multiplier, multiplier, multiply, round_away
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import unfused
 from intact.numerics.tensors import Tensor, is_symbolic, symbols, to_numpy
 from intact.ops.base import ALL_SAME, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op

@@ -4,11 +4,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import round_clip
 from intact.numerics.fixed_point import multiplier, multiply
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import PER_TENSOR
 from intact.numerics.straight_through import straight_through

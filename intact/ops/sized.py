@@ -4,9 +4,10 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from intact.litert.builder import is_row
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole
 from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.constant import Gather

@@ -6,12 +6,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import activations, layers, ops
+from keras import activations, layers
 
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.backend_kernels import holds, inverse, wide_types
 from intact.numerics.exact import divide
 from intact.numerics.forward import needs_gradients
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import finite_gradient, straight_through, unfused
 from intact.numerics.tensors import Tensor
 from intact.ops.base import INTEGERS, Case, Op

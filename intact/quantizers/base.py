@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.backend_kernels import round_clip, shared, with_shape
 from intact.numerics.exact import MIN_SCALE, exact_mean, inverse_of, power_of_two_above
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.straight_through import round_through, scale_gradient, straight_through

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.exact import inverse_of
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import reparametrized, straight_through
 from intact.numerics.tensors import Tensor
 from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _scaled, _sign

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.affine import integer_range, stored_range
 from intact.numerics.exact import inverse_of
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import reparametrized, straight_through
 from intact.numerics.tensors import Tensor

@@ -2,8 +2,7 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-from keras import ops
-
+from intact.numerics.light_ops import ops
 from intact.quantizers.observers import Observer
 
 

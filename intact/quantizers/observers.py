@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from intact.errors import IntactError
 from intact.numerics.backend_kernels import extremes
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor, to_numpy
 from intact.registry import Registry

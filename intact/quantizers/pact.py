@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.affine import stored_range
 from intact.numerics.exact import MIN_SCALE, inverse_of
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import reparametrized, straight_through
 from intact.numerics.tensors import Tensor
 from intact.quantizers.base import ActivationStats, Grid, QuantizeContext, Quantizer, _sign

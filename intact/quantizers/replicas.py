@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from intact.errors import IntactError
 from intact.numerics.backend_kernels import TORCH, gather, replicas
+from intact.numerics.light_ops import ops
 from intact.numerics.tensors import to_numpy
 from intact.quantizers.observers import Observer
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.backend_kernels import extremes, place, replicas
 from intact.numerics.exact import MIN_SCALE
+from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import Tensor
 from intact.quantizers.observers import Observer

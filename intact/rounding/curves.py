@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import either, holds, inverse, precisely, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import mantissa, multiplier, multiply
 from intact.numerics.integer_kernels import look_up, sum_in_order
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
 from intact.rounding.int16_tables import OFFSET, sigmoid_table, tanh_table

@@ -1,11 +1,11 @@
 """How the kernel HARD_SWISH rounds."""
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import round_clip, wide_types
 from intact.numerics.exact import binary_exponent, divide, power_of_two
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor
 from intact.rounding.kernel_rounding import KernelRounding

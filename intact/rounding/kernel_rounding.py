@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import keras
-from keras import ops
 
 from intact.numerics.accumulator import Accumulator
 from intact.numerics.affine import Affine, QTensor, Scaled
@@ -22,6 +21,7 @@ from intact.numerics.fixed_point import (
     round_away,
 )
 from intact.numerics.integer_kernels import requantized, saturate
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, symbols
 from intact.registry import Registry, is_same

@@ -15,12 +15,12 @@ bits, measured on ai-edge-litert 2.3.0 (all its kernels compute the same). Per s
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from intact.numerics.affine import Affine
 from intact.numerics.backend_kernels import TENSORFLOW, inverse, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import multiplier, multiply, rounding_shift
+from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through
 from intact.numerics.tensors import Tensor, symbols
 from intact.rounding.int16_tables import (

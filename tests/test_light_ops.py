@@ -1,0 +1,65 @@
+"""Operations without Keras' machinery compute what those of Keras do."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from small import gradients, host
+
+from intact.numerics import light_ops
+
+REALS = np.array([[-2.5, -0.0, 0.5], [1.5, np.inf, 3.0]], "float32")
+OTHERS = np.array([[-2.5, 1.0, 0.0], [2.0, 7.0, -3.0]], "float32")
+WHOLE = np.array([[1, -2, 3]], "int32")
+CALLS = {
+    "abs": [(REALS,), (WHOLE,)],
+    "sign": [(REALS,)],
+    "floor": [(REALS,), (WHOLE,)],
+    "round": [(REALS,), (REALS, 1), (WHOLE,)],
+    "maximum": [(REALS, OTHERS), (REALS, 0.5), (np.float32(0.5), REALS), (WHOLE, 0), (WHOLE, 0.5)],
+    "minimum": [(REALS, OTHERS), (REALS, 0.5), (np.float32(0.5), REALS), (WHOLE, REALS)],
+    "where": [(REALS > 0, REALS, OTHERS), (REALS > 0, REALS, 0.0), (REALS > 0, WHOLE, 0)],
+    "clip": [(REALS, -1.0, 1.0), (REALS, OTHERS - 1, OTHERS), (WHOLE, 0, 1)],
+    "matmul": [(OTHERS, OTHERS.T), (WHOLE, WHOLE.T)],
+    "sum": [(OTHERS,), (OTHERS, 0), (OTHERS, (0, 1), True), (REALS > 0, 1)],
+    "reshape": [(REALS, (-1,)), (REALS, 6), (WHOLE, [3, 1])],
+    "shape": [(REALS,)],
+    "ones_like": [(REALS,), (WHOLE,), (REALS, "int32")],
+    "zeros_like": [(REALS,), (WHOLE,), (REALS, "bool")],
+    "cast": [(OTHERS, "int32"), (WHOLE, "float32"), (REALS > 0, "float32"), (WHOLE, "int8")],
+    "convert_to_tensor": [(REALS,), (WHOLE, "float32"), (0.5,), (REALS, "float16")],
+}
+CASES = [(name, args) for name, calls in CALLS.items() for args in calls]
+
+
+@pytest.mark.parametrize("arrays", [True, False], ids=["arrays", "tensors"])
+@pytest.mark.parametrize(("name", "args"), CASES, ids=[name for name, _ in CASES])
+def test_values_and_types_are_those_of_keras(name, args, arrays):
+    if not arrays:
+        args = [ops.convert_to_tensor(a) if isinstance(a, np.ndarray) else a for a in args]
+    y, expected = (getattr(home, name)(*args) for home in (light_ops.ops, ops))
+    np.testing.assert_array_equal(host(y), host(expected))
+    assert getattr(y, "dtype", None) == getattr(expected, "dtype", None)
+
+
+@pytest.mark.parametrize("name", ["abs", "clip", "maximum", "minimum", "where", "sum"])
+def test_gradients_are_those_of_keras(name):
+    args = {"clip": (-2.5, 3.0), "where": (OTHERS,), "sum": (0,)}.get(name, (np.float32(0.5),))
+    args = () if name == "abs" else args
+
+    def loss(home, w):
+        function = getattr(home, name)
+        return ops.sum(function(w > 0, w, *args) if name == "where" else function(w, *args))
+
+    ours = gradients(lambda w: loss(light_ops.ops, w), OTHERS / 2)
+    expected = gradients(lambda w: loss(ops, w), OTHERS / 2)
+    np.testing.assert_array_equal(host(ours[0]), host(expected[0]))
+
+
+def test_symbolic_tensors_and_variables_are_taken():
+    x = keras.Input((3,))
+    assert light_ops.ops.maximum(x, 0.0).shape == (None, 3)
+    variable = keras.Variable(OTHERS)
+    for name in ("convert_to_tensor", "abs", "stop_gradient"):
+        y = getattr(light_ops.ops, name)(variable)
+        assert host(y).shape == OTHERS.shape
