@@ -8,14 +8,9 @@ from small import compiled, gradient, gradients, host, ready
 
 import intact
 from intact.numerics.affine import QTensor
-from intact.numerics.backend_kernels import (
-    batch_norm,
-    moments,
-    multiply_add,
-    round_clip,
-    shared,
-    with_shape,
-)
+from intact.numerics.backend_kernels import multiply_add, round_clip, shared, with_shape
+from intact.numerics.integer_kernels import half_up
+from intact.numerics.moments import batch_norm, moments
 from intact.ops.relu import RequantizeRounding
 from intact.rounding.kernel_rounding import KernelRounding
 
@@ -46,6 +41,14 @@ def test_multiply_add_broadcasts(rng):
     x, factor, offset = (rng.normal(size=n).astype("float32") for n in ((5, 3), 3, 3))
     found = host(multiply_add(*map(ops.convert_to_tensor, (x, factor, offset))))
     np.testing.assert_allclose(found, x * factor + offset, rtol=1e-5, atol=1e-6)
+
+
+def test_halves_are_rounded_up_and_nothing_below_them():
+    halves = np.arange(0, 300, dtype="float32") + np.float32(0.5)
+    below, above = (np.nextafter(halves, np.float32(end)) for end in (0, 1e9))
+    x = np.concatenate([halves, below, above, np.arange(300, dtype="float32"), [0.49999997, 2e6]])
+    expected = np.floor(x.astype("float64") + 0.5)
+    np.testing.assert_array_equal(host(half_up(ops.convert_to_tensor(x, "float32"))), expected)
 
 
 SCALED = [

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from intact.layers.base import Gives, activity_loss
-from intact.layers.direct_calls import leaves
 from intact.layers.schedule import schedule_config, schedule_from_config
 from intact.layers.tracked_range import Clamp, TrackedRange
 from intact.numerics.affine import Affine, QTensor, Scaled, integer_range, unquantized
@@ -185,7 +184,7 @@ class FakeQuantize(TrackedRange):
     ) -> QTensor:
         """What a call returns in inference."""
         plain = not (self.learns or self.rule.signs)
-        if plain and number_ops(leaves(pending)[0]) is numpy_ops:
+        if plain and number_ops(ops.convert_to_tensor(self.scale)) is numpy_ops:
             return self._inferred_by_numbers(rule, pending, slot, clamp)
         spots: tuple[Any, Any, Any, Any] = (self.scale, self.zero_point, None, None)
         if self.learns:

@@ -60,6 +60,18 @@ def saturate(exact: Any, smooth: Any, low: Any, high: Any) -> Any:
     return round_clip(straight_through(ops.cast(exact, "float32"), smooth), low, high)
 
 
+def half_up(x: Any) -> Any:
+    """Rounded to whole numbers, halves up.
+
+    Args:
+        x: Values without a gradient, not negative and below 2**22.
+    """
+    if TORCH:
+        return torch_integers.half_up(x)
+    whole = ops.floor(x)
+    return whole + ops.cast(x - whole >= 0.5, "float32")
+
+
 def sum_in_order(x: Any) -> Any:
     """The sum along the last axis, one term after the other: a float sum depends on its order.
 

@@ -6,6 +6,9 @@ import torch
 
 from intact.numerics.torch_kernels import on_host
 
+BELOW_HALF = 0.5 - 2.0**-25
+"""The largest float32 below a half."""
+
 
 def shifted_sum(a: Any, factor_a: Any, b: Any, factor_b: Any, half: Any, shift: Any) -> Any:
     """As `intact.numerics.integer_kernels.shifted_sum`."""
@@ -27,7 +30,18 @@ def saturate(exact: Any, low: Any, high: Any) -> Any:
     """As `intact.numerics.integer_kernels.saturate`, without a gradient."""
     if on_host(exact):
         low, high = float(low), float(high)
-    return exact.to(torch.float32).clamp(low, high)
+    if exact.dtype == torch.float32:
+        return exact.clamp(low, high)
+    return exact.to(torch.float32).clamp_(low, high)
+
+
+def half_up(x: Any) -> Any:
+    """As `intact.numerics.integer_kernels.half_up`, in two passes.
+
+    A sum with the number below a half reaches the next whole number from a half on, and nowhere
+    else: one with a half would, for the number below a half.
+    """
+    return x.add(BELOW_HALF).floor_()
 
 
 def look_up(entries: Any, first: int, values: Any) -> Any:

@@ -16,7 +16,7 @@ from intact.numerics.affine import Affine, QTensor
 from intact.numerics.backend_kernels import either, holds, inverse, precisely, round_clip
 from intact.numerics.exact import binary_exponent
 from intact.numerics.fixed_point import mantissa, multiplier, multiply
-from intact.numerics.integer_kernels import look_up, sum_in_order
+from intact.numerics.integer_kernels import half_up, look_up, sum_in_order
 from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import straight_through, unfused
 from intact.numerics.tensors import Tensor
@@ -221,10 +221,7 @@ class SoftmaxRounding(SigmoidRounding):
             return self.real(pending) * inverse(params.scale)
 
         powers, total, _ = _powers(pending)
-        share = powers * inverse(total * params.scale)
-        # Halves round up.
-        whole = ops.floor(share)
-        exact = whole + ops.cast(share - whole >= 0.5, "float32")
+        exact = half_up(powers * inverse(total * params.scale))
         exact = _where_whole(pending, exact, smooth)
         return round_clip(straight_through(exact, smooth), low, high)
 
