@@ -165,7 +165,7 @@ def refuse(*args, **kwargs):
 
 
 def test_what_was_not_checked_is_said(rng, monkeypatch):
-    monkeypatch.setattr("intact.calibration.accuracy.lower", refuse)
+    monkeypatch.setattr("intact.calibration.accuracy.Lowering", refuse)
     model, x = far_from_zero(rng)
     with pytest.warns(AccuracyWarning, match=r"'sequential' was not checked.* TypeError: None$"):
         intact.calibrate(intact.quantize_model(model), x, verbose=0)

@@ -14,14 +14,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from intact.calibration.capture import is_large
 from intact.calibration.float_form import FloatForm, float_outputs
 from intact.errors import AccuracyWarning
 from intact.graph.view import Node
 from intact.layers.alignment import before_shares
 from intact.layers.kernel_graph import Role, kernel_graph
-from intact.litert.reader import read
-from intact.litert.runtime import LiteRTModel, expose
-from intact.lowering.lowering import lower
+from intact.litert.runtime import LiteRTModel, expose_in
+from intact.litert.writing import pack
+from intact.lowering.lowering import Lowering
+from intact.names import Kernels
 from intact.ops.constant import Constant
 
 LEAST = 20.0
@@ -321,15 +323,15 @@ class _Check:
         self.model, self.batch = model, batch
         self.kernels = kernel_graph(model)
         self.graph = self.kernels.graph
-        self.content: bytes | None = lower(model)
-        file = LiteRTModel(self.content)
-        self.output_names, self.output_tensors = file.output_names, file.output_tensors
-        self.names = dict(self._names())
+        file = self.file = Lowering(model).run()
+        graph = file.subgraphs[0]
+        self.output_names = [entry.name for entry in file.signatureDefs[0].outputs]
+        self.output_tensors = [graph.tensors[index].name for index in graph.outputs]
+        self.names = dict(self._names({tensor.name for tensor in graph.tensors}))
         self.same_top1: float | None = None
 
-    def _names(self) -> Iterator[tuple[Node, str]]:
+    def _names(self, known: set[str]) -> Iterator[tuple[Node, str]]:
         """The quantizers' calls whose tensors the file has, and what it calls these."""
-        known = {tensor.name for tensor in read(self._file()).graphs[0].tensors}
         for kernel in self.kernels.kernels:
             node, name = kernel.range_call, kernel.name
             if node is None:
@@ -341,22 +343,24 @@ class _Check:
             if name in known:
                 yield node, name
 
-    def _file(self) -> bytes:
-        """The model's file."""
-        if self.content is None:
-            self.content = lower(self.model)
-        return self.content
+    def _run(self, names: list[str]) -> dict[str, np.ndarray]:
+        """What the file computes: real values by the names of its outputs and of more tensors.
 
-    def _exposed(self, names: list[str]) -> bytes:
-        """The model's file with more outputs, while no other copy of it takes memory."""
-        exposed = expose(self._file(), names)
-        self.content = None
-        return exposed
+        Memory holds the weights of a large model once: its file is packed from the objects, which
+        are let go of, and XNNPACK would copy them.
+        """
+        objects = self.file or Lowering(self.model).run()
+        self.file = None
+        expose_in(objects, names)
+        kernels: Kernels = "builtin" if is_large(self.model) else "default"
+        file = LiteRTModel(pack(objects, release=True), os.cpu_count() or 1, kernels)
+        outputs = file.predict(self.batch)
+        return outputs if isinstance(outputs, dict) else {file.output_names[0]: outputs}
 
     def pairs(self, nodes: Sequence[Node]) -> tuple[list[Pair], dict[Node, Pair]]:
         """The model's outputs, and what some of its quantizers make."""
         inside = [self.names[node] for node in nodes]
-        rounded = _run(self._exposed(inside), self.batch)
+        rounded = self._run(inside)
         tensors = [*self.model.outputs, *(node.outputs[0] for node in nodes)]
         exact = FloatForm(self.model, tensors)(self.batch)
         names = [*self.output_tensors, *inside]
@@ -445,10 +449,3 @@ class _Check:
         elif isinstance(source.layer, Constant):
             remedy = "table"
         return Loss(repr(source.layer.name), snr, remedy)
-
-
-def _run(content: bytes, batch: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """What a file computes: real values by the outputs' names."""
-    file = LiteRTModel(content, os.cpu_count() or 1)
-    outputs = file.predict(batch)
-    return outputs if isinstance(outputs, dict) else {file.output_names[0]: outputs}

@@ -9,7 +9,8 @@ import numpy as np
 
 from intact.calibration.accuracy import warn_of_losses
 from intact.calibration.biases import BiasPass, State
-from intact.calibration.capture import Capture, Watch
+from intact.calibration.capture import Capture, Watch, is_large
+from intact.calibration.memory import separate_pages
 from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
@@ -101,8 +102,9 @@ def calibrate(
         return model
     # A trained model differs from the float model on purpose, so they are not compared.
     fresh = not any(layer.calibrated for layer in observed)
-    few = find_ranges(model, data, steps, batch_size, observer, bias_correction, verbose)
-    warn_of_losses(model, few, fresh)
+    with separate_pages(is_large(model)):
+        few = find_ranges(model, data, steps, batch_size, observer, bias_correction, verbose)
+        warn_of_losses(model, few, fresh)
     return model
 
 

@@ -21,6 +21,8 @@ import numpy as np
 from intact.calibration.accuracy import warn_of_losses
 from intact.calibration.biases import BiasPass, State, without_corrections
 from intact.calibration.calibration import RangePass, look, observed_layers, observing
+from intact.calibration.capture import is_large
+from intact.calibration.memory import separate_pages
 from intact.calibration.sources import FEW, Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.layers.ranges import refuse_nested
@@ -192,7 +194,7 @@ def observe(
     digest = _digest(model, part)
     before = State(model, weights=False)
     try:
-        with observing(model):
+        with observing(model), separate_pages(is_large(model)):
             sweep = PASSES[part](model, observer)
             if not sweep.watches:
                 raise IntactError(

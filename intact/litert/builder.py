@@ -6,11 +6,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from intact.litert.dtypes import BITS
 from intact.litert.kernels import get_kernel
 from intact.litert.kernels.targets import runs
-from intact.litert.writing import LARGE, Operator, Shape, Subgraph, Tensor, pack_file
+from intact.litert.writing import LARGE, Operator, Shape, Subgraph, Tensor, describe, pack
 
 
 class Builder:
@@ -299,11 +300,24 @@ class Builder:
         Returns:
             The bytes of the file.
         """
+        return pack(self.describe(inputs, outputs, loops), release=True)
+
+    def describe(
+        self,
+        inputs: list[tuple[str, Tensor]],
+        outputs: list[tuple[str, Tensor]],
+        loops: Sequence[Subgraph] = (),
+    ) -> schema.ModelT:
+        """The file as objects that can be changed before they are packed.
+
+        Args:
+            inputs: As for `finish`, like the other arguments.
+        """
         self._drop_unread([t for _, t in outputs])
         self._drop_unused([t for _, t in inputs + outputs])
         ends = [t for _, t in inputs], [t for _, t in outputs]
         main = Subgraph("main", self.tensors, self.operators, *ends)
-        return pack_file(self.description, [main, *loops], self.buffers, inputs, outputs)
+        return describe(self.description, [main, *loops], self.buffers, inputs, outputs)
 
 
 def is_row(a: Shape, b: Shape) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from intact.errors import IntactError, InvalidDataError
@@ -383,6 +384,17 @@ def expose(content: bytes, names: list[str]) -> bytes:
         The bytes of the new file; it has no signature.
     """
     model = unpack(content)
+    expose_in(model, names)
+    return pack(model)
+
+
+def expose_in(model: schema.ModelT, names: list[str]) -> None:
+    """Make more tensors of a file outputs; it has no signature then.
+
+    Args:
+        model: The object form of a file of one subgraph.
+        names: Tensors to add to the outputs.
+    """
     graph = model.subgraphs[0]
     index = {
         t.name.decode() if isinstance(t.name, bytes) else t.name: i
@@ -395,7 +407,6 @@ def expose(content: bytes, names: list[str]) -> bytes:
         )
     graph.outputs = [*graph.outputs, *(index[n] for n in names if index[n] not in graph.outputs)]
     model.signatureDefs = []
-    return pack(model)
 
 
 def _batches(

@@ -231,14 +231,14 @@ class Subgraph:
     outputs: list[Tensor]
 
 
-def pack_file(
+def describe(
     description: str,
     graphs: list[Subgraph],
     buffers: list[np.ndarray | None],
     inputs: list[tuple[str, Tensor]],
     outputs: list[tuple[str, Tensor]],
-) -> bytes:
-    """The bytes of a file with one signature.
+) -> schema.ModelT:
+    """A file with one signature as objects, which `pack` makes bytes of.
 
     Args:
         description: What wrote the file.
@@ -248,21 +248,18 @@ def pack_file(
         outputs: The same of each output.
 
     Returns:
-        The bytes.
+        The object form.
     """
     codes = sorted({(op.name, op.version) for graph in graphs for op in graph.operators})
     packed_buffers: list[schema.BufferT] = [schema.BufferT(data) for data in buffers]
     buffers.clear()
-    return pack(
-        schema.ModelT(
-            version=3,
-            operatorCodes=[_pack_code(*code) for code in codes],
-            subgraphs=[_pack_graph(graph, codes, packed_buffers) for graph in graphs],
-            description=description,
-            buffers=packed_buffers,
-            signatureDefs=[_pack_signature(inputs, outputs)],
-        ),
-        release=True,
+    return schema.ModelT(
+        version=3,
+        operatorCodes=[_pack_code(*code) for code in codes],
+        subgraphs=[_pack_graph(graph, codes, packed_buffers) for graph in graphs],
+        description=description,
+        buffers=packed_buffers,
+        signatureDefs=[_pack_signature(inputs, outputs)],
     )
 
 

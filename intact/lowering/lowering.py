@@ -8,6 +8,7 @@ import functools
 
 import keras
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from intact.errors import ExportError, NotIntegerError
 from intact.graph.view import Graph, signature_names
@@ -17,7 +18,7 @@ from intact.layers.ranges import check_calibrated
 from intact.layers.tracked_range import Clamp
 from intact.litert.builder import Builder, Shape, Tensor
 from intact.litert.rolling import roll
-from intact.litert.writing import Subgraph
+from intact.litert.writing import Subgraph, pack
 from intact.lowering.loops import LoopLowering
 from intact.lowering.node import LoweringNode, float_weights, integer_weights, settle_signs
 from intact.numerics.numpy_ops import numpy_ops
@@ -54,7 +55,8 @@ def lower(
         NotIntegerError: `integer_only`, and ops stay in float.
         TargetError: The target cannot run an op.
     """
-    content = Lowering(model, input_dtype, output_dtype, target, loops).run(integer_only)
+    lowering = Lowering(model, input_dtype, output_dtype, target, loops)
+    content = pack(lowering.run(integer_only), release=True)
     return content if target is None else keep_to(content, target)
 
 
@@ -92,17 +94,17 @@ class Lowering:
         self.loop_graphs: list[Subgraph] = []
         self.widened = False
 
-    def run(self, integer_only: bool) -> bytes:
-        """The bytes of the file."""
+    def run(self, integer_only: bool = False) -> schema.ModelT:
+        """The file as objects, which `pack` makes bytes of."""
         check_calibrated(self.model, "exporting")
-        content = self._run(integer_only)
+        file = self._run(integer_only)
         while self.widened:
             # Other tensors of a widened range still have its old scale.
             self._begin()
-            content = self._run(integer_only)
-        return content
+            file = self._run(integer_only)
+        return file
 
-    def _run(self, integer_only: bool) -> bytes:
+    def _run(self, integer_only: bool) -> schema.ModelT:
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
         for kernel in self.kernels.kernels:
             self._kernel(kernel)
@@ -119,7 +121,7 @@ class Lowering:
             )
         if self.loops:
             roll(self.builder, [tensor for _, tensor in outputs], self.loop_graphs)
-        return self.builder.finish(inputs, outputs, self.loop_graphs)
+        return self.builder.describe(inputs, outputs, self.loop_graphs)
 
     # Boundaries -----------------------------------------------------------------------
 
