@@ -357,6 +357,30 @@ def test_a_sequence_in_a_layer_takes_another_size(rng):
     same_as_file(keras.Model(x, AnySize()(x)), rng)
 
 
+class Probe(layers.Layer):
+    """Attention of a query that all samples share, which is as many as one sample."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = layers.MultiHeadAttention(2, 4)
+
+    def build(self, shape):
+        self.query = self.add_weight(shape=(1, 1, shape[-1]), initializer="random_normal")
+        self.attention.build((1, 1, shape[-1]), shape)
+
+    def call(self, x):
+        return self.attention(ops.convert_to_tensor(self.query), x)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], 1, shape[-1])
+
+
+def test_attention_with_a_shared_query(rng):
+    x = keras.Input((6, 8))
+    model = keras.Model(x, Probe()(x))
+    assert len(same_as_file(model, rng).trainable_variables) == len(model.trainable_variables)
+
+
 class Positions(layers.Layer):
     """Tokens and their places."""
 

@@ -325,6 +325,9 @@ class EinsumDense(Op):
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
+        if not is_symbolic(x):
+            # A weight that every sample shares, such as the query of a pooling head.
+            x = tracer.constant(x, f"{layer.name}_input", broadcast=x.shape[0] == 1)
         ranks = (len(x.shape), len(layer.kernel.shape))
         equation = expand_ellipsis(layer.equation, ranks)
         la, lb, out = equation.replace("->", ",").split(",")
