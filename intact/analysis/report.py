@@ -26,7 +26,6 @@ from intact.litert.runtime import LiteRTModel, expose, load_litert
 from intact.names import Kernels
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import predictor
-from intact.numerics.tensors import to_numpy
 
 MOST_VALUES = 2**26
 """About how many values of all tensors are looked at in one batch."""
@@ -261,7 +260,7 @@ class _Stored(keras.layers.Layer):
 def _step(model: keras.Model, output: keras.KerasTensor) -> float:
     """The scale of an output's integers; 1 for a float output."""
     quantizer = kernel_graph(model).range_of(output)
-    return 1.0 if quantizer is None else float(to_numpy(quantizer.grid().scale))
+    return 1.0 if quantizer is None else float(quantizer.stored_grid().scale)
 
 
 def _nodes(graph: FileGraph, times: dict[int, float]) -> tuple[FileNode, ...]:

@@ -16,7 +16,7 @@ from intact.numerics.light_ops import ops
 from intact.numerics.numbers import from_number, number_ops, read_numbers, true
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.straight_through import round_through, straight_through
-from intact.numerics.tensors import Tensor, to_numpy
+from intact.numerics.tensors import Tensor
 from intact.plan.scheme import TensorSpec
 from intact.quantizers.base import Grid, RangeQuantizer
 from intact.rounding.kernel_rounding import KernelRounding, RealRounding
@@ -313,7 +313,7 @@ class FakeQuantize(TrackedRange):
             xp: As for `grid`.
         """
         # Where the scale is trained, the bounds have a gradient.
-        whole = round_through if self.learns else xp.round
+        whole = round_through if self.learns and xp is ops else xp.round
         low, high = grid.low, grid.high
         # A clamp is where its range ends. A ReLU is clamped by the kernel, at 0 and 6.
         free = 0.0 if clamp.lower == 0 else 1.0
@@ -389,7 +389,7 @@ def tensor_name(quantizer: FakeQuantize, kwargs: dict) -> str:
 
 def stored_params(quantizer: FakeQuantize) -> tuple[np.float32, int]:
     """Scale and zero point of a quantizer's tensors, as the file has them."""
-    grid = quantizer.grid()
+    grid = quantizer.stored_grid()
     # Keras holds signed integers.
     shift = 128 if quantizer.spec.kind == "uint" else 0
-    return np.float32(to_numpy(grid.scale)), int(to_numpy(grid.zero_point)) + shift
+    return np.float32(grid.scale), int(grid.zero_point) + shift

@@ -133,6 +133,11 @@ class TrackedRange(QuantizedLayer):
         learned = {name: variable * 1.0 for name, variable in self.learned.items()}
         return self.rule.grid(seen, learned, at)
 
+    def stored_grid(self) -> Grid:
+        """Scale, zero point and bounds, as they are now, as the file has them: NumPy arrays."""
+        # On the host: backends take far longer for single numbers.
+        return Grid(*map(to_numpy, self.grid(xp=ops if self.learns else numpy_ops)))
+
     def _grid_by(self, scale: Any, zero_point: Any, xp: Any = ops) -> Grid:
         """The grid of an observed range, as it is now."""
         scale, zero_point = (read_numbers(variable, xp) for variable in (scale, zero_point))
@@ -186,7 +191,7 @@ class TrackedRange(QuantizedLayer):
 
     def stored_pair(self) -> tuple[float, float]:
         """Scale and zero point, as they are now."""
-        scale, zero_point = (float(to_numpy(part)) for part in self.grid()[:2])
+        scale, zero_point = (float(part) for part in self.stored_grid()[:2])
         return scale, zero_point
 
     def reset(self) -> None:

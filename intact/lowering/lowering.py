@@ -301,8 +301,8 @@ class Lowering:
             look_up(tensor, signs, np.repeat(np.array([-1, 1], "int8"), 128), self.builder)
             return signs
         scale, zero_point = stored_params(quantizer)
-        bounds = quantizer.bounds(quantizer.grid(), kernel.clamp)
-        low, high = (int(to_numpy(bound)) + zero_point for bound in bounds)
+        bounds = quantizer.bounds(quantizer.stored_grid(), kernel.clamp, numpy_ops)
+        low, high = (int(bound) + zero_point for bound in bounds)
         limits = np.iinfo(tensor.dtype)
         lowest = limits.min if fused == "NONE" else max(limits.min, zero_point)
         highest = limits.max
