@@ -214,7 +214,13 @@ def _refuse(tracer: "Tracer", layer: Any, error: Exception) -> None:
     """Raise the error for a `call` that does not run on symbolic tensors."""
     inside = isinstance(layer, keras.layers.Activation)
     name, place = (activation_name(layer), "") if inside else ("call", _place(layer, error))
-    tracer.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors {place}({error})")
+    reason = str(error)
+    if "KerasTensor" in reason:
+        reason = (
+            "a function there takes no symbolic tensor; use the one of `keras.ops`: "
+            f"{reason.partition('. ')[0]}"
+        )
+    tracer.refuse(layer, f"its `{name}` cannot be traced with symbolic tensors {place}({reason})")
 
 
 def _place(layer: Any, error: Exception) -> str:

@@ -105,6 +105,8 @@ class _Finder:
             self._ordered([op for op in self.operators if mask >> self.number[id(op)] & 1])
             for mask in (now & ~later for now, later in itertools.pairwise(reach[:-1]))
         ]
+        if [_kind(op) for op in steps[-1].ops] != [_kind(op) for op in steps[-2].ops]:
+            return None
         last = self._like(steps[-1], steps[-2], anchors[-1])
         # The last step may lack what only a step after it would read, and the first may begin
         # with a constant.
