@@ -160,6 +160,31 @@ def test_steps_that_are_written_out(rng):
     assert not any(t.different for t in intact.compare(q, intact.export(q), data).outputs)
 
 
+def irregular(x, ends):
+    """Equal layers in a row; some of the last do more."""
+    layer = layers.Dense(3)
+    for step in range(STEPS):
+        x = layer(x)
+        x = ends[step](x) if step in ends else ops.tanh(x)
+    return x
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {STEPS - 2: lambda x: ops.sigmoid(x) + x},
+        {STEPS - 3: lambda x: ops.sigmoid(ops.exp(x) + x) * x},
+        {STEPS - 3: lambda x: ops.sigmoid(ops.abs(x)) * x, STEPS - 2: lambda x: ops.tanh(x) + x},
+    ],
+    ids=["last", "before the last", "both"],
+)
+def test_a_step_that_differs(ends, rng):
+    model = enliven(model_of(lambda x: irregular(x, ends)), rng)
+    data = rng.normal(size=(32, STEPS, 3)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    assert not any(t.different for t in intact.compare(q, intact.export(q), data).outputs)
+
+
 @pytest.mark.parametrize("steps", [3, 7])
 def test_few_steps_stay(steps, rng):
     model = enliven(model_of(layers.LSTM(4), (steps, 3)), rng)
