@@ -13,8 +13,9 @@ TFMOT := tensorflow-cpu==2.18.1 tf_keras==2.18.0 tensorflow-model-optimization==
 TORCH := torch==2.13.0
 # What backends that compile run, with one case of each op: most of a run is compiling. PyTorch
 # runs all, and alone what does not depend on the backend.
-COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, distributed exact_graphs fixed_point \
-	kernels numerics observers ops quantizers states table tracing training wide) \
+COMPILED ?= --cases 1 $(addprefix tests/test_, $(addsuffix .py, backend_functions distributed \
+	exact_graphs fixed_point kernels numerics observers ops quantizers \
+	states table tracing training wide) \
 	keeping.py::test_zeros_stay \
 	keeping.py::test_the_gradient_of_a_cluster_is_the_mean \
 	lstm.py::test_calls_in_a_row_equal_litert \

@@ -23,7 +23,8 @@ Made from the registry by `python docs/make_pages.py`; a test fails when it is s
 
 Functional, Sequential, nested and subclassed models; subclasses of supported layers that leave
 their methods alone, but for `__init__` and config; custom layers made of Keras layers,
-`keras.ops` and Python operators, without registration; shared layers; several inputs and outputs,
+`keras.ops`, many functions of the backend itself (`tf.reduce_mean`, `torch.cat`) and Python operators,
+without registration; shared layers; several inputs and outputs,
 also as dicts; channels last or first. `print(intact.explain(model))` says for a model what becomes
 of each layer. What is not here is refused by name before training; a layer of your own
 [joins by one class](guides/own_layer.md).

@@ -12,6 +12,7 @@ import pytest
 from small import host, lossy, quantizers
 
 import intact
+from intact.calibration.calibration import observed_layers
 from intact.calibration.shards import Observations
 from intact.cli import main
 from intact.errors import IntactError, InvalidDataError
@@ -122,6 +123,25 @@ def test_what_does_not_fit_is_refused(model, data, tmp_path):
         intact.Observations.load(tmp_path / "not.obs")
 
 
+def test_each_shard_comes_once(model, data, tmp_path):
+    q = intact.quantize_model(model)
+    parts = [
+        intact.observe(q, part, shard=(n, 3), verbose=0)
+        for n, part in enumerate(np.split(data, [20, 30]), 1)
+    ]
+    parts[0].save(tmp_path / "1.obs")
+    loaded = intact.Observations.load(tmp_path / "1.obs")
+    assert loaded.merge(parts[2]).missing() == [(2, 3)]
+    with pytest.raises(IntactError, match="shard 1/3 twice"):
+        parts[0].merge(parts[1]).merge(loaded)
+    with pytest.raises(IntactError, match="Missing: shard 2/3"):
+        intact.apply(q, [parts[2], loaded])
+    assert not any(layer.calibrated for layer in observed_layers(q))
+    with pytest.raises(IntactError, match="from \\(1, n\\)"):
+        intact.observe(q, data, shard=(0, 3), verbose=0)
+    intact.apply(q, [parts[1], loaded, parts[2]])
+
+
 def test_a_shard_that_fails_leaves_the_model_as_it_was(model, data):
     q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
     before = [host(v).copy() for v in q.weights]
@@ -168,6 +188,9 @@ def test_the_command_line_calibrates_in_shards(model, data, tmp_path):
         run("calibrate", saved, "--data", samples, "--shard", f"{n}/3", "--state", state)
     merges = [part for state in reversed(states) for part in ("--merge", state)]
     run("calibrate", saved, *merges, "-o", tmp_path / "c.keras")
+    with pytest.raises(Exception, match="Missing: shard 1/3"):
+        run("calibrate", saved, *merges[:4], "-o", tmp_path / "d.keras")
+    assert not (tmp_path / "d.keras").exists()
     whole = intact.quantize_model(model)
     intact.calibrate(whole, data, bias_correction=False, verbose=0)
     assert intact.export(intact.load_keras(tmp_path / "c.keras")) == intact.export(whole)

@@ -37,7 +37,7 @@ from intact.quantizers.observers import Observer, get_observer
 Part = Literal["ranges", "biases"]
 """What a pass over the data finds."""
 
-HEADER = ("part", "model", "observer", "observers")
+HEADER = ("part", "model", "observer", "observers", "shards")
 """The fields of `Observations` that a file has as text."""
 
 PASSES: dict[str, Any] = {"ranges": RangePass, "biases": lambda model, _: BiasPass(model)}
@@ -56,6 +56,7 @@ class Observations:
         observers: The settings of each observer.
         states: The state of each, as arrays.
         few: A few samples, an array for each input.
+        shards: Which shards these are, of how many, such as `(1, 8)`; empty where it was not said.
 
     Example:
 
@@ -75,6 +76,7 @@ class Observations:
     observers: tuple[dict[str, Any], ...]
     states: tuple[tuple[np.ndarray, ...], ...]
     few: tuple[np.ndarray, ...]
+    shards: tuple[tuple[int, int], ...] = ()
 
     def merge(self, other: "Observations") -> "Observations":
         """What both shards are like together, whichever comes first.
@@ -87,7 +89,7 @@ class Observations:
 
         Raises:
             IntactError: They are of different models or parts, or an observer's state depends on
-                the order of the data.
+                the order of the data; or they have a shard in common.
         """
         if (self.part, self.model) != (other.part, other.model):
             raise IntactError(
@@ -100,12 +102,22 @@ class Observations:
                 "Cannot merge what different observers saw. Pass the same `observer` for each "
                 "shard."
             )
+        twice = set(self.shards) & set(other.shards)
+        if twice:
+            raise IntactError(f"Received shard {_named(twice)} twice. Merge each shard once.")
         states = tuple(
             tuple(map(np.asarray, rule.merge(rule.state_type(*a), rule.state_type(*b))))
             for rule, a, b in zip(_rules(self), self.states, other.states, strict=True)
         )
         both = [np.concatenate(pair) for pair in zip(self.few, other.few, strict=True)]
-        return replace(self, states=states, few=_fewest(both))
+        shards = tuple(sorted(self.shards + other.shards))
+        return replace(self, states=states, few=_fewest(both), shards=shards)
+
+    def missing(self) -> list[tuple[int, int]]:
+        """The shards that are not among these, where it was said how many there are."""
+        counts = {count for _, count in self.shards}
+        every = [(number, count) for count in counts for number in range(1, count + 1)]
+        return sorted(set(every) - set(self.shards))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write them to a file.
@@ -135,6 +147,7 @@ class Observations:
             with np.load(Path(path), allow_pickle=False) as content:
                 header = json.loads(content["header"].tobytes())
                 header["observers"] = tuple(header["observers"])
+                header["shards"] = tuple(map(tuple, header["shards"]))
                 count = len(header["observers"])
                 states = tuple(_numbered(content, f"state/{i}") for i in range(count))
                 return cls(**header, states=states, few=_numbered(content, "few"))
@@ -152,6 +165,7 @@ def observe(
     batch_size: int = 32,
     observer: ObserverName | Observer | None = None,
     part: Part = "ranges",
+    shard: tuple[int, int] | None = None,
     verbose: int = 1,
 ) -> Observations:
     """Observe a shard of the data, without a change of the model.
@@ -167,13 +181,15 @@ def observe(
         observer: As for `calibrate`; any but "moving_average", which depends on the order.
         part: What to observe for. Correcting biases takes a round of its own, before the ranges:
             observe "biases" in all shards, `apply` them, and observe "ranges" with the new model.
+        shard: Which shard this is, of how many, from `(1, n)` to `(n, n)`. Then `merge` refuses a
+            shard that comes twice, and `apply` one that is missing.
         verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
         The observations, to be merged with those of other shards, and applied.
 
     Raises:
-        IntactError: The model has nothing to observe, or keeps a state.
+        IntactError: The model has nothing to observe, or keeps a state, or there is no such shard.
         InvalidDataError: The shard is empty, not finite, or wrongly shaped.
 
     Example:
@@ -187,6 +203,8 @@ def observe(
     """
     if part not in PASSES:
         raise IntactError(f"Expected part 'ranges' or 'biases'. Received: {part!r}.")
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise IntactError(f"Expected a shard from (1, n) to (n, n). Received: {shard!r}.")
     refuse_nested(model, "observing")
     refuse_stream(model, "observing shards")
     source = Source(data, steps, batch_size, model.inputs, once=True)
@@ -209,7 +227,8 @@ def observe(
     own = None if observer is None else _settings(get_observer(observer))
     observers = tuple(_settings(rule) for _, rule in sweep.watches)
     arrays = tuple(tuple(map(np.asarray, state)) for state in states)
-    return Observations(part, digest, own, observers, arrays, _fewest(source.few))
+    shards = () if shard is None else (shard,)
+    return Observations(part, digest, own, observers, arrays, _fewest(source.few), shards)
 
 
 def apply(model: keras.Model, observations: Observations | Iterable[Observations]) -> keras.Model:
@@ -223,7 +242,7 @@ def apply(model: keras.Model, observations: Observations | Iterable[Observations
         The model itself, with the ranges (or the corrected biases) of all the data.
 
     Raises:
-        IntactError: There are no observations, or they are of another model.
+        IntactError: There are no observations, or they are of another model, or a shard is missing.
 
     Warns:
         AccuracyWarning: As `calibrate`, once the ranges are set.
@@ -241,6 +260,11 @@ def apply(model: keras.Model, observations: Observations | Iterable[Observations
     if not shards:
         raise IntactError("There are no observations to apply. Observe at least one shard.")
     merged = functools.reduce(Observations.merge, shards)
+    missing = merged.missing()
+    if missing:
+        raise IntactError(
+            f"Missing: shard {_named(missing)}. Observe all shards of the data and pass them."
+        )
     if merged.model != _digest(model, merged.part):
         raise IntactError(
             f"The observations are of another model than {model.name!r}, or its weights have "
@@ -260,6 +284,10 @@ def apply(model: keras.Model, observations: Observations | Iterable[Observations
     if merged.part == "ranges":
         warn_of_losses(model, list(merged.few), fresh)
     return model
+
+
+def _named(shards: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{number}/{count}" for number, count in sorted(shards))
 
 
 def _settings(observer: Observer) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def calibrate(
         if shard is not None and state is not None:
             batches = samples.shard_for(q, *shard, batch_size=BATCH)
             part: Any = "biases" if biases else "ranges"
-            intact.observe(q, batches, observer=observer, part=part, verbose=1).save(state)
+            seen = intact.observe(q, batches, observer=observer, part=part, shard=shard, verbose=1)
+            seen.save(state)
             click.echo(f"{state}: shard {shard[0]} of {shard[1]}")
             return
         if states:
