@@ -23,9 +23,9 @@ Made from the registry by `python docs/make_pages.py`; a test fails when it is s
 
 Functional, Sequential, nested and subclassed models; subclasses of supported layers that leave
 their methods alone, but for `__init__` and config; custom layers made of Keras layers,
-`keras.ops`, many functions of the backend itself (`tf.reduce_mean`, `torch.cat`) and Python operators,
-without registration; shared layers; several inputs and outputs,
-also as dicts; channels last or first. `print(intact.explain(model))` says for a model what becomes
+`keras.ops`, Python operators and many functions of the backend itself (`tf.reduce_mean`,
+`torch.cat`), without registration; shared layers; several inputs and outputs, also as dicts;
+channels last or first. `print(intact.explain(model))` says for a model what becomes
 of each layer. What is not here is refused by name before training; a layer of your own
 [joins by one class](guides/own_layer.md).
 
