@@ -34,6 +34,10 @@ def model_of(function, *shape):
         (lambda x: ops.flip(x, axis=1), ["Take"]),
         (lambda x: ops.tile(x, (1, 2, 1)), ["Concatenate"]),
         (lambda x: ops.take(x, [3, 4, 5], axis=2), ["Slice"]),
+        (lambda x: ops.pad(x, 0), []),
+        (lambda x: ops.pad(x, 0, constant_values=-1.0), []),
+        (lambda x: layers.ZeroPadding1D(0)(x), []),
+        (lambda x: layers.ZeroPadding2D(0)(x[:, None]), ["Reshape"]),
     ],
 )
 def test_the_quickest_kernel_is_taken(function, expected):

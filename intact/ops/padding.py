@@ -62,6 +62,8 @@ class Padding(Moving):
         pads = [tuple(pair) for pair in np.broadcast_to(layer.pad_width, (rank, 2)).tolist()]
         if pads[0] != (0, 0):
             tracer.refuse(layer, "the batch axis cannot be padded")
+        if not np.any(pads):
+            return x
         if layer.mode == "constant":
             number = float(value[0]) if value else 0.0
             if number:

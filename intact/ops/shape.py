@@ -167,6 +167,9 @@ class ZeroPadding2D(Moving):
         ),
     )
 
+    def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
+        return tracer.emit(layer, args[0]) if np.any(layer.padding) else args[0]
+
     def lower(self, node: Any, builder: Any) -> None:
         pads = np.array([(0, 0), *node.layer.padding, (0, 0)], "int32")
         builder.add("PAD", [node.input, builder.constant(pads)], [node.output])
