@@ -119,28 +119,24 @@ def test_unknown_layers_are_all_named_at_once():
 
 
 class Probe(keras.layers.Layer):
-    """Attention with a constant query."""
+    """A layer of the user's own, of which one part is refused."""
 
     def __init__(self):
         super().__init__(name="probe")
-        self.attention = keras.layers.MultiHeadAttention(2, 4)
-
-    def build(self, shape):
-        self.query = self.add_weight(shape=(1, 1, shape[-1]), name="query")
-        self.attention.build((1, 1, shape[-1]), shape)
+        self.inside = keras.layers.Dense(4)
 
     def call(self, x):
-        return self.attention(keras.ops.convert_to_tensor(self.query), x)
+        return keras.ops.inv(self.inside(x)[:, :4])
 
     def compute_output_shape(self, shape):
-        return (shape[0], 1, shape[-1])
+        return (shape[0], 4, 4)
 
 
 @pytest.mark.parametrize(
     "build, name",
     [
         (lambda x: keras.ops.median(x), "median"),
-        (lambda x: Probe()(x), "query"),
+        (lambda x: Probe()(x), "probe_inv"),
     ],
 )
 def test_what_is_refused_is_listed(build, name):

@@ -1,5 +1,7 @@
 """Operations without Keras' machinery compute what those of Keras do."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -43,6 +45,15 @@ def test_values_and_types_are_those_of_keras(name, args, arrays):
     y, expected = (getattr(home, name)(*args) for home in (light_ops.ops, ops))
     np.testing.assert_array_equal(host(y), host(expected))
     assert getattr(y, "dtype", None) == getattr(expected, "dtype", None)
+
+
+@pytest.mark.parametrize("name", [*CALLS, "stop_gradient"])
+def test_arguments_may_be_passed_by_keras_names(name):
+    ours, theirs = (inspect.signature(getattr(home, name)) for home in (light_ops.ops, ops))
+    both = zip(ours.parameters.items(), theirs.parameters.items(), strict=False)
+    for (own, parameter), (other, expected) in both:
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            assert (own, parameter.default) == (other, expected.default)
 
 
 @pytest.mark.parametrize("name", ["abs", "clip", "maximum", "minimum", "where", "sum"])

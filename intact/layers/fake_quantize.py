@@ -45,7 +45,7 @@ class FakeQuantize(TrackedRange):
 
     >>> layer = FakeQuantize()
     >>> y = layer(np.array([[-1.0, 1.55]], "float32"), training=True)
-    >>> np.asarray(to_numpy(y.values)).tolist()
+    >>> keras.ops.convert_to_numpy(y.values).tolist()
     [[-100.0, 155.0]]
     """
 

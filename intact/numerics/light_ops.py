@@ -77,32 +77,32 @@ class LightOps:
             return torch.round(x)
         return keras_ops.round(x, decimals)
 
-    def maximum(self, a: Any, b: Any) -> Any:
+    def maximum(self, x1: Any, x2: Any) -> Any:
         """The larger ones."""
-        x, y = _number(a), _number(b)
-        return torch.maximum(x, y) if _is_ready(x, y) else keras_ops.maximum(a, b)
+        a, b = _number(x1), _number(x2)
+        return torch.maximum(a, b) if _is_ready(a, b) else keras_ops.maximum(x1, x2)
 
-    def minimum(self, a: Any, b: Any) -> Any:
+    def minimum(self, x1: Any, x2: Any) -> Any:
         """The smaller ones."""
-        x, y = _number(a), _number(b)
-        return torch.minimum(x, y) if _is_ready(x, y) else keras_ops.minimum(a, b)
+        a, b = _number(x1), _number(x2)
+        return torch.minimum(a, b) if _is_ready(a, b) else keras_ops.minimum(x1, x2)
 
-    def where(self, condition: Any, a: Any = None, b: Any = None) -> Any:
+    def where(self, condition: Any, x1: Any = None, x2: Any = None) -> Any:
         """A choice of each value."""
-        x, y = _number(a), _number(b)
-        if _is_tensor(condition) and condition.dtype == torch.bool and _is_ready(x, y):
-            return torch.where(condition, x, y)
-        return keras_ops.where(condition, a, b)
+        a, b = _number(x1), _number(x2)
+        if _is_tensor(condition) and condition.dtype == torch.bool and _is_ready(a, b):
+            return torch.where(condition, a, b)
+        return keras_ops.where(condition, x1, x2)
 
-    def clip(self, x: Any, low: Any, high: Any) -> Any:
+    def clip(self, x: Any, x_min: Any, x_max: Any) -> Any:
         """Values between two bounds."""
-        if isinstance(low, NUMBERS) and isinstance(high, NUMBERS) and _is_ready(x):
-            return torch.clamp(x, float(low), float(high))
-        return keras_ops.clip(x, low, high)
+        if isinstance(x_min, NUMBERS) and isinstance(x_max, NUMBERS) and _is_ready(x):
+            return torch.clamp(x, float(x_min), float(x_max))
+        return keras_ops.clip(x, x_min, x_max)
 
-    def matmul(self, a: Any, b: Any) -> Any:
+    def matmul(self, x1: Any, x2: Any) -> Any:
         """Matrix products."""
-        return torch.matmul(a, b) if _is_ready(a, b) else keras_ops.matmul(a, b)
+        return torch.matmul(x1, x2) if _is_ready(x1, x2) else keras_ops.matmul(x1, x2)
 
     def sum(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         """Sums along axes."""
@@ -132,9 +132,11 @@ class LightOps:
             return torch.zeros_like(x)
         return keras_ops.zeros_like(x, dtype)
 
-    def stop_gradient(self, x: Any) -> Any:
+    def stop_gradient(self, variable: Any) -> Any:
         """The values without a gradient."""
-        return x.detach() if isinstance(x, torch.Tensor) else keras_ops.stop_gradient(x)
+        if isinstance(variable, torch.Tensor):
+            return variable.detach()
+        return keras_ops.stop_gradient(variable)
 
     def cast(self, x: Any, dtype: Any) -> Any:
         """The values in another type."""
