@@ -150,6 +150,7 @@ CALLS = {
         "take": "f(x, np.array([1, 3]), axis=2)",
         "ravel": "f(x)",
         "jax.lax.concatenate": "f([x, y], 1)",
+        **dict.fromkeys(("jax.lax.max", "jax.lax.min"), "f(x, y)"),
         **dict.fromkeys(("concatenate", "stack"), "f([x, y], axis=1)"),
         "expand_dims": "f(x, 1)",
         "flip": "f(x, 1)",

@@ -8,6 +8,7 @@ meaning replaces each of those that have one. A module per backend lists them.
 import contextlib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,7 +55,10 @@ def _either(function: Any, symbolic: Callable[..., Any]) -> Any:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         values = (*args, *kwargs.values())
-        return (symbolic if any(map(_has_symbol, values)) else function)(*args, **kwargs)
+        # Keras' own code for a backend must not decide what is supported, which the others lack.
+        own = sys._getframe(1).f_globals.get("__name__", "").startswith("keras.src.backend.")
+        is_symbol = not own and any(map(_has_symbol, values))
+        return (symbolic if is_symbol else function)(*args, **kwargs)
 
     return call
 
