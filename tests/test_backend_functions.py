@@ -290,6 +290,13 @@ def test_the_backend_is_left_as_it_was():
         assert all(now[name] is value for name, value in attributes.items())
 
 
+def test_keras_own_code_calls_the_backend():
+    layer, data = layers.SimpleRNN(2), values()[0][:, 0]
+    expected = to_numpy(layer(data))
+    with symbolic_functions():
+        np.testing.assert_array_equal(to_numpy(layer(data)), expected)
+
+
 def test_a_function_with_other_settings_is_refused():
     call = {
         "tensorflow": "tf.image.resize(x, (4, 4), preserve_aspect_ratio=True)",

@@ -346,8 +346,8 @@ class _Check:
     def _run(self, names: list[str]) -> dict[str, np.ndarray]:
         """What the file computes: real values by the names of its outputs and of more tensors.
 
-        Memory holds the weights of a large model once: its file is packed from the objects, which
-        are let go of, and XNNPACK would copy them.
+        Memory holds the weights of a large model once: its file is packed from objects that
+        are released, and without XNNPACK, which would copy them.
         """
         objects = self.file or Lowering(self.model).run()
         self.file = None

@@ -17,7 +17,10 @@ import keras
 from intact.numerics.tensors import is_symbolic
 
 BACKENDS = ("jax", "tensorflow", "torch")
-"""Those with a table, in `<backend>_functions.py`."""
+"""The backends that have a table, in `<backend>_functions.py`."""
+
+OWN = "keras.src.backend."
+"""How the names of Keras' modules for backends begin."""
 
 
 @contextlib.contextmanager
@@ -49,16 +52,15 @@ def _set(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None
 
 
 def _either(function: Any, symbolic: Callable[..., Any]) -> Any:
-    """A function that is another one where an argument is symbolic."""
-    if isinstance(symbolic, type):
-        return symbolic
+    """A function that is another one where an argument is symbolic; a class always is."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         values = (*args, *kwargs.values())
-        # Keras' own code for a backend must not decide what is supported, which the others lack.
-        own = sys._getframe(1).f_globals.get("__name__", "").startswith("keras.src.backend.")
-        is_symbol = not own and any(map(_has_symbol, values))
-        return (symbolic if is_symbol else function)(*args, **kwargs)
+        replaced = isinstance(symbolic, type) or any(map(_has_symbol, values))
+        # Keras' own backend code is not traced, so that all backends support the same operations.
+        if replaced and sys._getframe(1).f_globals.get("__name__", "").startswith(OWN):
+            replaced = False
+        return (symbolic if replaced else function)(*args, **kwargs)
 
     return call
 

@@ -22,12 +22,13 @@ from intact.ops.resize import AlignedResizing
 NHWC = "channels_last"
 
 
-def _argmax(input: Any, axis: int | None = None, output_type: Any = None, name: Any = None) -> Any:
-    return ops.argmax(input, axis=0 if axis is None else whole_numbers(axis))
+def _place_of(function: Function) -> Function:
+    """The place of an extreme, by default along the first axis."""
 
+    def place(input: Any, axis: Any = None, output_type: Any = None, name: Any = None) -> Any:
+        return function(input, axis=0 if axis is None else whole_numbers(axis))
 
-def _argmin(input: Any, axis: int | None = None, output_type: Any = None, name: Any = None) -> Any:
-    return ops.argmin(input, axis=0 if axis is None else whole_numbers(axis))
+    return place
 
 
 def _cumsum(
@@ -109,12 +110,13 @@ def _slice(input_: Any, begin: Any, size: Any, name: Any = None) -> Any:
     return input_[tuple(slice(at, None if n == -1 else at + n) for at, n in pairs)]
 
 
-def _softmax(logits: Any, axis: int | None = None, name: Any = None) -> Any:
-    return ops.softmax(logits, axis=-1 if axis is None else axis)
+def _shares(function: Function) -> Function:
+    """A softmax or its logarithm, by default along the last axis."""
 
+    def shares(logits: Any, axis: int | None = None, name: Any = None) -> Any:
+        return function(logits, axis=-1 if axis is None else axis)
 
-def _log_softmax(logits: Any, axis: int | None = None, name: Any = None) -> Any:
-    return ops.log_softmax(logits, axis=-1 if axis is None else axis)
+    return shares
 
 
 def _split(
@@ -300,8 +302,8 @@ TENSORS: dict[str, Function] = {
             "tensordot": "tensordot(a=x1, b=x2, axes)",
         }
     ),
-    "argmax": _argmax,
-    "argmin": _argmin,
+    "argmax": _place_of(ops.argmax),
+    "argmin": _place_of(ops.argmin),
     "cumsum": _cumsum,
     "einsum": lambda equation, *inputs, **settings: ops.einsum(equation, *inputs),
     "l2_normalize": lambda x, axis=None, epsilon=1e-12, name=None: unit_length(x, axis, epsilon),
@@ -360,8 +362,8 @@ NEURAL: dict[str, Function] = {
     "silu": lambda features, beta=1.0: features * ops.sigmoid(beta * features),
     "swish": lambda features, beta=1.0: features * ops.sigmoid(beta * features),
     "gelu": _gelu,
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
+    "softmax": _shares(ops.softmax),
+    "log_softmax": _shares(ops.log_softmax),
     "l2_normalize": TENSORS["l2_normalize"],
     "top_k": TENSORS["top_k"],
     "bias_add": lambda value, bias, data_format=None, name=None: (

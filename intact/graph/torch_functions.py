@@ -162,12 +162,13 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any
     return ops.pad(input, widths, {"replicate": "edge"}.get(mode, mode))
 
 
-def _softmax(input: Any, dim: int | None = None, dtype: Any = None, **settings: Any) -> Any:
-    return ops.softmax(as_type(input, dtype), axis=-1 if dim is None else dim)
+def _shares(function: Function) -> Function:
+    """A softmax or its logarithm, by default along the last axis."""
 
+    def shares(input: Any, dim: int | None = None, dtype: Any = None, **settings: Any) -> Any:
+        return function(as_type(input, dtype), axis=-1 if dim is None else dim)
 
-def _log_softmax(input: Any, dim: int | None = None, dtype: Any = None, **settings: Any) -> Any:
-    return ops.log_softmax(as_type(input, dtype), axis=-1 if dim is None else dim)
+    return shares
 
 
 def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **settings: Any) -> Any:
@@ -251,8 +252,8 @@ BOTH: dict[str, Function] = {
     "norm": _norm,
     "permute": _permute,
     "reshape": _reshape,
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
+    "softmax": _shares(ops.softmax),
+    "log_softmax": _shares(ops.log_softmax),
     "split": _split,
     "squeeze": _squeeze,
     "std": _deviation,
@@ -277,13 +278,13 @@ FUNCTIONAL: dict[str, Function] = {
     "layer_norm": _layer_norm,
     "leaky_relu": _leaky_relu,
     "linear": _linear,
-    "log_softmax": _log_softmax,
+    "log_softmax": BOTH["log_softmax"],
     "mish": lambda input, inplace=False: input * ops.tanh(ops.softplus(input)),
     "normalize": _normalize,
     "one_hot": lambda tensor, num_classes: ops.one_hot(tensor, num_classes, dtype="int32"),
     "pad": _pad,
     "scaled_dot_product_attention": _attention,
-    "softmax": _softmax,
+    "softmax": BOTH["softmax"],
     "softplus": lambda input, beta=1.0, threshold=20.0: ops.softplus(input * beta) / beta,
 }
 
