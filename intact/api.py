@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized_model import is_quantized, refuse_quantized
 from intact.layers.ranges import check_calibrated, stand_in_ranges
 from intact.layers.schedule import NEVER, Schedule, delay_left
+from intact.layers.sharing import SharedWeight, find_shared_weights
 from intact.litert.reader import read_bytes
 from intact.lowering.lowering import lower
 from intact.names import IODtype, SchemeName, TargetName
@@ -107,7 +109,7 @@ def quantize_model(
     refuse_quantized(model)
     chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
-    canonical = _canonical(model, scheme, chosen, loops=schedule is None)
+    canonical, shared = _canonical(model, scheme, chosen, loops=schedule is None)
     idle = chosen.check()
     if idle:
         warnings.warn(
@@ -132,6 +134,7 @@ def quantize_model(
             stacklevel=2,
         )
     quantized = build(canonical, plan, schedule, model)
+    _warn_of_apart(shared, quantized.share_weights(model))
     if target is not None:
         with stand_in_ranges(quantized):
             lower(quantized, target=target)
@@ -141,8 +144,17 @@ def quantize_model(
     return quantized
 
 
-def _canonical(model: keras.Model, scheme: Scheme, chosen: LayerFilter, loops: bool) -> keras.Model:
-    """The flat model that a scheme quantizes; `loops` as for `canonicalize`."""
+def _canonical(
+    model: keras.Model, scheme: Scheme, chosen: LayerFilter, loops: bool
+) -> tuple[keras.Model, list[SharedWeight]]:
+    """The flat model that a scheme quantizes, and the weights that several of its layers copy.
+
+    Args:
+        model: The user's model.
+        scheme: The scheme.
+        chosen: The layers that are quantized.
+        loops: As for `canonicalize`.
+    """
     specs = [spec for rule in scheme.rules for spec in (rule.weights, rule.activations) if spec]
     # Steps of a schedule, and random numbers, are variables, which a loop cannot change.
     loops = loops and not any(spec.stochastic for spec in specs)
@@ -164,7 +176,24 @@ def _canonical(model: keras.Model, scheme: Scheme, chosen: LayerFilter, loops: b
             NotKeptWarning,
             stacklevel=3,
         )
-    return simplify(canonical, scheme)
+    shared = find_shared_weights(canonical, model)
+    return simplify(canonical, scheme), shared
+
+
+def _warn_of_apart(wanted: Iterable[SharedWeight], kept: Iterable[SharedWeight]) -> None:
+    """Warn of shared weights whose copies do not train as one."""
+    copies = {weight.path: {copy.layer for copy in weight.copies} for weight in kept}
+    apart = [w for w in wanted if len(copies.get(w.path, ())) < len(w.copies)]
+    for weight in apart:
+        layers = sorted({c.layer for c in weight.copies} - copies.get(weight.path, set()))
+        warnings.warn(
+            f"Weight {weight.path!r} is read in {len(weight.copies)} places. Its copies in "
+            f"{', '.join(layers)} train by themselves, because these layers stay in float, or a "
+            "factor is part of the copy. Train the float model first, or leave the quantized "
+            "model as it is.",
+            NotKeptWarning,
+            stacklevel=3,
+        )
 
 
 def export(

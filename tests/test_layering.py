@@ -40,6 +40,7 @@ RANKS = {
     "layers.base": 5,
     "layers.direct_calls": 6,
     "layers.outline": 6,
+    "layers.sharing": 6,
     "layers.tracked_range": 6,
     "layers.quantized_model": 7,
     "layers.fake_quantize": 7,

@@ -14,6 +14,7 @@ import numpy as np
 
 from intact.layers.base import Gives, QuantizedLayer, activity_loss
 from intact.layers.schedule import Schedule, make_clock, schedule_config, schedule_from_config
+from intact.layers.sharing import SharesWeights, Siblings
 from intact.numerics.accumulator import (
     Accumulator,
     accumulator,
@@ -38,7 +39,7 @@ from intact.rounding.kernel_rounding import KernelRounding
 
 
 @keras.saving.register_keras_serializable("intact")
-class Quantized(QuantizedLayer):
+class Quantized(QuantizedLayer, SharesWeights):
     """A layer that computes on integer values, with quantized weights.
 
     It has the name of the layer that it holds. Freeze it by `trainable = False` like
@@ -91,6 +92,7 @@ class Quantized(QuantizedLayer):
         self.keep_zeros = keep_zeros
         # Per name of a weight, where the first weight of each one's value stands.
         self.firsts: dict[str, Any] = {}
+        self.siblings: dict[str, Siblings] = {}
         # Per name of a quantized weight, the trained numbers that go with it: what they were
         # first, and how far training has moved them.
         self.learned: dict[str, dict[str, list[Any]]] = {}
@@ -175,22 +177,31 @@ class Quantized(QuantizedLayer):
                     self._add_firsts(name)
                 self.firsts[name].assign(first[place])
 
-    def weight(self, name: str, xp: Any = ops) -> Tensor:
+    def shareable(self) -> dict[str, Any]:
+        """By name, the quantized weights that train and have no ties of their own."""
+        names = () if self.spec is None else self.layouts()
+        weights = {n: getattr(self.layer, n) for n in names if n not in self.firsts}
+        return {name: variable for name, variable in weights.items() if variable.trainable}
+
+    def weight(self, name: str, xp: Any = ops, training: bool = False) -> Tensor:
         """A float weight before quantization: equal where tied, and 0 without a gradient.
 
         Args:
             name: The weight's name.
             xp: `keras.ops`, or `numpy_ops`.
+            training: Whether its gradient also reaches the other copies of a shared weight.
         """
-        w = self._kept(name, xp)
+        w = self._kept(name, xp, training)
         if self.norm is None:
             return w
         variance = xp.convert_to_tensor(self.norm.moving_variance)
         factor = self._norm_op.gain(self.norm, variance, xp)
         return w * get_op(self.layer).weights[name].layout.spread(factor, w.shape, xp)
 
-    def _kept(self, name: str, xp: Any = ops) -> Tensor:
+    def _kept(self, name: str, xp: Any = ops, training: bool = False) -> Tensor:
         w = xp.cast(xp.convert_to_tensor(getattr(self.layer, name)), "float32")
+        if training and name in self.siblings:
+            w = self.siblings[name].with_gradients(w)
         if name in self.firsts and xp is numpy_ops:
             w = np.reshape(w.reshape(-1)[to_numpy(self.firsts[name])], w.shape)
         elif name in self.firsts:
@@ -218,7 +229,7 @@ class Quantized(QuantizedLayer):
         if now is None and self.clock is not None:
             now = xp.convert_to_tensor(self.clock.step)
         for name, layout in self.layouts().items():
-            w = self.weight(name, xp)
+            w = self.weight(name, xp, training)
             learned = self.learned.get(name, {})
             state = {
                 key: reparametrized(
@@ -258,7 +269,7 @@ class Quantized(QuantizedLayer):
             now: The training step, where there is a schedule.
         """
         if self.spec is not None and self.spec.kind == "float":
-            exact = {name: self.weight(name) for name in self.layouts()}
+            exact = {name: self.weight(name, training=training) for name in self.layouts()}
             halves = {name: half_precision(w) for name, w in exact.items()}
             if self.clock is None or not training:
                 return halves
@@ -346,7 +357,7 @@ class Quantized(QuantizedLayer):
             return acc
         sigma = self._norm_op.sigma(norm, ops.convert_to_tensor(norm.moving_variance))
         # Statistics are those of the float weights, by a second product.
-        real = op.products(self.layer, x.values * x.scale, self._kept("kernel"))
+        real = op.products(self.layer, x.values * x.scale, self._kept("kernel", training=True))
         bias = ops.zeros_like(sigma) if self.layer.bias is None else self.layer.bias * 1.0
         mean, variance = self._norm_op.statistics(norm, Accumulator(real, bias, 1.0, 1.0), moves)
         acc = scale_channels(acc, sigma / self._norm_op.sigma(norm, variance))

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NoReturn
 
 import keras
@@ -14,6 +14,7 @@ from intact.graph.view import Functional, all_layers, is_graph
 from intact.layers.base import QuantizedLayer, is_own_model
 from intact.layers.direct_calls import can_call_directly, run_directly
 from intact.layers.outline import outline
+from intact.layers.sharing import SharedWeight, find_shared_weights, share_gradients
 from intact.numerics.forward import forward_only
 
 TRAINING = (
@@ -39,11 +40,13 @@ class Origin:
         names: The names of its outputs, in the order in which Keras flattens them.
         base: Its class, if the user wrote it and it can be called with a graph.
         settings: What the constructor of `base` takes beside the graph.
+        shared: Its weights that several layers have a copy of.
     """
 
     names: tuple[str, ...] = ()
     base: type[keras.Model] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    shared: tuple[SharedWeight, ...] = ()
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -72,6 +75,22 @@ class QuantizedModel(Functional):
             self.trainable = kwargs["trainable"]
         if len(self._origin.names) == len(self.outputs):
             self.output_names = list(self._origin.names)
+        share_gradients(self, self._origin.shared)
+
+    def share_weights(self, float_model: keras.Model) -> tuple[SharedWeight, ...]:
+        """Let the copies of a float model's weights train as one, also after loading.
+
+        Args:
+            float_model: The model that this one was made of.
+
+        Returns:
+            The weights that several layers have a copy of.
+        """
+        shared = tuple(find_shared_weights(self, float_model, linked=True))
+        if shared:
+            self.__class__ = model_class(replace(self._origin, shared=shared))
+            share_gradients(self, shared)
+        return shared
 
     @property
     def layers(self) -> list[Any]:
@@ -158,6 +177,8 @@ class QuantizedModel(Functional):
         if self._origin.base is not None:
             config["base"] = keras.saving.get_registered_name(self._origin.base)
             config["settings"] = keras.saving.serialize_keras_object(self._origin.settings)
+        if self._origin.shared:
+            config["shared"] = [weight.get_config() for weight in self._origin.shared]
         return config
 
     @classmethod
@@ -176,10 +197,11 @@ class QuantizedModel(Functional):
         config = dict(config)
         names, base = tuple(config.pop("output_names", ())), config.pop("base", None)
         settings = keras.saving.deserialize_keras_object(config.pop("settings", {}))
-        origin = Origin(names)
+        shared = tuple(map(SharedWeight.from_config, config.pop("shared", ())))
+        origin = Origin(names, shared=shared)
         known = keras.saving.get_registered_object(base, custom_objects) if base else None
         if known is not None:
-            origin = Origin(names, known, settings)
+            origin = Origin(names, known, settings, shared)
         elif base:
             warnings.warn(
                 f"Model {config.get('name')!r} was of the class {base!r}, and no class is "

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from intact.layers.sharing import SharesWeights, Siblings
 from intact.litert.dtypes import BITS
 from intact.numerics.scale_layout import ScaleLayout
 from intact.numerics.tensors import Tensor, to_numpy
@@ -16,7 +17,7 @@ from intact.ops.whole import whole_indices
 
 
 @keras.saving.register_keras_serializable("intact")
-class Constant(keras.layers.Layer):
+class Constant(keras.layers.Layer, SharesWeights):
     """A weight as a tensor of the graph, for ops that take two tensors.
 
     Args:
@@ -40,16 +41,23 @@ class Constant(keras.layers.Layer):
         self.value = self.add_weight(
             name="value", shape=self.shape, initializer="zeros", trainable=trains
         )
+        self.siblings: dict[str, Siblings] = {}
         self.built = True
 
-    def call(self, anchor: Tensor) -> Tensor:
-        """The weight; the argument only ties it to a graph."""
-        return ops.convert_to_tensor(self.value)
+    def shareable(self) -> dict[str, Any]:
+        """The weight, if it trains."""
+        return {"value": self.value} if self.value.trainable else {}
+
+    def call(self, anchor: Tensor, training: bool | None = None) -> Tensor:
+        """The weight; the first argument only ties it to a graph."""
+        value = ops.convert_to_tensor(self.value)
+        siblings = self.siblings.get("value") if training else None
+        return value if siblings is None else siblings.with_gradients(value)
 
     def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
         return (None, *self.shape[1:]) if self.broadcast else self.shape
 
-    def compute_output_spec(self, anchor: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, anchor: Any, training: bool | None = None) -> keras.KerasTensor:
         return keras.KerasTensor(self.compute_output_shape(None), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -76,7 +84,7 @@ class ConstantTensor(Op):
         return f"{bad} of its values are infinite, and a range is finite" if bad else None
 
     def call(self, layer: Any, inputs: list[Any], weights: dict, training: bool) -> Any:
-        return layer(inputs[0])
+        return layer(inputs[0], training=bool(training))
 
     def real(self, layer: Any, inputs: list[Any], weights: dict) -> Tensor:
         return weights["value"]

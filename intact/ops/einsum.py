@@ -51,9 +51,14 @@ class Einsum(Op):
         operands = [x for x in operands if not isinstance(x, str)]
         equation = expand_ellipsis(layer.subscripts, [len(x.shape) for x in operands])
         parts, out = _labels(equation)
-        if len(operands) != 2 or any(map(_reduced_labels, parts, _others(parts, out))):
-            if any(map(is_trainable, operands)):
-                tracer.refuse(layer, f"{equation!r} is no matrix product of two operands")
+        reduced = list(map(_reduced_labels, parts, _others(parts, out)))
+        if len(operands) != 2 or any(reduced):
+            # Sums and diagonals of a weight are constants.
+            tracer.not_trained += [
+                x.path
+                for x, labels in zip(operands, reduced, strict=True)
+                if labels and is_trainable(x)
+            ]
             return tracer.expand(layer, partial(_pairwise, parts, out), *operands)
         constants = [x for x in operands if not is_symbolic(x)]
         settings = weight_settings(constants[0]) if constants else {}
