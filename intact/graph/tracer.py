@@ -22,7 +22,7 @@ from intact.numerics.tensors import is_symbolic, is_trainable, is_whole, to_nump
 from intact.ops.base import ANY_WHOLE
 from intact.ops.constant import Constant
 from intact.ops.logic import Select
-from intact.ops.moves import MOVES, channels_last, emit_moved
+from intact.ops.moves import MOVES, SizedReshape, channels_last, emit_moved
 from intact.ops.refusals import reason_of
 from intact.ops.registry import find_op, known_class, known_config, share_code, without_values
 from intact.ops.slicing import Slice, Take
@@ -263,7 +263,8 @@ class Tracer(LoopTracing, Ruling):
     def _trace_call(self, layer: Any, args: tuple, kwargs: dict, masks: Masks) -> Any:
         kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
         args, kwargs = by_position(layer, args, kwargs)
-        if isinstance(layer, QuantizedLayer) or type(layer).__module__.startswith("intact.ops."):
+        own = type(layer).__module__.startswith("intact.ops.") and type(layer) is not SizedReshape
+        if isinstance(layer, QuantizedLayer) or own:
             return self._itself(layer)(*args, **kwargs)
         op = find_op(layer)
         if counts(layer, keras.tree.flatten((args, kwargs))):

@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from intact.litert.dtypes import BITS
 from intact.litert.kernels import get_kernel
 from intact.litert.kernels.targets import runs
+from intact.litert.tidying import tidy, without_unread
 from intact.litert.writing import LARGE, Operator, Shape, Subgraph, Tensor, describe, pack
 
 
@@ -140,6 +141,15 @@ class Builder:
         """
         return self.target is None or runs(kernel, "int8", self.target)
 
+    def has_own(self, kernel: str, dtype: str) -> bool:
+        """Whether a kernel runs on the target of the file itself, not on a processor beside it.
+
+        Args:
+            kernel: Its name in the schema.
+            dtype: What it works on.
+        """
+        return self.target is None or runs(kernel, dtype, self.target, host=False)
+
     def reshape(self, x: Tensor, shape: Shape, output: Tensor | None = None) -> Tensor:
         """Reshape a tensor. If two sizes are unknown, the first stays as it is.
 
@@ -260,16 +270,6 @@ class Builder:
         self.add("PAD", [x, self.constant(np.zeros((len(x.shape), 2), "int32"))], [y])
         return y
 
-    def _drop_unread(self, ends: list[Tensor]) -> None:
-        """Drop the ops whose outputs nothing reads."""
-        read = {id(tensor) for tensor in ends}
-        kept = []
-        for op in reversed(self.operators):
-            if not op.outputs or any(id(tensor) in read for tensor in op.outputs):
-                read.update(map(id, op.inputs))
-                kept.append(op)
-        self.operators = kept[::-1]
-
     def _drop_unused(self, ends: list[Tensor]) -> None:
         """Drop the tensors that no op uses, and give each of the others its own name."""
         used = {id(tensor) for tensor in ends}
@@ -313,7 +313,8 @@ class Builder:
         Args:
             inputs: As for `finish`, like the other arguments.
         """
-        self._drop_unread([t for _, t in outputs])
+        tidy(self.operators, self.has_own)
+        self.operators = without_unread(self.operators, [t for _, t in outputs])
         self._drop_unused([t for _, t in inputs + outputs])
         ends = [t for _, t in inputs], [t for _, t in outputs]
         main = Subgraph("main", self.tensors, self.operators, *ends)

@@ -6,16 +6,17 @@ ops that work wherever values stand are applied before a move rather than after 
 """
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from intact.graph.view import Node, made_by
-from intact.numerics.tensors import Tensor
+from intact.numerics.tensors import Tensor, is_whole
 from intact.ops.function_layer import FunctionLayer
+from intact.ops.pixel_blocks import DepthToSpace, SpaceToDepth
 from intact.ops.registry import find_op, known_class, known_config, share_code
 
 if TYPE_CHECKING:
@@ -78,14 +79,14 @@ class SizedReshape(Moved):
     def call(self, x: Tensor) -> Tensor:
         """The same values in the new shape."""
         sizes = ops.shape(x)
-        return ops.reshape(x, (-1, *(_size(entry, sizes) for entry in self.target)))
+        return ops.reshape(x, (-1, *(size_of(entry, sizes) for entry in self.target)))
 
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (None, *(_size(entry, shape) for entry in self.target))
+        return (None, *(size_of(entry, shape) for entry in self.target))
 
 
-def _size(entry: Size, shape: Any) -> Any:
-    """A size of the new shape, by the old one; None if it is unknown."""
+def size_of(entry: Size, shape: Any) -> Any:
+    """A size of a new shape, by the old one; None if it is unknown."""
     factor, source, divisor = entry
     if source is None:
         return factor
@@ -157,7 +158,10 @@ def emit_moved(tracer: "Tracer", layer: Any, inputs: Any, overrides: dict[str, A
     Returns:
         The output tensor, or None if nothing would be gained.
     """
-    if isinstance(layer, RESHAPES):
+    if isinstance(layer, (*RESHAPES, SizedReshape)):
+        blocks = _as_blocks(layer, inputs, tracer)
+        if blocks is not None or isinstance(layer, SizedReshape):
+            return blocks
         return _merge_reshapes(layer, inputs, tracer)
     if isinstance(layer, layers.Permute):
         return _merge_permutations(layer, inputs, tracer)
@@ -179,6 +183,79 @@ def _merge_reshapes(layer: Any, x: Any, tracer: "Tracer") -> Any:
     if isinstance(layer, layers.Flatten):
         return reshape(x, shape[1:], layer.name, tracer)
     return None
+
+
+def _as_blocks(layer: Any, x: Any, tracer: "Tracer") -> Any:
+    """A reshape of axes that were split and swapped, as blocks of pixels; None if it is not one.
+
+    Pixels from channels swap the axes of `(h, w, s, s, c)`, and channels from pixels those of
+    `(h, s, w, s, c)`. One kernel does it.
+    """
+    swap = made_by(x)
+    if not isinstance(swap.layer, layers.Permute) or tuple(swap.layer.dims) != (1, 3, 2, 4, 5):
+        return None
+    split = made_by(swap.inputs[0])
+    if not isinstance(split.layer, (*RESHAPES, SizedReshape)) or is_whole(x):
+        return None
+    (source,), sizes = split.inputs, split.outputs[0].shape[1:]
+    wanted = layer.compute_output_shape(x.shape)[1:]
+    for form in _block_forms(sizes):
+        ready, done = source.shape[1:] == form.before, wanted == form.after
+        known = None not in sizes
+        fits = _splits(split.layer, form.split) and _splits(layer, form.joined)
+        if not ((ready or done) if known else (ready and done and fits)):
+            continue
+        if not ready:
+            source = reshape(source, form.before, f"{layer.name}_pixels", tracer)
+        y = tracer.emit(form.kind(sizes[3], name=layer.name), source)
+        return y if done else reshape(y, wanted, f"{layer.name}_shape", tracer)
+    return None
+
+
+class _BlockForm(NamedTuple):
+    """How blocks of pixels move.
+
+    Args:
+        kind: The layer.
+        before: Height, width and channels before.
+        split: The axes, split for the swap, as sizes of the image.
+        after: Height, width and channels behind.
+        joined: These, as sizes of the swapped axes.
+    """
+
+    kind: type[DepthToSpace]
+    before: Shape
+    split: list[Size]
+    after: Shape
+    joined: list[Size]
+
+
+def _block_forms(sizes: Shape) -> Iterator[_BlockForm]:
+    """How blocks of pixels may move, by the sizes of the axes that are swapped."""
+    a, b, c, size, rest = sizes
+    if size in (None, 1) or rest is None:
+        return
+
+    def times(n: int | None) -> int | None:
+        return None if n is None else n * size
+
+    last: list[Size] = [(size, None, 1), (rest, None, 1)]
+    whole: Size = (size * size * rest, None, 1)
+    if b == size:
+        split: list[Size] = [(1, 1, size), (size, None, 1), (1, 2, size), *last]
+        joined: list[Size] = [(1, 1, 1), (1, 2, 1), whole]
+        before, after = (times(a), times(c), rest), (a, c, whole[0])
+        yield _BlockForm(SpaceToDepth, before, split, after, joined)
+    if c == size:
+        split = [(1, 1, 1), (1, 2, 1), *last[:1], *last]
+        joined = [(size, 1, 1), (size, 3, 1), last[1]]
+        before, after = (a, b, whole[0]), (times(a), times(b), rest)
+        yield _BlockForm(DepthToSpace, before, split, after, joined)
+
+
+def _splits(layer: Any, target: list[Size]) -> bool:
+    """Whether a reshape makes the given sizes, or all but one of them are known."""
+    return not isinstance(layer, SizedReshape) or list(layer.target) == target
 
 
 def _merge_permutations(layer: layers.Permute, x: Any, tracer: "Tracer") -> Any:

@@ -1,5 +1,6 @@
 """What depends on sizes that are unknown until the file runs."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -11,7 +12,7 @@ from intact.numerics.light_ops import ops
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole
 from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.constant import Gather
-from intact.ops.moves import Moved, SizedReshape
+from intact.ops.moves import Moved, Size, SizedReshape, size_of
 from intact.ops.registry import register_op
 from intact.ops.shape import Moving
 
@@ -45,20 +46,44 @@ class SizedReshaping(Moving):
         x, y = node.input, node.output
         if is_row(y.shape, x.shape) or is_row(x.shape, y.shape):
             builder.reshape(x, y.shape, y)
-            return
-        parts = [builder.constant(np.array([-1], "int32"))]
-        for factor, source, divisor in node.layer.target:
-            if source is None:
-                parts.append(builder.constant(np.array([factor], "int32")))
-                continue
-            size = builder.scaled(builder.sizes(x, source, source + 1), [factor])
-            if divisor != 1:
-                whole = builder.like(size, size.shape, "int32")
-                other = builder.constant(np.array([divisor], "int32"))
-                builder.add("FLOOR_DIV", [size, other], [whole])
-                size = whole
-            parts.append(size)
-        builder.add("RESHAPE", [x, builder.joined(parts)], [y])
+        else:
+            reshape_by_sizes(x, node.layer.target, builder, y)
+
+
+def reshape_by_sizes(
+    x: Any, target: Sequence[Size], builder: Any, y: Any = None, like: Any = None
+) -> Any:
+    """Add a RESHAPE to sizes that may be unknown until the file is resized.
+
+    Args:
+        x: The input, a tensor of the file.
+        target: The size of each axis but the first, which takes what is over.
+        builder: The file's builder.
+        y: The output, if there is one already.
+        like: The tensor whose axes `target` means, if it is not the input.
+
+    Returns:
+        The output.
+    """
+    like = like or x
+    shape = (None, *(size_of(entry, like.shape) for entry in target))
+    if shape.count(None) == 1:
+        return builder.reshape(x, shape if y is None else y.shape, y)
+    y = y or builder.like(x, shape)
+    parts = [builder.constant(np.array([-1], "int32"))]
+    for factor, source, divisor in target:
+        if source is None:
+            parts.append(builder.constant(np.array([factor], "int32")))
+            continue
+        size = builder.scaled(builder.sizes(like, source, source + 1), [factor])
+        if divisor != 1:
+            whole = builder.like(size, size.shape, "int32")
+            other = builder.constant(np.array([divisor], "int32"))
+            builder.add("FLOOR_DIV", [size, other], [whole])
+            size = whole
+        parts.append(size)
+    builder.add("RESHAPE", [x, builder.joined(parts)], [y])
+    return y
 
 
 @keras.saving.register_keras_serializable("intact")

@@ -15,7 +15,7 @@ from intact.ops.registry import register_op
 from intact.ops.shape import Moving, reshaped
 
 MAX_RUNS = 4
-"""Up to this number, slices side by side are faster than a gather."""
+"""Up to this number, slices of several values side by side are faster than a gather."""
 
 
 @keras.saving.register_keras_serializable("intact")
@@ -93,15 +93,33 @@ class Gather(Moving):
     """Values of one axis, picked by constant indices."""
 
     keras_layers = (Take,)
-    litert = ("GATHER",)
+    litert = ("GATHER", "STRIDED_SLICE", "CONCATENATION")
+    notes = "A few slices side by side, where the target's own kernels do not gather."
     cases = (
         Case(lambda: Take([2, 0, 2], 1), (4, 3)),
         Case(lambda: Take([4, 2, 0], 3), (3, 2, 5)),
     )
 
     def lower(self, node: Any, builder: Any) -> None:
-        indices = builder.constant(np.array(node.layer.indices, "int32"))
-        builder.add("GATHER", [node.input, indices], [node.output], {"axis": node.layer.axis})
+        x, y, axis = node.input, node.output, node.layer.axis
+        index = np.array(node.layer.indices, "int32")
+        if len(runs := runs_of(index)) > MAX_RUNS or builder.has_own("GATHER", x.dtype):
+            builder.add("GATHER", [x, builder.constant(index)], [y], {"axis": axis})
+            return
+        parts = [_part(x, axis, int(run[0]), int(run[-1]) + 1, builder) for run in runs]
+        options = {"axis": axis, "fusedActivationFunction": "NONE"}
+        builder.add("CONCATENATION", parts, [y], options)
+
+
+def _part(x: Any, axis: int, begin: int, end: int, builder: Any) -> Any:
+    """A part of one axis of a tensor of the file."""
+    rank = len(x.shape)
+    bounds = [np.zeros(rank, "int32"), np.zeros(rank, "int32"), np.ones(rank, "int32")]
+    bounds[0][axis], bounds[1][axis] = begin, end
+    y = builder.like(x, (*x.shape[:axis], end - begin, *x.shape[axis + 1 :]))
+    masks = {"beginMask": 1, "endMask": 2**rank - 1 - (1 << axis)}
+    builder.add("STRIDED_SLICE", [x, *map(builder.constant, bounds)], [y], masks)
+    return y
 
 
 def sliced(tracer: Any, layer: Any, x: Any, key: Iterable[Any]) -> Any:
@@ -181,8 +199,9 @@ def taken(tracer: Any, layer: Any, x: Any, axis: int, index: np.ndarray) -> Any:
     Returns:
         The output tensor.
     """
-    runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
-    if len(runs) > MAX_RUNS:
+    runs = runs_of(index)
+    # Single values are gathered: two to ten times as fast as slices, and one kernel.
+    if len(runs) > MAX_RUNS or len(runs) == len(index) > 1:
         return tracer.emit(Take(index.tolist(), axis, name=layer.name), x)
     lead, rest = [slice(None)] * axis, [slice(None)] * (len(x.shape) - axis - 1)
     parts = [
@@ -192,6 +211,11 @@ def taken(tracer: Any, layer: Any, x: Any, axis: int, index: np.ndarray) -> Any:
     if len(parts) == 1:
         return parts[0]
     return tracer.emit(layers.Concatenate(axis=axis, name=layer.name), parts)
+
+
+def runs_of(index: np.ndarray) -> list[np.ndarray]:
+    """Indices as runs of one after the other."""
+    return np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
 
 
 @register_op
