@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from intact.graph.chains import fuse_chains
+from intact.graph.equal_layers import share_equal
 from intact.graph.hidden_scores import hide_scores
 from intact.graph.input_norms import fold_input_norms
 from intact.graph.masked_scores import bound_masks
@@ -15,7 +16,7 @@ from intact.plan.scheme import Rule, Scheme
 
 
 def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
-    """Fold layers, bound values that would spoil a range, and expand layers without a kernel.
+    """Fold and share layers, bound values that would spoil a range, and expand what has no kernel.
 
     Args:
         model: What `canonicalize` returned; its layers are reused.
@@ -36,11 +37,12 @@ def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
     model = in_wide_kernels(fold_input_norms(model), scheme)
     if any(rule.integer for rule in scheme.rules):
         model = bound_masks(hide_scores(model))
-    return fuse_chains(fold_scalings(model, named), lambda layer: _fusing(layer, scheme), named)
+    model = fuse_chains(fold_scalings(model, named), lambda layer: _fusing(layer, scheme), named)
+    return share_equal(model, named, lambda layer: _rule(layer, scheme))
 
 
 def simplify_alike(model: keras.Model, known: Collection[str]) -> keras.Model:
-    """Fold and fuse the layers of a float model that a quantized one lacks.
+    """Fold, fuse and share the layers of a float model that a quantized one lacks.
 
     Args:
         model: What `canonicalize` returned; its layers are reused.
@@ -51,12 +53,17 @@ def simplify_alike(model: keras.Model, known: Collection[str]) -> keras.Model:
     """
     named: set[str] = getattr(model, "named", set())
     model = fold_scalings(model, named, known)
-    return fuse_chains(model, lambda layer: True, set(known), always=True)
+    model = fuse_chains(model, lambda layer: True, set(known), always=True)
+    return share_equal(model, set(known))
+
+
+def _rule(layer: Any, scheme: Scheme) -> Rule:
+    return getattr(layer, "own_rule", None) or scheme.rule_for(layer)
 
 
 def _fusing(layer: Any, scheme: Scheme) -> Rule | None:
     """The rule of a layer that may join a table; None if it must not."""
-    rule = getattr(layer, "own_rule", None) or scheme.rule_for(layer)
+    rule = _rule(layer, scheme)
     activations = rule.activations
     ranged = rule.integer and activations is not None and activations.rule.name == "range"
     return rule if ranged else None
