@@ -170,9 +170,9 @@ def _canonical(
     if canonical.not_trained:
         warnings.warn(
             f"Model {model.name!r} computes values from weights alone: from "
-            f"{', '.join(canonical.not_trained)}. The values are constants of the quantized model, "
-            "so training it does not change them. Train the float model first, or make the "
-            "computed value a weight of the layer.",
+            f"{', '.join(canonical.not_trained)}. In the quantized model these values replace the "
+            "weights: arrays train without the function, and single numbers are constants. If that "
+            "is not what you want, train the float model first.",
             NotKeptWarning,
             stacklevel=3,
         )

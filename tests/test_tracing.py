@@ -166,6 +166,7 @@ CALLS = {
         [],
     ),
     "stacked": (lambda x: ops.stack([x, x * 2.0, x - 1.0])[1:][-1], []),
+    "shifted weight": (lambda x, w: x * (1.0 + w) - (-w), [(8,)]),
     "windows": (
         lambda x, w: ops.reshape(w * ops.reshape(x, (batch(x) * 2, 3, 8)), (-1, 6, 8)),
         [(3, 8)],
@@ -173,7 +174,7 @@ CALLS = {
 }
 
 FIXED = ("function of a weight", "repeated rows of a weight")
-"""Here a weight becomes a constant that does not train, which is said."""
+"""Here the values of a function replace a weight, which is said."""
 
 
 def same_as_file(model, rng):
@@ -201,12 +202,12 @@ def test_a_call_becomes_a_file(name, rng):
     if name in FIXED:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            same_as_file(model, rng)
+            q = same_as_file(model, rng)
         said = [str(w.message) for w in told if w.category is intact.NotKeptWarning]
         assert said and all("computes values from weights alone: from" in text for text in said)
     else:
         q = same_as_file(model, rng)
-        assert len(q.trainable_variables) == len(model.trainable_variables)
+    assert len(q.trainable_variables) == len(model.trainable_variables)
 
 
 @pytest.mark.skipif(

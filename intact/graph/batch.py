@@ -7,7 +7,7 @@ merged graph.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -53,6 +53,9 @@ ARRANGING = {
 }
 """Operations that only rearrange a weight: if all values remain, the output is that weight."""
 
+
+SHIFTS = ("Add", "Subtract", "Negative", "Cast", "ConvertToTensor")
+"""Operations that do not change how optimizers move a weight, if they return as many values."""
 
 PRODUCTS = ("Multiply", "Matmul", "Einsum", "Dot")
 """Operations whose output is 0 where an operand is."""
@@ -100,8 +103,10 @@ class Merger:
                 sizes = tuple(shape[axis] for shape in shapes)
                 if tensor.shape[axis] is None and sizes != SAMPLES[: len(sizes)]:
                     self._axes.setdefault(sizes, (tensor, axis))
-        # Weights that only a function of weights reads; its values become constants.
-        self.read_by_functions: list[Any] = []
+        # The paths of weights that only a function of weights reads, whose values replace them.
+        self.read_by_functions: list[str] = []
+        # By the id of a function's values, the paths of the weights that it has read.
+        self._paths: dict[int, list[str]] = {}
 
     def outputs(self, *outputs: Any) -> Any:
         """The outputs of the new graph; an output that no input reaches is an array or a variable.
@@ -165,13 +170,35 @@ class Merger:
         results = [
             keras.tree.flatten(fold(node.layer, values, run)) for run, node in enumerate(nodes)
         ]
+        layer = nodes[0].layer
         weights = list({id(v): v for p in leaves(values) for v in sources(p)}.values())
-        if weights and not _vanishes(nodes[0].layer, values):
-            weight = self._rearranged(nodes, values, weights)
-            if weight is not None:
-                return [weight]
-            self.read_by_functions += weights
-        return [Runs(all_values) for all_values in zip(*results, strict=True)]
+        outputs = [Runs(runs) for runs in zip(*results, strict=True)]
+        if not weights or _vanishes(layer, values) or type(layer).__name__ == "StopGradient":
+            return outputs
+        weight = self._rearranged(nodes, values, weights)
+        if weight is not None:
+            return [weight]
+        paths = [path for w in weights for path in self._paths.get(id(w), [w.path])]
+        sizes = {math.prod(t.shape) for t in (*weights, *nodes[0].outputs)}
+        if type(layer).__name__ not in SHIFTS or len(weights) > 1 or len(sizes) > 1:
+            self.read_by_functions += paths
+        return [self._weight(output, paths) for output in outputs]
+
+    def _weight(self, output: Runs, paths: list[str]) -> Runs:
+        """A function of weights as a weight; single numbers, and whole ones, are constants.
+
+        Args:
+            output: What the function returned in each run.
+            paths: The paths of the weights.
+        """
+        arrays = list(map(to_numpy, output.values))
+        form = _common_form(arrays)
+        if form is None or arrays[0].size == 1 or arrays[0].dtype.kind != "f":
+            return output
+        values, of_runs = form
+        weight = keras.Variable(values, trainable=True, name=paths[0].rpartition("/")[2])
+        self._paths[id(weight)] = paths
+        return of_runs(weight)
 
     @staticmethod
     def _rearranged(nodes: tuple[Node, ...], values: Any, weights: list[Any]) -> Runs | None:
@@ -182,28 +209,16 @@ class Merger:
         index = np.arange(np.prod(source.shape, dtype="int64")).reshape(source.shape)
         numbered = mapped(values, lambda leaf: number(leaf, index) if sources(leaf) else leaf)
         places = [to_numpy(fold(node.layer, numbered, run)) for run, node in enumerate(nodes)]
-        same = len({p.shape for p in places}) == 1
-        rows = None if same else per_sample(places)
-        if rows is not None and len(rows[0]) == 1 and are_parts(rows):
-            all_places = rows[-1]
-        elif same or are_parts(places):
-            all_places = places[-1]
-        else:
+        form = _common_form(places)
+        if form is None:
             return None
-        all_places = all_places.astype("int64")
+        all_places, of_runs = form[0].astype("int64"), form[1]
         if len(np.unique(all_places)) < all_places.size:
             return None
         moved = to_numpy(source).ravel()[all_places]
         weight = keras.Variable(moved, trainable=True, dtype=source.dtype, name=source.name)
         weight.regularizer = source.regularizer
-        kept: Any = weight
-        if rows is not None and len({row.shape for row in rows}) == 1:
-            kept = Rows(weight)
-        elif rows is not None:
-            kept = Part(weight, tuple(row.shape for row in rows), each=True)
-        elif not same:
-            kept = Part(weight, tuple(p.shape for p in places))
-        return Runs((kept,) * len(nodes))
+        return of_runs(weight)
 
     def _argument(self, values: tuple[Any, ...], rank: int) -> Any:
         """An argument of a call in the new graph.
@@ -332,6 +347,30 @@ def _refuse_other_structure(values: Sequence[Any], what: str) -> None:
             keras.tree.assert_same_structure(values[0], other)
         except (ValueError, TypeError):
             raise BatchError(what) from None
+
+
+def _common_form(arrays: list[np.ndarray]) -> tuple[np.ndarray, Callable[[Any], Runs]] | None:
+    """What the arrays of all runs are made of.
+
+    Args:
+        arrays: An array of each run.
+
+    Returns:
+        The values of a weight, and a function that makes of such a weight what each run has; None
+        if the arrays are not the rows of each sample, or the first values of one array.
+    """
+    count = len(arrays)
+    if all(np.array_equal(arrays[0], array) for array in arrays[1:]):
+        return arrays[-1], lambda weight: Runs((weight,) * count)
+    rows = per_sample(arrays)
+    parts = arrays if rows is None else rows
+    if not are_parts(parts) or (rows is not None and len(rows[0]) > 1):
+        return None
+    shapes = tuple(part.shape for part in parts)
+    if rows is not None and len(set(shapes)) == 1:
+        return parts[-1], lambda weight: Runs((Rows(weight),) * count)
+    each = rows is not None
+    return parts[-1], lambda weight: Runs((Part(weight, shapes, each=each),) * count)
 
 
 def _are_random(arrays: list[np.ndarray]) -> bool:

@@ -62,7 +62,7 @@ def expand_call(
     layer.add_loss = lambda loss: tracer.not_kept.append(layer.name)
     try:
         merger, merged = _merged(run, tensors, list(symbols.values()))
-        tracer.not_trained += [weight.path for weight in merger.read_by_functions]
+        tracer.not_trained += merger.read_by_functions
     except IntactError:
         raise
     except RandomError:
