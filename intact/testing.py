@@ -123,6 +123,18 @@ class Trial:
         self.untrained = self.q.predict(self.data, verbose=0)
         calibrate(self.q, self.data, verbose=0)
         self.outputs = self.q.predict(self.data, verbose=0)
+        self._files: dict[Any, bytes] = {}
+
+    def file(self, **settings: Any) -> bytes:
+        """The file of the calibrated model, written once.
+
+        Args:
+            **settings: Arguments of `export`.
+        """
+        key = tuple(sorted(settings.items()))
+        if key not in self._files:
+            self._files[key] = export(self.q, **settings)
+        return self._files[key]
 
     @cached_property
     def expected(self) -> np.ndarray:
@@ -137,7 +149,7 @@ class Trial:
 
 def equals_litert(trial: Trial) -> None:
     """The file computes the quantized model's values, exactly or within one step."""
-    content = export(trial.q, output_dtype="int8", integer_only=True)
+    content = trial.file(output_dtype="int8", integer_only=True)
     _same(trial, content, trial.data, trial.outputs)
 
 
@@ -146,7 +158,7 @@ def equals_litert_beyond_the_range(trial: Trial) -> None:
     if trial.case.dtype != "float32":
         return
     data = make_data(trial.case, np.random.default_rng(SEED + 1), width=BEYOND)
-    content = export(trial.q, output_dtype="int8", integer_only=True)
+    content = trial.file(output_dtype="int8", integer_only=True)
     reset_states(trial.q)
     _same(trial, content, data, trial.q.predict(data, verbose=0))
 
@@ -167,7 +179,7 @@ def is_close_to_float(trial: Trial) -> None:
 
 def has_only_integers(trial: Trial) -> None:
     """A file of integers has no tensor of real values, and keeps LiteRT's rules."""
-    content = export(trial.q, input_dtype="int8", output_dtype="uint8", integer_only=True)
+    content = trial.file(input_dtype="int8", output_dtype="uint8", integer_only=True)
     runtime = load_litert(content).interpreter
     dtypes = {np.dtype(d["dtype"]).name for d in runtime.get_tensor_details()}
     assert "float32" not in dtypes
@@ -216,14 +228,14 @@ def saves_and_loads(trial: Trial) -> None:
     for new, old in zip(loaded.variables, trial.q.variables, strict=True):
         if "seed" not in old.path:
             np.testing.assert_array_equal(to_numpy(new), to_numpy(old))
-    assert export(loaded) == export(trial.q)
+    assert export(loaded) == trial.file()
 
 
 def takes_any_batch(trial: Trial) -> None:
     """A file gives the same values, whatever the size of the batch."""
     if trial.case.batch:
         return
-    file = load_litert(export(trial.q))
+    file = load_litert(trial.file())
     at_once = file.predict(trial.data, batch_size=32)
     np.testing.assert_array_equal(file.predict(trial.data, batch_size=5), at_once)
 

@@ -236,8 +236,8 @@ def errors_of(result):
 PIXELS = ("--data", "x.npy", "--mean", "127.5", "--std", "127.5")
 
 
-def test_from_file_to_file(run, models):
-    """All commands on one model, each as a process."""
+def test_from_file_to_file(run, call, models):
+    """All commands on one model, the first ones as processes."""
     process = run(
         *("quantize", "model.keras", "-o", "model.tflite", *PIXELS, "--json"),
         *("--save", "q.keras", "--html", "page.html", "--integer-only"),
@@ -267,38 +267,38 @@ def test_from_file_to_file(run, models):
     assert all(a["different"] == 0 and a["snr"] > 15 for a in made["layers"])
     assert set(json.loads((models / "nodes.json").read_text())) == {"results", "gradient"}
 
-    process = run("bisect", "q.keras", "model.keras", *PIXELS, "--drop", "0.5")
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("No layer loses more")
+    result = call("bisect", "q.keras", "model.keras", *PIXELS, "--drop", "0.5")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("No layer loses more")
 
-    process = run("recover", "q.keras", "-o", "better.keras", *PIXELS)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.split()[:2] == ["step", "before"] and "rejected" in process.stdout
-    assert process.stdout.endswith("better.keras: saved\n")
+    result = call("recover", "q.keras", "-o", "better.keras", *PIXELS)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split()[:2] == ["step", "before"] and "rejected" in result.stdout
+    assert result.stdout.endswith("better.keras: saved\n")
     assert intact.export(intact.load_keras(models / "better.keras"))
 
     np.save(models / "y.npy", np.arange(40) % 4)
     options = ("--labels", "y.npy", "--options", "int8,float16", "--json")
-    process = run("advise", "model.keras", *PIXELS, *options)
-    assert process.returncode == 0, process.stderr
-    made = json.loads(process.stdout)
+    result = call("advise", "model.keras", *PIXELS, *options)
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
     assert made["measure"] == "accuracy"
     assert [option["name"] for option in made["options"]] == ["float32", "int8", "float16"]
 
-    process = run("run", "model.tflite", *PIXELS, "-o", "y.npy")
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.split()[:2] == ["output", "shape"]
+    result = call("run", "model.tflite", *PIXELS, "-o", "y.npy")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split()[:2] == ["output", "shape"]
     x = (np.load(models / "x.npy").astype("float32") - 127.5) / np.float32(127.5)
     expected = intact.load_litert(content).predict(x)
     np.testing.assert_array_equal(np.load(models / "y.npy"), expected)
 
-    process = run("benchmark", "model.tflite", "--seconds", "0.1", "--json")
-    assert process.returncode == 0, process.stderr
-    assert 0 < json.loads(process.stdout)["median"] < 1
+    result = call("benchmark", "model.tflite", "--seconds", "0.1", "--json")
+    assert result.exit_code == 0, result.output
+    assert 0 < json.loads(result.stdout)["median"] < 1
 
-    process = run("explain", "model.h5")
-    assert process.returncode == 0, process.stderr
-    assert "layers run on integers.\nScheme int8\n" in process.stdout
+    result = call("explain", "model.h5")
+    assert result.exit_code == 0, result.output
+    assert "layers run on integers.\nScheme int8\n" in result.stdout
 
 
 def test_errors_of_processes(run, models):
