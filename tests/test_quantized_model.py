@@ -448,3 +448,37 @@ def test_a_summary_names_the_ops(scheme, label, tmp_path):
     # The model itself stays what it was.
     q.save(tmp_path / "q.keras")
     assert keras.saving.load_model(tmp_path / "q.keras").count_params() == q.count_params()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"), [("int8", "QuantizedConv2D"), ("float16", "QuantizedWeightsConv2D")]
+)
+def test_a_class_names_the_op(scheme, kind, tmp_path):
+    # `keras.utils.plot_model` and Keras' errors show the name of the class, and nothing else.
+    q = ready(intact.quantize_model(cnn(), scheme))
+    assert repr(q.get_layer("conv")) == f"<{kind} name=conv, built=True>"
+    q.save(tmp_path / "q.keras")
+    q.save_weights(tmp_path / "q.weights.h5")
+    other = keras.models.clone_model(q)
+    other.load_weights(tmp_path / "q.weights.h5")
+    layer = pickle.loads(pickle.dumps(q.get_layer("conv")))
+    models = [keras.saving.load_model(tmp_path / "q.keras"), pickle.loads(pickle.dumps(q)), other]
+    copies = [copy.deepcopy(layer), *(model.get_layer("conv") for model in models)]
+    assert {type(copied) for copied in copies} == {type(q.get_layer("conv"))}
+    for one in models:
+        assert all(map(np.array_equal, one.get_weights(), q.get_weights()))
+
+
+def test_weights_move_to_another_scheme(tmp_path):
+    q, other = ready(intact.quantize_model(cnn())), intact.quantize_model(cnn(), "int16x8")
+    q.save_weights(tmp_path / "q.weights.h5")
+    other.load_weights(tmp_path / "q.weights.h5")
+    assert np.array_equal(other.get_layer("conv").layer.kernel, q.get_layer("conv").layer.kernel)
+
+
+def test_files_name_the_registered_class():
+    # Another process loads them before it has made any class that is called after an op.
+    config = intact.freeze(ready(intact.quantize_model(cnn()))).get_config()
+    names = {layer["name"]: layer["registered_name"] for layer in config["layers"]}
+    assert names["conv"] == "intact>Frozen" and names["pool"] == "intact>Quantized"
+    assert keras.saving.get_registered_object("intact>Quantized").__name__ == "Quantized"

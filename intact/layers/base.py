@@ -1,5 +1,6 @@
 """The base of a quantized model's layers, and the layer that returns to real values."""
 
+import functools
 import warnings
 from typing import Any, Literal, NoReturn
 
@@ -56,6 +57,34 @@ class QuantizedLayer(keras.layers.Layer):
             "round it a second time, in another way. Use the model as it is; for other bits, call "
             "`intact.quantize_model` on the float model with another scheme."
         )
+
+
+@functools.cache
+def class_for(kind: type[QuantizedLayer], held: str) -> type[QuantizedLayer]:
+    """The class of the quantized layers that hold a user's layer of some class.
+
+    Its name says what it holds: `keras.utils.plot_model`, a layer's `repr` and Keras' errors
+    show nothing else. The name has no types in it, because files of weights have it in their
+    paths. Configs have the name of `kind`, so that a model loads before any such class is made.
+
+    Args:
+        kind: The registered class.
+        held: The name of the class of the user's layer.
+
+    Returns:
+        A subclass of `kind`, the same one for the same arguments.
+
+    Example:
+
+    >>> class_for(Dequantize, "Conv2D").__name__
+    'DequantizeConv2D'
+    """
+    body = {"__module__": kind.__module__, "registered": kind}
+    named = type(f"{kind.__name__}{held}", (kind,), body)
+    register = keras.saving.register_keras_serializable("intact", kind.__name__)
+    register(named)
+    register(kind)  # It is again what the name stands for.
+    return named
 
 
 @keras.saving.register_keras_serializable("intact")

@@ -7,12 +7,12 @@ functional Keras model.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
-from intact.layers.base import Gives, QuantizedLayer, activity_loss
+from intact.layers.base import Gives, QuantizedLayer, activity_loss, class_for
 from intact.layers.schedule import Schedule, make_clock, schedule_config, schedule_from_config
 from intact.layers.sharing import SharesWeights, Siblings
 from intact.numerics.accumulator import (
@@ -57,7 +57,28 @@ class Quantized(QuantizedLayer, SharesWeights):
             rounded.
         wide: Whether its inputs have 16 bits.
         activity: The regularizer of its output, where no quantizer knows it.
+
+    Example:
+
+    >>> dense = Quantized(layers.Dense(2, name="head"), input_shapes=[(None, 4)])
+    >>> dense
+    <QuantizedDense name=head, built=True>
     """
+
+    registered: ClassVar[type["Quantized"] | None] = None
+    """The class that files name, if this one is called after the layer that it holds."""
+
+    def __new__(cls, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> "Quantized":
+        """A layer of a class that is called after the class of the user's layer."""
+        kind: Any = cls
+        if cls.registered is None:
+            kind = class_for(kind, type(layer).__name__)
+        return super().__new__(kind, layer, *args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        # Pickle looks classes up by name, and finds only the registered one.
+        function, arguments = super().__reduce__()
+        return getattr(self.registered, function.__name__), arguments
 
     def __init__(
         self,
