@@ -67,6 +67,8 @@ class InvalidDataError(IntactError):
     """
 
     code = "E803"
+    argument = "data"
+    """The argument, of a function or of the command line, that is at fault."""
 
 
 class UnsupportedLayerError(IntactError):

@@ -224,6 +224,24 @@ def test_latencies_that_are_equal_within_their_spread_are_a_tie():
     assert recommend((real, fast, clear), 0.01)[0] == "int8"
 
 
+def test_recovery_that_gains_nothing_is_not_recommended():
+    # Copies of one file differ by up to 4 %, whatever the spread of one says.
+    real = Candidate("float32", 4000, 0.004, 0.90)
+    plain = Candidate("int8", 1000, 0.00270, 0.90)
+    recovered = Candidate("int8+recover", 1000, 0.00261, 0.90)
+    name, reason = recommend((real, plain, recovered), 0.01)
+    assert name == "int8" and "the fastest" in reason
+    better = Candidate("int8+recover", 1000, 0.00261, 0.905)
+    assert recommend((real, plain, better), 0.01)[0] == "int8+recover"
+
+
+def test_a_spread_has_the_digits_of_its_latency():
+    options = (Candidate("float32", 4000, 0.0032, 0.9), Candidate("int8", 1000, 1.5, 0.9, 0.02))
+    rows = str(intact.Advice(options, "accuracy", *recommend(options, 0.01))).splitlines()
+    assert rows[1].split()[-4:] == ["0.0032", "ms", "0.0000", "ms"]
+    assert rows[2].split()[-4:] == ["1.50", "ms", "0.02", "ms"]
+
+
 def test_what_is_slower_than_float_is_said():
     real = Candidate("float32", 4000, 1.0, 0.90, spread=0.01)
     whole = Candidate("int16x8", 2000, 3.0, 0.90, spread=0.1, integer=True)

@@ -400,6 +400,24 @@ def test_integers_for_a_float_file_are_refused(call, models):
     assert not list(models.glob("*.tflite"))
 
 
+def test_samples_of_another_shape_are_refused(call, models):
+    np.save(models / "small.npy", np.zeros((40, 5, 5, 3), "float32"))
+    np.save(models / "y.npy", np.zeros(40, "int32"))
+    intact.export(intact.load_keras(models / "model.keras"), models / "float.tflite")
+    commands = (
+        ("evaluate", "model.keras", "--labels", "y.npy"),
+        ("evaluate", "float.tflite", "--labels", "y.npy"),
+        ("compare", "model.keras", "float.tflite"),
+        ("advise", "model.keras"),
+        ("run", "float.tflite", "-o", "out.npy"),
+        QUANTIZE,
+    )
+    for command in commands:
+        result = call(*command, "--data", "small.npy")
+        assert result.exit_code == 1
+        assert "small.npy: Input 'image' takes shape (None, 8, 8, 3)" in " ".join(errors_of(result))
+
+
 def test_labels_of_another_length_are_refused(call, models):
     np.save(models / "y.npy", np.zeros(39, "int32"))
     for samples in ("10", "200"):
@@ -414,7 +432,7 @@ def test_labels_that_are_no_classes_are_refused(call, models):
     for command in (("evaluate", "model.keras"), ("advise", "model.keras", "--options", "int8")):
         result = call(*command, *PIXELS, "--labels", "y.npy")
         assert result.exit_code == 1
-        assert "The model tells 4 classes" in " ".join(errors_of(result))
+        assert "y.npy: The model has 4 classes" in " ".join(errors_of(result))
 
 
 def test_evaluate(call, models):
@@ -445,6 +463,11 @@ def test_a_difference_can_be_a_failure(call, bad, monkeypatch):
 
 def test_errors_name_the_file(call, bad, monkeypatch):
     monkeypatch.chdir(bad)
+    Path("junk.tflite").write_text("no flatbuffer")
+    commands = (("compare", "model.keras", "junk.tflite", "--data", "x.npy"),)
+    commands += tuple((name, "junk.tflite") for name in ("inspect", "verify", "benchmark"))
+    for command in commands:
+        assert errors_of(call(*command))[0].startswith("Error: 'junk.tflite' is not a LiteRT file")
     result = call("recover", "model.keras", "-o", "r.keras", "--data", "x.npy")
     assert errors_of(result)[0].startswith("Error: model.keras: Model ")
     assert errors_of(result)[-1].endswith(" [E801]")

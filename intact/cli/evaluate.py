@@ -54,8 +54,8 @@ def _outputs_and_labels(file: Path, samples: Samples, labels: Path, kernels: Any
     """What a model or a file computes on the samples, and their labels."""
     if file.suffix in options.KERAS_SUFFIXES:
         model = intact.load_keras(file)
-        outputs = model.predict(samples.load_for(model), verbose=0)
-        return outputs, samples.load_labels(labels, input_shapes(model))
+        y = samples.load_labels(labels, input_shapes(model))
+        return model.predict(samples.load_for(model), verbose=0), y
     litert = intact.load_litert(file, kernels=kernels)
-    outputs = litert.predict(samples.load(litert.input_shapes))
-    return outputs, samples.load_labels(labels, litert.input_shapes)
+    y = samples.load_labels(labels, litert.input_shapes)
+    return litert.predict(samples.load(litert.input_shapes)), y

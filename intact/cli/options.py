@@ -181,8 +181,14 @@ class Samples:
 
         Returns:
             An array, or a dict of arrays.
+
+        Raises:
+            InvalidDataError: They do not fit the model's inputs.
         """
+        from intact.calibration.sources import check_batch
+
         x = self.load(input_shapes(model))
+        check_batch(x, model.inputs)
         arrays = x if isinstance(x, dict) else {model.inputs[0].name: x}
         for tensor in model.inputs:
             is_bytes = arrays[tensor.name].dtype == "uint8" and "float" in str(tensor.dtype)

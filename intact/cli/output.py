@@ -53,12 +53,12 @@ class Command(click.Command):
 
 def _with_file(error: IntactError, ctx: click.Context) -> str:
     """The text of an error, behind the names of the command's files if it has none of them."""
-    text, data = str(error), ctx.params.get("data")
+    text = str(error)
     arguments = [p.name for p in ctx.command.params if isinstance(p, click.Argument) and p.name]
     values = [ctx.params[name] for name in arguments]
     paths = [path for each in values for path in (each if isinstance(each, tuple) else (each,))]
-    if isinstance(error, InvalidDataError) and data is not None:
-        paths = [data]
+    if isinstance(error, InvalidDataError) and ctx.params.get(error.argument) is not None:
+        paths = [ctx.params[error.argument]]
     if not paths or any(Path(path).name in text for path in paths):
         return text
     return f"{', '.join(map(str, paths))}: {text}"

@@ -148,14 +148,11 @@ def read(file: str | os.PathLike | bytes) -> LiteRTFile:
     >>> [(op.name, op.inputs[0].shape) for op in file.graphs[0].ops]
     [('RELU', (None, 4))]
     """
-    content = read_bytes(file)
-    if content[4:8] != IDENTIFIER:
-        raise IntactError("This is not a LiteRT file: its identifier is not 'TFL3'.")
-    return _read_model(_Reader(content))
+    return _read_model(_Reader(read_bytes(file)))
 
 
 def read_bytes(file: str | os.PathLike | bytes) -> bytes:
-    """The bytes of a file.
+    """The bytes of a LiteRT file.
 
     Args:
         file: Its path, or its bytes already.
@@ -164,19 +161,23 @@ def read_bytes(file: str | os.PathLike | bytes) -> bytes:
         The bytes.
 
     Raises:
-        IntactError: There is no such file.
+        IntactError: There is no such file, or it is no LiteRT file.
 
     Example:
 
-    >>> read_bytes(b"TFL3")
-    b'TFL3'
+    >>> read_bytes(bytes(4) + b"TFL3")
+    b'\\x00\\x00\\x00\\x00TFL3'
     """
     if isinstance(file, bytes | bytearray | memoryview):
-        return bytes(file)
-    path = Path(file)
-    if not path.is_file():
-        raise IntactError(f"There is no file {str(path)!r}. Export a model to it first.")
-    return path.read_bytes()
+        content, name = bytes(file), "This"
+    else:
+        path = Path(file)
+        if not path.is_file():
+            raise IntactError(f"There is no file {str(path)!r}. Export a model to it first.")
+        content, name = path.read_bytes(), repr(str(path))
+    if content[4:8] != IDENTIFIER:
+        raise IntactError(f"{name} is not a LiteRT file: its identifier is not 'TFL3'.")
+    return content
 
 
 class _Reader:

@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from intact.errors import IntactError, InvalidDataError
-from intact.litert.reader import read_bytes
+from intact.litert.reader import IDENTIFIER, read_bytes
 from intact.litert.writing import pack, unpack
 from intact.names import Kernels
 
@@ -71,7 +71,7 @@ class LiteRTModel:
     }
 
     def __init__(self, content: bytes, threads: int = 1, kernels: Kernels = "default") -> None:
-        if content[4:8] != b"TFL3":
+        if content[4:8] != IDENTIFIER:
             raise IntactError("This is not a LiteRT file: its identifier is not 'TFL3'.")
         if kernels not in self.resolvers:
             raise IntactError(

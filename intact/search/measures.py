@@ -16,6 +16,12 @@ Metric = Callable[[Any], float]
 """From a model's outputs to a number, larger is better."""
 
 
+class LabelError(InvalidDataError):
+    """Labels fit neither the samples nor the model's classes."""
+
+    argument = "labels"
+
+
 def top1(labels: np.ndarray) -> Metric:
     """A metric: the share of samples whose largest output is at the label.
 
@@ -34,7 +40,7 @@ def top1(labels: np.ndarray) -> Metric:
 
     def metric(outputs: Any) -> float:
         if isinstance(outputs, dict | list | tuple):
-            raise InvalidDataError(
+            raise LabelError(
                 f"Labels score a model with one output, and this one has {len(outputs)}. Pass a "
                 "`metric` of its outputs."
             )
@@ -61,13 +67,13 @@ def _expected(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     elif labels.shape == (*shape, 1):
         labels = labels[..., 0]
     if labels.shape != shape:
-        raise InvalidDataError(
+        raise LabelError(
             f"Expected labels of shape {shape}, or one-hot ones of shape {outputs.shape}: one for "
             f"each sample that is scored. Received: labels of shape {labels.shape}."
         )
     if labels.min() < 0 or labels.max() >= count or (labels != np.rint(labels)).any():
-        raise InvalidDataError(
-            f"The model tells {count} classes, so that labels are whole numbers from 0 to "
+        raise LabelError(
+            f"The model has {count} classes, so labels must be whole numbers from 0 to "
             f"{count - 1}. Received: {labels.min()} to {labels.max()}."
         )
     return labels
