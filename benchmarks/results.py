@@ -187,6 +187,11 @@ def marked(versions: list[str]) -> list[str]:
     return [f"{made} †" if day(made) < newest else made for made in versions]
 
 
+def unbroken(text: str) -> str:
+    """A text that stays on one line in a narrow column of a table."""
+    return text.replace(" ", "\u00a0").replace("-", "\u2011")
+
+
 def section(record: Record) -> str:
     """A section of the page."""
     rows = [list(row) for row in record.rows]

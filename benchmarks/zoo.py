@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from results import Record, marked, processor, read, save, table, version, write_page
+from results import Record, marked, processor, read, save, table, unbroken, version, write_page
 
 SCHEMES = ("int8", "int16x8", "dynamic_range", "weight_only_8", "float16")
 HEADING = [
@@ -222,7 +222,7 @@ def rows_of(name: str, how: Rows) -> list[list[str]]:
                 real,
                 row[how.share] if how.share is not None else "",
                 row[how.equal] if how.equal is not None else "",
-                made,
+                unbroken(made),
                 f"[{name}](#{name})",
             ]
         )
@@ -242,7 +242,7 @@ def zoo_section() -> str:
     if record is not None:
         rows = [list(row) for row in record.rows]
         for row, made in zip(rows, ["made by", *marked(record.versions)], strict=True):
-            row.append(made)
+            row.append(unbroken(made))
         on = ", ".join(sorted(set(record.processors)))
         parts += [
             "After training, calibrated on 100 samples. Latency is that of one sample on one "

@@ -255,6 +255,23 @@ def test_what_to_try(changes, words):
     assert any(words in line for line in lines), lines
 
 
+def test_a_range_that_its_kernel_has_is_not_called_clipped(rng):
+    # The range of a softmax ends at 255/256, which a sure model's outputs lie beyond.
+    dense = layers.Dense(3, "softmax", name="sure")
+    model = keras.Sequential([keras.Input((4,)), dense])
+    dense.kernel.assign(4 * rng.normal(size=(4, 3)))
+    found = compared(model, rng.normal(size=(50, 4)).astype("float32"))
+    softmax = next(a for a in found.layers if a.kind == "Softmax")
+    assert softmax.activations.clipped is None
+    assert not any("clipped" in line for line in remedies(softmax))
+    assert next(a for a in found.layers if a.kind == "Dense").activations.clipped is not None
+
+
+def test_search_finds_the_layer_and_its_kind(rng, data):
+    made = page(compared(enliven(cnn(), rng), data))
+    assert 'data-name="act_2 depthwise depthwiseconv2d' in made
+
+
 def test_a_model_of_one_layer(rng):
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="only")])
     found = compared(model, rng.normal(size=(5, 3)).astype("float32"))

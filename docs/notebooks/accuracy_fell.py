@@ -40,7 +40,7 @@ model.fit(images[train], classes[train], batch_size=64, epochs=6, verbose=0)
 
 gamma, beta, mean, variance = model.get_layer("norm").get_weights()
 kernel, bias = model.get_layer("depthwise").get_weights()
-gamma[:3], beta[:3], kernel[:, :, :3] = gamma[:3] * 200, beta[:3] * 200, kernel[:, :, :3] / 200
+gamma[:3], beta[:3], kernel[:, :, :3] = gamma[:3] * 400, beta[:3] * 400, kernel[:, :, :3] / 400
 model.get_layer("norm").set_weights([gamma, beta, mean, variance])
 model.get_layer("depthwise").set_weights([kernel, bias])
 
@@ -60,7 +60,7 @@ q = intact.quantize_model(model)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     intact.calibrate(q, images[:100], verbose=0)
-print(*(warning.message for warning in caught))
+print(*(w.message for w in caught if w.category is intact.AccuracyWarning))
 print(f"float {right(model):.1f} %, int8 {right(q):.1f} %")
 
 # %% [markdown]
@@ -82,7 +82,7 @@ _ = axis.set(yscale="log", xlabel="channel of relu", ylabel="largest value")
 # ## What helps
 #
 # `recover` moves scales between layers, so that all channels fill the range alike. It needs no labels. Sixteen bits for that
-# tensor and for the layer that reads it help as well, and so does training.
+# tensor and for the layer that reads it help as well. Training wins back most of it, and takes longest.
 
 # %%
 recovered = intact.recover(intact.quantize_model(model), images[:100], verbose=0)
@@ -104,6 +104,7 @@ scores = {
     "16 bits for two kernels": right(wide),
     "3 epochs of training": right(q),
 }
+assert scores["int8"] < scores["float"] - 5 < scores["recover"]
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
 bars = axis.barh(list(scores), list(scores.values()))
 axis.bar_label(bars, fmt="%.1f %%")

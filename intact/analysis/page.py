@@ -189,9 +189,9 @@ def _layers(entries: list["TensorComparison"], nodes: tuple["FileNode", ...]) ->
             number = f"{a.snr:.1f} dB"
         keys = (200.0 if value is None else value for value in (a.snr, a.local_snr))
         snr, own = (f"{key:.2f}" for key in keys)
-        place = rows.get(a.tensor)
+        place, words = rows.get(a.tensor), f"{a.name} {a.layer} {kind}".lower()
         yield (
-            f'<details class="{tone(a.snr)}" data-name="{escape(a.name.lower())}" '
+            f'<details class="{tone(a.snr)}" data-name="{escape(words)}" '
             f'data-order="{order}" data-snr="{snr}" data-own="{own}" data-gap="{-a.max_lsb:.3g}">'
             f'<summary><span class="name">{escape(a.name)} '
             f'<span class="kind">{escape(kind)}</span></span>'
@@ -259,7 +259,7 @@ def _graph(nodes: tuple["FileNode", ...], known: set[int | None]) -> Iterable[st
             "together, so that their sum is not that of the file.</p>"
         )
     yield f'<details class="list"{" open" if len(nodes) <= 150 else ""}>'
-    yield f'<summary><span class="name">{count(len(nodes), "row")}</span></summary>'
+    yield f'<summary><span class="name">{count(len(nodes), "tensor")}</span></summary>'
     for place, (node, drawing) in enumerate(zip(nodes, rails(nodes), strict=True)):
         before = {nodes[place].dtype for place in node.reads}
         dtype = "" if node.dtype in before else f", {escape(node.dtype)}"

@@ -70,8 +70,7 @@ white-space:nowrap}
 .out{fill:var(--bad);opacity:.1}.base{stroke:var(--line)}
 @media(min-width:640px){summary{grid-template-columns:minmax(0,1fr) 220px 72px}
 .bar{grid-column:2;grid-row:1}.number{grid-column:3}}
-@media(max-width:480px){.rail .kind{max-width:42%;overflow:hidden;text-overflow:ellipsis;
-white-space:nowrap}}
+@media(max-width:480px){.rail .kind{max-width:56%;font-size:11px;line-height:13px;text-align:right}}
 @media print{details>*{display:block}}
 """
 

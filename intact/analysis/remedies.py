@@ -32,7 +32,7 @@ def remedies(a: "TensorComparison") -> list[str]:
 
 
 def _is_clipped(a: "TensorComparison") -> bool:
-    """Whether the values beyond the range matter; the range of a softmax ends below 1."""
+    """Whether the values beyond the range matter."""
     clipped = _of(a.activations, "clipped", 0.0)
     return clipped > (0.02 if a.local_snr is not None and a.local_snr >= GOOD + 6 else 0.002)
 

@@ -1,5 +1,7 @@
 """Counts of tensors over batches: values that differ, noise, histograms."""
 
+from typing import Any
+
 import numpy as np
 
 from intact.analysis.comparison import BINS, Distribution, Flip, TensorComparison
@@ -9,6 +11,8 @@ from intact.layers.alignment import Point
 from intact.layers.quantized import Quantized
 from intact.numerics.affine import dequantize
 from intact.numerics.tensors import to_numpy
+from intact.ops.base import Fixed
+from intact.ops.registry import find_op
 
 MOST_FLIPS = 24
 """How many samples that change their class are kept."""
@@ -101,7 +105,9 @@ class Tally:
         """What was counted."""
         point = self.point
         quantized = None if point is None else point.quantized
-        clips = self.sums is not None
+        real = self.sums is not None
+        # Nobody chooses the range that the kernel of a softmax has.
+        clips = real and not (point is not None and isinstance(_output(point), Fixed))
         return TensorComparison(
             name=self.name,
             values=self.values,
@@ -115,10 +121,15 @@ class Tally:
             lsb=tuple(self.lsb.tolist()) if self.lsb.any() else (),
             snr=_ratio(self.sums),
             local_snr=_ratio(self.own_sums),
-            float_top1=self.float_same / self.rows if self.rows and clips else None,
+            float_top1=self.float_same / self.rows if self.rows and real else None,
             activations=None if self.bars is None else self.bars.distribution(clips),
             weights=None if quantized is None else _weights(quantized),
         )
+
+
+def _output(point: Point) -> Any:
+    """How the output of the layer behind a tensor is quantized."""
+    return getattr(find_op(point.layer), "output", None)
 
 
 def _squares(real: np.ndarray, values: np.ndarray) -> np.ndarray:

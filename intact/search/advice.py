@@ -140,7 +140,9 @@ class Advice(Report):
             "padding:0 12px}"
             "table{border-collapse:collapse;display:block;overflow-x:auto;"
             "font-variant-numeric:tabular-nums}td,th{padding:3px 10px;white-space:nowrap}"
-            f"</style></head><body>{self._repr_html_()}</body></html>\n"
+            "div{overflow-x:auto}svg{min-width:560px}"
+            f"</style></head><body><div>{self.picture()}</div>{super()._repr_html_()}"
+            "</body></html>\n"
         )
         write_whole(page.encode(), path)
 
