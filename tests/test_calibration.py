@@ -601,3 +601,17 @@ def test_what_is_not_finite_is_left_to_keras(rng, monkeypatch):
     q = intact.calibrate(intact.quantize_model(model), x, batch_size=10, verbose=0)
     assert used[-1] is False
     assert all(np.isfinite(host(f.scale)) for f in quantizers(q).values())
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+def test_inputs_have_the_names_of_a_dict(rng):
+    inputs = {"image": keras.Input((4,)), "age": keras.Input((1,))}
+    outputs = layers.Dense(3)(layers.Concatenate()([inputs["image"], inputs["age"]]))
+    model = keras.Model(inputs, outputs)
+    x = {name: rng.normal(size=(40, n)).astype("float32") for name, n in (("age", 1), ("image", 4))}
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    file = intact.export(q)
+    assert intact.compare(q, file, x).different == 0
+    assert set(intact.load_litert(file).input_names) == {"image", "age"}
+    advice = intact.advise(model, x, options=("int8",), verbose=0)
+    assert [option.name for option in advice.options] == ["float32", "int8"]

@@ -157,3 +157,20 @@ def test_a_factor_in_one_copy_is_said_to_part_them():
     inputs = keras.Input((5,), dtype="int32")
     model = keras.Model(inputs, language_model()(inputs) * 0.125)
     quantize_with_warning(model, "words/embeddings.*a factor")
+
+
+def test_a_kernel_with_lora_is_no_weight_of_its_own():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="adapted")])
+    model.layers[-1].enable_lora(2)
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    assert len(q.trainable_variables) == len(model.trainable_variables) == 3
+    q.compile(keras.optimizers.SGD(0.1), "mse")
+    before = [to_numpy(v) for v in q.trainable_variables]
+    q.fit(x, x[:, :3], verbose=0)
+    changed = [
+        (to_numpy(v) != old).any() for v, old in zip(q.trainable_variables, before, strict=True)
+    ]
+    # One of LoRA's factors begins with zeros, so the other has no gradient in the first step.
+    assert sum(changed) >= 2
+    assert intact.compare(q, intact.export(q), x).different == 0

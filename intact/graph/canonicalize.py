@@ -22,10 +22,10 @@ from intact.graph.view import (
     deep_graphs,
     has_graph,
     in_float32,
+    input_structure,
     is_graph,
     is_named,
     made_by,
-    structure,
 )
 
 
@@ -168,7 +168,7 @@ def _refuse_foreign(model: keras.Model) -> None:
 def _input_structure(model: keras.Model) -> Any:
     """Symbolic inputs that a model can be called with."""
     if has_graph(model):
-        return structure(model)[0]
+        return input_structure(model)
     if not model.built:
         raise InvalidModelError(
             f"Model {model.name!r} is not built, so the shapes of its inputs are unknown. "

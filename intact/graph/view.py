@@ -229,6 +229,35 @@ def signature_names(model: keras.Model) -> list[str]:
     return names
 
 
+def input_structure(model: keras.Model) -> Any:
+    """The nested inputs of a graph model, with the names that data has for them.
+
+    Args:
+        model: A graph model.
+
+    Returns:
+        Symbolic tensors. An input that a dict has by another name than its own has the dict's.
+    """
+    inputs = structure(model)[0]
+    if not isinstance(inputs, dict):
+        return inputs
+    return {
+        key: keras.KerasTensor(x.shape, x.dtype, name=key)
+        if isinstance(x, keras.KerasTensor) and x.name != key
+        else x
+        for key, x in inputs.items()
+    }
+
+
+def data_inputs(model: keras.Model) -> list[keras.KerasTensor]:
+    """The inputs of a model, flat, with the names that data has for them.
+
+    Args:
+        model: Any built model.
+    """
+    return keras.tree.flatten(input_structure(model)) if has_graph(model) else model.inputs
+
+
 def _functional(model: Any) -> Any:
     """The functional model of a graph model: itself, or the one inside it."""
     inner = isinstance(model, keras.Sequential) and not isinstance(model, Functional)

@@ -29,7 +29,7 @@ from intact.numerics.light_ops import ops
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.numerics.straight_through import reparametrized, tied
-from intact.numerics.tensors import Tensor, to_numpy
+from intact.numerics.tensors import Tensor, is_trainable, to_numpy
 from intact.numerics.weights import half_precision
 from intact.ops.base import AllSame, NotQuantized, SameAsInput
 from intact.ops.registry import get_op
@@ -202,7 +202,7 @@ class Quantized(QuantizedLayer, SharesWeights):
         """By name, the quantized weights that train and have no ties of their own."""
         names = () if self.spec is None else self.layouts()
         weights = {n: getattr(self.layer, n) for n in names if n not in self.firsts}
-        return {name: variable for name, variable in weights.items() if variable.trainable}
+        return {name: value for name, value in weights.items() if is_trainable(value)}
 
     def weight(self, name: str, xp: Any = ops, training: bool = False) -> Tensor:
         """A float weight before quantization: equal where tied, and 0 without a gradient.

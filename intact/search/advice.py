@@ -12,6 +12,7 @@ from intact.api import export, quantize_model
 from intact.calibration.calibration import find_ranges
 from intact.calibration.sources import Data, collect
 from intact.errors import IntactError, InvalidDataError
+from intact.graph.view import data_inputs
 from intact.litert.inspection import inspect
 from intact.litert.kernels.targets import get_target
 from intact.litert.runtime import load_litert
@@ -204,8 +205,8 @@ def advise(
     """
     names = [name for name in dict.fromkeys(options) if name != "float32"]
     _check_names(names)
-    seen = _plain(collect(data, steps, batch_size, model.inputs))
-    scored = seen if test is None else _plain(collect(test, None, batch_size, model.inputs))
+    seen = _plain(collect(data, steps, batch_size, data_inputs(model)))
+    scored = seen if test is None else _plain(collect(test, None, batch_size, data_inputs(model)))
     count = len(scored[0] if isinstance(scored, list) else scored)
     if labels is not None and np.shape(labels)[:1] != (count,):
         raise LabelError(

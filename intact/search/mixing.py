@@ -13,7 +13,7 @@ from intact.calibration.sources import Data, collect
 from intact.errors import IntactError
 from intact.graph.canonicalize import canonicalize
 from intact.graph.simplify import simplify
-from intact.graph.view import view
+from intact.graph.view import data_inputs, view
 from intact.layers.fake_quantize import FakeQuantize
 from intact.litert.runtime import load_litert
 from intact.names import SchemeName
@@ -105,7 +105,7 @@ class _Ladder:
     ) -> None:
         self.model, self.choices, self.batch_size = model, choices, batch_size
         self.verbose = verbose
-        arrays = collect(data, steps, batch_size, model.inputs)
+        arrays = collect(data, steps, batch_size, data_inputs(model))
         self.data = arrays if len(arrays) > 1 else arrays[0]
         self.real = export(model)
         expected = load_litert(self.real).predict(self.data)
