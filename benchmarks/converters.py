@@ -3,7 +3,8 @@
     KERAS_BACKEND=tensorflow python benchmarks/converters.py             writes docs/converters.md
     KERAS_BACKEND=tensorflow python benchmarks/converters.py Bert own_   names that begin so
     ... --json FILE     keeps the results, and measures only what FILE does not have
-    ... --page          writes the page of the results so far
+    ... --page          puts the rows of these results in the place of the page's
+    ... --new           measures the models that the page does not have
 
 The models are those of KerasHub (`hub_models.py`) and the architectures in `../shared/zoo`, with
 random weights. The peer may leave ops in float (`TFLITE_BUILTINS_INT8, TFLITE_BUILTINS`). Each
@@ -219,7 +220,10 @@ A conversion took more than 5 s for {slow} of ours and {peer_slow} of the peer's
 
 `KERAS_BACKEND=tensorflow python benchmarks/converters.py` (on a machine that others used)
 """
-HEADING = ["model", "ops", "peer's", "ratio", "float", "peer's", "SNR dB", "peer's", "s", "peer's"]
+HEADING = [
+    *("model", "ops", "peer's", "ratio", "equal", "float", "peer's", "SNR dB", "peer's"),
+    *("s", "peer's"),
+]
 
 
 def least(result: dict[str, Any]) -> str:
@@ -242,6 +246,7 @@ def row(name: str, mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """A row of the table."""
     both = "ops" in mine and "ops" in other
     ratio = f"{mine['ops'] / other['ops']:.2f}" if both else ""
+    equal = f"{100 * mine['equal']:.6g} %" if "equal" in mine else ""
     cells = [
         [str(r["ops"]), str(r["float"]), least(r), f"{r['seconds']:.1f}"]
         if "ops" in r
@@ -249,35 +254,36 @@ def row(name: str, mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
         for r in (mine, other)
     ]
     (ops, floats, snr, seconds), peer = cells
-    return [name, ops, peer[0], ratio, floats, peer[1], snr, peer[2], seconds, peer[3]]
+    return [name, ops, peer[0], ratio, equal, floats, peer[1], snr, peer[2], seconds, peer[3]]
 
 
-def page(results: dict[str, dict[str, Any]]) -> str:
+def kept_rows() -> dict[str, list[str]]:
+    """The rows that the page has, by the model."""
+    lines = [line for line in PAGE.read_text().split("\n") if line.startswith("| ")]
+    rows = [line[2:].removesuffix(" |").split(" | ") for line in lines]
+    return {row[0]: row for row in rows if row[0] in NAMES}
+
+
+def page(rows: list[list[str]]) -> str:
     """The page with the table."""
     import tensorflow as tf
 
-    both = {name: (of["ours"], of["peers"]) for name, of in results.items() if len(of) == 2}
-    pairs = list(both.values())
-    rows = [HEADING, *(row(name, *of) for name, of in both.items())]
-    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (HEADING, *rows)]
     lines.insert(1, "|" + " --- |" * len(HEADING))
+    files, peer_files = ([row for row in rows if row[n].isdigit()] for n in (1, 2))
     return TEXT.format(
         version=hub_models.keras_hub.__version__,
         tensorflow=tf.__version__,
         calibration=CALIBRATION,
-        models=len(pairs),
+        models=len(rows),
         known=len(NAMES),
-        ours=sum("ops" in mine for mine, _ in pairs),
-        peers=sum("ops" in other for _, other in pairs),
-        only_peer=sum("ops" in other and "ops" not in mine for mine, other in pairs),
-        equal=sum(mine.get("equal") == 1 for mine, _ in pairs),
-        larger=sum(
-            mine["ops"] > 1.3 * other["ops"]
-            for mine, other in pairs
-            if "ops" in mine and "ops" in other
-        ),
-        slow=sum(mine.get("seconds", 0) > 5 for mine, _ in pairs),
-        peer_slow=sum(other.get("seconds", 0) > 5 for _, other in pairs),
+        ours=len(files),
+        peers=len(peer_files),
+        only_peer=sum(not row[1].isdigit() for row in peer_files),
+        equal=sum(row[4] == "100 %" for row in files),
+        larger=sum(int(row[1]) > 1.3 * int(row[2]) for row in files if row[2].isdigit()),
+        slow=sum(float(row[9]) > 5 for row in files),
+        peer_slow=sum(float(row[10]) > 5 for row in peer_files),
         table="\n".join(lines),
     )
 
@@ -287,13 +293,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("starts", nargs="*", metavar="start", help="of a name; all by default")
     parser.add_argument("--json", type=Path, help="results to go on from, and where they go")
-    parser.add_argument("--page", action="store_true", help="the page of the results so far")
+    parser.add_argument("--page", action="store_true", help="write these rows into the page")
+    parser.add_argument("--new", action="store_true", help="models that the page does not have")
     parser.add_argument("--of", choices=["ours", "peers"], help="one converter alone")
     arguments = parser.parse_args()
     starts, file = tuple(arguments.starts), arguments.json
     results = json.loads(file.read_text()) if file and file.exists() else {}
-    chosen = [] if arguments.page else NAMES
-    for name in (n for n in chosen if not starts or n.startswith(starts)):
+    rows = kept_rows()
+    chosen = [n for n in NAMES if not starts or n.startswith(starts)]
+    for name in chosen if not arguments.page else []:
+        if arguments.new and name in rows:
+            continue
         of = results.setdefault(name, {})
         for convert in (ours, peers):
             wanted = arguments.of in (None, convert.__name__)
@@ -310,7 +320,8 @@ def main() -> None:
         if file:
             file.write_text(json.dumps(results, indent=1, default=str))
     if arguments.page or (not starts and arguments.of is None):
-        PAGE.write_text(page(results))
+        rows |= {n: row(n, of["ours"], of["peers"]) for n, of in results.items() if len(of) == 2}
+        PAGE.write_text(page([rows[name] for name in NAMES if name in rows]))
 
 
 if __name__ == "__main__":
