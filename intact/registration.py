@@ -15,7 +15,15 @@ from typing import Any
 
 SAVED_CLASSES = {
     "intact": (
-        *("AlignedResizing", "BatchMatMul", "BatchReshape", "Carried", "ChannelScale", "Clamp"),
+        *(
+            "AlignedResizing",
+            "BatchMatMul",
+            "BatchReshape",
+            "Bins",
+            "Carried",
+            "ChannelScale",
+            "Clamp",
+        ),
         *("Comparison", "Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize"),
         *("Elementwise", "EmbeddingTable", "FakeQuantize", "FirstValues"),
         *("FreeConv2DTranspose", "FreeUpSampling2D", "Frozen", "Gather", "GatherAlong", "Loop"),

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from small import enliven, op_names
+from small import enliven, lossy, op_names
 
 import intact
 from intact.litert.builder import Builder
@@ -199,3 +199,64 @@ def test_the_builder_merges_reshapes():
     assert op_names(content) == ["RESHAPE"]
     data = np.arange(12, dtype="float32").reshape(2, 6)
     np.testing.assert_array_equal(intact.load_litert(content).predict(data), data.reshape(2, 3, 2))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize(
+    ("target", "kernels"),
+    [
+        (None, ["CAST", "ADD", "GATHER"]),
+        ("tflite-micro", ["CAST", *["GREATER_EQUAL", "CAST"] * 3, "ADD", "ADD", "GATHER"]),
+    ],
+)
+def test_bins_in_one_table(rank, target, kernels, rng):
+    x = rng.uniform(0, 99, size=(64, *(1,) * rank)).astype("float32")
+
+    def function(x):
+        bins = layers.Discretization([18.0, 30.5, 65.0], output_mode="one_hot")(x)
+        return layers.Dense(3)(bins)
+
+    found = checked(function, x, rng, target)
+    assert sorted(name for name in found if name != "RESHAPE") == sorted(
+        [*kernels, "FULLY_CONNECTED"]
+    )
+
+
+@lossy
+@pytest.mark.parametrize("scheme", ["int8", "int16x8"])
+@pytest.mark.parametrize("limits", [[0.5], [-1e9, 0.0, 0.25, 1e9]])
+def test_bins(scheme, limits, rng):
+    x = rng.normal(size=(64, 5)).astype("float32")
+
+    def function(x):
+        return layers.Embedding(5, 3)(layers.Discretization(limits)(layers.Dense(5)(x)))
+
+    inputs = keras.Input((5,))
+    model = enliven(keras.Model(inputs, function(inputs)), rng)
+    q = intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0)
+    assert intact.compare(q, intact.export(q), x).different == 0
+    found = intact.load_litert(intact.export(model)).predict(x)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("units", "gathers"), [(3, 1), (900, 2)])
+def test_tables_of_tables(units, gathers, rng):
+    tokens = rng.integers(0, 9, size=(64, 4)).astype("int32")
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.IntegerLookup(vocabulary=[7, 3, 5])(inputs)
+    x = layers.Embedding(4, units)(ops.reshape(x, (-1, 2, 2)))
+    model = enliven(keras.Model(inputs, x), rng)
+    q = intact.calibrate(intact.quantize_model(model), tokens, verbose=0)
+    content = intact.export(q)
+    assert intact.compare(q, content, tokens).different == 0
+    assert op_names(content).count("GATHER") == gathers
+
+
+def test_an_index_that_others_read(rng):
+    tokens = rng.integers(0, 9, size=(64, 4)).astype("int32")
+    inputs = keras.Input((4,), dtype="int32")
+    x = ops.reshape(layers.IntegerLookup(vocabulary=[7, 3, 5])(inputs), (-1, 2, 2))
+    outputs = [layers.Embedding(4, 3)(x), ops.cast(ops.equal(x, 2), "float32") * 0.5]
+    model = enliven(keras.Model(inputs, outputs), rng)
+    q = intact.calibrate(intact.quantize_model(model), tokens, verbose=0)
+    assert intact.compare(q, intact.export(q), tokens).different == 0

@@ -313,7 +313,7 @@ class Builder:
         Args:
             inputs: As for `finish`, like the other arguments.
         """
-        tidy(self.operators, self.has_own)
+        tidy(self)
         self.operators = without_unread(self.operators, [t for _, t in outputs])
         self._drop_unused([t for _, t in inputs + outputs])
         ends = [t for _, t in inputs], [t for _, t in outputs]

@@ -3,11 +3,16 @@
 import functools
 from typing import Any
 
+import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.numerics.tensors import Tensor
-from intact.ops.base import Case, Op
+from intact.numerics.affine import QTensor
+from intact.numerics.backend_kernels import over
+from intact.numerics.tensors import Tensor, is_whole
+from intact.ops.base import INTEGERS, Case, NotQuantized, Op
+from intact.ops.function_layer import FunctionLayer
+from intact.ops.lookup import look_up
 from intact.ops.registry import register_op
 from intact.ops.whole import whole_indices
 
@@ -73,6 +78,82 @@ class CategoryEncoding(Op):
         return encoded(layer, x, layer.num_tokens, tracer, weights[0] if weights else None)
 
 
+@keras.saving.register_keras_serializable("intact")
+class Bins(FunctionLayer):
+    """How many limits a value has reached.
+
+    Args:
+        limits: The limits.
+
+    Example:
+
+    >>> [int(n) for n in Bins([0.0, 2.0])(np.array([-1.0, 0.0, 3.0]))]
+    [0, 1, 2]
+    """
+
+    limits: tuple[float, ...]
+    output_dtype = "int32"
+
+    def call(self, x: Tensor) -> Tensor:
+        """The counts."""
+        return _reached([x >= limit for limit in self.limits])
+
+
+def _reached(limits: list[Tensor]) -> Tensor:
+    return functools.reduce(ops.add, [ops.cast(limit, "int32") for limit in limits])
+
+
+@register_op
+class BinsOp(Op):
+    """How many limits a value has reached: a table of all integers, or a sum of comparisons."""
+
+    keras_layers = (Bins,)
+    litert = ("CAST", "ADD", "GATHER", "GREATER_EQUAL")
+    output = NotQuantized("int32")
+    dtypes = INTEGERS
+    cases = (
+        Case(lambda: lambda x: layers.Embedding(4, 3)(Bins([-0.4, 0.1, 0.7])(x)), (5, 2)),
+        Case(lambda: lambda x: layers.Embedding(4, 3)(Bins([-2.0, 0.9, 50.0])(x)), (50, 2)),
+    )
+
+    def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
+        (x,) = inputs
+        places = [over(limit, x.scale) for limit in layer.limits]
+        exact = _reached([x.values >= ops.ceil(place) for place in places])
+        return ops.where(x.whole, exact, _reached([x.values >= place for place in places]))
+
+    def lower(self, node: Any, builder: Any) -> None:
+        x, y = node.input, node.output
+        limits = np.array(node.layer.limits, "float32")
+        if x.quantized:
+            with np.errstate(over="ignore"):
+                places = np.ceil(limits / np.float32(x.scale)) + x.zero_point
+            limits = np.clip(places, -(2**17), 2**17).astype("int32")
+            if x.dtype != "int16" and builder.has_own("GATHER", y.dtype):
+                info = np.iinfo(x.dtype)
+                values = np.arange(info.min, info.max + 1)[:, None]
+                look_up(x, y, (values >= limits).sum(1).astype(y.dtype), builder)
+                return
+            whole = builder.like(x, x.shape, dtype="int32")
+            builder.convert(x, whole)
+            x = whole
+        self._sum(x, y, limits, builder)
+
+    @staticmethod
+    def _sum(x: Any, y: Any, limits: np.ndarray, builder: Any) -> None:
+        """Add comparisons, and the sum of what they say."""
+        total = None
+        for n, limit in enumerate(limits, 1):
+            reached = builder.like(x, x.shape, dtype="bool")
+            builder.add("GREATER_EQUAL", [x, builder.constant(limit)], [reached])
+            one = y if len(limits) == 1 else builder.like(y, y.shape)
+            builder.convert(reached, one)
+            if total is not None:
+                parts, one = [total, one], y if n == len(limits) else builder.like(y, y.shape)
+                builder.add("ADD", parts, [one], {"fusedActivationFunction": "NONE"})
+            total = one
+
+
 @register_op
 class Discretization(Op):
     """The bin of a number: how many boundaries it has reached."""
@@ -103,12 +184,11 @@ class Discretization(Op):
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         bounds = np.asarray(layer.bin_boundaries, "float32").tolist()
-
-        def count(x: Tensor) -> Tensor:
-            reached = [ops.cast(x >= bound, "int32") for bound in bounds]
-            return functools.reduce(ops.add, reached)
-
-        return encoded(layer, tracer.expand(layer, count, x), len(bounds) + 1, tracer)
+        if is_whole(x):
+            bins = tracer.expand(layer, lambda x: _reached([x >= bound for bound in bounds]), x)
+        else:
+            bins = tracer.emit(Bins(bounds, name=layer.name), x)
+        return encoded(layer, bins, len(bounds) + 1, tracer)
 
 
 @register_op
