@@ -55,6 +55,37 @@ def test_a_batch_norm_of_the_input_folds(kind, rng):
     assert 10 * np.log10(expected.var() / (error**2).mean()) > 25
 
 
+def twin_network(*norms):
+    """Two branches with the same layers, whose inputs are normalized."""
+    inputs = [keras.Input((8, 8, 3), name=name) for name in ("left", "right")]
+    norms = norms * (2 // len(norms))
+    conv, head = layers.Conv2D(4, 3, name="conv"), layers.Dense(4, name="head")
+    parts = [layers.ReLU()(conv(norm(x))) for norm, x in zip(norms, inputs, strict=True)]
+    return keras.Model(inputs, head(layers.Flatten()(layers.Add()(parts))))
+
+
+def test_a_norm_of_both_branches_folds(rng):
+    model = statistics(enliven(twin_network(layers.BatchNormalization(name="norm")), rng))
+    data = [rng.normal(0.5, 1.5, size=(64, 8, 8, 3)).astype("float32") for _ in range(2)]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    content = intact.export(q, integer_only=True)
+    assert op_names(content).count("DEPTHWISE_CONV_2D") == 0
+    comparison = intact.compare(q, content, data, float_model=model)
+    assert not any(t.different for t in (*comparison.outputs, *comparison.layers))
+    assert comparison.outputs[0].snr > 25
+
+
+def test_norms_of_one_branch_each_stay(rng):
+    norms = [layers.BatchNormalization(name=name) for name in ("norm", "other")]
+    model = statistics(enliven(twin_network(*norms), rng))
+    norms[1].moving_mean.assign([0.1, 0.2, 0.3])
+    data = [rng.normal(0.5, 1.5, size=(64, 8, 8, 3)).astype("float32") for _ in range(2)]
+    q = intact.calibrate(intact.quantize_model(model), data, verbose=0)
+    content = intact.export(q, integer_only=True)
+    assert op_names(content).count("DEPTHWISE_CONV_2D") == 2
+    assert intact.compare(q, content, data).different == 0
+
+
 def test_names_of_the_outputs_stay(rng):
     x = keras.Input((6,))
     y = layers.Dense(2, "softmax", name="scores")(layers.Rescaling(0.5)(x))

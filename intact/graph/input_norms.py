@@ -43,10 +43,18 @@ def fold_input_norms(model: keras.Model) -> keras.Model:
     """
     graph = view(model)
     values: dict[int, keras.KerasTensor] = {}
-    for norm in graph.nodes:
-        reader = _reader(graph, norm)
-        if reader is not None:
-            layer = with_norm_before(reader, norm.layer)
+    calls: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        calls.setdefault(id(node.layer), []).append(node)
+    for norms in calls.values():
+        readers = [_reader(graph, norm, len(norms)) for norm in norms]
+        if None in readers or len({id(reader.layer) for reader in readers if reader}) != 1:
+            continue
+        # Twin networks call a norm, and the layer behind it, for each of their inputs.
+        assert readers[0] is not None
+        layer = with_norm_before(readers[0], norms[0].layer)
+        for norm, reader in zip(norms, readers, strict=True):
+            assert reader is not None
             values[id(reader.outputs[0])] = layer(_without(graph, norm, reader))
     return with_replaced(model, graph, values) if values else model
 
@@ -62,8 +70,14 @@ def _without(graph: Graph, norm: Node, reader: Node) -> keras.KerasTensor:
     return x
 
 
-def _reader(graph: Graph, norm: Node) -> Node | None:
-    """The layer that can take in a norm of an input, behind reshapes that keep the channels."""
+def _reader(graph: Graph, norm: Node, times: int) -> Node | None:
+    """The layer that can take in a norm of an input, behind reshapes that keep the channels.
+
+    Args:
+        graph: The graph.
+        norm: A call of the norm.
+        times: How many calls there are.
+    """
     if norm.is_input or not _is_input_norm(graph, norm):
         return None
     channels = norm.outputs[0].shape[-1]
@@ -72,7 +86,7 @@ def _reader(graph: Graph, norm: Node) -> Node | None:
         if node.outputs[0].shape[-1] != channels:
             return None
         node = graph.sole_consumer(node.outputs[0])
-    if node is None or not takes_in(graph, node, norm, channels):
+    if node is None or not takes_in(graph, node, norm, channels, times):
         return None
     return node
 
@@ -91,7 +105,7 @@ def _is_input_norm(graph: Graph, norm: Node) -> bool:
     return bool(factor.max() <= MAX_SPREAD * factor.min())
 
 
-def takes_in(graph: Graph, node: Node, norm: Node, channels: int) -> bool:
+def takes_in(graph: Graph, node: Node, norm: Node, channels: int, times: int = 1) -> bool:
     """Whether a layer can take in a norm of its input.
 
     Args:
@@ -99,11 +113,12 @@ def takes_in(graph: Graph, node: Node, norm: Node, channels: int) -> bool:
         node: The layer's call.
         norm: The norm's.
         channels: How many channels the norm has.
+        times: How often each of the two layers may be called.
     """
     layer = node.layer
     op: Any = get_op(layer)
     calls = [other for other in graph.nodes if other.layer in (layer, norm.layer)]
-    if getattr(op, "input_axis", None) is None or len(calls) != 2:
+    if getattr(op, "input_axis", None) is None or len(calls) != 2 * times:
         return False
     if getattr(layer, "own_rule", None) is not getattr(norm.layer, "own_rule", None):
         return False
