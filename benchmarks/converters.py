@@ -242,19 +242,25 @@ def reason(result: dict[str, Any]) -> str:
     return text.split("\n")[0].replace("|", "\\|")[:110]
 
 
-def row(name: str, mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """A row of the table."""
-    both = "ops" in mine and "ops" in other
-    ratio = f"{mine['ops'] / other['ops']:.2f}" if both else ""
-    equal = f"{100 * mine['equal']:.6g} %" if "equal" in mine else ""
-    cells = [
-        [str(r["ops"]), str(r["float"]), least(r), f"{r['seconds']:.1f}"]
-        if "ops" in r
-        else [f"none: {reason(r)}", "", "", ""]
-        for r in (mine, other)
-    ]
-    (ops, floats, snr, seconds), peer = cells
-    return [name, ops, peer[0], ratio, equal, floats, peer[1], snr, peer[2], seconds, peer[3]]
+PLACES = {"ours": (1, 5, 7, 9), "peers": (2, 6, 8, 10)}
+"""Where the cells of a converter are in a row."""
+
+
+def row(name: str, of: dict[str, dict[str, Any]], kept: list[str] | None = None) -> list[str]:
+    """A row of the table; what was not measured is taken from the row that the page has."""
+    cells = [*(kept or [name, *[""] * (len(HEADING) - 1)])]
+    for kind, result in of.items():
+        found = [f"none: {reason(result)}", "", "", ""] if "error" in result else []
+        if "ops" in result:
+            found = [str(result["ops"]), str(result["float"]), least(result)]
+            found.append(f"{result['seconds']:.1f}")
+        for place, cell in zip(PLACES[kind], found, strict=True):
+            cells[place] = cell
+    if "ours" in of:
+        cells[4] = f"{100 * of['ours']['equal']:.6g} %" if "equal" in of["ours"] else ""
+    both = cells[1].isdigit() and cells[2].isdigit()
+    cells[3] = f"{int(cells[1]) / int(cells[2]):.2f}" if both else ""
+    return cells
 
 
 def kept_rows() -> dict[str, list[str]]:
@@ -309,18 +315,12 @@ def main() -> None:
             wanted = arguments.of in (None, convert.__name__)
             if wanted and convert.__name__ not in of:
                 of[convert.__name__] = apart(name, convert)
-        if len(of) == 2:
-            print(" | ".join(row(name, of["ours"], of["peers"])), flush=True)
-        else:
-            print(
-                name,
-                str({k: v for k, v in next(iter(of.values())).items() if k != "counts"})[:300],
-                flush=True,
-            )
+        print(" | ".join(row(name, of, rows.get(name))), flush=True)
         if file:
             file.write_text(json.dumps(results, indent=1, default=str))
     if arguments.page or (not starts and arguments.of is None):
-        rows |= {n: row(n, of["ours"], of["peers"]) for n, of in results.items() if len(of) == 2}
+        known = {n: of for n, of in results.items() if n in rows or len(of) == 2}
+        rows |= {n: row(n, of, rows.get(n)) for n, of in known.items()}
         PAGE.write_text(page([rows[name] for name in NAMES if name in rows]))
 
 

@@ -58,7 +58,9 @@ class _Graph:
     def reshaped(self, tensor: Tensor | None) -> Tensor | None:
         """The tensor that a reshape makes another one from; None if no reshape makes it."""
         op = self.maker.get(id(tensor))
-        return op.inputs[0] if op is not None and op.name in RESHAPES else None
+        if op is None or op.name not in RESHAPES or op.inputs[0].variable:
+            return None
+        return op.inputs[0]
 
     def pack(self, op: Operator) -> None:
         """Make a PACK of a CONCATENATION of tensors that have a new axis for it."""

@@ -82,7 +82,13 @@ class Take(Moved):
 
     def call(self, x: Tensor) -> Tensor:
         """The values."""
-        return ops.take(x, np.array(self.indices, "int32"), axis=self.axis)
+        index = np.array(self.indices, "int32")
+        steps = set(np.diff(index).tolist())
+        if len(steps) != 1 or min(steps) < 1:
+            return ops.take(x, index, axis=self.axis)
+        # Its gradient takes half the time.
+        part = slice(int(index[0]), int(index[-1]) + 1, *steps)
+        return x[(*[slice(None)] * self.axis, part)]
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return (*shape[: self.axis], len(self.indices), *shape[self.axis + 1 :])
@@ -98,6 +104,7 @@ class Gather(Moving):
     cases = (
         Case(lambda: Take([2, 0, 2], 1), (4, 3)),
         Case(lambda: Take([4, 2, 0], 3), (3, 2, 5)),
+        Case(lambda: Take([1, 4, 7], 2), (3, 9, 2)),
     )
 
     def lower(self, node: Any, builder: Any) -> None:
