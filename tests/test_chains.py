@@ -138,3 +138,44 @@ def test_saved_and_loaded(rng, tmp_path):
     x = np.ones((2, 5, 8), "float32")
     loaded = keras.saving.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), q.predict(x, verbose=0))
+
+
+class Affine(layers.Layer):
+    """A trained factor, and a trained offset."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(1,), initializer="ones")
+        self.offset = self.add_weight(shape=shape[-1:])
+
+    def call(self, x):
+        return self.factor * x + self.offset
+
+
+def test_a_factor_and_an_offset_are_one_kernel(rng):
+    x = rng.normal(size=(32, 6, 6, 3)).astype("float32")
+    inputs = keras.Input((6, 6, 3))
+    y = Affine(name="affine")(layers.ReLU()(layers.Conv2D(4, 3, name="conv")(inputs)))
+    model = enliven(keras.Model(inputs, layers.Conv2D(2, 1)(y)), rng)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    content = intact.export(q)
+    assert op_names(content).count("DEPTHWISE_CONV_2D") == 1
+    comparison = intact.compare(q, content, x, float_model=model)
+    assert not any(t.different for t in (*comparison.outputs, *comparison.layers))
+    assert comparison.outputs[0].snr > 25
+    assert len(q.trainable_variables) == len(model.trainable_variables)
+
+
+def test_a_factor_that_others_read_stays(rng):
+    x = rng.normal(size=(32, 6, 6, 3)).astype("float32")
+
+    class Both(Affine):
+        def call(self, x):
+            y = self.factor * x
+            return ops.concatenate([y, y + self.offset], axis=-1)
+
+    inputs = keras.Input((6, 6, 3))
+    model = enliven(keras.Model(inputs, Both()(inputs)), rng)
+    q = intact.calibrate(intact.quantize_model(model), x, verbose=0)
+    content = intact.export(q)
+    assert op_names(content).count("DEPTHWISE_CONV_2D") == 2
+    assert intact.compare(q, content, x, float_model=model).different == 0

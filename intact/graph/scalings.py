@@ -18,6 +18,7 @@ from intact.graph.chains import Call, scalar
 from intact.graph.input_norms import takes_in, with_norm_before
 from intact.graph.view import Graph, Node, view, with_calls
 from intact.numerics.tensors import to_numpy
+from intact.ops.norm import ChannelScale
 from intact.ops.registry import get_op, known_config, share_code
 
 
@@ -56,6 +57,58 @@ def fold_scalings(model: keras.Model, named: set[str], kept: Collection[str] = (
         if not folded:
             return model
         model = with_calls(model, graph, folded)
+
+
+def join_channel_scales(model: keras.Model, kept: Collection[str]) -> keras.Model:
+    """Make one layer of trained factors and of the trained offsets behind them.
+
+    Args:
+        model: What `canonicalize` returned; its layers are reused.
+        kept: Names of layers whose outputs stay as they are.
+
+    Returns:
+        A functional model that computes the same; the model itself if there is nothing to join.
+
+    Example:
+
+    >>> x = keras.Input((4,))
+    >>> y = ChannelScale(4, center=False, name="gamma")(x)
+    >>> y = ChannelScale(4, scale=False, name="beta")(y)
+    >>> model = join_channel_scales(keras.Model(x, y), set())
+    >>> [(layer.name, layer.scale, layer.center) for layer in model.layers[1:]]
+    [('beta', True, True)]
+    """
+    graph = view(model)
+    calls = Counter(id(node.layer) for node in graph.nodes)
+    joined: dict[int, Call] = {}
+    for node in graph.nodes:
+        offset = _offset_behind(graph, node, kept)
+        if offset is None or not calls[id(node.layer)] == calls[id(offset)] == 1:
+            continue
+        factor = node.layer
+        both = ChannelScale(factor.channels, name=offset.name)
+        both.gamma.assign(factor.gamma)
+        both.beta.assign(offset.beta)
+        both.trainable = offset.trainable
+        for name in ("one_range", "own_rule", "owner", "activity"):
+            if hasattr(offset, name):
+                setattr(both, name, getattr(offset, name))
+        (behind,) = graph.consumers(node.outputs[0])
+        joined[id(behind.outputs[0])] = both, node.inputs[0]
+    return with_calls(model, graph, joined) if joined else model
+
+
+def _offset_behind(graph: Graph, node: Node, kept: Collection[str]) -> ChannelScale | None:
+    """The layer that only shifts what this one only scales, and which alone reads it; or None."""
+    factor, behind = node.layer, graph.sole_consumer(node.outputs[0])
+    if behind is None or not isinstance(factor, ChannelScale) or factor.center:
+        return None
+    offset = behind.layer
+    if not isinstance(offset, ChannelScale) or offset.scale or hasattr(factor, "activity"):
+        return None
+    alike = getattr(factor, "own_rule", None) is getattr(offset, "own_rule", None)
+    alike = alike and factor.trainable == offset.trainable
+    return offset if alike and factor.name not in kept else None
 
 
 def _is_scaling(node: Node, kept: set[str]) -> bool:

@@ -10,7 +10,7 @@ from intact.graph.equal_layers import share_equal
 from intact.graph.hidden_scores import hide_scores
 from intact.graph.input_norms import fold_input_norms
 from intact.graph.masked_scores import bound_masks
-from intact.graph.scalings import fold_scalings
+from intact.graph.scalings import fold_scalings, join_channel_scales
 from intact.graph.wide_forms import in_wide_kernels
 from intact.plan.scheme import Rule, Scheme
 
@@ -37,7 +37,8 @@ def simplify(model: keras.Model, scheme: Scheme) -> keras.Model:
     model = in_wide_kernels(fold_input_norms(model), scheme)
     if any(rule.integer for rule in scheme.rules):
         model = bound_masks(hide_scores(model))
-    model = fuse_chains(fold_scalings(model, named), lambda layer: _fusing(layer, scheme), named)
+    model = join_channel_scales(fold_scalings(model, named), named)
+    model = fuse_chains(model, lambda layer: _fusing(layer, scheme), named)
     return share_equal(model, named, lambda layer: _rule(layer, scheme))
 
 
@@ -52,7 +53,7 @@ def simplify_alike(model: keras.Model, known: Collection[str]) -> keras.Model:
         A functional model that computes the same.
     """
     named: set[str] = getattr(model, "named", set())
-    model = fold_scalings(model, named, known)
+    model = join_channel_scales(fold_scalings(model, named, known), {*named, *known})
     model = fuse_chains(model, lambda layer: True, set(known), always=True)
     return share_equal(model, set(known))
 
