@@ -1,8 +1,9 @@
 """Tables of text, and results that print as text and show as tables in notebooks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from html import escape
+from typing import Any
 
 
 def table(rows: Sequence[tuple[str, ...]], left: int | None = 1) -> str:
@@ -67,6 +68,33 @@ class Table:
 
     def _side(self, column: int) -> str:
         return "left" if self.left is None or column < self.left else "right"
+
+
+def short_repr(data: Any) -> str:
+    """The call that makes a dataclass, with the arguments alone that are not the default ones.
+
+    Args:
+        data: An instance of a dataclass.
+
+    Example:
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Point:
+    ...     x: int
+    ...     y: int = 0
+    ...     __repr__ = short_repr
+    >>> Point(3), Point(0, 4)
+    (Point(x=3), Point(x=0, y=4))
+    """
+    needed = [f for f in fields(data) if f.default is MISSING and f.default_factory is MISSING]
+    plain = type(data)(**{f.name: getattr(data, f.name) for f in needed})
+    shown = (
+        f"{f.name}={getattr(data, f.name)!r}"
+        for f in fields(data)
+        if f in needed or getattr(data, f.name) not in (f.default, getattr(plain, f.name))
+    )
+    return f"{type(data).__name__}({', '.join(shown)})"
 
 
 class Report:

@@ -26,6 +26,7 @@ docs = load("blocks")
 
 
 @pytest.mark.parametrize("page", docs.pages(), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.usefixtures("short_timings")
 def test_blocks_run_and_print_what_the_page_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run in docs.run_page(page.read_text()):

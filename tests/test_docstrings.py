@@ -25,6 +25,7 @@ PUBLIC = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.usefixtures("short_timings")
 def test_examples_run(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)

@@ -10,6 +10,7 @@ from small import enliven, host, lossy, op_names, op_versions, parse
 
 import intact
 from intact import IntactError, Rule, Scheme, TensorSpec, UnusedRuleWarning, schemes
+from intact.quantizers.observers import MSE
 from intact.schemes import SCHEMES
 
 WEIGHTS_ALONE = (
@@ -407,3 +408,13 @@ def test_curves_of_16_bits(function, limit):
     gap = np.abs(ours - theirs)
     # Half a step of the input, and what the kernel's table leaves.
     assert gap.max() <= (4 + limit) * 2**-15
+
+
+def test_a_repr_has_what_differs_from_the_default():
+    four = TensorSpec(4, symmetric=True, quantizer="lsq", observer="mse")
+    scheme = Scheme("mine", (Rule("head", four), Rule()))
+    assert repr(TensorSpec()) == "TensorSpec()"
+    names = {kind.__name__: kind for kind in (Scheme, Rule, TensorSpec, MSE)}
+    assert eval(repr(scheme), names) == scheme
+    assert len(repr(scheme)) < 150
+    assert "weights int4" in scheme._repr_html_()

@@ -198,3 +198,9 @@ def test_the_command_line_calibrates_in_shards(model, data, tmp_path):
         run("calibrate", saved, "--shard", "1/2")
     with pytest.raises(Exception, match="is not a shard"):
         run("calibrate", saved, "--data", samples, "--shard", "3/2", "--state", states[0])
+
+
+def test_a_repr_is_short(model, data):
+    observed = intact.observe(intact.quantize_model(model), data[:8], shard=(1, 8), verbose=0)
+    tensors = len(observed.states)
+    assert repr(observed) == f"<Observations: ranges of {tensors} tensors, shards 1/8>"

@@ -78,6 +78,12 @@ class Observations:
     few: tuple[np.ndarray, ...]
     shards: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        shards = (
+            f", shards {', '.join(f'{n}/{of}' for n, of in self.shards)}" if self.shards else ""
+        )
+        return f"<Observations: {self.part} of {len(self.states)} tensors{shards}>"
+
     def merge(self, other: "Observations") -> "Observations":
         """What both shards are like together, whichever comes first.
 

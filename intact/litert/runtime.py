@@ -94,6 +94,10 @@ class LiteRTModel:
         self.input_names, self.output_names = list(self.input_details), list(self._outputs)
         self.output_tensors = [d["name"] for d in self.interpreter.get_output_details()]
 
+    def __repr__(self) -> str:
+        inputs, outputs = ", ".join(self.input_names), ", ".join(self.output_names)
+        return f"<LiteRTModel: {inputs} -> {outputs}, {len(self.content)} bytes>"
+
     @property
     def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """The shape of each input; None for any size."""

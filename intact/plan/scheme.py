@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from intact.errors import IntactError
 from intact.numerics.scale_layout import PER_TENSOR, ScaleLayout
 from intact.quantizers.base import Quantizer, get_quantizer, quantizer_config, quantizer_from_config
 from intact.quantizers.observers import Observer, get_observer
+from intact.tables import short_repr
 
 NARROW = ("int2", "int4")
 """The types of weights of fewer than 8 bits, from narrow to wide."""
@@ -75,6 +77,8 @@ class TensorSpec:
     whole: bool = False
     stored: str | None = None
     block: int | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         rule = self.rule
@@ -207,6 +211,8 @@ class Rule:
     weights: TensorSpec | None = TensorSpec(symmetric=True, per_axis=True)
     activations: TensorSpec | None = TensorSpec()
 
+    __repr__ = short_repr
+
     def __post_init__(self) -> None:
         if self.integer and self.weights is not None and self.weights.block is not None:
             raise IntactError(
@@ -267,6 +273,8 @@ class Scheme:
     rules: tuple[Rule, ...] = field(default=(Rule(),))
     inputs: TensorSpec | None = None
 
+    __repr__ = short_repr
+
     def __post_init__(self) -> None:
         if self.inputs is not None and self.inputs.rule.signs:
             raise IntactError(
@@ -292,6 +300,9 @@ class Scheme:
                 activations = "dynamic" if spec.dynamic else spec.activation_dtype
             lines.append(f"  {what or 'all layers'}: weights {weights}, activations {activations}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def unused_rules(self, layers: Iterable[keras.layers.Layer]) -> list[Rule]:
         """The rules with a `match` that match none of some layers.
