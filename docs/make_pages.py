@@ -25,18 +25,20 @@ Functional, Sequential, nested and subclassed models; subclasses of supported la
 their methods alone, but for `__init__` and config; custom layers made of Keras layers,
 `keras.ops`, Python operators and many functions of the backend itself (`tf.reduce_mean`,
 `torch.cat`), without registration; shared layers; several inputs and outputs, also as dicts;
-channels last or first. `print(intact.explain(model))` says for a model what becomes
-of each layer. What is not here is refused by name before training; a layer of your own
-[joins by one class](guides/own_layer.md).
+channels last or first. `print(intact.explain(model))` shows what each layer of your model becomes.
+Other layers are refused by name before training. One class [adds a layer](guides/own_layer.md) of
+your own.
 
 LiteRT on a CPU runs all kernels. "Also on" says which other targets run their int8 forms: XNNPACK
 (the fast kernels of LiteRT), TFLite Micro, the NPUs Ethos-U55, U65 and U85 by the Vela compiler
-(all measured), and the Edge TPU by its documentation. Kernels that are chosen among by shape or
-argument are all listed; `intact.check(model, target=...)` asks the target's own tool about a model.
+(all measured), and the Edge TPU by its documentation. Where the shape or an argument decides
+between kernels, the table lists them all. `intact.check(model, target=...)` runs the target's own
+tool on your model.
 
-"16 bits" says how a layer computes in the scheme `int16x8`, where not by the int16 forms of the
-same kernels. A table costs a CAST, an ADD and a GATHER, and equal tables are one in the file. It is
-as long as the function changes within the input's range: `sqrt` and `rsqrt` have half of it.
+In the scheme `int16x8`, most layers use the int16 forms of the same kernels. The column "16 bits"
+lists the exceptions. A table costs a CAST, an ADD and a GATHER, and the file stores equal tables
+once. A table covers the inputs at which the function still changes, so those of `sqrt` and `rsqrt`
+are half as long.
 
 """
 

@@ -141,10 +141,10 @@ def _worst(entries: list["TensorComparison"]) -> Iterable[str]:
         key: Callable = lambda a: a.local_snr if a.local_snr is not None else a.snr  # noqa: E731
         worst = sorted(judged, key=key)[:WORST]
         yield (
-            "<p>By what each layer alone adds to the float model's tensors: its signal-to-noise "
-            "ratio. 6 dB are one bit. <code>intact.bisect</code> may name another layer: it looks "
-            "for the first one with which the model's answers change, and they may not depend on "
-            "the noise of these.</p>"
+            "<p>Sorted by the noise that each layer adds by itself, as a signal-to-noise ratio; "
+            "6 dB are one bit. <code>intact.bisect</code> may name another layer, because it looks "
+            "for the first layer that changes the model's answers. A noisy layer need not change "
+            "them.</p>"
         )
     else:
         worst = sorted((a for a in entries if a.different), key=lambda a: -a.max_lsb)[:WORST]
@@ -255,8 +255,8 @@ def _graph(nodes: tuple["FileNode", ...], known: set[int | None]) -> Iterable[st
         yield "<p>All ops compute on integers.</p>"
     if any(node.latency is not None for node in nodes):
         yield (
-            "<p>Times are of each op alone, on one thread of this machine. In the file, ops run "
-            "together, so that their sum is not that of the file.</p>"
+            "<p>Each time is that of one op run alone, on one thread of this machine. The file "
+            "runs its ops together, so the times do not add up to its latency.</p>"
         )
     yield f'<details class="list"{" open" if len(nodes) <= 150 else ""}>'
     yield f'<summary><span class="name">{count(len(nodes), "tensor")}</span></summary>'

@@ -27,7 +27,9 @@ def remedies(a: "TensorComparison") -> list[str]:
         return texts
     value = a.snr if a.local_snr is None else a.local_snr
     if value is not None and value < GOOD:
-        return ["Its range fits, so that this is what its bits cost: give it more, or train."]
+        return [
+            "Its range fits, so the loss comes from the number of bits: give it more, or train."
+        ]
     return ["Nothing is wrong here: its rounding is what its bits cost."]
 
 

@@ -61,9 +61,9 @@ NAMED = 3
 
 REMEDIES = {
     "graph": (
-        "The float model itself computes something else than its layers do one by one: a `call` "
-        "was traced wrongly, or the float model has been changed since `quantize_model`. If it "
-        "has not, please report this, and keep the layer in float by `filters`.",
+        "The graph that intact traced does not compute what the float model computes. If the float "
+        "model has changed since `quantize_model`, quantize it again. If it has not, a `call` was "
+        "traced wrongly: please report this, and keep the layer in float by `filters`.",
     ),
     "concatenation": (
         "Give the parts of a concatenation as outputs of their own, because they share one scale: "

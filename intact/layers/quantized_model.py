@@ -287,8 +287,8 @@ def refuse_quantized(model: keras.Model) -> None:
     parts = [p.name for p in all_layers(model) if is_own_model(p) and is_quantized(p)]
     what = f"calls the quantized model {parts[0]!r}" if parts else "is quantized already"
     raise IntactError(
-        f"Model {model.name!r} {what}. Pass the float model, all of it: what is quantized is made "
-        "of it in one go. `intact.export` takes the model as it is."
+        f"Model {model.name!r} {what}. Pass the whole float model, which is quantized in one "
+        "step. To write the quantized model to a file, call `intact.export`."
     )
 
 

@@ -91,7 +91,7 @@ class Advice(Report):
     float32   4096  100.00 %   92.00 %  2.00 ms  0.00 ms
     int8      1024   25.00 %   91.00 %  0.50 ms  0.00 ms
     <BLANKLINE>
-    Take int8: within 2.00 points of float32 it is the fastest, in 0.25 of its time ...
+    Take int8: within 2.00 points of float32 it is the fastest, with 0.25 of its time ...
     """
 
     options: tuple[Candidate, ...]
@@ -272,7 +272,7 @@ def recommend(
             f"nothing else is {within}, and as fast. Try quantization-aware training: `fit` a "
             "model that `quantize_model` has made."
         )
-    reason = f"{within} it is {_praise(best, fastest)}, in {_shares(best, real)}."
+    reason = f"{within} it is {_praise(best, fastest)}, with {_shares(best, real)}."
     plain = next((o for o in options if f"{o.name}+recover" == best.name), None)
     if plain and plain.score < real.score - tolerance:
         reason += f" Without recovery it would lose {100 * (real.score - plain.score):.2f} points."
@@ -316,7 +316,8 @@ def _notes(
         )
     if 1 / samples > tolerance:
         notes.append(
-            f"One of the {samples} samples is {100 / samples:.2f} points: more samples tell finer."
+            f"Each of the {samples} samples counts for {100 / samples:.2f} points: score more "
+            "samples for a finer comparison."
         )
     return notes
 
