@@ -218,7 +218,8 @@ A conversion took more than 5 s for {slow} of ours and {peer_slow} of the peer's
 
 {table}
 
-`KERAS_BACKEND=tensorflow python benchmarks/converters.py` (on a machine that others used)
+`KERAS_BACKEND=tensorflow python benchmarks/converters.py` (AMD EPYC with AVX2, on machines that
+others used; rows are measured anew when a converter or a model changes)
 """
 HEADING = [
     *("model", "ops", "peer's", "ratio", "equal", "float", "peer's", "SNR dB", "peer's"),
