@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
 from intact.errors import IntactError
@@ -76,7 +75,10 @@ class TrackedRange(QuantizedLayer):
         self.learns = bool(self.rule.trained) and fixed is None
 
         def variable(name: str, shape: tuple[int, ...], value: float) -> Any:
-            init = keras.initializers.Constant(value)
+            def init(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+                # Keras' own initializers compute on TensorFlow what is a constant.
+                return np.full(shape, value, dtype)
+
             return self.add_weight(
                 name=name, shape=shape, initializer=init, trainable=False, aggregation=EQUAL
             )
