@@ -17,13 +17,14 @@ STEPS = 3
 def measured() -> Iterator[dict[str, float]]:
     """Measure a block: seconds on the clock, those of all cores together, and memory in MiB.
 
-    The memory is the peak in the block, less what the process held before it.
+    The memory is the peak in the block, less what the process held before it ("before").
     """
     cost: dict[str, float] = {}
     Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
     before, start, work = _mebibytes("VmRSS"), time.perf_counter(), time.process_time()
     yield cost
     cost["seconds"] = time.perf_counter() - start
+    cost["before"] = before
     cost["core_seconds"] = time.process_time() - work
     cost["mebibytes"] = _mebibytes("VmHWM") - before
 

@@ -28,6 +28,7 @@ from intact.layers.schedule import NEVER, Schedule, delay_left
 from intact.layers.sharing import SharedWeight, find_shared_weights
 from intact.litert.reader import read_bytes
 from intact.lowering.lowering import lower
+from intact.memory import separate_pages
 from intact.names import IODtype, SchemeName, TargetName
 from intact.paths import write_whole
 from intact.plan.filters import Filters, LayerFilter
@@ -109,7 +110,8 @@ def quantize_model(
     refuse_quantized(model)
     chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
-    canonical, shared = _canonical(model, scheme, chosen, loops=schedule is None)
+    with separate_pages(model):
+        canonical, shared = _canonical(model, scheme, chosen, loops=schedule is None)
     idle = chosen.check()
     if idle:
         warnings.warn(
@@ -133,13 +135,15 @@ def quantize_model(
             MaskedOutputWarning,
             stacklevel=2,
         )
-    quantized = build(canonical, plan, schedule, model)
-    _warn_of_apart(shared, quantized.share_weights(model))
-    if target is not None:
-        with stand_in_ranges(quantized):
-            lower(quantized, target=target)
-    if schedule is None and not any(isinstance(layer, FakeQuantize) for layer in quantized.layers):
-        correct_without_data(quantized)
+    with separate_pages(model):
+        quantized = build(canonical, plan, schedule, model)
+        _warn_of_apart(shared, quantized.share_weights(model))
+        if target is not None:
+            with stand_in_ranges(quantized):
+                lower(quantized, target=target)
+        observes = any(isinstance(layer, FakeQuantize) for layer in quantized.layers)
+        if schedule is None and not observes:
+            correct_without_data(quantized)
     remember_float_model(quantized, model)
     return quantized
 
@@ -246,11 +250,12 @@ def export(
     for name, dtype in (("input_dtype", input_dtype), ("output_dtype", output_dtype)):
         if dtype not in IO_DTYPES:
             raise IntactError(f"Expected {name} in {IO_DTYPES}. Received: {dtype!r}.")
-    model = flat(model)
-    if not is_quantized(model):
-        real = get_scheme("float32")
-        model = simplify(model, real)
-        model = build(model, make_plan(model, real))
+    with separate_pages(model):
+        model = flat(model)
+        if not is_quantized(model):
+            real = get_scheme("float32")
+            model = simplify(model, real)
+            model = build(model, make_plan(model, real))
     left = delay_left(model)
     if left > 0:
         steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"
@@ -261,7 +266,8 @@ def export(
             ScheduleWarning,
             stacklevel=2,
         )
-    content = lower(model, input_dtype, output_dtype, integer_only, target, not unroll)
+    with separate_pages(model):
+        content = lower(model, input_dtype, output_dtype, integer_only, target, not unroll)
     if path is not None:
         write_whole(content, path)
     return content

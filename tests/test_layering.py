@@ -14,6 +14,7 @@ PACKAGE = Path(intact.__file__).parent
 RANKS = {
     "errors": 0,
     "backend": 0,
+    "memory": 0,
     "paths": 0.5,
     "registry": 0.5,
     "tables": 0,

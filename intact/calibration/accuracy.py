@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.calibration.capture import is_large
 from intact.calibration.float_form import FloatForm, float_outputs
 from intact.errors import AccuracyWarning
 from intact.graph.view import Node
@@ -23,6 +22,7 @@ from intact.layers.kernel_graph import Role, kernel_graph
 from intact.litert.runtime import LiteRTModel, expose_in
 from intact.litert.writing import pack
 from intact.lowering.lowering import Lowering
+from intact.memory import is_large, separate_pages
 from intact.names import Kernels
 from intact.ops.constant import Constant
 
@@ -360,7 +360,8 @@ class _Check:
     def pairs(self, nodes: Sequence[Node]) -> tuple[list[Pair], dict[Node, Pair]]:
         """The model's outputs, and what some of its quantizers make."""
         inside = [self.names[node] for node in nodes]
-        rounded = self._run(inside)
+        with separate_pages(self.model):
+            rounded = self._run(inside)
         tensors = [*self.model.outputs, *(node.outputs[0] for node in nodes)]
         exact = FloatForm(self.model, tensors)(self.batch)
         names = [*self.output_tensors, *inside]

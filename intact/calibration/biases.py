@@ -14,6 +14,7 @@ import numpy as np
 from intact.calibration.capture import Watch, products
 from intact.layers.kernel_graph import Kernel, all_kernels
 from intact.layers.quantized import Quantized
+from intact.memory import separate_pages
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
 from intact.numerics.weights import half_precision
@@ -55,7 +56,8 @@ class BiasPass:
             kernels: Some of `kernels`.
             means: The mean of each one's input, a batch of one.
         """
-        lost = [gap for part in _parts(kernels, means) for gap in self._lost(*part)]
+        with separate_pages(self.model):
+            lost = [gap for part in _parts(kernels, means) for gap in self._lost(*part)]
         per_layer: dict[int, list[Any]] = {}
         for kernel, gap in zip(kernels, lost, strict=True):
             shift = gap.mean(axis=tuple(range(gap.ndim - 1)))

@@ -9,8 +9,7 @@ import numpy as np
 
 from intact.calibration.accuracy import warn_of_losses
 from intact.calibration.biases import BiasPass, State
-from intact.calibration.capture import Capture, Watch, is_large
-from intact.calibration.memory import separate_pages
+from intact.calibration.capture import Capture, Watch
 from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
@@ -18,6 +17,7 @@ from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized_model import QuantizedModel, is_quantized
 from intact.layers.ranges import range_calls, refuse_nested
 from intact.layers.stateful import check_stream, reset_states, stateful_layers
+from intact.memory import separate_pages
 from intact.names import ObserverName
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
@@ -102,7 +102,7 @@ def calibrate(
         return model
     # A trained model differs from the float model on purpose, so they are not compared.
     fresh = not any(layer.calibrated for layer in observed)
-    with separate_pages(is_large(model)):
+    with separate_pages(model):
         few = find_ranges(model, data, steps, batch_size, observer, bias_correction, verbose)
         warn_of_losses(model, few, fresh)
     return model
@@ -260,15 +260,16 @@ def look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> 
     """
     if not watches:
         return []
-    watcher = Capture(model, watches)
     states: list[Any] = []
-    reset_states(model)
-    for batch in source:
-        check_stream(model, len(batch[0]))
-        seen = watcher(batch)
-        pairs = zip(watches, states or seen, seen, strict=True)
-        states = [o.update(old, new, numpy_ops) if states else new for (_, o), old, new in pairs]
-        bar.add(1)
+    with separate_pages(model):
+        watcher = Capture(model, watches)
+        reset_states(model)
+        for batch in source:
+            check_stream(model, len(batch[0]))
+            seen = watcher(batch)
+            rows = zip(watches, states or seen, seen, strict=True)
+            states = [o.update(old, new, numpy_ops) if states else new for (_, o), old, new in rows]
+            bar.add(1)
     return states
 
 

@@ -1,7 +1,6 @@
 """Shows observers the tensors of a quantized model while data runs through it in float."""
 
 import functools
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from intact.layers.loop import QuantizedLoop
 from intact.layers.stateful import stateful_layers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_products, lower_real
+from intact.memory import is_large
 from intact.numerics.backend_kernels import predictor
 from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.tensors import to_numpy
@@ -27,9 +27,6 @@ from intact.quantizers.observers import Observer
 
 Watch = tuple[keras.KerasTensor | tuple[keras.KerasTensor, ...], Observer]
 """One tensor of a model's graph, or several together, and their observer."""
-
-LARGE = 2**29
-"""The size in bytes of a model's float weights beyond which nothing copies all of them."""
 
 MEMORY = 2**26
 """The size in bytes of the tensors of one batch; a single sample may exceed it."""
@@ -112,15 +109,6 @@ class Capture:
                 size = sum(file.view(name).nbytes for name in {*keras.tree.flatten(self.names)})
                 self.step = max(1, MEMORY // size)
         return states
-
-
-def is_large(model: keras.Model) -> bool:
-    """Whether a float file of a model would take too much memory.
-
-    Args:
-        model: A quantized model.
-    """
-    return sum(4 * math.prod(variable.shape) for variable in model.variables) > LARGE
 
 
 def products(

@@ -9,7 +9,6 @@ import numpy as np
 from keras import ops
 
 from intact.calibration.biases import State, take_back_corrections, without_corrections
-from intact.calibration.capture import is_large
 from intact.calibration.walk import cut, in_float, run
 from intact.errors import IntactError
 from intact.graph.view import Node, structure, view
@@ -19,6 +18,7 @@ from intact.layers.quantized import Quantized
 from intact.layers.stateful import StatefulQuantize, reset_states, stateful_layers
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_real
+from intact.memory import is_large
 from intact.numerics.forward import no_gradients
 from intact.numerics.tensors import to_numpy
 

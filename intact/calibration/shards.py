@@ -21,13 +21,12 @@ import numpy as np
 from intact.calibration.accuracy import warn_of_losses
 from intact.calibration.biases import BiasPass, State, without_corrections
 from intact.calibration.calibration import RangePass, look, observed_layers, observing
-from intact.calibration.capture import is_large
-from intact.calibration.memory import separate_pages
 from intact.calibration.sources import FEW, Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.layers.ranges import refuse_nested
 from intact.layers.stateful import refuse_stream
 from intact.layers.tracked_range import TrackedRange
+from intact.memory import separate_pages
 from intact.names import ObserverName
 from intact.numerics.tensors import to_numpy
 from intact.paths import write_whole
@@ -218,7 +217,7 @@ def observe(
     digest = _digest(model, part)
     before = State(model, weights=False)
     try:
-        with observing(model), separate_pages(is_large(model)):
+        with observing(model), separate_pages(model):
             sweep = PASSES[part](model, observer)
             if not sweep.watches:
                 raise IntactError(

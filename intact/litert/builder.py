@@ -12,7 +12,7 @@ from intact.litert.dtypes import BITS
 from intact.litert.kernels import get_kernel
 from intact.litert.kernels.targets import runs
 from intact.litert.tidying import tidy, without_unread
-from intact.litert.writing import LARGE, Operator, Shape, Subgraph, Tensor, describe, pack
+from intact.litert.writing import SMALL, Operator, Shape, Subgraph, Tensor, describe, pack
 
 
 class Builder:
@@ -337,7 +337,7 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
     library would keep them for later arrays, and a large model's constants would be there twice.
     """
     size = values.size * np.dtype(dtype).itemsize
-    if size <= LARGE:
+    if size <= SMALL:
         return np.ascontiguousarray(values, dtype)
     data = np.frombuffer(mmap.mmap(-1, size), dtype).reshape(values.shape)
     np.copyto(data, values, casting="unsafe")

@@ -104,6 +104,12 @@ class _SharingBuilder(flatbuffers.Builder):
 LARGE = 2**20
 """Bytes above which a constant is written behind the tables of a file."""
 
+MANY = 2**26
+"""Bytes of the constants within the tables above which smaller ones are written behind, too."""
+
+SMALL = 2**17
+"""Bytes up to which a constant is within the tables, however many there are, and in the heap."""
+
 OUTSIDE = 2**31 - 2**26
 """Bytes of constants that a flatbuffer holds; of more, `Buffer.offset` says where they are."""
 
@@ -145,7 +151,8 @@ def pack(model: schema.ModelT, release: bool = False) -> bytes:
         The bytes.
     """
     sizes = [0 if b.data is None else len(b.data) for b in model.buffers]
-    large = {index: model.buffers[index].data for index, n in enumerate(sizes) if n > LARGE}
+    least = LARGE if sum(n for n in sizes if n <= LARGE) <= MANY else SMALL
+    large = {index: model.buffers[index].data for index, n in enumerate(sizes) if n > least}
     kept = {} if release else dict(large)
     inside = sum(sizes) < OUTSIDE
     for index in large:
@@ -153,7 +160,7 @@ def pack(model: schema.ModelT, release: bool = False) -> bytes:
         # The length of the tables does not depend on where the constant is, unless that is 0 or 1.
         buffer.data, buffer.offset = (EMPTY, 0) if inside else (None, 2)
         buffer.size = 0 if inside else sizes[index]
-    tables = _flatbuffer(model, sum(n + 64 for n in sizes if n <= LARGE))
+    tables = _flatbuffer(model, sum(n + 64 for n in sizes if n <= least))
     places = _point(tables, {index: sizes[index] for index in large}, inside)
     file = io.BytesIO()
     file.write(tables)
