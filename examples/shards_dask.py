@@ -19,7 +19,7 @@ def observe(path, samples):
     return intact.observe(intact.load_keras(path), np.load(samples), verbose=0)
 
 
-def main(scheduler="processes"):
+def main():
     """Calibrate on shards that lie in files of their own, and compare with one pass."""
     hidden = keras.layers.Dense(16, activation="relu")
     model = keras.Sequential([keras.Input((8,)), hidden, keras.layers.Dense(4)])
@@ -31,7 +31,7 @@ def main(scheduler="processes"):
             np.save(file, part)
         q.save(path := pathlib.Path(folder, "q.keras"))
         shards = dask.bag.from_sequence(files).map(functools.partial(observe, path))
-        merged = shards.fold(intact.Observations.merge).compute(scheduler=scheduler)
+        merged = shards.fold(intact.Observations.merge).compute(scheduler="processes")
     intact.apply(q, merged)
     whole = intact.calibrate(intact.quantize_model(model), data, bias_correction=False, verbose=0)
     return intact.export(q), intact.export(whole)

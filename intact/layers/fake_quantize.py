@@ -157,6 +157,8 @@ class FakeQuantize(TrackedRange):
         xp = number_ops(*scaled) if by_numbers else ops
         if self.fixed is None and self.trainable:
             self._observe(slot, scaled, products, clamp, now)
+        elif self.fixed is None:
+            self.check_agreement(slot)
         if final:
             return unquantized(clamp.real(scaled.real()))
         grid = self.grid(self._count(rule, pending), now, xp)

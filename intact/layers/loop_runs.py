@@ -227,6 +227,8 @@ class TrainingRun(Run):
         self.roundings: dict[int, _Rounding] = {}
         self.callers: dict[int, Callable[..., Any]] = {}
         begun = self.begin(inputs)
+        for node in self.loop.quantizers:
+            node.layer.check_agreement(node.kwargs.get("slot", 0))
         self.find_first(*begun)
         for node in self.loop.nodes:
             if isinstance(node.layer, FakeQuantize):

@@ -180,6 +180,23 @@ class TrackedRange(QuantizedLayer):
                 size = np.maximum(np.abs(minimum), np.abs(maximum)) / 2
             self._start(ones * size)
 
+    def check_agreement(self, slot: int) -> None:
+        """Make sure, before a slot's first step, that all processes begin with the same range.
+
+        Args:
+            slot: Which of the tensors that share the range.
+
+        Raises:
+            IntactError: The range of another process differs.
+        """
+
+        def read() -> np.ndarray:
+            return np.stack([to_numpy(getattr(self, name))[slot] for name in Range._fields])
+
+        if slot not in self._agreed:
+            check_agreement(self.range_name, read)
+            self._agreed.add(slot)
+
     def widen(self, scale: float) -> None:
         """Widen the range to a scale that kernels take, with 0 in the middle.
 
@@ -239,13 +256,13 @@ class TrackedRange(QuantizedLayer):
     ) -> None:
         """Let the range of a slot follow a batch; the arguments are those of a call."""
         self._refuse_no_samples(scaled.values)
+        self.check_agreement(slot)
         scaled = Scaled(*(ops.stop_gradient(x) if ops.is_tensor(x) else x for x in scaled))
         xp = number_ops(scaled.values)
         names = [*Range._fields, *(["size"] if self.learns else [])]
         stored = [self._value(name, xp) for name in names]
         before = [value[slot] for value in stored]
         state = Range(*before[:3])
-        self._check_agreement(slot, state, xp)
         # A range that has seen no data, or only zeros, has nothing to keep.
         only_zeros = xp.logical_and(state.minimum == 0, state.maximum == 0)
         state = state._replace(count=xp.where(only_zeros, np.float32(0), state.count))
@@ -306,12 +323,6 @@ class TrackedRange(QuantizedLayer):
                 "It has no range that training could follow. Give every step at least one sample, "
                 "in each process that trains: leave out the last batch where it is too small."
             )
-
-    def _check_agreement(self, slot: int, state: Range, xp: Any) -> None:
-        """Make sure, before a slot's first step, that all processes begin with the same range."""
-        if slot not in self._agreed:
-            check_agreement(self.range_name, xp.stack(state))
-            self._agreed.add(slot)
 
     def _needed(
         self, real: Tensor, products: list[tuple[QTensor, Any]], seen: Range, state: Range, xp: Any

@@ -138,6 +138,24 @@ def gather(x: Any) -> Any:
     return tensorflow_kernels.gather(x) if TENSORFLOW else x[None]
 
 
+def rows_of_processes(read: Callable[[], Any]) -> Any:
+    """What the variables of all processes that train together hold.
+
+    Every process has to call this. JAX compares processes by itself, when a variable is assigned.
+
+    Args:
+        read: Reads the values of this process, an array.
+
+    Returns:
+        The arrays, stacked; None where one process has all replicas.
+    """
+    if TORCH and replicas() > 1:
+        return ops.convert_to_numpy(gather(ops.convert_to_tensor(read())))
+    if TENSORFLOW and tensorflow_kernels.several_workers():
+        return tensorflow_kernels.rows_of_replicas(read)
+    return None
+
+
 def predictor(model: keras.Model) -> Callable[[Any], Any]:
     """A function that computes a model's outputs for a batch once.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from intact.numerics.forward import needs_gradients
@@ -37,6 +38,33 @@ def gather(x: Any) -> Any:
     """
     rows = tf.distribute.get_replica_context().all_gather(x[None], axis=0)
     return tf.ensure_shape(rows, (replicas(), *x.shape))
+
+
+def several_workers() -> bool:
+    """Whether replicas of other workers, with variables of their own, train together with this."""
+    if replicas() == 1:
+        # The strategy may be the default one, which has no list of devices.
+        return False
+    return replicas() > len(tf.distribute.get_strategy().extended.worker_devices)
+
+
+def rows_of_replicas(read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What the variables of all replicas hold, exchanged at once and not by the graph.
+
+    Args:
+        read: Reads the values of this worker, outside of its replicas.
+
+    Returns:
+        The values, stacked.
+    """
+
+    def rows(strategy: Any) -> np.ndarray:
+        with tf.init_scope():
+            values = tf.constant(read()[None])
+            parts = strategy.experimental_distribute_values_from_function(lambda _: values)
+            return strategy.gather(parts, axis=0).numpy()
+
+    return tf.distribute.get_replica_context().merge_call(rows)
 
 
 def has_replicas() -> bool:

@@ -2,14 +2,14 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from intact.errors import IntactError
-from intact.numerics.backend_kernels import TORCH, gather, replicas
+from intact.numerics.backend_kernels import TORCH, gather, replicas, rows_of_processes
 from intact.numerics.light_ops import ops
-from intact.numerics.tensors import to_numpy
 from intact.quantizers.observers import Observer
 
 
@@ -40,25 +40,26 @@ def of_all_replicas(observer: Observer, state: Any, xp: Any = ops) -> Any:
     return functools.reduce(lambda a, b: observer.join(a, b, xp), states)
 
 
-def check_agreement(name: str, values: Any) -> None:
+def check_agreement(name: str, read: Callable[[], np.ndarray]) -> None:
     """Refuse processes that begin to train with different ranges.
-
-    Variables of TensorFlow's strategies and of JAX' global arrays cannot differ.
 
     Args:
         name: The layer's name.
-        values: The range that this process begins with, `(minimum, maximum, count)`.
+        read: Reads the range that this process begins with, `(minimum, maximum, count)`.
 
     Raises:
         IntactError: The range of another process differs.
     """
-    if not TORCH or replicas() == 1:
-        return
-    rows = to_numpy(gather(ops.convert_to_tensor(values)))
-    if (rows != rows[0]).any():
+    rows = rows_of_processes(read)
+    if rows is not None and (rows != rows[0]).any():
+        remedy = (
+            "Load the same file in each, or wrap the model in "
+            "`torch.nn.parallel.DistributedDataParallel` before the first step, which sends the "
+            "weights and ranges of process 0 to all."
+            if TORCH
+            else "Load the same file in each, or calibrate by the same data."
+        )
         raise IntactError(
             f"The processes that train together have different ranges for {name!r}: (minimum, "
-            f"maximum) is {[tuple(row[:2].tolist()) for row in rows]}. Load the same file in each, "
-            "or wrap the model in `torch.nn.parallel.DistributedDataParallel` before the "
-            "first step, which sends the weights and ranges of process 0 to all."
+            f"maximum) is {[tuple(row[:2].tolist()) for row in rows]}. {remedy}"
         )

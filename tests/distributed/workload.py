@@ -26,8 +26,9 @@ SCHEMES = {
     "schedule": {"schedule": (5, 12)},
     "folded": {"fold_batch_norm": True},
     "different": {"range": (-1.0 - RANK, 1.0)},
+    "frozen": {"range": (-1.0 - RANK, 1.0)},
 }
-REFUSED = ("different", "lost")
+REFUSED = ("different", "frozen", "lost")
 
 
 def float_model():
@@ -56,7 +57,10 @@ def quantized(scheme):
             quant_delay=delay, freeze_ranges=freeze, freeze_batch_norm=freeze
         )
     q = intact.quantize_model(float_model(), **settings)
-    return q if first is None else intact.calibrate(q, default_ranges=first)
+    if first is not None:
+        intact.calibrate(q, default_ranges=first)
+    intact.freeze_ranges(q, scheme == "frozen")
+    return q
 
 
 def data():
@@ -74,7 +78,27 @@ def write(q, losses, scheme):
     np.savez(f"{FOLDER}/{ENGINE}-{scheme}-{WORLD}-{RANK}.npz", losses=losses, **arrays)
 
 
-def fit(q):
+def run(scheme, train):
+    """Make, train and write a model; or print why it does not train."""
+    if scheme not in REFUSED:
+        q = quantized(scheme)
+        write(q, train(q, scheme), scheme)
+        return
+    try:
+        train(quantized(scheme), scheme)
+    except Exception as error:
+        print(f"{scheme} {RANK}: {error}", flush=True)
+    if scheme == "lost":
+        os._exit(9 if RANK else 0)
+
+
+def die(scheme, step):
+    """End a process in the middle."""
+    if scheme == "lost" and RANK and step == 3:
+        os._exit(9)
+
+
+def fit(q, scheme):
     """Train by `fit`; the losses of the epochs, each of which has a fifth of the steps."""
     q.compile(keras.optimizers.SGD(RATE, momentum=0.9), "mse")
     x, y = data()
@@ -82,7 +106,8 @@ def fit(q):
     # This process' part of each batch, where a process gives only its own.
     rows = np.arange(len(x)).reshape(STEPS, parts, -1)[:, RANK % parts]
     losses = []
-    for epoch in np.split(rows, 5):
+    for step, epoch in enumerate(np.split(rows, 5)):
+        die(scheme, step)
         mine = x[epoch.ravel()], y[epoch.ravel()]
         history = q.fit(*mine, batch_size=BATCH // parts, shuffle=False, verbose=0)
         losses += history.history["loss"]
@@ -96,16 +121,7 @@ def torch_processes():
     if not SINGLE:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{PORT}", rank=RANK, world_size=WORLD)
     for scheme in NAMES.split(","):
-        q = quantized(scheme)
-        if scheme not in REFUSED:
-            write(q, torch_loop(q, scheme), scheme)
-            continue
-        try:
-            torch_loop(q, scheme)
-        except (intact.IntactError, RuntimeError) as error:
-            print(f"{scheme} {RANK}: {error}", flush=True)
-            if scheme == "lost" and RANK:
-                os._exit(9)
+        run(scheme, torch_loop)
     if not SINGLE:
         dist.destroy_process_group()
 
@@ -160,13 +176,12 @@ def tensorflow_replicas():
         tf.config.set_logical_device_configuration(cpu, parts)
         strategy = tf.distribute.MirroredStrategy([f"/cpu:{n}" for n in range(WORLD)])
     for scheme in NAMES.split(","):
+        own_loop = scheme == "workers" or ENGINE == "tensorflow_workers"
         with strategy.scope():
-            q = quantized(scheme)
-            losses = tensorflow_loop(q) if scheme == "workers" else fit(q)
-        write(q, losses, scheme)
+            run(scheme, tensorflow_loop if own_loop else fit)
 
 
-def tensorflow_loop(q):
+def tensorflow_loop(q, scheme):
     """A loop of one's own: Keras' `fit` takes no model, float or not, on several workers."""
     import tensorflow as tf
 
@@ -186,7 +201,11 @@ def tensorflow_loop(q):
     def step(x, y):
         return strategy.reduce("SUM", strategy.run(replica_step, (x, y)), axis=None)
 
-    return [float(step(*batch)) for batch in strategy.experimental_distribute_dataset(batches)]
+    losses = []
+    for number, batch in enumerate(strategy.experimental_distribute_dataset(batches)):
+        die(scheme, number)
+        losses.append(float(step(*batch)))
+    return losses
 
 
 def jax_arrays():
@@ -203,8 +222,7 @@ def jax_arrays():
             keras.distribution.set_distribution(
                 keras.distribution.DataParallel(auto_shard_dataset=False)
             )
-        q = quantized(scheme)
-        write(q, fit(q), scheme)
+        run(scheme, fit)
 
 
 def split_kernels():
