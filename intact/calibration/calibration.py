@@ -52,7 +52,9 @@ def calibrate(
             inputs; or anything that yields batches, of known length or not: a generator,
             `tf.data.Dataset`, torch `DataLoader` or `keras.utils.PyDataset`, a list of batches,
             or a function that returns one of these. Batches that are tuples are taken as
-            `(inputs, targets, ...)`, as in `fit`. About 100 samples are enough.
+            `(inputs, targets, ...)`, as in `fit`. About 100 samples are enough. Where biases are
+            corrected, too, data is read twice, and the batches of a generator are kept in memory;
+            those of a function that returns one are not.
         steps: How many batches to take at most.
         batch_size: Samples per batch, for arrays. A model that keeps its state has its own, and
             reads the batches as a new stream.

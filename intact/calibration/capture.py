@@ -90,7 +90,7 @@ class Capture:
             _Look(observer)(keras.tree.map_structure(lambda t: own.get(id(t), t), x))
             for x, observer in self.watches
         ]
-        return looks, predictor(with_outputs(self.model, looks))
+        return looks, predictor(with_outputs(self.model, looks), one_by_one=is_large(self.model))
 
     def _by_litert(self, file: LiteRTModel, batch: list[np.ndarray]) -> list[Any]:
         states: list[Any] = []

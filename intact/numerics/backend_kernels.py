@@ -156,7 +156,7 @@ def rows_of_processes(read: Callable[[], Any]) -> Any:
     return None
 
 
-def predictor(model: keras.Model) -> Callable[[Any], Any]:
+def predictor(model: keras.Model, one_by_one: bool = False) -> Callable[[Any], Any]:
     """A function that computes a model's outputs for a batch once.
 
     On each replica of TensorFlow's strategies, `predict_on_batch` would run the whole batch, and
@@ -164,6 +164,8 @@ def predictor(model: keras.Model) -> Callable[[Any], Any]:
 
     Args:
         model: Any model.
+        one_by_one: Run a layer after the other. A compiled graph rounds the weights of all layers
+            at once, and holds as much as the float weights again.
 
     Returns:
         A function of an array, or of a list of arrays for several inputs; its results are those of
@@ -171,6 +173,11 @@ def predictor(model: keras.Model) -> Callable[[Any], Any]:
     """
     if TENSORFLOW and tensorflow_kernels.has_replicas():
         return tensorflow_kernels.predictor(model)
+    if one_by_one and not TORCH:
+        return lambda x: keras.tree.map_structure(
+            ops.convert_to_numpy,
+            model(keras.tree.map_structure(ops.convert_to_tensor, x), training=False),
+        )
     return model.predict_on_batch
 
 
