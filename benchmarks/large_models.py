@@ -55,7 +55,8 @@ class Stages:
         peak = cost["before"] + cost["mebibytes"]
         self.imports = self.imports or cost["before"]
         ratios = [f"{x / self.weights:6.2f}" for x in (peak, peak - self.imports)]
-        print(f"{name:12} {cost['seconds']:7.1f} s {peak:8.0f} MiB", *ratios, flush=True)
+        times = f"{cost['seconds']:7.1f} s {cost['core_seconds']:7.1f} s"
+        print(f"{name:12} {times} {peak:8.0f} MiB", *ratios, flush=True)
         return result
 
 
@@ -84,7 +85,7 @@ def measure(scheme: str, count: int, width: int, release: bool, run: bool) -> No
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.tflite")
         size = stages.run("export", lambda: len(intact.export(q, path)))
-        print(f"{'file':12} {size / 2**20:19.0f} MiB")
+        print(f"{'file':12} {size / 2**20:29.0f} MiB")
         if run:
             del q
             gc.collect()
@@ -107,7 +108,8 @@ def main() -> None:
         measure(scheme, options.layers, options.width, options.release, options.run)
         return
     for scheme in options.schemes:
-        print(f"\n{scheme:12} {'time':>9} {'peak':>12}  x weights, less imports", flush=True)
+        heads = f"{'time':>9} {'processor':>9} {'peak':>12}"
+        print(f"\n{scheme:12} {heads}  x weights, less imports", flush=True)
         rest = [argument for argument in sys.argv[1:] if argument not in options.schemes]
         subprocess.run([sys.executable, __file__, scheme, "--here", *rest], check=True)
 
