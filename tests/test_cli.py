@@ -435,6 +435,13 @@ def test_labels_that_are_no_classes_are_refused(call, models):
         assert "y.npy: The model has 4 classes" in " ".join(errors_of(result))
 
 
+def test_labels_that_are_no_numbers_are_refused(call, models):
+    np.save(models / "y.npy", np.full(40, "cat"))
+    result = call("evaluate", "model.keras", *PIXELS, "--labels", "y.npy")
+    assert result.exit_code == 1
+    assert errors_of(result)[0].startswith("Error: Expected numbers in 'y.npy'.")
+
+
 def test_evaluate(call, models):
     model = intact.load_keras(models / "model.keras")
     intact.export(model, models / "float.tflite")

@@ -43,6 +43,16 @@ def test_links_of_the_readme_lead_somewhere():
     assert [t for t in targets if "://" not in t and not (ROOT / t).exists()] == []
 
 
+def test_the_site_has_every_page():
+    # `mkdocs build --strict` says so, too; but not with `--quiet`, as it was called once.
+    config = (ROOT / "mkdocs.yml").read_text()
+    named = set(re.findall(r"(?m)^ +- (?:.*: )?(\S+\.md)$", config))
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    notebooks = {f"notebooks/{path.stem}.md" for path in DOCS.glob("notebooks/*.py")}
+    assert named == pages | notebooks
+    assert "--quiet" not in re.search(r"mkdocs build.*", (ROOT / "Makefile").read_text())[0]
+
+
 def test_the_reference_has_every_public_name():
     text = "".join(page.read_text() for page in DOCS.rglob("*.md"))
     named = set(re.findall(r"(?m)^(?:::: intact\.|### [EA]\d+ )(\w+)", text)) | {"tfmot"}

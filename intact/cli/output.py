@@ -59,7 +59,8 @@ def _with_file(error: IntactError, ctx: click.Context) -> str:
     paths = [path for each in values for path in (each if isinstance(each, tuple) else (each,))]
     if isinstance(error, InvalidDataError) and ctx.params.get(error.argument) is not None:
         paths = [ctx.params[error.argument]]
-    if not paths or any(Path(path).name in text for path in paths):
+    named = [*paths, *(value for value in ctx.params.values() if isinstance(value, Path))]
+    if not paths or any(Path(path).name in text for path in named):
         return text
     return f"{', '.join(map(str, paths))}: {text}"
 
