@@ -144,6 +144,13 @@ CALLS = {
         lambda x: ops.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 0.5), (0, x))[1],
         [],
     ),
+    "functions of each part": (
+        lambda x: (
+            ops.moveaxis(ops.map(lambda row: row * 0.5, ops.moveaxis(x, 1, 0)), 0, 1)
+            + ops.swapaxes(ops.vectorized_map(ops.abs, ops.swapaxes(x, 0, 1)), 0, 1)
+        ),
+        [],
+    ),
     "a switch": (lambda x: ops.switch(1, [lambda y: y, lambda y: y * 2], x), []),
     "rows of a weight": (lambda x, w: x + ops.take(w, np.arange(6), axis=0), [(9, 8)]),
     "repeated rows of a weight": (lambda x, w: x + ops.take(w, [0, 1, 0, 1, 2, 2], 0), [(9, 8)]),

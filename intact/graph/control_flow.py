@@ -34,6 +34,13 @@ def _scanned(loop: Any, f: Callable[..., Any], init: Any, xs: Any = None, *lengt
     return state, keras.tree.map_structure(lambda *parts: ops.stack(parts), *outputs)
 
 
+def _mapped(function: Callable[..., Any], xs: Any) -> Any:
+    """A function applied to each part of tensors along their first axis."""
+    size = keras.tree.flatten(xs)[0].shape[0]
+    parts = [keras.tree.map_structure(lambda x, at=i: x[at], xs) for i in range(size)]
+    return keras.tree.map_structure(lambda *each: ops.stack(each), *map(function, parts))
+
+
 def _switched(index: Any, branches: list[Callable[..., Any]], *operands: Any) -> Any:
     return branches[min(max(int(index), 0), len(branches) - 1)](*operands)
 
@@ -52,8 +59,10 @@ def _while(loop: Any, values: Any) -> Any:
 UNROLLED: dict[str, Callable[..., Any]] = {
     "Cond": lambda loop, *args: _chosen(*args),
     "ForiLoop": _repeated,
+    "Map": lambda loop, *args: _mapped(*args),
     "Scan": _scanned,
     "Switch": lambda loop, *args: _switched(*args),
+    "VectorizedMap": lambda loop, xs: _mapped(loop.function, xs),
     "WhileLoop": _while,
 }
 """By operation class, its replacement: a function of the operation and its operands."""

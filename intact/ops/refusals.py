@@ -21,12 +21,12 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "LiteRT has no kernel for it": (
         *("CTCDecode", "CTCLoss", "Gcd", "Lcm", "Nextafter", "SSIM", "View"),
     ),
-    "it applies a function to each sample, or its derivative; write it for the whole batch": (
-        *("JVP", "Map", "VectorizedMap"),
-    ),
+    "it computes a derivative": ("JVP",),
     "Keras does not record what it computes outside of a layer's `call`, in which it is unrolled": (
         *("Cond", "ForiLoop", "Scan", "Switch", "WhileLoop"),
     ),
+    "it is unrolled in a layer's `call`, but not over a batch of unknown size; write it for the "
+    "whole batch": ("Map", "VectorizedMap"),
     "it draws random numbers in inference": ("ElasticTransform",),
     "it prepares data with its own code; apply it before the model": (
         *("ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "MaxNumBoundingBoxes"),
