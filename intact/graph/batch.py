@@ -24,6 +24,7 @@ from intact.graph.runs import (
     RandomError,
     Rows,
     Runs,
+    StateError,
     are_parts,
     equal,
     fold,
@@ -121,6 +122,8 @@ class Merger:
         """A tensor of the new graph, or `Runs`."""
         first = values[0]
         if isinstance(first, StandIn):
+            if first.assigned:
+                raise StateError(first.variable.path)
             return Runs((first.variable,) * len(values))
         if not is_symbolic(first):
             return Runs(values)

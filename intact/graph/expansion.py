@@ -13,7 +13,7 @@ from intact.errors import IntactError
 from intact.graph.batch import Merger, batch_factor
 from intact.graph.displaced import Displaced
 from intact.graph.masks import Masks
-from intact.graph.runs import FREE, SAMPLES, BatchError, RandomError
+from intact.graph.runs import FREE, SAMPLES, BatchError, RandomError, StateError
 from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_trainable, is_whole
@@ -70,6 +70,13 @@ def expand_call(
             layer,
             "its `call` draws random numbers in inference, which a file cannot; give the model the "
             "noise as an input, or draw it while training alone",
+        )
+    except StateError as error:
+        tracer.refuse(
+            layer,
+            f"its `call` reads weight {str(error)!r} and assigns to it in inference, so that the "
+            "next call computes another result, which a file cannot; make it an input and an "
+            "output of the model (`states` of `quantize_model`), or assign while training alone",
         )
     except BatchError as error:
         tracer.refuse(
@@ -154,7 +161,8 @@ def _run(
         before = dict(vars(layer))
         outputs = layer.call(*args, **kwargs)
         after = vars(layer).items()
-        return outputs, {k: v for k, v in after if is_symbolic(v) and v is not before.get(k)}
+        left = {k: v for k, v in after if is_symbolic(v) and v is not before.get(k)}
+        return outputs, {k: v for k, v in left.items() if not stand_ins.is_assigned(v)}
 
 
 @contextlib.contextmanager

@@ -30,6 +30,10 @@ class RandomError(BatchError):
     """Values that no two runs have in common."""
 
 
+class StateError(BatchError):
+    """A weight that a `call` reads and assigns to, so that the next call differs."""
+
+
 @dataclass(frozen=True)
 class Runs:
     """A value that does not depend on the inputs, from each run."""

@@ -33,11 +33,13 @@ class StandIn(keras.KerasTensor):
 
     Args:
         variable: The variable.
+        assign: What an assignment does instead of changing the variable.
     """
 
-    def __init__(self, variable: Any) -> None:
+    def __init__(self, variable: Any, assign: Callable[["StandIn", Any], Any]) -> None:
         super().__init__(variable.shape, variable.dtype, name=variable.name)
-        self.variable = variable
+        self.variable, self.assigned = variable, False
+        add_assignments(self, partial(assign, self))
 
     @property
     def value(self) -> "StandIn":
@@ -59,6 +61,18 @@ class StandIn(keras.KerasTensor):
         return float(to_numpy(self.variable))
 
 
+def add_assignments(tensor: Any, assign: Callable[[Any], Any]) -> None:
+    """Give a symbolic tensor the assignments of a variable.
+
+    Args:
+        tensor: The tensor.
+        assign: Assigns a value.
+    """
+    tensor.assign = assign
+    tensor.assign_add = lambda value: assign(tensor + value)
+    tensor.assign_sub = lambda value: assign(tensor - value)
+
+
 def handled_whole(layer: Any) -> bool:
     """Whether an op or a graph stands for a layer, so that its `call` is not run."""
     return isinstance(layer, QuantizedLayer) or find_op(layer) is not None or is_graph(layer)
@@ -69,17 +83,50 @@ class StandIns:
 
     def __init__(self) -> None:
         self._by_variable: dict[int, StandIn] = {}
-        # By the id of a layer, its attributes that hold variables.
-        self._swapped: dict[int, dict[str, Any]] = {}
+        # What the variable of a stand-in has become by assignments in the `call`.
+        self._values: dict[int, Any] = {}
+        # By the id of a layer: the layer, and its attributes that hold variables, with what
+        # replaces them.
+        self._swapped: dict[int, tuple[Any, dict[str, tuple[Any, Any]]]] = {}
 
     def of(self, variable: Any) -> StandIn:
         """The one stand-in for a variable."""
-        return self._by_variable.setdefault(id(variable), StandIn(variable))
+        if id(variable) not in self._by_variable:
+            self._by_variable[id(variable)] = StandIn(variable, self._assign)
+        return self._by_variable[id(variable)]
+
+    def _assign(self, stand_in: StandIn, value: Any) -> Any:
+        """Let whatever reads a variable from here on read a value that the `call` assigns to it.
+
+        The variable itself does not change: tracing leaves the user's model as it is.
+        """
+        stand_in.assigned = True
+        value = value if is_symbolic(value) else stand_in * 0 + value
+        value = ops.broadcast_to(ops.cast(value, stand_in.dtype), stand_in.shape)
+        add_assignments(value, partial(self._assign, stand_in))
+        self._values[id(stand_in)] = value
+        for layer, attributes in self._swapped.values():
+            vars(layer).update({k: self._replace(old) for k, (old, _) in attributes.items()})
+        return value
+
+    def is_assigned(self, value: Any) -> bool:
+        """Whether a tensor is what the `call` has assigned to a variable."""
+        return any(value is assigned for assigned in self._values.values())
+
+    def overwritten(self, layer: Any) -> bool:
+        """Whether the `call` that runs has given a layer other weights than its variables."""
+        parts = (self._swapped.get(id(part)) for part in layer._flatten_layers())
+        return any(
+            vars(part)[name] is not new
+            for part, attributes in filter(None, parts)
+            for name, (_, new) in attributes.items()
+        )
 
     def _replace(self, value: Any) -> Any:
         """An attribute with stand-ins for variables; the attribute itself if it has none."""
         if isinstance(value, Variable):
-            return self.of(value)
+            stand_in = self.of(value)
+            return self._values.get(id(stand_in), stand_in)
         parts = value.values() if isinstance(value, dict) else value
         if not isinstance(value, list | tuple | dict) or not any(map(_holds_variable, parts)):
             return value
@@ -93,33 +140,35 @@ class StandIns:
         own = [part for part in layer._flatten_layers() if id(part) not in self._swapped]
         for part in own:
             old = {k: v for k, v in vars(part).items() if k not in BOOKKEEPING}
-            new = {k: self._replace(v) for k, v in old.items()}
-            self._swapped[id(part)] = {k: old[k] for k in old if new[k] is not old[k]}
+            pairs = {k: (v, self._replace(v)) for k, v in old.items()}
+            swapped = {k: pair for k, pair in pairs.items() if pair[0] is not pair[1]}
+            self._swapped[id(part)] = part, swapped
             # Past Keras, which would track an attribute that is set.
-            vars(part).update({k: new[k] for k in self._swapped[id(part)]})
+            vars(part).update({k: new for k, (_, new) in swapped.items()})
         try:
             yield
         finally:
             for part in own:
-                vars(part).update(self._swapped.pop(id(part)))
+                _, swapped = self._swapped.pop(id(part))
+                vars(part).update({k: old for k, (old, _) in swapped.items()})
 
     @contextlib.contextmanager
     def outside(self, layer: Any) -> Iterator[None]:
         """Put the variables of a layer and of all in it back for a while."""
         taken = {
-            id(part): (part, self._swapped.pop(id(part)))
+            id(part): self._swapped.pop(id(part))
             for part in layer._flatten_layers()
             if id(part) in self._swapped
         }
-        stand_ins = {i: {k: vars(part)[k] for k in old} for i, (part, old) in taken.items()}
-        for part, old in taken.values():
-            vars(part).update(old)
+        now = {i: {k: vars(part)[k] for k in swapped} for i, (part, swapped) in taken.items()}
+        for part, swapped in taken.values():
+            vars(part).update({k: old for k, (old, _) in swapped.items()})
         try:
             yield
         finally:
-            for i, (part, old) in taken.items():
-                vars(part).update(stand_ins[i])
-                self._swapped[i] = old
+            for i, (part, _) in taken.items():
+                vars(part).update(now[i])
+            self._swapped.update(taken)
 
 
 def _holds_variable(value: Any) -> bool:
@@ -140,6 +189,9 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
     call, spec, operate = cls.__call__, cls.symbolic_call, operation.symbolic_call
 
     def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if stand_ins.overwritten(layer):
+            # A record of the call would stand for one with the layer's own weights.
+            return layer.call(*args, **kwargs)
         if not handled_whole(layer):
             return call(layer, *args, **kwargs)
         symbolic = any(map(is_symbolic, keras.tree.flatten((args, kwargs))))
