@@ -559,3 +559,77 @@ def test_columns_of_an_input_are_indices():
     np.testing.assert_array_equal(
         intact.load_litert(intact.export(q, integer_only=True)).predict(x), q.predict(x, verbose=0)
     )
+
+
+class NormalizedKernel(layers.Wrapper):
+    """A dense layer whose kernel the wrapper computes: it assigns it, or puts it in its place.
+
+    Args:
+        layer: The dense layer.
+        assigns: Whether it assigns the kernel.
+    """
+
+    def __init__(self, layer, assigns):
+        super().__init__(layer)
+        self.assigns = assigns
+
+    def build(self, shape):
+        self.layer.build(shape)
+        self.kernel = self.add_weight(shape=self.layer.kernel.shape, name="kernel")
+        self.built = True
+
+    def call(self, x):
+        before = self.layer._kernel
+        kernel = ops.normalize(self.kernel, axis=0) * 3.0
+        if self.assigns:
+            self.layer.kernel.assign(kernel)
+        else:
+            self.layer._kernel = kernel
+        y = self.layer(x)
+        self.layer._kernel = before
+        return y
+
+
+@pytest.mark.filterwarnings("ignore::intact.NotKeptWarning")
+@pytest.mark.parametrize("assigns", [True, False])
+def test_a_kernel_that_a_wrapper_computes_is_used(assigns, rng):
+    if assigns and keras.backend.backend() == "jax":
+        pytest.skip("Keras itself keeps what is assigned while compiling")
+    wrapper = NormalizedKernel(layers.Dense(4), assigns)
+    model = keras.Sequential([keras.Input((8,)), wrapper])
+    x = rng.normal(size=(32, 8)).astype("float32")
+    before = keras.ops.convert_to_numpy(wrapper.layer.kernel)
+    flat = canonicalize(model)
+    np.testing.assert_array_equal(wrapper.layer.kernel, before)
+    np.testing.assert_allclose(
+        flat.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5
+    )
+
+
+class Counting(layers.Layer):
+    """A layer that counts its calls, and may compute with the number."""
+
+    def __init__(self, computes):
+        super().__init__()
+        self.computes = computes
+
+    def build(self, shape):
+        self.number = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        y = x * 2.0 + self.number if self.computes else x * 2.0
+        self.number.assign_add(1.0)
+        return y
+
+
+def test_a_layer_may_count_its_calls():
+    layer = Counting(computes=False)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    assert [type(each).__name__ for each in canonicalize(model).layers][1:] == ["Rescaling"]
+    assert float(keras.ops.convert_to_numpy(layer.number)) == 0
+
+
+def test_a_state_that_a_call_changes_is_refused():
+    model = keras.Sequential([keras.Input((3,)), Counting(computes=True)])
+    with pytest.raises(UnsupportedLayerError, match=r"reads weight .* and assigns to it"):
+        intact.quantize_model(model)
