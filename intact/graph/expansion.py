@@ -13,7 +13,7 @@ from intact.errors import IntactError
 from intact.graph.batch import Merger, batch_factor
 from intact.graph.displaced import Displaced
 from intact.graph.masks import Masks
-from intact.graph.runs import FREE, SAMPLES, BatchError, RandomError, StateError
+from intact.graph.runs import FREE, SAMPLES, BatchError
 from intact.graph.stand_ins import StandIns, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_trainable, is_whole
@@ -65,26 +65,8 @@ def expand_call(
         tracer.not_trained += merger.read_by_functions
     except IntactError:
         raise
-    except RandomError:
-        tracer.refuse(
-            layer,
-            "its `call` draws random numbers in inference, which a file cannot; give the model the "
-            "noise as an input, or draw it while training alone",
-        )
-    except StateError as error:
-        tracer.refuse(
-            layer,
-            f"its `call` reads weight {str(error)!r} and assigns to it in inference, so that the "
-            "next call computes another result, which a file cannot; make it an input and an "
-            "output of the model (`states` of `quantize_model`), or assign while training alone",
-        )
     except BatchError as error:
-        tracer.refuse(
-            layer,
-            f"{error} in its `call` depends on the number of samples in a batch, or on another "
-            "size that is unknown; compute it without that size, or build the model with a fixed "
-            "one (`batch_size` or `shape` of `keras.Input`)",
-        )
+        tracer.refuse(layer, error.reason)
     except Exception as error:
         _refuse(tracer, layer, error)
     finally:

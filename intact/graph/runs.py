@@ -25,13 +25,39 @@ difference between one axis and the next. Images must be halved; masks are squar
 class BatchError(Exception):
     """A value that depends on an unknown size and is not a size."""
 
+    @property
+    def reason(self) -> str:
+        """Why a layer whose `call` computes it is refused."""
+        return (
+            f"{self} in its `call` depends on the number of samples in a batch, or on another "
+            "size that is unknown; compute it without that size, or build the model with a fixed "
+            "one (`batch_size` or `shape` of `keras.Input`)"
+        )
+
 
 class RandomError(BatchError):
     """Values that no two runs have in common."""
 
+    @property
+    def reason(self) -> str:
+        """Why a layer whose `call` computes them is refused."""
+        return (
+            "its `call` draws random numbers in inference, which a file cannot; give the model the "
+            "noise as an input, or draw it while training alone"
+        )
+
 
 class StateError(BatchError):
     """A weight that a `call` reads and assigns to, so that the next call differs."""
+
+    @property
+    def reason(self) -> str:
+        """Why a layer whose `call` does so is refused."""
+        return (
+            f"its `call` reads weight {str(self)!r} and assigns to it in inference, so that the "
+            "next call computes another result, which a file cannot; make it an input and an "
+            "output of the model (`states` of `quantize_model`), or assign while training alone"
+        )
 
 
 @dataclass(frozen=True)
