@@ -194,12 +194,9 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
             return layer.call(*args, **kwargs)
         if not handled_whole(layer):
             return call(layer, *args, **kwargs)
-        symbolic = any(map(is_symbolic, keras.tree.flatten((args, kwargs))))
-        if isinstance(layer, keras.layers.Embedding) and layer.built and not symbolic:
-            # Rows of known places are a part of the weight.
-            with stand_ins.outside(layer):
-                table = stand_ins.of(layer.embeddings)
-            return ops.take(table, args[0], axis=0)
+        rows = _known_rows(stand_ins, layer, args, kwargs)
+        if rows is not None:
+            return rows
         with stand_ins.outside(layer):
             return call(layer, *args, **kwargs)
 
@@ -228,6 +225,16 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
     finally:
         cls.__call__, cls.symbolic_call, layer_module.Node = call, spec, KerasNode
         operation.symbolic_call = operate
+
+
+def _known_rows(stand_ins: StandIns, layer: Any, args: tuple, kwargs: dict) -> Any:
+    """The rows of an embedding at known places, which are a part of its weight; else None."""
+    symbolic = any(map(is_symbolic, keras.tree.flatten((args, kwargs))))
+    if symbolic or not isinstance(layer, keras.layers.Embedding) or not layer.built:
+        return None
+    table = layer.embeddings
+    table = stand_ins.of(table) if isinstance(table, Variable) else table
+    return ops.take(table, args[0], axis=0)
 
 
 def _node(outputs: Any, **call: Any) -> Any:
