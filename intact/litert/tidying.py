@@ -43,7 +43,7 @@ def tidy(builder: "Builder") -> None:
                 op.inputs[0] = source
         elif op.name == "CONCATENATION" and builder.has_own("PACK", op.outputs[0].dtype):
             graph.pack(op)
-        elif op.name == "GATHER":
+        elif op.name == "GATHER" and len(op.inputs) == 2:
             graph.merge_tables(op)
 
 
