@@ -633,3 +633,31 @@ def test_a_state_that_a_call_changes_is_refused():
     model = keras.Sequential([keras.Input((3,)), Counting(computes=True)])
     with pytest.raises(UnsupportedLayerError, match=r"reads weight .* and assigns to it"):
         intact.quantize_model(model)
+
+
+class Shifted(layers.Rescaling):
+    """A layer of Keras' that computes by `self.backend`, and something more."""
+
+    def call(self, x):
+        return super().call(x) + self.backend.numpy.abs(x)
+
+
+def patched():
+    """A dense layer whose own `call` is replaced."""
+    dense = layers.Dense(4)
+    dense.build((None, 8))
+    before = dense.call
+    dense.call = lambda x, training=None: before(x) * 2.0 + 1.0
+    return dense
+
+
+@pytest.mark.parametrize("make", [lambda: Shifted(0.5), patched], ids=["subclass", "patched"])
+def test_what_a_layer_was_changed_to_is_traced(make, rng):
+    model = keras.Sequential([keras.Input((8,)), make()])
+    x = rng.normal(size=(16, 8)).astype("float32")
+    np.testing.assert_allclose(
+        canonicalize(model).predict(x, verbose=0),
+        model.predict(x, verbose=0),
+        rtol=1e-5,
+        atol=1e-5,
+    )

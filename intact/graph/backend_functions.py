@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
+from keras.src.utils.backend_utils import DynamicBackend
 
 from intact.numerics.tensors import is_symbolic
 
@@ -21,6 +23,13 @@ BACKENDS = ("jax", "tensorflow", "torch")
 
 OWN = "keras.src.backend."
 """How the names of Keras' modules for backends begin."""
+
+ROOMS: dict[str, Any] = {
+    **dict.fromkeys(("core", "linalg", "math", "nn", "numpy"), ops),
+    "image": ops.image,
+    "random": keras.random,
+}
+"""By the name of a module of Keras' backends, what has its functions for symbolic tensors."""
 
 
 @contextlib.contextmanager
@@ -32,6 +41,8 @@ def symbolic_functions() -> Iterator[None]:
         return
     tables = importlib.import_module(f"intact.graph.{backend}_functions")
     with contextlib.ExitStack() as stack:
+        get = DynamicBackend.__getattr__
+        _set(stack, DynamicBackend, "__getattr__", lambda own, name: _of_layers(get, own, name))
         for path, functions in tables.FUNCTIONS.items():
             owner = pkgutil.resolve_name(path)
             for name, symbolic in functions.items():
@@ -40,6 +51,13 @@ def symbolic_functions() -> Iterator[None]:
         for name, value in tables.METHODS.items():
             _set(stack, keras.KerasTensor, name, value)
         yield
+
+
+def _of_layers(get: Callable[[Any, str], Any], backend: Any, name: str) -> Any:
+    """What Keras' layers for images and data, and subclasses of them, call by `self.backend`."""
+    if name in ROOMS:
+        return ROOMS[name]
+    return getattr(ops, name) if hasattr(ops, name) else get(backend, name)
 
 
 def _set(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:

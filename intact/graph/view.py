@@ -201,7 +201,8 @@ def has_graph(model: Any) -> bool:
 
 def is_graph(model: Any) -> bool:
     """Whether a model has a graph and computes just that graph."""
-    return has_graph(model) and type(model).call in (Functional.call, keras.Sequential.call)
+    own = type(model).call in (Functional.call, keras.Sequential.call)
+    return has_graph(model) and own and "call" not in vars(model)
 
 
 def structure(model: keras.Model) -> tuple[Any, Any]:

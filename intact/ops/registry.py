@@ -196,8 +196,10 @@ def find_op(layer: Any) -> Op | None:
         layer: A Keras layer or operation.
 
     Returns:
-        The registered op.
+        The registered op; none for a layer whose own `call` was replaced.
     """
+    if "call" in vars(layer):
+        return None
     if isinstance(layer, keras.layers.Layer):
         kind = known_class(layer)
         if kind is keras.layers.Activation:
