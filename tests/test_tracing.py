@@ -661,3 +661,51 @@ def test_what_a_layer_was_changed_to_is_traced(make, rng):
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+class Training(layers.Layer):
+    """Computes something else in training, and says so to the layers in it.
+
+    Args:
+        inner: A layer that it calls, or None.
+        says: The argument that it calls it with.
+    """
+
+    def __init__(self, inner=None, says=None):
+        super().__init__()
+        self.inner, self.says = inner, says
+
+    def build(self, shape):
+        if self.inner is not None:
+            self.inner.build(shape)
+
+    def call(self, x, training=True):
+        if self.inner is not None:
+            return self.inner(x, training=self.says)
+        return x * 3.0 if training else x * 2.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Training,
+        lambda: Training(Training(), None),
+        lambda: Training(Training(), True),
+        lambda: Training(layers.Dropout(0.0), True),
+        lambda: Training(layers.BatchNormalization(), False),
+    ],
+    ids=["default", "inherited", "told", "without effect", "told not to"],
+)
+def test_a_call_is_traced_as_it_infers(make, rng):
+    model = keras.Sequential([keras.Input((4,)), make()])
+    enliven(model, rng)
+    x = rng.normal(size=(16, 4)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(canonicalize(model).predict(x, verbose=0), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inner", [layers.BatchNormalization(), layers.Dropout(0.5)])
+def test_layers_that_train_in_inference_are_refused(inner):
+    model = keras.Sequential([keras.Input((4,)), Training(inner, True)])
+    with pytest.raises(UnsupportedLayerError, match=r"with `training=True` in inference"):
+        canonicalize(model)

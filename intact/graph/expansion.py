@@ -14,7 +14,7 @@ from intact.graph.batch import Merger, batch_factor
 from intact.graph.displaced import Displaced
 from intact.graph.masks import Masks
 from intact.graph.runs import FREE, SAMPLES, BatchError
-from intact.graph.stand_ins import StandIns, symbolic_calls
+from intact.graph.stand_ins import StandIns, in_inference, symbolic_calls
 from intact.graph.view import output_names, set_mask, view
 from intact.numerics.tensors import is_symbolic, is_trainable, is_whole
 from intact.ops.registry import activation_name
@@ -141,7 +141,7 @@ def _run(
     with stand_ins.inside(layer), symbolic_calls(stand_ins), _restored(layer):
         vars(layer).update(attributes)
         before = dict(vars(layer))
-        outputs = layer.call(*args, **kwargs)
+        outputs = layer.call(*args, **in_inference(layer, args, kwargs)[0])
         after = vars(layer).items()
         left = {k: v for k, v in after if is_symbolic(v) and v is not before.get(k)}
         return outputs, {k: v for k, v in left.items() if not stand_ins.is_assigned(v)}

@@ -60,6 +60,18 @@ class StateError(BatchError):
         )
 
 
+class TrainingError(BatchError):
+    """A layer that a `call` tells to train in inference."""
+
+    @property
+    def reason(self) -> str:
+        """Why a layer whose `call` does so is refused."""
+        return (
+            f"its `call` runs {self} with `training=True` in inference, by the statistics of the "
+            "batch or random numbers, which a file cannot; leave the argument out"
+        )
+
+
 @dataclass(frozen=True)
 class Runs:
     """A value that does not depend on the inputs, from each run."""

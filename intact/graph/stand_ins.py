@@ -6,6 +6,7 @@ therefore replaces each weight of a layer while the layer's `call` runs.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from keras.src.ops.node import Node as KerasNode
 from intact.graph.backend_functions import symbolic_functions
 from intact.graph.buffers import symbolic_zeros
 from intact.graph.control_flow import unrolled
+from intact.graph.runs import TrainingError
 from intact.graph.view import is_graph
 from intact.layers.base import QuantizedLayer
 from intact.numerics.tensors import Variable, is_symbolic, to_numpy
@@ -189,16 +191,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
     call, spec, operate = cls.__call__, cls.symbolic_call, operation.symbolic_call
 
     def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if stand_ins.overwritten(layer):
-            # A record of the call would stand for one with the layer's own weights.
-            return layer.call(*args, **kwargs)
-        if not handled_whole(layer):
-            return call(layer, *args, **kwargs)
-        rows = _known_rows(stand_ins, layer, args, kwargs)
-        if rows is not None:
-            return rows
-        with stand_ins.outside(layer):
-            return call(layer, *args, **kwargs)
+        return _called(partial(call, layer), stand_ins, layer, args, kwargs)
 
     def specified(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if handled_whole(layer):
@@ -225,6 +218,70 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
     finally:
         cls.__call__, cls.symbolic_call, layer_module.Node = call, spec, KerasNode
         operation.symbolic_call = operate
+
+
+def _called(
+    call: Callable[..., Any], stand_ins: StandIns, layer: Any, args: tuple, kwargs: dict
+) -> Any:
+    """What a `call` gets of a layer that it calls.
+
+    Args:
+        call: Calls the layer as Keras does.
+        stand_ins: The stand-ins for variables.
+        layer: The layer.
+        args: The arguments.
+        kwargs: The keyword arguments.
+    """
+    kwargs, trains = in_inference(layer, args, kwargs)
+    if stand_ins.overwritten(layer) or (trains and not handled_whole(layer)):
+        # A record of the call would stand for one with the layer's own weights, in inference.
+        return layer.call(*args, **kwargs)
+    if trains and acts_in_training(layer):
+        raise TrainingError(f"{type(layer).__name__} {layer.name!r}")
+    if not handled_whole(layer):
+        return call(*args, **kwargs)
+    rows = _known_rows(stand_ins, layer, args, kwargs)
+    if rows is not None:
+        return rows
+    with stand_ins.outside(layer):
+        return call(*args, **kwargs)
+
+
+def in_inference(layer: Any, args: tuple, kwargs: dict) -> tuple[dict[str, Any], bool]:
+    """The keyword arguments of a layer's `call`, which does not train unless it is told to.
+
+    Args:
+        layer: The layer.
+        args: The other arguments.
+        kwargs: The keyword arguments.
+
+    Returns:
+        The keyword arguments, and whether an argument says that the layer trains.
+    """
+    if not getattr(layer, "_call_has_training_arg", False):
+        return kwargs, False
+    try:
+        given = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return kwargs, False
+    training = given.get("training")
+    if training is None and ("training" in kwargs or "training" not in given):
+        kwargs = {**kwargs, "training": False}
+    return kwargs, training is True
+
+
+def acts_in_training(layer: Any) -> bool:
+    """Whether a layer, or one in it, computes something else while it trains."""
+    kinds = keras.layers.BatchNormalization | keras.layers.SpectralNormalization
+    return any(isinstance(part, kinds) or _draws(part) for part in layer._flatten_layers())
+
+
+def _draws(layer: Any) -> bool:
+    """Whether a layer draws random numbers while it trains."""
+    rates = [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout", "rate")]
+    silent = any(rate is not None for rate in rates) and not any(rates)
+    seeds = any(isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values())
+    return seeds and not silent
 
 
 def _known_rows(stand_ins: StandIns, layer: Any, args: tuple, kwargs: dict) -> Any:
