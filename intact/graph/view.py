@@ -201,8 +201,14 @@ def has_graph(model: Any) -> bool:
 
 def is_graph(model: Any) -> bool:
     """Whether a model has a graph and computes just that graph."""
-    own = type(model).call in (Functional.call, keras.Sequential.call)
-    return has_graph(model) and own and "call" not in vars(model)
+    if not has_graph(model) or has_own_call(model):
+        return False
+    return type(model).call in (Functional.call, keras.Sequential.call)
+
+
+def has_own_call(layer: Any) -> bool:
+    """Whether the `call` of one layer was replaced, so that its class does not stand for it."""
+    return "call" in getattr(layer, "__dict__", ())
 
 
 def structure(model: keras.Model) -> tuple[Any, Any]:

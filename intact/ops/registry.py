@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from intact.errors import IntactError, UnsupportedLayerError
+from intact.graph.view import has_own_call
 from intact.ops.base import Op
 from intact.registry import is_same
 
@@ -198,7 +199,7 @@ def find_op(layer: Any) -> Op | None:
     Returns:
         The registered op; none for a layer whose own `call` was replaced.
     """
-    if "call" in vars(layer):
+    if has_own_call(layer):
         return None
     if isinstance(layer, keras.layers.Layer):
         kind = known_class(layer)
