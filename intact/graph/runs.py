@@ -67,8 +67,8 @@ class TrainingError(BatchError):
     def reason(self) -> str:
         """Why a layer whose `call` does so is refused."""
         return (
-            f"its `call` runs {self} with `training=True` in inference, by the statistics of the "
-            "batch or random numbers, which a file cannot; leave the argument out"
+            f"its `call` runs {self} with `training=True` in inference, and a file has neither "
+            "the statistics of a batch nor random numbers; leave the argument out"
         )
 
 

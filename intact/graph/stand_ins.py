@@ -64,7 +64,7 @@ class StandIn(keras.KerasTensor):
 
 
 def add_assignments(tensor: Any, assign: Callable[[Any], Any]) -> None:
-    """Give a symbolic tensor the assignments of a variable.
+    """Give a symbolic tensor the `assign` methods of a variable.
 
     Args:
         tensor: The tensor.
@@ -223,7 +223,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
 def _called(
     call: Callable[..., Any], stand_ins: StandIns, layer: Any, args: tuple, kwargs: dict
 ) -> Any:
-    """What a `call` gets of a layer that it calls.
+    """The outputs of a layer that a user's `call` calls.
 
     Args:
         call: Calls the layer as Keras does.
@@ -233,12 +233,13 @@ def _called(
         kwargs: The keyword arguments.
     """
     kwargs, trains = in_inference(layer, args, kwargs)
-    if stand_ins.overwritten(layer) or (trains and not handled_whole(layer)):
-        # A record of the call would stand for one with the layer's own weights, in inference.
+    whole = handled_whole(layer)
+    if stand_ins.overwritten(layer) or (trains and not whole):
+        # Keras' record would stand for a call in inference, with the layer's own weights.
         return layer.call(*args, **kwargs)
     if trains and acts_in_training(layer):
         raise TrainingError(f"{type(layer).__name__} {layer.name!r}")
-    if not handled_whole(layer):
+    if not whole:
         return call(*args, **kwargs)
     rows = _known_rows(stand_ins, layer, args, kwargs)
     if rows is not None:
@@ -261,11 +262,11 @@ def in_inference(layer: Any, args: tuple, kwargs: dict) -> tuple[dict[str, Any],
     if not getattr(layer, "_call_has_training_arg", False):
         return kwargs, False
     try:
-        given = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
+        arguments = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
     except TypeError:
         return kwargs, False
-    training = given.get("training")
-    if training is None and ("training" in kwargs or "training" not in given):
+    training = arguments.get("training")
+    if training is None and ("training" in kwargs or "training" not in arguments):
         kwargs = {**kwargs, "training": False}
     return kwargs, training is True
 

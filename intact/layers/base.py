@@ -60,7 +60,7 @@ class QuantizedLayer(keras.layers.Layer):
 
 
 @functools.cache
-def class_for(kind: type[QuantizedLayer], held: str) -> type[QuantizedLayer]:
+def class_for(kind: type[QuantizedLayer], layer: str) -> type[QuantizedLayer]:
     """The class of the quantized layers that hold a user's layer of some class.
 
     Its name says what it holds: `keras.utils.plot_model`, a layer's `repr` and Keras' errors
@@ -69,7 +69,7 @@ def class_for(kind: type[QuantizedLayer], held: str) -> type[QuantizedLayer]:
 
     Args:
         kind: The registered class.
-        held: The name of the class of the user's layer.
+        layer: The name of the class of the user's layer.
 
     Returns:
         A subclass of `kind`, the same one for the same arguments.
@@ -80,7 +80,7 @@ def class_for(kind: type[QuantizedLayer], held: str) -> type[QuantizedLayer]:
     'DequantizeConv2D'
     """
     body = {"__module__": kind.__module__, "registered": kind}
-    named = type(f"{kind.__name__}{held}", (kind,), body)
+    named = type(f"{kind.__name__}{layer}", (kind,), body)
     register = keras.saving.register_keras_serializable("intact", kind.__name__)
     register(named)
     register(kind)  # It is again what the name stands for.

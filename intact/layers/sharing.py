@@ -100,7 +100,11 @@ class Siblings:
         axes: tuple[int, ...],
         others: Sequence[tuple[Any, tuple[int, ...]]],
     ) -> None:
-        self.shape, self.axes, self.others = shape, axes, tuple(others)
+        # Of each other copy: its variable, its shape with the axes apart, and their order here.
+        self.others = [
+            (variable, [shape[axis] for axis in order], np.argsort(order)[list(axes)].tolist())
+            for variable, order in others
+        ]
 
     def with_gradients(self, w: Tensor) -> Tensor:
         """The layer's copy, whose gradient also reaches the other copies.
@@ -111,12 +115,9 @@ class Siblings:
         Returns:
             The same values.
         """
-        for variable, axes in self.others:
-            other = ops.reshape(
-                ops.convert_to_tensor(variable), [self.shape[axis] for axis in axes]
-            )
-            other = ops.transpose(ops.transpose(other, np.argsort(axes).tolist()), self.axes)
-            other = ops.reshape(other, w.shape)
+        for variable, apart, order in self.others:
+            other = ops.reshape(ops.convert_to_tensor(variable), apart)
+            other = ops.reshape(ops.transpose(other, order), w.shape)
             # The difference is 0 and has the gradient of `other`.
             w = w + (other - ops.stop_gradient(other))
         return w
@@ -127,8 +128,7 @@ def find_shared_weights(
 ) -> list[SharedWeight]:
     """Find the weights of a float model that several layers of another model have a copy of.
 
-    The values tell: a weight is shared if the other model has its values more often than the float
-    model.
+    A weight is shared if the other model has its values more often than the float model.
 
     Args:
         model: The other model, quantized or canonical.
