@@ -88,6 +88,25 @@ def test_the_same_seed_gives_the_same_weights(x, rng):
     assert (found[0] != found[2]).any()
 
 
+def test_steps_are_the_same_whatever_the_teachers_layers_are_called(x, rng):
+    """On PyTorch, gradients of weights with a teacher's paths must not add up over steps."""
+    model = classifier(rng)
+    renamed = keras.models.clone_model(
+        model,
+        clone_function=lambda layer: layer.from_config(
+            {**layer.get_config(), "name": f"{layer.name}_of_teacher"}
+        ),
+    )
+    renamed.set_weights(model.get_weights())
+    kernels = []
+    for teacher in (model, renamed):
+        q = student(model, x)
+        rate = keras.optimizers.SGD(0.05)
+        intact.distill(q, teacher, x, batch_size=16, optimizer=rate, verbose=0)
+        kernels.append(host(q.get_layer("conv").layer.kernel))
+    np.testing.assert_array_equal(*kernels)
+
+
 def test_features_are_learned_too(x, rng):
     model = classifier(rng)
     q = student(model, x)

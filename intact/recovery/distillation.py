@@ -158,7 +158,20 @@ def _joint(
     inputs = list(model.inputs)
     known = frozen(inputs if len(inputs) > 1 else inputs[0], training=False)
     known = known if isinstance(known, list) else [known]
-    return with_outputs(model, _Distance(kinds, temperature)([*ours, *known]))
+    return _Joint(model.inputs, _Distance(kinds, temperature)([*ours, *known]))
+
+
+class _Joint(keras.Model):
+    """A student and its teacher, of which the student trains."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the last step, on PyTorch.
+
+        Keras' own finds weights by their paths. The teacher's have the same paths as the student's,
+        so it would miss those of the student, and gradients would add up from step to step.
+        """
+        for variable in self.trainable_variables:
+            variable.value.grad = None
 
 
 def _feature(model: keras.Model, kernels: KernelGraph, name: str) -> keras.KerasTensor:
