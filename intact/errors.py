@@ -265,7 +265,8 @@ class AccuracyWarning(UserWarning):
     """A calibrated model has lost an output, or a part of one, to quantization.
 
     Cause: An output has less than 20 dB of signal to noise against float. Ranges that outliers
-    stretch, too few bits, and data without the preprocessing of the training are the usual reasons.
+    stretch, too few bits, too few samples, and data without the preprocessing of the training are
+    the usual reasons.
 
     Remedy: The message names the tensors that lose most. `docs/accuracy.md` leads on from there.
     """

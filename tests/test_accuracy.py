@@ -11,6 +11,8 @@ from small import cnn, enliven, host, mlp, quantizers, weights
 import intact
 from intact import AccuracyWarning
 from intact.calibration.accuracy import Loss, Pair, losses, message_of, warn_of_losses
+from intact.calibration.calibration import find_ranges
+from intact.calibration.holdout import Holdout
 from intact.calibration.sources import Source
 
 # What Keras does with arrays of torch.
@@ -98,14 +100,15 @@ def test_what_is_lost_is_said(build, rng):
     assert all(words in str(warning.message) for words in LOST[build]), str(warning.message)
 
 
+@pytest.mark.filterwarnings("error:.*too few samples")
 @pytest.mark.parametrize("scheme", ["int8", "int16x8", "uint8"])
 def test_ordinary_models_are_silent(scheme, rng):
     cases = [
-        (enliven(cnn(), rng), rng.normal(size=(64, 8, 8, 3))),
-        (enliven(mlp(), rng), rng.normal(size=(64, 6))),
+        (enliven(cnn(), rng), rng.normal(size=(100, 8, 8, 3))),
+        (enliven(mlp(), rng), rng.normal(size=(200, 6))),
     ]
     if scheme != "uint8":  # which has no kernel for a Normalization
-        data = rng.uniform(-2, 3, (64, 3)), rng.normal(290, 10, (64, 3))
+        data = rng.uniform(-2, 3, (100, 3)), rng.normal(290, 10, (200, 3))
         cases += [dense(x.astype("float32")) for x in data]
     for model, x in cases:
         intact.calibrate(intact.quantize_model(model, scheme), x, verbose=0)
@@ -149,6 +152,56 @@ def test_a_constant_output_is_judged_by_its_size():
         losses("y", Pair.of(np.array([[-np.inf], [1.0], [2.0]]), np.array([[-9.0], [1], [2]])))
         == []
     )
+
+
+def one_large_sample(rng):
+    """Samples that are alike, but for one that is held out."""
+    x = rng.normal(size=(16, 6)).astype("float32")
+    x[7] *= 6
+    return enliven(mlp(), rng), x
+
+
+BATCHES = {
+    "one array": lambda x: x,
+    "single samples": lambda x: [sample[None] for sample in x],
+    "a generator": lambda x: (part for part in np.split(x, [3, 9])),
+}
+
+
+@pytest.mark.parametrize("batches", BATCHES)
+def test_too_few_samples_are_said(batches, rng):
+    model, x = one_large_sample(rng)
+    q = intact.quantize_model(model)
+    with pytest.warns(AccuracyWarning, match="12 of the 16 samples, the others lose") as caught:
+        intact.calibrate(q, BATCHES[batches](x), bias_correction=False, verbose=0)
+    (warning,) = (str(w.message) for w in caught if w.category is AccuracyWarning)
+    assert "Calibrate on more samples" in warning and "Most is lost at 'features'" in warning
+    # The ranges are those of all samples, not those that were tried.
+    whole = intact.quantize_model(model)
+    find_ranges(whole, x, bias_correction=False)
+    for a, b in zip(quantizers(q).values(), quantizers(whole).values(), strict=True):
+        np.testing.assert_array_equal(host(a.minimum), host(b.minimum))
+        np.testing.assert_array_equal(host(a.maximum), host(b.maximum))
+
+
+@pytest.mark.filterwarnings("error:.*too few samples")
+def test_samples_like_the_others_are_enough(rng):
+    model, x = one_large_sample(rng)
+    intact.calibrate(intact.quantize_model(model), np.concatenate([x, x[7:8]]), verbose=0)
+
+
+def test_held_samples_are_of_all_parts():
+    holdout = Holdout(print, batches=8)
+    for start in range(0, 800, 100):
+        rest, held = holdout.split([np.arange(start, start + 100)])
+        assert len(rest[0]) == 98 and len(held[0]) == 2
+    assert len(holdout.samples[0]) == 16 and holdout.samples[0].max() == 799
+
+
+def test_a_stream_is_never_cut(rng):
+    model = keras.Sequential([keras.Input(batch_shape=(2, 6)), layers.Dense(3)])
+    _, holdout = find_ranges(intact.quantize_model(model), rng.normal(size=(16, 6)))
+    assert holdout is None
 
 
 def test_few_samples_are_of_all_batches(rng):
@@ -236,10 +289,10 @@ def test_less_than_20_db_are_warned_of():
 
 def test_a_warning_is_short():
     lost = [Loss(f"output 'head_{i}'", 3.0, "range") for i in range(9)]
-    text = message_of(mlp(), 16, lost, [])
+    text = message_of("It loses", 16, lost, [])
     assert "'head_2' (3.0 dB) and 6 more. These are" in text
     assert len(text.splitlines()) < 9 and max(map(len, text.splitlines())) < 250
     for words in ("observer=", "recover", "mixed", "int16x8"):
         assert words in text
-    text = message_of(mlp(), 16, lost, [], same_top1=0.75)
+    text = message_of("It loses", 16, lost, [], same_top1=0.75)
     assert "On 75 % of them, the largest output is the same one as in float." in text

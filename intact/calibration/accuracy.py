@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from intact.calibration.float_form import FloatForm, float_outputs
+from intact.calibration.holdout import Holdout
 from intact.errors import AccuracyWarning
 from intact.graph.view import Node
 from intact.layers.alignment import before_shares
@@ -89,6 +90,11 @@ REMEDIES = {
         "Another observer: `calibrate(..., observer='percentile')`, or 'mse'.",
         "`recover` in place of `calibrate`, or training.",
         "More bits: for some layers (`mixed`), or for all activations (the scheme 'int16x8').",
+    ),
+    "unseen": (
+        "Calibrate on more samples, from all parts of the data: values beyond the ranges of those "
+        "that were seen are cut off.",
+        "Training, which moves the ranges on.",
     ),
 }
 """What to try, by the kind of loss."""
@@ -250,35 +256,67 @@ def share_losses(name: str, shares: Pair, before: Pair) -> list[Loss]:
     return [Loss(f"output {name!r}", snr, "range")] if snr < LEAST else []
 
 
-def warn_of_losses(model: keras.Model, batch: list[np.ndarray], fresh: bool = False) -> None:
+def warn_of_losses(
+    model: keras.Model,
+    batch: list[np.ndarray],
+    fresh: bool = False,
+    holdout: Holdout | None = None,
+) -> None:
     """Warn where a calibrated model has lost what it computed in float.
 
     Args:
         model: A calibrated model; its float weights are what it should compute.
         batch: A few samples, an array for each input.
         fresh: Whether the weights are those of the float model still.
+        holdout: Samples that were held out of the ranges of the others.
 
     Warns:
         AccuracyWarning: An output, or a part of one, is lost; or that could not be found out.
     """
     try:
-        check = _Check(model, batch)
-        lost = check.losses(fresh)
-        culprits = check.culprits()[:NAMED] if lost and lost[0].remedy != "graph" else []
+        message = _message_of_losses(model, batch, fresh)
+        if not message and holdout:
+            message = _message_of_unseen(model, holdout)
     except Exception as error:
         message = (
             f"The accuracy of model {model.name!r} was not checked, because it has no file or no "
             f"float form: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         )
-    else:
+    if message:
+        warnings.warn(message, AccuracyWarning, stacklevel=3)
+
+
+def _message_of_losses(model: keras.Model, batch: list[np.ndarray], fresh: bool) -> str:
+    """The warning about a model by the ranges that it has; empty if nothing is lost."""
+    check = _Check(model, batch)
+    lost = check.losses(fresh)
+    if not lost:
+        return ""
+    culprits = check.culprits()[:NAMED] if lost[0].remedy != "graph" else []
+    what = f"Quantized, model {model.name!r} loses"
+    return message_of(what, len(batch[0]), lost, culprits, check.same_top1)
+
+
+def _message_of_unseen(model: keras.Model, holdout: Holdout) -> str:
+    """The warning about a model whose ranges are too narrow for new samples."""
+    with holdout.ranges_of_others(model) as narrower:
+        if not narrower:
+            return ""
+        count = len(holdout.samples[0])
+        check = _Check(model, holdout.samples)
+        lost = [replace(loss, remedy="unseen") for loss in check.losses(False)]
         if not lost:
-            return
-        message = message_of(model, len(batch[0]), lost, culprits, check.same_top1)
-    warnings.warn(message, AccuracyWarning, stacklevel=3)
+            return ""
+        culprits = [replace(loss, remedy="unseen") for loss in check.culprits()[:NAMED]]
+    what = (
+        f"Model {model.name!r} was calibrated on too few samples for new ones. With the ranges of "
+        f"{holdout.total - count} of the {holdout.total} samples, the others lose"
+    )
+    return message_of(what, count, lost, culprits, check.same_top1)
 
 
 def message_of(
-    model: keras.Model,
+    what: str,
     samples: int,
     lost: list[Loss],
     culprits: list[Loss],
@@ -287,7 +325,7 @@ def message_of(
     """What a warning says: what is lost, where, and what to try.
 
     Args:
-        model: The quantized model.
+        what: The beginning of the sentence that names the lost outputs.
         samples: How many samples were compared.
         lost: What the outputs have lost.
         culprits: The tensors that lose most.
@@ -296,7 +334,7 @@ def message_of(
     """
     more = len(lost) - NAMED
     lines = [
-        f"Quantized, model {model.name!r} loses {', '.join(map(str, lost[:NAMED]))}"
+        f"{what} {', '.join(map(str, lost[:NAMED]))}"
         + (f" and {more} more" if more > 0 else "")
         + f". These are signal-to-noise ratios against float, on {samples} samples; from "
         f"{LEAST:g} dB on, the error is less than a tenth."
@@ -429,7 +467,7 @@ class _Check:
         ]
 
     def culprits(self) -> list[Loss]:
-        """The tensors that are much worse than their inputs, the worst first."""
+        """The tensors that are much worse than their inputs, the worst first; at least one."""
         _, inside = self.pairs(list(self.names))
         levels: dict[int, float] = {}
         drops: list[tuple[float, Loss]] = []
@@ -438,9 +476,11 @@ class _Check:
             if node in inside:
                 level = min(inside[node].snr, inside[node].row_snr)
             levels.update((id(tensor), level) for tensor in node.outputs)
-            if level < min(LEAST, before - DROP):
+            if level < LEAST and node in inside:
                 drops.append((level - before, self._culprit(node, level)))
-        return [loss for _, loss in sorted(drops, key=lambda drop: drop[0])]
+        drops.sort(key=lambda drop: drop[0])
+        large = [loss for drop, loss in drops if drop < -DROP]
+        return large or [loss for _, loss in drops[:1]]
 
     def _culprit(self, node: Node, snr: float) -> Loss:
         source = self.kernels.source(node.inputs[0])

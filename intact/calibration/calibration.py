@@ -9,7 +9,8 @@ import numpy as np
 
 from intact.calibration.accuracy import warn_of_losses
 from intact.calibration.biases import BiasPass, State
-from intact.calibration.capture import Capture, Watch
+from intact.calibration.capture import Capture, Watch, pairs_samples
+from intact.calibration.holdout import Holdout
 from intact.calibration.sources import Data, Source
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
@@ -44,7 +45,8 @@ def calibrate(
     fixed, is returned unchanged, except with `bias_correction=True`.
 
     Finally a few samples run as the file will run them, and in float: a warning names outputs that
-    are lost, and remedies.
+    are lost, and remedies. Some of the samples run with the ranges of the others, too: a warning
+    says where the samples are too few for new ones.
 
     Args:
         model: What `quantize_model` returned.
@@ -105,8 +107,10 @@ def calibrate(
     # A trained model differs from the float model on purpose, so they are not compared.
     fresh = not any(layer.calibrated for layer in observed)
     with separate_pages(model):
-        few = find_ranges(model, data, steps, batch_size, observer, bias_correction, verbose)
-        warn_of_losses(model, few, fresh)
+        few, holdout = find_ranges(
+            model, data, steps, batch_size, observer, bias_correction, verbose
+        )
+        warn_of_losses(model, few, fresh, holdout)
     return model
 
 
@@ -118,14 +122,15 @@ def find_ranges(
     observer: ObserverName | Observer | None = None,
     bias_correction: bool | None = None,
     verbose: int = 0,
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], Holdout | None]:
     """Calibrate a model without checking its accuracy afterwards.
 
     Args:
         model: As for `calibrate`, like the other arguments.
 
     Returns:
-        A few samples of the data, an array for each input.
+        A few samples of the data, an array for each input; and what tells the effect of the ranges
+        on new samples, if samples may be taken out of a batch.
     """
     observed = observed_layers(model)
     if stateful_layers(model):
@@ -143,13 +148,16 @@ def find_ranges(
     passes = bool(observed) + bias_correction
     bar = Progress("Calibrating", source.total(passes), verbose)
     before = State(model, weights=False)
+    holdout = None
     try:
         with observing(model):
             if bias_correction:
                 biases = BiasPass(model)
                 biases.apply(look(model, biases.watches, source, bar))
             ranges = RangePass(model, observer)
-            ranges.apply(look(model, ranges.watches, source, bar))
+            if model.inputs[0].shape[0] is None and not pairs_samples(model):
+                holdout = Holdout(ranges.apply, source.total(1))
+            ranges.apply(look(model, ranges.watches, source, bar, holdout))
         if bar.target is None:
             bar.update(source.taken, finalize=True)
         reset_states(model)
@@ -157,7 +165,7 @@ def find_ranges(
         # A calibration that fails leaves the model as it was.
         before.restore()
         raise
-    return source.few
+    return source.few, holdout
 
 
 def observed_layers(model: keras.Model) -> list[FakeQuantize]:
@@ -248,7 +256,13 @@ def _fill(layer: FakeQuantize, calls: list[tuple[Node, int]], low: float, high: 
     layer.set_range(minimum, maximum)
 
 
-def look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> list[Any]:
+def look(
+    model: keras.Model,
+    watches: list[Watch],
+    source: Source,
+    bar: Any,
+    holdout: Holdout | None = None,
+) -> list[Any]:
     """Run all batches through a model that lets real values through.
 
     Args:
@@ -256,6 +270,7 @@ def look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> 
         watches: The tensors to look at, and their observers.
         source: The batches.
         bar: A progress bar.
+        holdout: Gets some of the samples, and what the observers saw of the others.
 
     Returns:
         The state of each observer.
@@ -263,16 +278,37 @@ def look(model: keras.Model, watches: list[Watch], source: Source, bar: Any) -> 
     if not watches:
         return []
     states: list[Any] = []
+    observers = [observer for _, observer in watches]
     with separate_pages(model):
         watcher = Capture(model, watches)
         reset_states(model)
         for batch in source:
             check_stream(model, len(batch[0]))
-            seen = watcher(batch)
-            rows = zip(watches, states or seen, seen, strict=True)
-            states = [o.update(old, new, numpy_ops) if states else new for (_, o), old, new in rows]
+            rest, held = holdout.split(batch) if holdout else (batch, [])
+            seen = watcher(rest) if len(rest[0]) else []
+            if holdout and seen:
+                holdout.states = _updated(observers, holdout.states, seen)
+            if held and len(held[0]):
+                seen = _joined(observers, seen, watcher(held))
+            states = _updated(observers, states, seen)
             bar.add(1)
     return states
+
+
+def _updated(observers: list[Observer], states: list[Any], seen: list[Any]) -> list[Any]:
+    """The observers' states after one more batch."""
+    if not states:
+        return seen
+    rows = zip(observers, states, seen, strict=True)
+    return [observer.update(old, new, numpy_ops) for observer, old, new in rows]
+
+
+def _joined(observers: list[Observer], seen: list[Any], more: list[Any]) -> list[Any]:
+    """What the observers saw of two parts of one batch."""
+    if not seen:
+        return more
+    rows = zip(observers, seen, more, strict=True)
+    return [observer.join(a, b, numpy_ops) for observer, a, b in rows]
 
 
 @contextlib.contextmanager

@@ -50,10 +50,7 @@ class Capture:
         self.watches = watches
         self.file: LiteRTModel | None = None
         self.step = 1
-        # Products of all pairs of samples depend on which samples are together.
-        self.whole = any(
-            isinstance(getattr(layer, "layer", None), PairProducts) for layer in model.layers
-        )
+        self.whole = pairs_samples(model)
         # NumPy's reductions release the GIL.
         self._pool = ThreadPoolExecutor(os.cpu_count())
         if fast and not stateful_layers(model) and not is_large(model):
@@ -109,6 +106,15 @@ class Capture:
                 size = sum(file.view(name).nbytes for name in {*keras.tree.flatten(self.names)})
                 self.step = max(1, MEMORY // size)
         return states
+
+
+def pairs_samples(model: keras.Model) -> bool:
+    """Whether outputs depend on which samples are together, as products of all pairs do.
+
+    Args:
+        model: A quantized model.
+    """
+    return any(isinstance(getattr(layer, "layer", None), PairProducts) for layer in model.layers)
 
 
 def products(
