@@ -10,6 +10,7 @@ import keras
 
 from intact.calibration.float_form import remember_float_model
 from intact.calibration.without_data import correct_without_data
+from intact.conversion import conversion
 from intact.errors import (
     IntactError,
     MaskedOutputWarning,
@@ -32,7 +33,7 @@ from intact.memory import separate_pages
 from intact.names import IODtype, SchemeName, TargetName
 from intact.paths import write_whole
 from intact.plan.filters import Filters, LayerFilter
-from intact.plan.plan import InputStats, States
+from intact.plan.plan import InputStats, Plan, States
 from intact.plan.planner import make_plan
 from intact.plan.scheme import Scheme
 from intact.schemes import get_scheme
@@ -110,42 +111,48 @@ def quantize_model(
     refuse_quantized(model)
     chosen = LayerFilter(filters)
     scheme = get_scheme(scheme)
-    with separate_pages(model):
-        canonical, shared = _canonical(model, scheme, chosen, loops=schedule is None)
-    idle = chosen.check()
-    if idle:
-        warnings.warn(
-            f"These filters match no layer's name: {', '.join(map(repr, idle))}.",
-            UnusedRuleWarning,
-            stacklevel=2,
-        )
-    plan = make_plan(canonical, scheme, allow_float, input_stats, fold_batch_norm, states)
+    with conversion(model):
+        with separate_pages(model):
+            canonical, shared = _canonical(model, scheme, chosen, loops=schedule is None)
+        idle = chosen.check()
+        if idle:
+            warnings.warn(
+                f"These filters match no layer's name: {', '.join(map(repr, idle))}.",
+                UnusedRuleWarning,
+                stacklevel=2,
+            )
+        plan = make_plan(canonical, scheme, allow_float, input_stats, fold_batch_norm, states)
+        _warn_of_plan(model, plan, scheme)
+        with separate_pages(model):
+            quantized = build(canonical, plan, schedule, model)
+            _warn_of_apart(shared, quantized.share_weights(model))
+            if target is not None:
+                with stand_in_ranges(quantized):
+                    lower(quantized, target=target)
+            observes = any(isinstance(layer, FakeQuantize) for layer in quantized.layers)
+            if schedule is None and not observes:
+                correct_without_data(quantized)
+    remember_float_model(quantized, model)
+    return quantized
+
+
+def _warn_of_plan(model: keras.Model, plan: Plan, scheme: Scheme) -> None:
+    """Warn of rules without layers, and of masks that the quantized model's outputs lack."""
     if plan.unused:
         warnings.warn(
             f"These rules of scheme {scheme.name!r} match no layer: "
             f"{', '.join(repr(rule.match) for rule in plan.unused)}. The first rule that matches "
             "a layer counts; `print(intact.explain(model))` shows the layers' names and types.",
             UnusedRuleWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     if is_graph(model) and any(mask_of(t) is not None for t in model.outputs):
         warnings.warn(
             f"An output of model {model.name!r} has a mask, which losses read. The quantized "
             "model's output has none: pass `sample_weight` when you train it.",
             MaskedOutputWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    with separate_pages(model):
-        quantized = build(canonical, plan, schedule, model)
-        _warn_of_apart(shared, quantized.share_weights(model))
-        if target is not None:
-            with stand_in_ranges(quantized):
-                lower(quantized, target=target)
-        observes = any(isinstance(layer, FakeQuantize) for layer in quantized.layers)
-        if schedule is None and not observes:
-            correct_without_data(quantized)
-    remember_float_model(quantized, model)
-    return quantized
 
 
 def _canonical(
@@ -250,24 +257,26 @@ def export(
     for name, dtype in (("input_dtype", input_dtype), ("output_dtype", output_dtype)):
         if dtype not in IO_DTYPES:
             raise IntactError(f"Expected {name} in {IO_DTYPES}. Received: {dtype!r}.")
-    with separate_pages(model):
-        model = flat(model)
-        if not is_quantized(model):
-            real = get_scheme("float32")
-            model = simplify(model, real)
-            model = build(model, make_plan(model, real))
-    left = delay_left(model)
-    if left > 0:
-        steps = "and quantization is switched off" if left == NEVER else f"for {left:g} steps more"
-        warnings.warn(
-            f"Model {model.name!r} still trains in float, {steps}. The file is quantized "
-            "nevertheless, with the ranges seen so far and weights not trained for it. "
-            "Predictions are quantized, too, so `q.predict` shows how good the file is.",
-            ScheduleWarning,
-            stacklevel=2,
-        )
-    with separate_pages(model):
-        content = lower(model, input_dtype, output_dtype, integer_only, target, not unroll)
+    with conversion(model):
+        with separate_pages(model):
+            model = flat(model)
+            if not is_quantized(model):
+                real = get_scheme("float32")
+                model = simplify(model, real)
+                model = build(model, make_plan(model, real))
+        left = delay_left(model)
+        if left > 0:
+            steps = "and quantization is switched off"
+            steps = steps if left == NEVER else f"for {left:g} steps more"
+            warnings.warn(
+                f"Model {model.name!r} still trains in float, {steps}. The file is quantized "
+                "nevertheless, with the ranges seen so far and weights not trained for it. "
+                "Predictions are quantized, too, so `q.predict` shows how good the file is.",
+                ScheduleWarning,
+                stacklevel=2,
+            )
+        with separate_pages(model):
+            content = lower(model, input_dtype, output_dtype, integer_only, target, not unroll)
     if path is not None:
         write_whole(content, path)
     return content

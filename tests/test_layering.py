@@ -15,6 +15,7 @@ RANKS = {
     "errors": 0,
     "backend": 0,
     "memory": 0,
+    "conversion": 0.5,
     "paths": 0.5,
     "registry": 0.5,
     "tables": 0,

@@ -12,6 +12,7 @@ from intact.calibration.biases import BiasPass, State
 from intact.calibration.capture import Capture, Watch, pairs_samples
 from intact.calibration.holdout import Holdout
 from intact.calibration.sources import Data, Source
+from intact.conversion import conversion
 from intact.errors import IntactError, InvalidDataError
 from intact.graph.view import Node, view
 from intact.layers.fake_quantize import FakeQuantize
@@ -106,7 +107,7 @@ def calibrate(
         return model
     # A trained model differs from the float model on purpose, so they are not compared.
     fresh = not any(layer.calibrated for layer in observed)
-    with separate_pages(model):
+    with conversion(model), separate_pages(model):
         few, holdout = find_ranges(
             model, data, steps, batch_size, observer, bias_correction, verbose
         )

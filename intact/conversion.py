@@ -1,0 +1,174 @@
+"""The context in which models are converted: Python and Keras spend less time beside the work."""
+
+import contextlib
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras.src.tree import tree_api
+
+from intact.memory import is_large
+
+RARE = 1000
+"""How many collections of the middle generation come before a full one; Python's own is 10."""
+
+_lock = threading.Lock()
+_open: dict[str, int] = {}
+_thresholds = gc.get_threshold()
+
+
+@contextlib.contextmanager
+def conversion(model: Any) -> Iterator[None]:
+    """A context for the work on a model's graphs.
+
+    Args:
+        model: The model.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> with conversion(model):
+    ...     keras.tree.flatten({"b": 1, "a": (2, [3])})
+    [2, 3, 1]
+    """
+    with rare_collections(model), quick_trees():
+        yield
+
+
+@contextlib.contextmanager
+def rare_collections(model: Any) -> Iterator[None]:
+    """A context in which full collections of garbage are rare.
+
+    A full collection walks all objects of the process: about a million, of the backends alone. The
+    graphs of a conversion make Python begin several, which took a fifth of the time and found
+    little. The collections of young objects stay as frequent as they are.
+
+    Args:
+        model: The model. A large one changes nothing, because its garbage takes memory.
+    """
+    if is_large(model):
+        yield
+        return
+    with _counted("collections", _collect_rarely, lambda: gc.set_threshold(*_thresholds)):
+        yield
+
+
+@contextlib.contextmanager
+def quick_trees() -> Iterator[None]:
+    """A context in which Keras walks nested values quickly on PyTorch, too.
+
+    There Keras calls functions of PyTorch's that are written in Python. They copy each value to
+    sort its dicts, and took a fifth of a conversion's time. The other backends have their own in C.
+    """
+    if keras.backend.backend() != "torch" or not hasattr(tree_api, "tree_impl"):
+        yield
+        return
+    with _counted("trees", _begin_quick, _end_quick):
+        yield
+
+
+@contextlib.contextmanager
+def _counted(name: str, begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+    """Count the contexts of a name that are open, in whatever thread; the first and last act."""
+    with _lock:
+        _open[name] = _open.get(name, 0) + 1
+        if _open[name] == 1:
+            begin()
+    try:
+        yield
+    finally:
+        with _lock:
+            _open[name] -= 1
+            if not _open[name]:
+                end()
+
+
+def _collect_rarely() -> None:
+    global _thresholds
+    _thresholds = gc.get_threshold()
+    gc.set_threshold(_thresholds[0], _thresholds[1], RARE)
+
+
+def _begin_quick() -> None:
+    tree_api.tree_impl = _QuickTrees(tree_api.tree_impl)
+
+
+def _end_quick() -> None:
+    tree_api.tree_impl = tree_api.tree_impl.own
+
+
+class _QuickTrees:
+    """Stands in the place of Keras' module of tree functions, and returns what that does.
+
+    Lists, tuples, dicts and named tuples are walked here; the module walks what other classes hold.
+
+    Args:
+        own: Keras' module.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        self._kinds: dict[type, type | None] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
+
+    def _kind(self, value: Any) -> type | None:
+        """Of a nested value, the built-in class to walk it by, or `object`; None for a leaf."""
+        cls = type(value)
+        if cls not in self._kinds:
+            kind: type | None = cls if cls in (list, tuple, dict) else object
+            if kind is object and not self.own.is_nested(value):
+                kind = None
+            elif issubclass(cls, tuple) and hasattr(cls, "_fields"):
+                kind = tuple
+            self._kinds[cls] = kind
+        return self._kinds[cls]
+
+    def is_nested(self, structure: Any) -> bool:
+        return self._kind(structure) is not None
+
+    def flatten(self, structure: Any) -> list[Any]:
+        leaves: list[Any] = []
+        self._collect(structure, leaves)
+        return leaves
+
+    def _collect(self, value: Any, leaves: list[Any], ordered: bool = True) -> None:
+        """Append the leaves of a value.
+
+        Those of a dict stand in the order of its keys, and of dicts inside it in their own: so
+        Keras has them on PyTorch.
+        """
+        kind = self._kind(value)
+        if kind is None:
+            leaves.append(value)
+        elif kind is dict:
+            for key in sorted(value) if ordered else value:
+                self._collect(value[key], leaves, ordered=False)
+        elif kind is not object:
+            for part in value:
+                self._collect(part, leaves, ordered)
+        elif ordered:
+            leaves += self.own.flatten(value)
+        else:
+            self.own.map_structure(leaves.append, value)
+
+    def map_structure(self, func: Any, *structures: Any, none_is_leaf: bool = True) -> Any:
+        if len(structures) > 1 or not none_is_leaf:
+            return self.own.map_structure(func, *structures, none_is_leaf=none_is_leaf)
+        return self._map(func, *structures)
+
+    def _map(self, func: Any, value: Any) -> Any:
+        kind = self._kind(value)
+        if kind is None:
+            return func(value)
+        if kind is object:
+            return self.own.map_structure(func, value)
+        if kind is dict:
+            return {key: self._map(func, part) for key, part in value.items()}
+        parts = [self._map(func, part) for part in value]
+        if kind is list:
+            return parts
+        return tuple(parts) if type(value) is tuple else type(value)(*parts)

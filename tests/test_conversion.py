@@ -1,0 +1,128 @@
+"""What makes conversions fast changes no result, and leaves nothing behind."""
+
+import gc
+import threading
+from collections import OrderedDict, defaultdict, deque, namedtuple
+
+import keras
+import numpy as np
+import pytest
+from keras.src.tree import tree_api
+
+import intact
+from intact import memory
+from intact.conversion import RARE, conversion, quick_trees
+from intact.numerics.affine import QTensor
+
+Pair = namedtuple("Pair", ["b", "a"])
+NESTED = {
+    "leaf": 1,
+    "none": None,
+    "text": "ab",
+    "empty": [],
+    "empty dict": {},
+    "array": np.zeros(2),
+    "shape": (None, 3),
+    "list": [1, [2, (3, None)], "x"],
+    "dict": {"b": 1, "a": [2, {"d": 3, "c": None}]},
+    "ordered": OrderedDict(b=1, a={"d": 3, "c": 2}),
+    "default": [defaultdict(list, b=1, a={"d": 3, "c": 2})],
+    "inside a dict": {"b": OrderedDict(d=1, c=[2]), "a": [defaultdict(list, d={"f": 3, "e": 4})]},
+    "deque": (deque([1, {"b": 2, "a": 3}]), 4),
+    "named": [Pair(1, {"b": 2, "a": 3}), Pair([], ())],
+    "tensor": (QTensor(1, 2, 3, 4), {"x": [5]}),
+    "set": [{1, 2}],
+    "symbol": [keras.KerasTensor((2, 3)), {"x": keras.KerasTensor((4,))}],
+}
+
+
+def same(a, b):
+    """Whether two nested values have the same classes and parts."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple | deque):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a is b or (not isinstance(a, keras.KerasTensor) and a == b)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_quick_trees_are_those_of_keras(name):
+    value, seen = NESTED[name], ([], [])
+
+    def results(seen):
+        def mark(x):
+            seen.append(x)
+            return (x,)
+
+        return (
+            keras.tree.is_nested(value),
+            keras.tree.flatten(value),
+            keras.tree.map_structure(lambda x: x, value),
+            keras.tree.map_structure(mark, value),
+            keras.tree.map_structure(lambda x: x, value, none_is_leaf=False),
+            keras.tree.map_structure(lambda x, y: (x, y), value, value),
+            keras.tree.pack_sequence_as(value, list(range(len(keras.tree.flatten(value))))),
+            keras.tree.flatten_with_path(value),
+        )
+
+    own = results(seen[0])
+    with quick_trees():
+        quick = results(seen[1])
+    assert same(quick, own)
+    assert same(*seen)
+
+
+def test_quick_trees_know_classes_that_are_registered_meanwhile():
+    @tree_api.register_tree_node_class
+    class Box(list):
+        def torchtree_flatten(self):
+            return list(self), None
+
+        torchtree_flatten_with_keys = torchtree_flatten
+
+        def tree_flatten(self):
+            return list(self), None
+
+        @classmethod
+        def torchtree_unflatten(cls, children, _):
+            return cls(children)
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(children)
+
+    class Other(list):
+        """A list that nobody registered is a leaf."""
+
+    value = {"b": Box([1, (2, 3)]), "a": Other([4])}
+    with quick_trees():
+        assert keras.tree.flatten(value) == [[4], 1, 2, 3]
+        assert type(keras.tree.map_structure(lambda x: x, value)["b"]) is Box
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_stays_behind(fails):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    before = gc.get_threshold(), getattr(tree_api, "tree_impl", None)
+    try:
+        with conversion(model), conversion(model):
+            assert gc.get_threshold() == (*before[0][:2], RARE)
+            assert gc.isenabled()
+            thread = threading.Thread(target=lambda: intact.quantize_model(model))
+            thread.start()
+            thread.join()
+            assert gc.get_threshold()[2] == RARE
+            assert not fails
+    except AssertionError:
+        assert fails
+    assert (gc.get_threshold(), getattr(tree_api, "tree_impl", None)) == before
+
+
+def test_garbage_of_large_models_is_collected_as_ever(monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    monkeypatch.setattr(memory, "LARGE", 0)
+    before = gc.get_threshold()
+    with conversion(model):
+        assert gc.get_threshold() == before
