@@ -430,7 +430,8 @@ class _Check:
 
     def _graph_losses(self, outputs: list[Pair]) -> list[Loss]:
         """The outputs for which the float form differs from the float model."""
-        few = [array[:FLOAT_SAMPLES] for array in self.batch]
+        size = self.model.inputs[0].shape[0] or 1
+        few = [array[: max(FLOAT_SAMPLES, size)] for array in self.batch]
         rows = zip(self.output_names, float_outputs(self.model, few), outputs, strict=False)
         # Products of all pairs of samples have fewer columns, too.
         pairs = [

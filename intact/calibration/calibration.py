@@ -18,7 +18,7 @@ from intact.graph.view import Node, view
 from intact.layers.fake_quantize import FakeQuantize
 from intact.layers.quantized_model import QuantizedModel, is_quantized
 from intact.layers.ranges import range_calls, refuse_nested
-from intact.layers.stateful import check_stream, reset_states, stateful_layers
+from intact.layers.stateful import check_stream, reset_states
 from intact.memory import separate_pages
 from intact.names import ObserverName
 from intact.numerics.numpy_ops import numpy_ops
@@ -59,8 +59,8 @@ def calibrate(
             corrected, too, data is read twice, and the batches of a generator are kept in memory;
             those of a function that returns one are not.
         steps: How many batches to take at most.
-        batch_size: Samples per batch, for arrays. A model that keeps its state has its own, and
-            reads the batches as a new stream.
+        batch_size: Samples per batch, for arrays. A model that is built for a known batch has its
+            own. If it keeps a state, it reads the batches as a new stream.
         observer: "min_max", "moving_average", "percentile", "entropy" or "mse", or an
             `Observer` such as `intact.quantizers.observers.Percentile(99.9)`; None takes what the
             scheme says for each range.
@@ -134,16 +134,15 @@ def find_ranges(
         on new samples, if samples may be taken out of a batch.
     """
     observed = observed_layers(model)
-    if stateful_layers(model):
-        batch_size = model.inputs[0].shape[0]
+    known = model.inputs[0].shape[0]
     if bias_correction is None:
         bias_correction = not any(layer.calibrated for layer in observed)
     source = Source(
         data,
         steps,
-        batch_size,
+        known or batch_size,
         model.inputs,
-        whole_batches=bool(stateful_layers(model)),
+        whole_batches=known is not None,
         once=not (observed and bias_correction),
     )
     passes = bool(observed) + bias_correction
@@ -156,7 +155,7 @@ def find_ranges(
                 biases = BiasPass(model)
                 biases.apply(look(model, biases.watches, source, bar))
             ranges = RangePass(model, observer)
-            if model.inputs[0].shape[0] is None and not pairs_samples(model):
+            if known is None and not pairs_samples(model):
                 holdout = Holdout(ranges.apply, source.total(1))
             ranges.apply(look(model, ranges.watches, source, bar, holdout))
         if bar.target is None:

@@ -50,7 +50,7 @@ class Capture:
         self.watches = watches
         self.file: LiteRTModel | None = None
         self.step = 1
-        self.whole = pairs_samples(model)
+        self.whole = pairs_samples(model) or model.inputs[0].shape[0] is not None
         # NumPy's reductions release the GIL.
         self._pool = ThreadPoolExecutor(os.cpu_count())
         if fast and not stateful_layers(model) and not is_large(model):

@@ -17,6 +17,7 @@ from keras import ops
 from keras.src.layers import layer as layer_module
 from keras.src.ops.node import Node as KerasNode
 
+from intact.graph.array_keys import by_arrays, has_arrays
 from intact.graph.backend_functions import symbolic_functions
 from intact.graph.buffers import symbolic_zeros
 from intact.graph.control_flow import unrolled
@@ -329,10 +330,10 @@ def _like_arrays() -> Iterator[None]:
     getitem, iterate = cls.__getitem__, cls.__iter__
 
     def part(x: Any, key: Any) -> Any:
-        indices = isinstance(key, list | np.ndarray) or ops.is_tensor(key)
-        if indices and isinstance(x, StandIn) and to_numpy(key).dtype.kind in "iu":
-            return ops.take(x, key, axis=0)
-        return getitem(x, key if isinstance(key, tuple) else (key,))
+        key = key if isinstance(key, tuple) else (key,)
+        if has_arrays(key):
+            return by_arrays(x, key)
+        return getitem(x, tuple(int(k) if isinstance(k, np.integer) else k for k in key))
 
     def parts(x: Any) -> Iterator[Any]:
         return (x[index] for index in range(x.shape[0])) if x.shape and x.shape[0] else iterate(x)

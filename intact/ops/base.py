@@ -86,6 +86,13 @@ OBSERVED, SAME_AS_INPUT, ALL_SAME = Observed(), SameAsInput(), AllSame()
 Output = Observed | SameAsInput | AllSame | Fixed | NotQuantized
 
 
+FIXED_BATCH = (
+    "build the model for a known number of rows (`batch_size` of `keras.Input`) if these belong "
+    "together"
+)
+"""What helps where an operation mixes the samples of a batch."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A model that tests an op.

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, is_whole, to_numpy
 from intact.ops import constant
-from intact.ops.base import ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
+from intact.ops.base import ANY_WHOLE, FIXED_BATCH, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
 from intact.ops.shape import reshaped
@@ -17,7 +17,7 @@ from intact.ops.whole import whole_indices
 
 BATCH_AXIS = (
     "it takes from the batch axis, and a file computes each sample alone; give its input an axis "
-    "of samples before, and take from the axis behind it"
+    f"of samples before, and take from the axis behind it, or {FIXED_BATCH}"
 )
 
 

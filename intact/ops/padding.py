@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from intact.numerics.affine import QTensor, WideTensor
 from intact.numerics.tensors import Tensor, is_whole
-from intact.ops.base import ALL_SAME, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op
+from intact.ops.base import ALL_SAME, COUNTS, FIXED_BATCH, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
 from intact.ops.shape import Moving
@@ -61,7 +61,7 @@ class Padding(Moving):
         rank = len(x.shape)
         pads = [tuple(pair) for pair in np.broadcast_to(layer.pad_width, (rank, 2)).tolist()]
         if pads[0] != (0, 0):
-            tracer.refuse(layer, "the batch axis cannot be padded")
+            tracer.refuse(layer, f"the batch axis cannot be padded; {FIXED_BATCH}")
         if not np.any(pads):
             return x
         if layer.mode == "constant":

@@ -17,7 +17,7 @@ from intact.numerics.fixed_point import Multiplier, multiplier, multiply, round_
 from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import unfused
 from intact.numerics.tensors import Tensor, is_symbolic, symbols, to_numpy
-from intact.ops.base import ALL_SAME, COUNTS, INTEGERS, SAME_AS_INPUT, Case, Op
+from intact.ops.base import ALL_SAME, COUNTS, FIXED_BATCH, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.elementwise import of_one_rank
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
@@ -180,7 +180,8 @@ class Reducing(Op):
         listed = range(rank) if layer.axis is None else np.ravel(layer.axis).tolist()
         axes = sorted(a % rank for a in listed)
         if 0 in axes:
-            tracer.refuse(layer, "the batch axis cannot be reduced; give it other axes")
+            reason = f"the batch axis cannot be reduced; give it other axes, or {FIXED_BATCH}"
+            tracer.refuse(layer, reason)
         return axes
 
     def lower(self, node: Any, builder: Any) -> None:

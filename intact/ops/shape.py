@@ -11,7 +11,7 @@ from keras import layers, ops
 from intact.litert.builder import is_row
 from intact.numerics.affine import QTensor
 from intact.numerics.tensors import Tensor
-from intact.ops.base import ALL_SAME, ANY_WHOLE, INTEGERS, SAME_AS_INPUT, Case, Op
+from intact.ops.base import ALL_SAME, ANY_WHOLE, FIXED_BATCH, INTEGERS, SAME_AS_INPUT, Case, Op
 from intact.ops.moves import RESHAPES, reshape
 from intact.ops.registry import register_op
 
@@ -224,7 +224,9 @@ class Concatenate(Op):
         return layers.Concatenate(axis=move.layer.dims[axis - 1], name=layer.name)
 
     def refuse(self, layer: Any, shapes: list) -> str | None:
-        return "the batch axis cannot be concatenated" if layer.axis == 0 else None
+        if layer.axis == 0:
+            return f"the batch axis cannot be concatenated; {FIXED_BATCH}"
+        return None
 
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         # In inference all scales are one and the same, and the ratios are 1.

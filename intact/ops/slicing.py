@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.tensors import Tensor, to_numpy
-from intact.ops.base import Case, Op
+from intact.ops.base import FIXED_BATCH, Case, Op
 from intact.ops.moves import Moved
 from intact.ops.registry import register_op
 from intact.ops.shape import Moving, reshaped
@@ -146,7 +146,8 @@ def sliced(tracer: Any, layer: Any, x: Any, key: Iterable[Any]) -> Any:
     gap = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
     key[gap : gap + 1] = [slice(None)] * (len(x.shape) - used)
     if key[0] != slice(None):
-        tracer.refuse(layer, "the batch axis cannot be indexed, and must stay the first")
+        reason = f"the batch axis cannot be indexed, and must stay the first; {FIXED_BATCH}"
+        tracer.refuse(layer, reason)
     cuts: list[_Cut] = []
     sizes: list[int | None] = []
     for k in key[1:]:
@@ -341,7 +342,8 @@ class Rearranging(Op):
         for axis, move in self.moves(layer, x).items():
             axis %= len(x.shape)
             if axis == 0:
-                tracer.refuse(layer, "it changes the batch axis; give it other axes")
+                reason = f"it changes the batch axis; give it other axes, or {FIXED_BATCH}"
+                tracer.refuse(layer, reason)
             if x.shape[axis] is None:
                 tracer.refuse(layer, f"the size of axis {axis} of shape {x.shape} is unknown")
             x = taken(tracer, layer, x, axis, move(np.arange(x.shape[axis])))
