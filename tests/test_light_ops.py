@@ -15,6 +15,9 @@ pytestmark = pytest.mark.skipif(not TORCH, reason="other backends compute with `
 
 REALS = np.array([[-2.5, -0.0, 0.5], [1.5, np.inf, 3.0]], "float32")
 OTHERS = np.array([[-2.5, 1.0, 0.0], [2.0, 7.0, -3.0]], "float32")
+IMAGES = np.arange(96, dtype="float32").reshape(2, 4, 4, 3) % 7 - 3
+KERNEL = np.arange(54, dtype="float32").reshape(3, 3, 3, 2) % 5 - 2
+LAST = "channels_last"
 WHOLE = np.array([[1, -2, 3]], "int32")
 CALLS = {
     "abs": [(REALS,), (WHOLE,)],
@@ -26,6 +29,18 @@ CALLS = {
     "where": [(REALS > 0, REALS, OTHERS), (REALS > 0, REALS, 0.0), (REALS > 0, WHOLE, 0)],
     "clip": [(REALS, -1.0, 1.0), (REALS, OTHERS - 1, OTHERS), (WHOLE, 0, 1)],
     "matmul": [(OTHERS, OTHERS.T), (WHOLE, WHOLE.T)],
+    "conv": [
+        (IMAGES, KERNEL, 1, "same", LAST),
+        (IMAGES, KERNEL, (2, 2), "same", LAST),
+        (IMAGES, KERNEL, [1, 1], "valid", LAST),
+        (IMAGES[:, 0], KERNEL[0], 1, "same", LAST),
+        (IMAGES.transpose(0, 3, 1, 2), KERNEL, 1, "same", "channels_first"),
+    ],
+    "depthwise_conv": [
+        (IMAGES, KERNEL, 1, "same", LAST),
+        (IMAGES, KERNEL, (2, 2), "same", LAST),
+        (IMAGES, KERNEL[:2, :2], 1, "same", LAST, 2),
+    ],
     "sum": [(OTHERS,), (OTHERS, 0), (OTHERS, (0, 1), True), (REALS > 0, 1)],
     "reshape": [(REALS, (-1,)), (REALS, 6), (WHOLE, [3, 1])],
     "shape": [(REALS,)],
@@ -68,6 +83,19 @@ def test_gradients_are_those_of_keras(name):
     ours = gradients(lambda w: loss(light_ops.ops, w), OTHERS / 2)
     expected = gradients(lambda w: loss(ops, w), OTHERS / 2)
     np.testing.assert_array_equal(host(ours[0]), host(expected[0]))
+
+
+@pytest.mark.parametrize("name", ["conv", "depthwise_conv"])
+def test_gradients_of_convolutions_are_those_of_keras(name):
+    def loss(home, x, w):
+        return ops.sum(ops.square(getattr(home, name)(x, w, 1, "same", LAST)))
+
+    ours, expected = (
+        gradients(lambda x, w, home=home: loss(home, x, w), IMAGES, KERNEL)
+        for home in (light_ops.ops, ops)
+    )
+    for gradient, of_keras in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(host(gradient), host(of_keras))
 
 
 def test_symbolic_tensors_and_variables_are_taken():

@@ -45,6 +45,28 @@ def _number(x: Any) -> Any:
     return torch.tensor(float(x), dtype=torch.float32) if isinstance(x, NUMBERS) else x
 
 
+def _channels_first(
+    function: Callable,
+    inputs: Any,
+    kernel: Any,
+    strides: Any,
+    padding: str,
+    data_format: str | None,
+    dilation_rate: Any,
+) -> Any:
+    """A convolution of images that torch takes as they are.
+
+    For channels that are last, Keras copies images to channels first and back. A transposed view
+    has the same layout in memory as the second copy.
+    """
+    last = data_format == "channels_last" and len(inputs.shape) == 4
+    if not (last and _is_ready(inputs, kernel)):
+        return function(inputs, kernel, strides, padding, data_format, dilation_rate)
+    images = inputs.permute(0, 3, 1, 2)
+    y = function(images, kernel, strides, padding, "channels_first", dilation_rate)
+    return y.permute(0, 2, 3, 1)
+
+
 class LightOps:
     """`keras.ops`; the most frequent operations go straight to torch where nothing is to convert.
 
@@ -103,6 +125,32 @@ class LightOps:
     def matmul(self, x1: Any, x2: Any) -> Any:
         """Matrix products."""
         return torch.matmul(x1, x2) if _is_ready(x1, x2) else keras_ops.matmul(x1, x2)
+
+    def conv(
+        self,
+        inputs: Any,
+        kernel: Any,
+        strides: Any = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: Any = 1,
+    ) -> Any:
+        """Convolutions."""
+        settings = strides, padding, data_format, dilation_rate
+        return _channels_first(keras_ops.conv, inputs, kernel, *settings)
+
+    def depthwise_conv(
+        self,
+        inputs: Any,
+        kernel: Any,
+        strides: Any = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: Any = 1,
+    ) -> Any:
+        """Convolutions of each channel alone."""
+        settings = strides, padding, data_format, dilation_rate
+        return _channels_first(keras_ops.depthwise_conv, inputs, kernel, *settings)
 
     def sum(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         """Sums along axes."""

@@ -16,7 +16,10 @@ from intact.ops.registry import get_op
 from intact.recovery.rounding import Covariance, Grid, descend, half_grid, integer_grid, shrunk
 
 WINDOWS = 8192
-"""How many patches a layer's covariance uses, in addition to two for each of its taps."""
+"""How many patches a layer's covariance uses at most, in addition to two for each of its taps."""
+
+WINDOWS_PER_TAP = 128
+"""How many patches are enough for each tap: a depthwise convolution has few."""
 
 MAX_TAPS = 4608
 """Layers with more taps are skipped, because the covariance would fill the memory."""
@@ -125,7 +128,8 @@ def _covariance(node: Node, walk: Walk, rng: np.random.Generator) -> Covariance 
     one = op.patches(layer, to_numpy(parts[0]), np.zeros((1, 3)))
     if one is None or one.shape[1] > MAX_TAPS:
         return None
-    count = -(-(WINDOWS + 2 * one.shape[1]) // len(parts))
+    taps = one.shape[1]
+    count = -(-(min(WINDOWS, WINDOWS_PER_TAP * taps) + 2 * taps) // len(parts))
     patches = [op.patches(layer, to_numpy(part), rng.random((count, 3))) for part in parts]
     return Covariance.of(np.concatenate(patches))
 

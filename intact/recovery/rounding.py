@@ -47,9 +47,15 @@ class Covariance:
             damping: A share of the mean variance that is added to all variances, for unseen
                 patches.
         """
-        taps = np.ascontiguousarray(patches.transpose(2, 1, 0))
-        taps -= taps.mean(axis=-1, keepdims=True)
-        square = taps @ taps.swapaxes(1, 2) / taps.shape[-1]
+        count, _, groups = patches.shape
+        centred = patches - patches.mean(axis=0)
+        if groups == 1:
+            # Without copies in another order, and BLAS computes half of a symmetric product.
+            flat = centred[:, :, 0]
+            square = (flat.T @ flat)[None] / count
+        else:
+            taps = np.ascontiguousarray(centred.transpose(2, 1, 0))
+            square = taps @ taps.swapaxes(1, 2) / count
         ridge = damping * np.einsum("gkk->g", square) / square.shape[1] + 1e-12
         square += ridge[:, None, None] * np.eye(square.shape[1], dtype="float32")
         return cls(square)
