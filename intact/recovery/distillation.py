@@ -158,10 +158,10 @@ def _joint(
     inputs = list(model.inputs)
     known = frozen(inputs if len(inputs) > 1 else inputs[0], training=False)
     known = known if isinstance(known, list) else [known]
-    return _Joint(model.inputs, _Distance(kinds, temperature)([*ours, *known]))
+    return StudentAndTeacher(model.inputs, _Distance(kinds, temperature)([*ours, *known]))
 
 
-class _Joint(keras.Model):
+class StudentAndTeacher(keras.Model):
     """A student and its teacher, of which the student trains."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
