@@ -1,13 +1,18 @@
 """The context in which models are converted: Python and Keras spend less time beside the work."""
 
 import contextlib
+import functools
 import gc
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras.src.layers import layer as keras_layer
+from keras.src.ops import operation as keras_operation
 from keras.src.tree import tree_api
+from keras.src.utils import naming
 
 from intact.memory import is_large
 
@@ -17,6 +22,7 @@ RARE = 1000
 _lock = threading.Lock()
 _open: dict[str, int] = {}
 _thresholds = gc.get_threshold()
+_replaced: list[tuple[Any, str, Any]] = []
 
 
 @contextlib.contextmanager
@@ -33,7 +39,7 @@ def conversion(model: Any) -> Iterator[None]:
     ...     keras.tree.flatten({"b": 1, "a": (2, [3])})
     [2, 3, 1]
     """
-    with rare_collections(model), quick_trees():
+    with rare_collections(model), quick_keras():
         yield
 
 
@@ -56,16 +62,15 @@ def rare_collections(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quick_trees() -> Iterator[None]:
-    """A context in which Keras walks nested values quickly on PyTorch, too.
+def quick_keras() -> Iterator[None]:
+    """A context in which Keras finds out less often what it knows, and walks nested values faster.
 
-    There Keras calls functions of PyTorch's that are written in Python. They copy each value to
-    sort its dicts, and took a fifth of a conversion's time. The other backends have their own in C.
+    Each layer asks Python for the signatures of its methods, and each tensor and operation derives
+    its name from its class: Here they are remembered. On PyTorch, Keras walks nested values by
+    functions of PyTorch's that are written in Python, and copy each value to sort its dicts; the
+    other backends have their own in C. All of these return what they do outside of the context.
     """
-    if keras.backend.backend() != "torch" or not hasattr(tree_api, "tree_impl"):
-        yield
-        return
-    with _counted("trees", _begin_quick, _end_quick):
+    with _counted("keras", _begin_quick, _end_quick):
         yield
 
 
@@ -92,11 +97,55 @@ def _collect_rarely() -> None:
 
 
 def _begin_quick() -> None:
-    tree_api.tree_impl = _QuickTrees(tree_api.tree_impl)
+    replacements: list[tuple[Any, str, Callable[[Any], Any]]] = [
+        (keras_operation, "inspect", _Signatures),
+        (keras_layer, "inspect", _Signatures),
+        (naming, "to_snake_case", functools.lru_cache(maxsize=None)),
+    ]
+    if keras.backend.backend() == "torch":
+        replacements.append((tree_api, "tree_impl", _QuickTrees))
+    for module, name, quick in replacements:
+        # Other versions of Keras may have no such thing.
+        if hasattr(module, name):
+            _replaced.append((module, name, getattr(module, name)))
+            setattr(module, name, quick(getattr(module, name)))
 
 
 def _end_quick() -> None:
-    tree_api.tree_impl = tree_api.tree_impl.own
+    while _replaced:
+        setattr(*_replaced.pop())
+
+
+class _Signatures:
+    """Stands in the place of the module `inspect`, and remembers the signatures of functions.
+
+    Args:
+        own: The module.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        self._known: dict[Any, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
+
+    def signature(self, function: Any) -> Any:
+        return self._remembered("signature", function)
+
+    def getfullargspec(self, function: Any) -> Any:
+        return self._remembered("getfullargspec", function)
+
+    def _remembered(self, name: str, function: Any) -> Any:
+        # The methods of all instances of a class have one function.
+        bound = isinstance(function, types.MethodType)
+        plain = function.__func__ if bound else function
+        if not isinstance(plain, types.FunctionType):
+            return getattr(self.own, name)(function)
+        key = name, bound, plain
+        if key not in self._known:
+            self._known[key] = getattr(self.own, name)(function)
+        return self._known[key]
 
 
 class _QuickTrees:

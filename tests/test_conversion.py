@@ -1,17 +1,22 @@
 """What makes conversions fast changes no result, and leaves nothing behind."""
 
+import functools
 import gc
+import inspect
 import threading
 from collections import OrderedDict, defaultdict, deque, namedtuple
 
 import keras
 import numpy as np
 import pytest
+from keras.src.layers import layer as keras_layer
+from keras.src.ops import operation as keras_operation
 from keras.src.tree import tree_api
 
 import intact
 from intact import memory
-from intact.conversion import RARE, conversion, quick_trees
+from intact.conversion import RARE, conversion, quick_keras
+from intact.graph.view import made_by, mask_of, repeat_call, view
 from intact.numerics.affine import QTensor
 
 Pair = namedtuple("Pair", ["b", "a"])
@@ -48,7 +53,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_quick_trees_are_those_of_keras(name):
+def test_quick_keras_are_those_of_keras(name):
     value, seen = NESTED[name], ([], [])
 
     def results(seen):
@@ -68,13 +73,13 @@ def test_quick_trees_are_those_of_keras(name):
         )
 
     own = results(seen[0])
-    with quick_trees():
+    with quick_keras():
         quick = results(seen[1])
     assert same(quick, own)
     assert same(*seen)
 
 
-def test_quick_trees_know_classes_that_are_registered_meanwhile():
+def test_quick_keras_know_classes_that_are_registered_meanwhile():
     @tree_api.register_tree_node_class
     class Box(list):
         def torchtree_flatten(self):
@@ -97,7 +102,7 @@ def test_quick_trees_know_classes_that_are_registered_meanwhile():
         """A list that nobody registered is a leaf."""
 
     value = {"b": Box([1, (2, 3)]), "a": Other([4])}
-    with quick_trees():
+    with quick_keras():
         assert keras.tree.flatten(value) == [[4], 1, 2, 3]
         assert type(keras.tree.map_structure(lambda x: x, value)["b"]) is Box
 
@@ -126,3 +131,57 @@ def test_garbage_of_large_models_is_collected_as_ever(monkeypatch):
     before = gc.get_threshold()
     with conversion(model):
         assert gc.get_threshold() == before
+
+
+class Scale(keras.layers.Layer):
+    def __init__(self, factor, *, offset=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor, self.offset = factor, offset
+
+    def call(self, x, training=False):
+        return x * self.factor + self.offset
+
+
+def test_remembered_signatures_are_those_of_python():
+    layers = [Scale(2.0), Scale(3.0, offset=1.0), keras.layers.Dense(2)]
+    partial = functools.partial(Scale, 2.0)
+    with quick_keras():
+        for function in (Scale.__init__, Scale, partial, *(layer.call for layer in layers)):
+            for _ in range(2):
+                own = inspect.signature(function)
+                assert keras_layer.inspect.signature(function) == own
+                argspec = keras_operation.inspect.getfullargspec(function)
+                assert argspec == inspect.getfullargspec(function)
+        assert keras_layer.inspect.Parameter is inspect.Parameter
+        inside = Scale(4.0, offset=2.0)
+    outside = Scale(4.0, offset=2.0)
+    assert {**inside.get_config(), "name": ""} == {**outside.get_config(), "name": ""}
+    assert keras_layer.inspect is keras_operation.inspect is inspect
+
+
+def test_calls_on_like_tensors_are_recorded():
+    class Counted(Scale):
+        calls = 0
+
+        def call(self, x):
+            Counted.calls += 1
+            return x * self.factor
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Counted(2.0)(inputs))
+    graph, calls = view(model), Counted.calls
+    (node,) = (node for node in graph.nodes if not node.is_input)
+    (output,) = repeat_call(node, {id(inputs): keras.Input((4,), name="other")})
+    assert Counted.calls == calls
+    assert made_by(output).layer is node.layer
+    assert (output.shape, output.dtype) == (node.outputs[0].shape, node.outputs[0].dtype)
+    # Tensors of another shape, and masks, make other outputs.
+    (longer,) = repeat_call(node, {id(inputs): keras.Input((5,))})
+    assert Counted.calls > calls
+    assert longer.shape == (None, 5)
+    calls = Counted.calls
+    masked = keras.layers.Masking()(keras.Input((4,)))
+    node.layer.supports_masking = True
+    (kept,) = repeat_call(node, {id(inputs): masked})
+    assert Counted.calls > calls
+    assert mask_of(kept) is not None

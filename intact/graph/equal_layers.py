@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from intact.graph.view import Graph, Node, call_again, view, with_replaced
+from intact.graph.view import Graph, Node, repeat_call, view, with_replaced
 from intact.numerics.tensors import to_numpy
 from intact.ops.base import AllSame, SameAsInput, Weighted
 from intact.ops.constant import Constant
@@ -51,7 +51,7 @@ def share_equal(
             continue
         first = sharing.first.get(id(node))
         results = (
-            keras.tree.flatten(call_again(node, values))
+            repeat_call(node, values)
             if first is None
             else [values[id(tensor)] for tensor in first.outputs]
         )

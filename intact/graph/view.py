@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras.src.models.functional import Functional
 from keras.src.ops.function import Function
+from keras.src.ops.node import Node as KerasNode
 from keras.src.utils.naming import to_snake_case
 
 
@@ -299,8 +300,7 @@ def recompute(graph: Graph, values: dict[int, keras.KerasTensor]) -> dict[int, k
     for node in graph.nodes:
         if all(id(tensor) in values for tensor in node.outputs):
             continue
-        outputs = keras.tree.flatten(call_again(node, values))
-        for old, new in zip(node.outputs, outputs, strict=True):
+        for old, new in zip(node.outputs, repeat_call(node, values), strict=True):
             values.setdefault(id(old), new)
     return values
 
@@ -347,8 +347,7 @@ def with_calls(model: keras.Model, graph: Graph, calls: dict[int, tuple[Any, Any
             read = keras.tree.map_structure(lambda tensor: values[id(tensor)], source)
             values[id(node.outputs[0])] = layer(read)
             continue
-        results = keras.tree.flatten(call_again(node, values))
-        values.update(zip(map(id, node.outputs), results, strict=True))
+        values.update(zip(map(id, node.outputs), repeat_call(node, values), strict=True))
     return with_replaced(model, graph, values)
 
 
@@ -363,11 +362,42 @@ def call_again(node: Node, values: dict[int, keras.KerasTensor]) -> Any:
         What the layer returns.
     """
 
+    args, kwargs = _on_others(node, values)
+    return node.layer(*args, **kwargs)
+
+
+def repeat_call(node: Node, values: dict[int, keras.KerasTensor]) -> list[keras.KerasTensor]:
+    """The outputs of a node's layer, called again on other tensors.
+
+    A call on tensors like those of before has outputs like those of before. So it is only recorded,
+    because Keras takes many times as long to call a layer.
+
+    Args:
+        node: The node.
+        values: As for `call_again`.
+    """
+    pairs = [(tensor, values[id(tensor)]) for tensor in node.inputs]
+    plain = all(_is_plain(t) for t in (*(new for _, new in pairs), *node.outputs))
+    if not plain or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+        return keras.tree.flatten(call_again(node, values))
+    outputs = [keras.KerasTensor(t.shape, t.dtype, name=t.name) for t in node.outputs]
+    args, kwargs = _on_others(node, values)
+    KerasNode(operation=node.layer, call_args=args, call_kwargs=kwargs, outputs=outputs)
+    return outputs
+
+
+def _is_plain(tensor: keras.KerasTensor) -> bool:
+    """Whether shape and type are all that a call can read of a symbolic tensor."""
+    return mask_of(tensor) is None and not (tensor.sparse or tensor.ragged)
+
+
+def _on_others(node: Node, values: dict[int, keras.KerasTensor]) -> tuple[Any, Any]:
+    """The arguments of a call on other tensors."""
+
     def other(value: Any) -> Any:
         return values[id(value)] if isinstance(value, keras.KerasTensor) else value
 
-    args, kwargs = keras.tree.map_structure(other, (node.args, node.kwargs))
-    return node.layer(*args, **kwargs)
+    return keras.tree.map_structure(other, (node.args, node.kwargs))
 
 
 @contextlib.contextmanager
