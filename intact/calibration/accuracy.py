@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from intact.calibration.float_form import FloatForm, float_outputs
+from intact.calibration.float_form import FloatForms, float_outputs
 from intact.calibration.holdout import Holdout
 from intact.errors import AccuracyWarning
 from intact.graph.view import Node
@@ -273,10 +273,11 @@ def warn_of_losses(
     Warns:
         AccuracyWarning: An output, or a part of one, is lost; or that could not be found out.
     """
+    forms = FloatForms(model)
     try:
-        message = _message_of_losses(model, batch, fresh)
+        message = _message_of_losses(forms, batch, fresh)
         if not message and holdout:
-            message = _message_of_unseen(model, holdout)
+            message = _message_of_unseen(forms, holdout)
     except Exception as error:
         message = (
             f"The accuracy of model {model.name!r} was not checked, because it has no file or no "
@@ -286,9 +287,9 @@ def warn_of_losses(
         warnings.warn(message, AccuracyWarning, stacklevel=3)
 
 
-def _message_of_losses(model: keras.Model, batch: list[np.ndarray], fresh: bool) -> str:
+def _message_of_losses(forms: FloatForms, batch: list[np.ndarray], fresh: bool) -> str:
     """The warning about a model by the ranges that it has; empty if nothing is lost."""
-    check = _Check(model, batch)
+    model, check = forms.model, _Check(forms, batch)
     lost = check.losses(fresh)
     if not lost:
         return ""
@@ -297,13 +298,14 @@ def _message_of_losses(model: keras.Model, batch: list[np.ndarray], fresh: bool)
     return message_of(what, len(batch[0]), lost, culprits, check.same_top1)
 
 
-def _message_of_unseen(model: keras.Model, holdout: Holdout) -> str:
+def _message_of_unseen(forms: FloatForms, holdout: Holdout) -> str:
     """The warning about a model whose ranges are too narrow for new samples."""
+    model = forms.model
     with holdout.ranges_of_others(model) as narrower:
         if not narrower:
             return ""
         count = len(holdout.samples[0])
-        check = _Check(model, holdout.samples)
+        check = _Check(forms, holdout.samples)
         lost = [replace(loss, remedy="unseen") for loss in check.losses(False)]
         if not lost:
             return ""
@@ -357,8 +359,9 @@ def message_of(
 class _Check:
     """A model beside itself in float, on a few samples."""
 
-    def __init__(self, model: keras.Model, batch: list[np.ndarray]) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, forms: FloatForms, batch: list[np.ndarray]) -> None:
+        self.forms, self.batch = forms, batch
+        model = self.model = forms.model
         self.kernels = kernel_graph(model)
         self.graph = self.kernels.graph
         file = self.file = Lowering(model).run()
@@ -401,7 +404,7 @@ class _Check:
         with separate_pages(self.model):
             rounded = self._run(inside)
         tensors = [*self.model.outputs, *(node.outputs[0] for node in nodes)]
-        exact = FloatForm(self.model, tensors)(self.batch)
+        exact = self.forms.of(tensors)(self.batch)
         names = [*self.output_tensors, *inside]
         pairs = [Pair.of(real, rounded[name]) for real, name in zip(exact, names, strict=True)]
         count = len(self.model.outputs)

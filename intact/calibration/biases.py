@@ -5,7 +5,7 @@ Source: Nagel et al., arXiv:1906.04721, section 4.2.
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -96,8 +96,8 @@ def take_back_corrections(model: keras.Model) -> None:
         model: A quantized model.
     """
     for kernel in all_kernels(model):
-        quantized = kernel.quantized
-        if quantized is not None and quantized.corrected is not None:
+        if _corrected(kernel):
+            quantized: Any = kernel.quantized
             _shift(kernel, -quantized.corrected)
             quantized.corrected = None
 
@@ -109,7 +109,9 @@ def without_corrections(model: keras.Model) -> Iterator[None]:
     Args:
         model: A quantized model.
     """
-    state = State(model, weights=False)
+    corrected = [kernel for kernel in all_kernels(model) if _corrected(kernel)]
+    variables = {id(v): v for kernel in corrected for v in _shifted(kernel).variables}
+    state = State(model, weights=False, variables=variables.values())
     try:
         take_back_corrections(model)
         yield
@@ -123,14 +125,21 @@ class State:
     Args:
         model: A quantized model.
         weights: Whether to copy quantized weights, too, which only recovery changes.
+        variables: The variables that may change; None: all of the model's.
     """
 
-    def __init__(self, model: keras.Model, weights: bool = True) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        weights: bool = True,
+        variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
         self.layers = [layer for layer in model.layers if isinstance(layer, Quantized)]
         self.corrected = [layer.corrected for layer in self.layers]
         kernels = {id(getattr(q.layer, name)) for q in self.layers for name in q.layouts()}
-        variables = (v for v in model.variables if weights or id(v) not in kernels)
-        self.values = [(variable, np.array(to_numpy(variable))) for variable in variables]
+        variables = model.variables if variables is None else variables
+        copied = (v for v in variables if weights or id(v) not in kernels)
+        self.values = [(variable, np.array(to_numpy(variable))) for variable in copied]
 
     def restore(self) -> None:
         """Restore the copy."""
@@ -142,8 +151,18 @@ class State:
 
 def _shift(kernel: Kernel, amount: np.ndarray) -> None:
     """Add to the bias of a layer, or to the batch norm that folds into its weights."""
-    layer = kernel.norm or kernel.layer
+    layer = _shifted(kernel)
     get_op(layer).shift(layer, amount)
+
+
+def _shifted(kernel: Kernel) -> Any:
+    """The layer whose weights a correction changes."""
+    return kernel.norm or kernel.layer
+
+
+def _corrected(kernel: Kernel) -> bool:
+    """Whether the biases of a kernel's layer are corrected."""
+    return kernel.quantized is not None and kernel.quantized.corrected is not None
 
 
 def _has_kernel(kernel: Kernel) -> bool:

@@ -115,6 +115,33 @@ class FloatForm:
         ]
 
 
+class FloatForms:
+    """The float forms of a model, which do not depend on its ranges.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+        self._known: dict[tuple[int, ...], FloatForm] = {}
+
+    def of(self, tensors: list[keras.KerasTensor]) -> FloatForm:
+        """The float form that returns some tensors.
+
+        Args:
+            tensors: Tensors of the model's graph.
+        """
+        key = tuple(map(id, tensors))
+        if key in self._known:
+            return self._known[key]
+        form = FloatForm(self.model, tensors)
+        if not is_large(self.model):
+            # The file of a large model is released as soon as it has run.
+            self._known[key] = form
+        return form
+
+
 def _call(kernels: KernelGraph, node: Node, args: tuple[Any, ...]) -> Any:
     """Make a call without any rounding; a state goes on to the next batch."""
     layer = node.layer
