@@ -50,6 +50,8 @@ class Tracer(LoopTracing, Ruling):
         # Temporary objects must outlive the tracing, because their ids are keys.
         self.kept: list[Any] = []
         self._made: dict[Any, keras.layers.Layer] = {}
+        # The ids of layers that are made for the calls that are being emitted.
+        self._new: set[int] = set()
         self._converted: dict[tuple[int, str], keras.KerasTensor] = {}
         self.integer_inputs: set[str] = set()
         # By the id of a user's model, Keras' names of its outputs.
@@ -357,6 +359,8 @@ class Tracer(LoopTracing, Ruling):
         moved = emit_moved(self, layer, inputs, overrides)
         if moved is not None:
             return moved
+        if not overrides and self._needs_no_copy(layer, dtype):
+            return self._emit_itself(layer, inputs, range_limit)
         config = {**known_config(layer), **overrides}
         if "dtype" in config:
             config["dtype"] = dtype
@@ -367,23 +371,57 @@ class Tracer(LoopTracing, Ruling):
         key = self._key(layer, config, dtype)
         if key not in self._copies:
             check_finite(layer, self.where(layer))
-            name = config["name"]
-            if self._prefix and not name.startswith(self._prefix):
-                name = f"{self._prefix}_{name}"
-            config["name"] = self.unique(name)
+            config["name"] = self._prefixed(config["name"])
             copy = known_class(layer).from_config(config)
             share_code(layer, copy, overrides)
             with without_values(copy) if layer.built else contextlib.nullcontext():
                 outputs = copy(inputs)
             if layer.built:
                 self.copy_weights(layer, copy)
-            copy.one_range, copy.own_rule, copy.owner = self.in_step, self._rule, self._owner
-            copy.range_limit = range_limit
-            self._copies[key] = copy
-            self.kept.append(layer)
+            self._note(key, layer, copy, range_limit)
         else:
             outputs = self._copies[key](inputs)
         return self.activation(activation, outputs, layer)
+
+    def emit_new(self, layer: keras.layers.Layer, inputs: Any, range_limit: Any = None) -> Any:
+        """As `emit` does, for a layer that is made for this call alone, and so needs no copy.
+
+        Args:
+            layer: The layer.
+            inputs: Tensors of the new graph.
+            range_limit: As for `emit`.
+        """
+        self._new.add(id(layer))
+        try:
+            return self.emit(layer, inputs, range_limit)
+        finally:
+            self._new.remove(id(layer))
+
+    def _needs_no_copy(self, layer: Any, dtype: str) -> bool:
+        """Whether a layer that a `trace` has made can stand in the new graph as it is."""
+        own = type(layer).__module__.startswith("intact.ops.") or id(layer) in self._new
+        own = own and self._step is None and not layer.variables
+        return own and layer.dtype_policy.name == dtype
+
+    def _emit_itself(self, layer: keras.layers.Layer, inputs: Any, range_limit: Any) -> Any:
+        """Call a layer in the new graph that needs no copy."""
+        if id(layer) not in self._copies:
+            layer.name = self._prefixed(layer.name)
+            self._note(id(layer), layer, layer, range_limit)
+        return layer(inputs)
+
+    def _prefixed(self, name: str) -> str:
+        """A layer name that is not taken yet, with the prefix of the layers around it."""
+        if self._prefix and not name.startswith(self._prefix):
+            name = f"{self._prefix}_{name}"
+        return self.unique(name)
+
+    def _note(self, key: Any, layer: Any, copy: Any, range_limit: Any) -> None:
+        """Note that a layer of the new graph stands for another, or for itself."""
+        copy.one_range, copy.own_rule, copy.owner = self.in_step, self._rule, self._owner
+        copy.range_limit = range_limit
+        self._copies[key] = copy
+        self.kept.append(layer)
 
     def _itself(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         """The counterpart of a layer of intact's own: itself if it is quantized, else a copy."""

@@ -41,7 +41,7 @@ class OfIntegers(Requantizing, Curve):
 
 
 def _as_activation(layer: Any, x: Any, tracer: Any, function: str) -> Any:
-    return tracer.emit(layers.Activation(function, name=layer.name), x)
+    return tracer.emit_new(layers.Activation(function, name=layer.name), x)
 
 
 def _along_last(layer: Any, x: Any, tracer: Any, emit: Callable[[Any], Any]) -> Any:
@@ -159,7 +159,7 @@ class Silu(Op):
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         gate = layers.Activation("sigmoid", name=f"{layer.name}_gate")
         gated = tracer.emit(gate, args[0])
-        return tracer.emit(layers.Multiply(name=layer.name), [args[0], gated])
+        return tracer.emit_new(layers.Multiply(name=layer.name), [args[0], gated])
 
 
 @register_op
@@ -185,7 +185,7 @@ class HardSigmoid(Op):
         function = getattr(layer, "activation", None)
         slope = self.slopes.get(getattr(function, "__name__", type(layer).__name__), 1 / 6)
         line = layers.Rescaling(slope, 0.5, name=f"{layer.name}_line")
-        return tracer.emit(layers.ReLU(1.0, name=layer.name), tracer.emit(line, args[0]))
+        return tracer.emit_new(layers.ReLU(1.0, name=layer.name), tracer.emit(line, args[0]))
 
 
 @register_op

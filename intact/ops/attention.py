@@ -94,7 +94,7 @@ def attention(
         scores = contract(query, key, "btnh,bsnh->bnts", Named("scores"), tracer)
         if bias is not None:
             bias = _unscaled(bias, scale, tracer)
-            scores = tracer.emit(layers.Add(name="biased"), [scores, bias])
+            scores = tracer.emit_new(layers.Add(name="biased"), [scores, bias])
     return attend(scores, value, scale, layer, tracer, mask, dropout)
 
 
@@ -251,7 +251,7 @@ class MultiHeadAttention(Op):
             y = places.part(y)
             if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
                 gate = tracer.trace(layer._gate_dense, (query,), {})
-                y = tracer.emit(layers.Multiply(name="gated"), [y, gate])
+                y = tracer.emit_new(layers.Multiply(name="gated"), [y, gate])
             y = tracer.trace(layer._output_dense, (y,), {})
         return (y, shares) if arguments.get("return_attention_scores") else y
 

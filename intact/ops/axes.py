@@ -53,7 +53,7 @@ class Shaper:
         if labels == wanted:
             return x
         dims = tuple(labels.index(label) for label in wanted[1:])
-        return self.tracer.emit(layers.Permute(dims, name=f"{self.layer.name}_permute"), x)
+        return self.tracer.emit_new(layers.Permute(dims, name=f"{self.layer.name}_permute"), x)
 
     def reshape(self, x: Any, sizes: list[Size]) -> Any:
         """A tensor in another shape; the batch stays as it is."""
@@ -61,4 +61,4 @@ class Shaper:
         target = [size if axis is None else -1 for size, axis, _ in sizes]
         if target.count(-1) > 1:
             return self.tracer.emit(SizedReshape(sizes, name=name), x)
-        return self.tracer.emit(layers.Reshape(target, name=name), x)
+        return self.tracer.emit_new(layers.Reshape(target, name=name), x)

@@ -131,12 +131,12 @@ def dropped(cell: Any, state: Any, tracer: Any) -> Any:
 
 def add(name: str, a: Any, b: Any, tracer: Any, limit: Any = None) -> Any:
     """The sum of two tensors of the new graph; `limit` is `emit`'s `range_limit`."""
-    return tracer.emit(layers.Add(name=name), [a, b], range_limit=limit)
+    return tracer.emit_new(layers.Add(name=name), [a, b], range_limit=limit)
 
 
 def multiply(name: str, a: Any, b: Any, tracer: Any, limit: Any = None) -> Any:
     """The product of two tensors of the new graph; `limit` is `emit`'s `range_limit`."""
-    return tracer.emit(layers.Multiply(name=name), [a, b], range_limit=limit)
+    return tracer.emit_new(layers.Multiply(name=name), [a, b], range_limit=limit)
 
 
 def zeros(units: int, x: Any, tracer: Any) -> Any:
@@ -146,7 +146,7 @@ def zeros(units: int, x: Any, tracer: Any) -> Any:
 
 def subtract(name: str, a: Any, b: Any, tracer: Any) -> Any:
     """The difference of two tensors of the new graph."""
-    return tracer.emit(layers.Subtract(name=name), [a, b])
+    return tracer.emit_new(layers.Subtract(name=name), [a, b])
 
 
 def carried(x: Any, tracer: Any) -> Any:

@@ -197,7 +197,7 @@ def _fit(x: Any, before: int, after: int, layer: Any, tracer: Any) -> Any:
     if before or after:
         pad = ((before, after), (0, 0))
         name = f"{layer.name}_pad"
-        x = tracer.emit(layers.ZeroPadding2D(pad, data_format="channels_last", name=name), x)
+        x = tracer.emit_new(layers.ZeroPadding2D(pad, data_format="channels_last", name=name), x)
     return x
 
 

@@ -104,7 +104,7 @@ class Attention(Op):
         with tracer.scope(layer):
             mask = whole_mask([causal, of_sources(sources, tracer)], layer, tracer)
             q, k, v = (
-                tracer.emit(layers.Reshape((-1, 1, t.shape[-1]), name=f"head_{i}"), t)
+                tracer.emit_new(layers.Reshape((-1, 1, t.shape[-1]), name=f"head_{i}"), t)
                 for i, t in enumerate((query, key, value))
             )
         dropout = layers.Dropout(layer.dropout, name="dropout")
@@ -115,12 +115,12 @@ class Attention(Op):
             scores = self.additive_scores(layer, query, key, tracer)
             y, shares = attend(scores, v, 1.0, layer, tracer, mask, dropout)
         with tracer.scope(layer):
-            y = tracer.emit(layers.Reshape((-1, y.shape[-1]), name="output"), y)
+            y = tracer.emit_new(layers.Reshape((-1, y.shape[-1]), name="output"), y)
             if rows is not None:
                 y = tracer.expand(Named("rows"), _row_or_zeros, rows, y)
             if kwargs.get("return_attention_scores"):
                 sizes = shares.shape[2:]
-                return y, tracer.emit(layers.Reshape(sizes, name="shares"), shares)
+                return y, tracer.emit_new(layers.Reshape(sizes, name="shares"), shares)
         return y
 
     def additive_scores(self, layer: Any, query: Any, key: Any, tracer: Any) -> Any:

@@ -248,7 +248,7 @@ class Binary(Op):
             return self._by_pairs(layer, of_one_rank(args[0], layer, tracer), tracer)
         a, b = (*args, *kwargs.values())
         if is_symbolic(a) and is_symbolic(b):
-            return tracer.emit(self.layer(name=layer.name), [a, b])
+            return tracer.emit_new(self.layer(name=layer.name), [a, b])
         x, constant, reverse = (a, b, False) if is_symbolic(a) else (b, a, True)
         values = np.asarray(to_numpy(constant), "float32")
         channels = values.reshape(-1)
@@ -273,7 +273,7 @@ class Binary(Op):
             free = x.shape[0] is None
             other = tracer.constant(constant, f"{layer.name}_constant", rank, broadcast=free)
             pair = [other, x] if reverse else [x, other]
-            return tracer.emit(self.layer(name=layer.name), pair)
+            return tracer.emit_new(self.layer(name=layer.name), pair)
         scale, offset = self.rescaling(channels, reverse)
         wide = max(np.size(scale), np.size(offset))
         rescaling = layers.Rescaling(

@@ -144,9 +144,9 @@ class ExtractPatches(Op):
             tracer.refuse(layer, "patches of volumes have no kernel")
         if layer.data_format == "channels_last":
             return self.patches(layer, x, tracer)
-        x = tracer.emit(layers.Permute((2, 3, 1), name=f"{layer.name}_channels_last"), x)
+        x = tracer.emit_new(layers.Permute((2, 3, 1), name=f"{layer.name}_channels_last"), x)
         y = self.patches(layer, x, tracer)
-        return tracer.emit(layers.Permute((3, 1, 2), name=f"{layer.name}_channels_back"), y)
+        return tracer.emit_new(layers.Permute((3, 1, 2), name=f"{layer.name}_channels_back"), y)
 
     def patches(self, layer: Any, x: Any, tracer: Any) -> Any:
         """The patches of images with their channels last."""

@@ -168,7 +168,7 @@ class TakeAlongAxis(Op):
         order = [a for a in range(1, rank) if a not in (axis, *behind)]
         dims = (*order, axis, *behind)
         x, indices = (
-            tracer.emit(layers.Permute(dims, name=f"{layer.name}_{name}"), t)
+            tracer.emit_new(layers.Permute(dims, name=f"{layer.name}_{name}"), t)
             for t, name in ((x, "ordered"), (indices, "indices"))
         )
         place = len(order) + 1
@@ -176,7 +176,7 @@ class TakeAlongAxis(Op):
             indices = reshaped(tracer, layer, indices, indices.shape[1 : place + 1])
         y = tracer.emit(GatherAlong(place, name=layer.name), [x, indices])
         back = tuple(int(a) + 1 for a in np.argsort(dims))
-        return tracer.emit(layers.Permute(back, name=f"{layer.name}_back"), y)
+        return tracer.emit_new(layers.Permute(back, name=f"{layer.name}_back"), y)
 
     def from_constant(self, layer: Any, x: Any, indices: np.ndarray, axis: int, tracer: Any) -> Any:
         """Values by constant indices: places of all values in a row."""

@@ -117,7 +117,7 @@ class GroupNormalization(Op):
         rank = len(x.shape)
         order = [*(a for a in range(1, rank) if a != layer.axis % rank), layer.axis % rank]
         if order != sorted(order):
-            x = tracer.emit(layers.Permute(order, name=f"{layer.name}_channels_last"), x)
+            x = tracer.emit_new(layers.Permute(order, name=f"{layer.name}_channels_last"), x)
         sizes = x.shape[1:]
         channels, groups = sizes[-1], layer.groups
 
@@ -143,7 +143,7 @@ class GroupNormalization(Op):
         y = scaled(y, layer.gamma, layer.beta, layer, tracer)
         if order != sorted(order):
             back = [order.index(axis) + 1 for axis in range(1, rank)]
-            y = tracer.emit(layers.Permute(back, name=f"{layer.name}_channels_back"), y)
+            y = tracer.emit_new(layers.Permute(back, name=f"{layer.name}_channels_back"), y)
         return y
 
 

@@ -87,7 +87,7 @@ class Compare(Op):
         a, b = (*args, *kwargs.values())
         kind = type(layer).__name__
         if is_symbolic(a) and is_symbolic(b):
-            a, b = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, b]), 0.0
+            a, b = tracer.emit_new(layers.Subtract(name=f"{layer.name}_gap"), [a, b]), 0.0
         elif is_symbolic(b):
             a, b, kind = b, a, SWAPPED.get(kind, kind)
         limits = to_numpy(b)
@@ -98,7 +98,7 @@ class Compare(Op):
             return WholeNumber().emit(kind, layer, [a, whole], tracer)
         if limits.size != 1:
             others = tracer.constant(b, f"{layer.name}_limit", len(a.shape))
-            a = tracer.emit(layers.Subtract(name=f"{layer.name}_gap"), [a, others])
+            a = tracer.emit_new(layers.Subtract(name=f"{layer.name}_gap"), [a, others])
             limits = np.zeros(1)
         if kind in EQUALITIES:
             steps: list[Step] = [
@@ -293,7 +293,7 @@ class ArgMax(Op):
         if layer.keepdims:
             shape = tuple(1 if a == axis else n for a, n in enumerate(x.shape))
             target = tuple(-1 if n is None else n for n in shape[1:])
-            y = tracer.emit(layers.Reshape(target, name=f"{layer.name}_kept"), y)
+            y = tracer.emit_new(layers.Reshape(target, name=f"{layer.name}_kept"), y)
         return y
 
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:

@@ -76,4 +76,4 @@ def hide(scores: Any, mask: Any, scale: float, tracer: Any) -> Any:
     else:
         rank = len(scores.shape)
         penalty = tracer.constant(np.where(mask, np.float32(0), low), "mask", rank)
-    return tracer.emit(layers.Add(name="masked"), [scores, penalty])
+    return tracer.emit_new(layers.Add(name="masked"), [scores, penalty])

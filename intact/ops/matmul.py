@@ -360,7 +360,7 @@ class EinsumDense(Op):
         )
         if rest is not None:
             other = tracer.constant(rest, f"{layer.name}_bias", len(y.shape))
-            y = tracer.emit(layers.Add(name=f"{layer.name}_add"), [y, other])
+            y = tracer.emit_new(layers.Add(name=f"{layer.name}_add"), [y, other])
         return tracer.activation(layer.activation, y, layer)
 
 
@@ -434,5 +434,5 @@ class Dot(Op):
         out = la.replace(la[first], "") + lb[1:].replace(la[first], "")
         y = contract(a, b, f"{la},{lb}->{out}", layer, tracer)
         if len(out) == 1:
-            y = tracer.emit(layers.Reshape((1,), name=f"{layer.name}_reshape"), y)
+            y = tracer.emit_new(layers.Reshape((1,), name=f"{layer.name}_reshape"), y)
         return y

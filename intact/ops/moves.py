@@ -118,13 +118,13 @@ def reshape(x: keras.KerasTensor, shape: Shape, name: str, tracer: "Tracer") -> 
         return tracer.emit(SizedReshape(target, name=name), x)
     if None in sizes or math.prod(x.shape[1:]) == math.prod(shape):
         known = tuple(-1 if size is None else size for size in shape)
-        return tracer.emit(layers.Reshape(known, name=name), x)
+        return tracer.emit_new(layers.Reshape(known, name=name), x)
     return tracer.emit(BatchReshape(shape, name=name), x)
 
 
 def permute(x: keras.KerasTensor, dims: tuple[int, ...], name: str, tracer: "Tracer") -> Any:
     """A tensor with its axes in another order, as `keras.layers.Permute` counts them."""
-    return tracer.emit(layers.Permute(dims, name=name), x)
+    return tracer.emit_new(layers.Permute(dims, name=name), x)
 
 
 def channel_last(x: keras.KerasTensor, axis: int, name: str, tracer: "Tracer") -> Any:

@@ -70,7 +70,7 @@ class Padding(Moving):
                 return self.with_number(layer, x, pads[1:], number, tracer)
             if rank == 4 and pads[3] == (0, 0):
                 # As a layer that a convolution can take over.
-                return tracer.emit(layers.ZeroPadding2D(tuple(pads[1:3]), name=layer.name), x)
+                return tracer.emit_new(layers.ZeroPadding2D(tuple(pads[1:3]), name=layer.name), x)
             return tracer.emit(Pad(pads[1:], name=layer.name), x)
         if layer.mode not in ("reflect", "symmetric", "edge", "wrap"):
             tracer.refuse(layer, f"the mode {layer.mode!r} is unknown")

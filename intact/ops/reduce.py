@@ -169,7 +169,7 @@ class Reducing(Op):
             tracer.refuse(layer, "an initial value, and weights, have no kernel")
         axes = self.axes(layer, x, tracer)
         keepdims = getattr(layer, "keepdims", False)
-        return tracer.emit(self.layer(axes, keepdims, name=layer.name), x)
+        return tracer.emit_new(self.layer(axes, keepdims, name=layer.name), x)
 
     def axes(self, layer: Any, x: Any, tracer: Any) -> list[int]:
         """The axes that a layer or operation reduces."""
@@ -305,8 +305,8 @@ class Variance(Reducing):
         x = args[0]
         axes = self.axes(layer, x, tracer)
         mean = tracer.emit(Mean(axes, True, name=f"{layer.name}_mean"), x)
-        offset = tracer.emit(layers.Subtract(name=f"{layer.name}_offset"), [x, mean])
-        square = tracer.emit(layers.Multiply(name=f"{layer.name}_square"), [offset, offset])
+        offset = tracer.emit_new(layers.Subtract(name=f"{layer.name}_offset"), [x, mean])
+        square = tracer.emit_new(layers.Multiply(name=f"{layer.name}_square"), [offset, offset])
         variance = tracer.emit(Mean(axes, layer.keepdims, name=layer.name), square)
         if type(layer).__name__ == "Var":
             return variance
@@ -333,13 +333,13 @@ class Extremum(Op):
             limit = to_numpy(constants[0])
             if limit.size > 1:
                 other = tracer.constant(constants[0], f"{layer.name}_constant", len(x.shape))
-                return tracer.emit(self.layer(name=layer.name), [x, other])
+                return tracer.emit_new(self.layer(name=layer.name), [x, other])
             if self.layer is layers.Maximum and not limit.any():
-                return tracer.emit(layers.ReLU(name=layer.name), x)
+                return tracer.emit_new(layers.ReLU(name=layer.name), x)
             return Table().trace(layer, args, kwargs, tracer)
         x, *others = tensors
         for y in others:
-            x = tracer.emit(self.layer(name=layer.name), [x, y])
+            x = tracer.emit_new(self.layer(name=layer.name), [x, y])
         return x
 
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
@@ -411,4 +411,4 @@ class Average(Op):
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         tensors = args[0]
         total = tracer.trace(layers.Add(name=f"{layer.name}_sum"), (tensors,), {})
-        return tracer.emit(layers.Rescaling(1 / len(tensors), name=layer.name), total)
+        return tracer.emit_new(layers.Rescaling(1 / len(tensors), name=layer.name), total)

@@ -118,14 +118,14 @@ class ReLU(Requantizing):
         if type(layer).__name__ == "ReLU":
             slope, limit, threshold = layer.negative_slope, layer.max_value, layer.threshold
             if not slope and not threshold:
-                return tracer.emit(layers.ReLU(limit, name=layer.name), args[0])
+                return tracer.emit_new(layers.ReLU(limit, name=layer.name), args[0])
             if not threshold and limit is None:
-                return tracer.emit(layers.LeakyReLU(float(slope), name=layer.name), args[0])
+                return tracer.emit_new(layers.LeakyReLU(float(slope), name=layer.name), args[0])
             config = {"negative_slope": slope, "max_value": limit, "threshold": threshold}
             return Table.emit("ReLU", config, layer, args[0], tracer)
         name = getattr(layer, "activation", None)
         six = type(layer).__name__ == "Relu6" or name is keras.activations.relu6
-        return tracer.emit(layers.ReLU(6.0 if six else None, name=layer.name), args[0])
+        return tracer.emit_new(layers.ReLU(6.0 if six else None, name=layer.name), args[0])
 
     def lower(self, node: Any, builder: Any) -> None:
         if node.output.quantized:
@@ -218,7 +218,7 @@ class LeakyReLU(Requantizing):
             return tracer.emit(layer, args[0])
         # Keras' function has its slope as a default argument.
         slope = float(getattr(layer, "negative_slope", 0.2))
-        return tracer.emit(layers.LeakyReLU(slope, name=layer.name), args[0])
+        return tracer.emit_new(layers.LeakyReLU(slope, name=layer.name), args[0])
 
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,) = inputs
@@ -313,7 +313,7 @@ class Clip(Requantizing):
     def emit(lower: float | None, upper: float | None, layer: Any, x: Any, tracer: Any) -> Any:
         """Replace a layer by a ReLU, a clamp or a table."""
         if lower == 0.0 and (upper is None or upper > 0.0):
-            return tracer.emit(layers.ReLU(upper, name=layer.name), x)
+            return tracer.emit_new(layers.ReLU(upper, name=layer.name), x)
         if (lower or 0.0) <= 0.0 <= (upper or 0.0):
             return tracer.emit(Clamp(lower, upper, name=layer.name), x)
         return Table.emit("Clip", {"x_min": lower, "x_max": upper}, layer, x, tracer)
@@ -362,9 +362,9 @@ class PReLU(Op):
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         below = tracer.emit(Clamp(None, 0.0, name=f"{layer.name}_below"), x)
-        above = tracer.emit(layers.ReLU(name=f"{layer.name}_above"), x)
+        above = tracer.emit_new(layers.ReLU(name=f"{layer.name}_above"), x)
         product = tracer.emit(layer, below)
-        return tracer.emit(layers.Add(name=f"{layer.name}_sum"), [above, product])
+        return tracer.emit_new(layers.Add(name=f"{layer.name}_sum"), [above, product])
 
     def call(self, layer: Any, inputs: list[QTensor], weights: dict, training: bool) -> Any:
         (x,), (alpha, scale) = inputs, weights["alpha"]

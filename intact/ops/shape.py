@@ -42,7 +42,7 @@ def reshaped(tracer: Any, layer: Any, x: Any, sizes: Iterable[int | None]) -> An
             tracer.refuse(layer, f"too many sizes of shape {x.shape} are unknown")
         return reshape(x, sizes, layer.name, tracer)
     target = tuple(-1 if n is None else n for n in sizes)
-    return tracer.emit(layers.Reshape(target, name=layer.name), x)
+    return tracer.emit_new(layers.Reshape(target, name=layer.name), x)
 
 
 @register_op
@@ -141,7 +141,7 @@ class Permute(Moving):
         order = layer.compute_output_spec(keras.KerasTensor(range(len(x.shape)))).shape
         if order[0] != 0:
             tracer.refuse(layer, f"the batch axis must stay the first, received order {order}")
-        return tracer.emit(layers.Permute(order[1:], name=layer.name), x)
+        return tracer.emit_new(layers.Permute(order[1:], name=layer.name), x)
 
     def lower(self, node: Any, builder: Any) -> None:
         order = builder.constant(np.array([0, *node.layer.dims], "int32"))
@@ -215,7 +215,7 @@ class Concatenate(Op):
             return tensors[0]
         if isinstance(layer, layers.Concatenate):
             return tracer.emit(layer, tensors)
-        return tracer.emit(layers.Concatenate(axis=layer.axis, name=layer.name), tensors)
+        return tracer.emit_new(layers.Concatenate(axis=layer.axis, name=layer.name), tensors)
 
     def before_move(self, layer: Any, move: Any) -> Any:
         if not isinstance(move.layer, layers.Permute):
@@ -263,7 +263,7 @@ class Stack(Op):
         parts = [reshaped(tracer, layer, x, sizes) for x in tensors]
         if len(parts) == 1:
             return parts[0]
-        return tracer.emit(layers.Concatenate(axis=axis, name=layer.name), parts)
+        return tracer.emit_new(layers.Concatenate(axis=axis, name=layer.name), parts)
 
 
 @register_op

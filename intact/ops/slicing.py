@@ -218,7 +218,7 @@ def taken(tracer: Any, layer: Any, x: Any, axis: int, index: np.ndarray) -> Any:
     ]
     if len(parts) == 1:
         return parts[0]
-    return tracer.emit(layers.Concatenate(axis=axis, name=layer.name), parts)
+    return tracer.emit_new(layers.Concatenate(axis=axis, name=layer.name), parts)
 
 
 def runs_of(index: np.ndarray) -> list[np.ndarray]:
