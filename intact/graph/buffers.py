@@ -2,11 +2,10 @@
 
 Code that loops over steps starts from zeros, and writes each step's part into them. While the code
 runs on symbolic tensors, the zeros are a symbolic tensor, too, so that Keras' loops and updates
-see that their values are not known, and an item can be assigned as in an array of the backend.
+see that their values are not known.
 """
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +29,7 @@ class Fill(keras.Operation):
 
 
 class Buffer(keras.KerasTensor):
-    """A symbolic tensor of known values, whose items can be assigned until it is read.
+    """A symbolic tensor of known values, until items are assigned.
 
     Args:
         values: An array of the backend.
@@ -45,26 +44,9 @@ class Buffer(keras.KerasTensor):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         operation = self._keras_history.operation
-        if not isinstance(operation, Fill):
+        if not isinstance(operation, Fill) or hasattr(self, "latest"):
             raise TypeError("the values of this tensor are not known while the model is traced")
         return ops.convert_to_numpy(operation.values).astype(dtype or self.dtype)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if self._keras_history.operation._outbound_nodes:
-            raise TypeError("items are assigned to a tensor that has been read; copy it before")
-        starts, sizes = _block(key if isinstance(key, tuple) else (key,), self.shape)
-        before = copy.copy(self)
-        part = ops.broadcast_to(value, sizes)
-        self._keras_history = ops.slice_update(before, starts, part)._keras_history
-
-
-def _block(key: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]]:
-    """The first index and the size along each axis of what a key of Python selects."""
-    if any(not isinstance(part, slice) or part.step not in (None, 1) for part in key):
-        raise TypeError(f"items can be assigned to slices of step 1 alone, received {key}")
-    ranges = [range(size)[part] for part, size in zip(key, shape, strict=False)]
-    ranges += [range(size) for size in shape[len(key) :]]
-    return [part.start for part in ranges], tuple(map(len, ranges))
 
 
 def known_values(tensor: Any) -> Any:

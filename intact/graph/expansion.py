@@ -12,6 +12,7 @@ import keras
 from intact.errors import IntactError
 from intact.graph.batch import Merger, batch_factor
 from intact.graph.displaced import Displaced
+from intact.graph.items import latest
 from intact.graph.masks import Masks
 from intact.graph.runs import FREE, SAMPLES, BatchError
 from intact.graph.stand_ins import StandIns, in_inference, symbolic_calls
@@ -141,7 +142,7 @@ def _run(
     with stand_ins.inside(layer), symbolic_calls(stand_ins), _restored(layer):
         vars(layer).update(attributes)
         before = dict(vars(layer))
-        outputs = layer.call(*args, **in_inference(layer, args, kwargs)[0])
+        outputs = latest(layer.call(*args, **in_inference(layer, args, kwargs)[0]))
         after = vars(layer).items()
         left = {k: v for k, v in after if is_symbolic(v) and v is not before.get(k)}
         return outputs, {k: v for k, v in left.items() if not stand_ins.is_assigned(v)}

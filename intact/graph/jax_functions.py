@@ -16,6 +16,7 @@ from intact.graph.function_rules import (
     whole_numbers,
     with_names,
 )
+from intact.graph.items import At
 from intact.numerics.tensors import to_numpy
 from intact.ops.resize import AlignedResizing
 
@@ -181,6 +182,7 @@ def _turned(x: Any, *axes: Any) -> Any:
 
 
 METHODS: dict[str, Any] = {
+    "at": property(At),
     **REDUCTIONS,
     **MOVES,
     "astype": as_type,

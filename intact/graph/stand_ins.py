@@ -21,6 +21,7 @@ from intact.graph.array_keys import by_arrays, has_arrays
 from intact.graph.backend_functions import symbolic_functions
 from intact.graph.buffers import symbolic_zeros
 from intact.graph.control_flow import unrolled
+from intact.graph.items import latest
 from intact.graph.runs import TrainingError
 from intact.graph.view import is_graph
 from intact.layers.base import QuantizedLayer
@@ -192,6 +193,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
     call, spec, operate = cls.__call__, cls.symbolic_call, operation.symbolic_call
 
     def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = latest((args, kwargs))
         return _called(partial(call, layer), stand_ins, layer, args, kwargs)
 
     def specified(layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -199,7 +201,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
             return _in_full(layer, _spec(partial(spec, layer), layer, args, kwargs), args, kwargs)
         try:
             with stand_ins.inside(layer):
-                outputs = layer.call(*args, **kwargs)
+                outputs = latest(layer.call(*args, **kwargs))
             return keras.tree.map_structure(_fresh, outputs)
         except Exception:
             # Tracing the layer itself raises the error.
@@ -207,6 +209,7 @@ def symbolic_calls(stand_ins: StandIns) -> Iterator[None]:
                 return spec(layer, *args, **kwargs)
 
     def operated(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = latest((args, kwargs))
         outputs = _spec(operation.compute_output_spec, operation, args, kwargs)
         _node(outputs, operation=operation, call_args=args, call_kwargs=kwargs)
         return outputs

@@ -19,6 +19,7 @@ from intact.graph.function_rules import (
     whole_numbers,
     with_names,
 )
+from intact.graph.items import assign_items, in_place
 from intact.ops.resize import AlignedResizing
 
 
@@ -305,8 +306,24 @@ FUNCTIONS: Table = {
 }
 """PyTorch's functions by module."""
 
+CHANGES: dict[str, Any] = {
+    "add": ops.add,
+    "sub": ops.subtract,
+    "mul": ops.multiply,
+    "truediv": ops.divide,
+    "floordiv": ops.floor_divide,
+    "mod": ops.mod,
+}
+"""What changes a tensor, by the name of Python's operator."""
+
 METHODS: dict[str, Any] = {
     **BOTH,
+    **{f"__i{name}__": in_place(function) for name, function in CHANGES.items()},
+    **{f"{name}_": in_place(function) for name, function in CHANGES.items()},
+    "__setitem__": assign_items,
+    "clamp_": in_place(ops.clip),
+    "div_": in_place(ops.divide),
+    "relu_": in_place(ops.relu),
     "bool": lambda x: ops.cast(x, "bool"),
     "contiguous": lambda x: x,
     "detach": ops.stop_gradient,
