@@ -19,6 +19,12 @@ from intact.memory import is_large
 RARE = 1000
 """How many collections of the middle generation come before a full one; Python's own is 10."""
 
+UNTRACKED = {bool, int, float, str, type(None), types.FunctionType}
+"""The types of attributes that neither Keras nor PyTorch tracks."""
+
+TORCH_PARTS = ("_parameters", "_modules", "_buffers")
+"""Where PyTorch keeps the attributes that it tracks."""
+
 _lock = threading.Lock()
 _open: dict[str, int] = {}
 _thresholds = gc.get_threshold()
@@ -104,6 +110,7 @@ def _begin_quick() -> None:
     ]
     if keras.backend.backend() == "torch":
         replacements.append((tree_api, "tree_impl", _QuickTrees))
+        replacements.append((keras.Layer, "__setattr__", _quick_setattr))
     for module, name, quick in replacements:
         # Other versions of Keras may have no such thing.
         if hasattr(module, name):
@@ -114,6 +121,24 @@ def _begin_quick() -> None:
 def _end_quick() -> None:
     while _replaced:
         setattr(*_replaced.pop())
+
+
+def _quick_setattr(own: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
+    """Keras' way to set an attribute of a layer; plain values, which nothing tracks, are just set.
+
+    Args:
+        own: Keras' way. It asks Keras and PyTorch what they have to track, fifty times for a layer.
+    """
+
+    def set_attribute(layer: Any, name: str, value: Any) -> None:
+        parts = layer.__dict__
+        begun = "_tracker" in parts and "_modules" in parts
+        if begun and type(value) in UNTRACKED and not any(name in parts[k] for k in TORCH_PARTS):
+            object.__setattr__(layer, name, value)
+        else:
+            own(layer, name, value)
+
+    return set_attribute
 
 
 class _Signatures:
@@ -205,19 +230,39 @@ class _QuickTrees:
             self.own.map_structure(leaves.append, value)
 
     def map_structure(self, func: Any, *structures: Any, none_is_leaf: bool = True) -> Any:
-        if len(structures) > 1 or not none_is_leaf:
-            return self.own.map_structure(func, *structures, none_is_leaf=none_is_leaf)
-        return self._map(func, *structures)
+        if none_is_leaf and self._alike(*structures):
+            return self._map(func, *structures)
+        return self.own.map_structure(func, *structures, none_is_leaf=none_is_leaf)
 
-    def _map(self, func: Any, value: Any) -> Any:
-        kind = self._kind(value)
-        if kind is None:
-            return func(value)
-        if kind is object:
-            return self.own.map_structure(func, value)
+    def _alike(self, *values: Any) -> bool:
+        """Whether several values are nested alike; so is a single one."""
+        if len(values) == 1 or self._kind(values[0]) is None:
+            return bool(values)
+        first, *others = values
+        kind = self._kind(first)
+        if kind is object or any(type(other) is not type(first) for other in others):
+            return False
         if kind is dict:
-            return {key: self._map(func, part) for key, part in value.items()}
-        parts = [self._map(func, part) for part in value]
+            if any(other.keys() != first.keys() for other in others):
+                return False
+            return all(self._alike(*(value[key] for value in values)) for key in first)
+        same = all(len(other) == len(first) for other in others)
+        return same and all(map(self._alike, *values))
+
+    def _map(self, func: Any, first: Any, *others: Any) -> Any:
+        """What a function returns for the leaves of values that are nested alike."""
+        kind = self._kind(first)
+        if kind is None:
+            return func(first, *others)
+        if kind is object:
+            return self.own.map_structure(func, first, *others)
+        if kind is dict:
+            rest = ([other[key] for other in others] for key in first)
+            return {
+                key: self._map(func, part, *parts)
+                for (key, part), parts in zip(first.items(), rest, strict=True)
+            }
+        parts = list(map(functools.partial(self._map, func), first, *others))
         if kind is list:
             return parts
-        return tuple(parts) if type(value) is tuple else type(value)(*parts)
+        return tuple(parts) if type(first) is tuple else type(first)(*parts)

@@ -53,8 +53,9 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_quick_keras_are_those_of_keras(name):
+def test_quick_trees_are_those_of_keras(name):
     value, seen = NESTED[name], ([], [])
+    copied = keras.tree.map_structure(lambda x: x, value)
 
     def results(seen):
         def mark(x):
@@ -68,6 +69,7 @@ def test_quick_keras_are_those_of_keras(name):
             keras.tree.map_structure(mark, value),
             keras.tree.map_structure(lambda x: x, value, none_is_leaf=False),
             keras.tree.map_structure(lambda x, y: (x, y), value, value),
+            keras.tree.map_structure(lambda x, y, z: z, value, copied, value),
             keras.tree.pack_sequence_as(value, list(range(len(keras.tree.flatten(value))))),
             keras.tree.flatten_with_path(value),
         )
@@ -79,7 +81,63 @@ def test_quick_keras_are_those_of_keras(name):
     assert same(*seen)
 
 
-def test_quick_keras_know_classes_that_are_registered_meanwhile():
+@pytest.mark.parametrize(
+    "others",
+    [
+        [1, 2],
+        [1, (2, 3), 4],
+        [1, [2, 3, 4], {"a": 1}],
+        [1, (2, 3), {"b": 1}],
+        [1, (2, 3), OrderedDict(a=1)],
+        [[1], (2, {"c": 3}), {"a": [1]}],
+    ],
+    ids=str,
+)
+def test_quick_trees_refuse_what_keras_refuses(others):
+    def result():
+        seen = []
+        try:
+            value = keras.tree.map_structure(
+                lambda x, y: seen.append((x, y)), [1, (2, 3), {"a": 4}], others
+            )
+        except Exception as error:
+            value = type(error)
+        return value, seen
+
+    own = result()
+    with quick_keras():
+        assert result() == own
+
+
+def test_attributes_of_layers_are_set_as_ever():
+    class Holder(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.number, self.text, self.nothing = 1, "a", None
+            self.numbers, self.table = [1, 2], {"a": (1, 2)}
+            self.function = same
+            self.weight = self.add_weight(shape=(2,), initializer="ones")
+            self.part = keras.layers.Dense(2)
+            self.parts = [keras.layers.Dense(3, name="listed")]
+            self.weight_or_not = self.weight
+            self.weight_or_not = None
+            self.part_or_not = keras.layers.Dense(4)
+            self.part_or_not = None
+            self.trainable = False
+
+    def facts(layer):
+        parts = len(list(layer._flatten_layers(include_self=False)))
+        kinds = {name: type(value) for name, value in vars(layer).items()}
+        return parts, len(layer.weights), len(layer.trainable_weights), kinds, list(kinds)
+
+    outside = Holder()
+    with quick_keras():
+        inside = Holder()
+    assert facts(inside) == facts(outside)
+    assert inside.part_or_not is inside.weight_or_not is None
+
+
+def test_quick_trees_know_classes_that_are_registered_meanwhile():
     @tree_api.register_tree_node_class
     class Box(list):
         def torchtree_flatten(self):

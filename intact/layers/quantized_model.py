@@ -95,8 +95,12 @@ class QuantizedModel(Functional):
     @property
     def layers(self) -> list[Any]:
         """Its layers, and those of the steps of its loops."""
-        own = super().layers
-        return [one for layer in own for one in (layer, *getattr(layer, "step_layers", ()))]
+        result = []
+        for layer in super().layers:
+            # PyTorch's modules take long to say that they lack an attribute.
+            inside = layer.step_layers if hasattr(type(layer), "step_layers") else ()
+            result += (layer, *inside)
+        return result
 
     @layers.setter
     def layers(self, _: Any) -> NoReturn:
