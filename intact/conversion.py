@@ -6,7 +6,7 @@ import gc
 import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 from keras.src.layers import layer as keras_layer
@@ -25,10 +25,14 @@ UNTRACKED = {bool, int, float, str, type(None), types.FunctionType}
 TORCH_PARTS = ("_parameters", "_modules", "_buffers")
 """Where PyTorch keeps the attributes that it tracks."""
 
+Result = TypeVar("Result")
+
 _lock = threading.Lock()
 _open: dict[str, int] = {}
 _thresholds = gc.get_threshold()
 _replaced: list[tuple[Any, str, Any]] = []
+# By a function and the id of a model: the model, which keeps its id, and the result.
+_results: dict[tuple[Any, int], tuple[Any, Any]] = {}
 
 
 @contextlib.contextmanager
@@ -45,8 +49,27 @@ def conversion(model: Any) -> Iterator[None]:
     ...     keras.tree.flatten({"b": 1, "a": (2, [3])})
     [2, 3, 1]
     """
-    with rare_collections(model), quick_keras():
+    with (
+        rare_collections(model),
+        quick_keras(),
+        _counted("results", _results.clear, _results.clear),
+    ):
         yield
+
+
+def remembered(make: Callable[[Any], Result], model: Any) -> Result:
+    """What a function returns for a model; within a conversion, it is called once.
+
+    Args:
+        make: The function. What it returns depends on the model's graph alone, and stays as it is.
+        model: The model.
+    """
+    if not _open.get("results"):
+        return make(model)
+    key = make, id(model)
+    if key not in _results:
+        _results[key] = model, make(model)
+    return _results[key][1]
 
 
 @contextlib.contextmanager

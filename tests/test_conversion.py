@@ -15,7 +15,7 @@ from keras.src.tree import tree_api
 
 import intact
 from intact import memory
-from intact.conversion import RARE, conversion, quick_keras
+from intact.conversion import RARE, conversion, quick_keras, remembered
 from intact.graph.view import made_by, mask_of, repeat_call, view
 from intact.numerics.affine import QTensor
 
@@ -163,6 +163,25 @@ def test_quick_trees_know_classes_that_are_registered_meanwhile():
     with quick_keras():
         assert keras.tree.flatten(value) == [[4], 1, 2, 3]
         assert type(keras.tree.map_structure(lambda x: x, value)["b"]) is Box
+
+
+def test_results_are_remembered_within_a_conversion():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    calls = []
+
+    def make(model):
+        calls.append(model)
+        return [model]
+
+    with conversion(model):
+        first = remembered(make, model)
+        with conversion(model):
+            assert remembered(make, model) is first
+        assert remembered(make, model) is first
+        assert len(calls) == 1
+    assert remembered(make, model) is not remembered(make, model)
+    with conversion(model):
+        assert remembered(make, model) is not first
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from intact.conversion import remembered
 from intact.graph.view import Graph, Node, view
 from intact.layers.base import Dequantize
 from intact.layers.fake_quantize import FakeQuantize, tensor_name
@@ -228,6 +229,10 @@ def kernel_graph(model: keras.Model) -> KernelGraph:
     >>> [(kernel.name, kernel.clamp) for kernel in kernels if kernel.role is Role.INTEGER]
     [('a_relu', Clamp(lower=0.0, upper=None))]
     """
+    return remembered(_kernel_graph, model)
+
+
+def _kernel_graph(model: keras.Model) -> KernelGraph:
     return KernelGraph(view(model))
 
 

@@ -95,7 +95,7 @@ class QuantizedModel(Functional):
     @property
     def layers(self) -> list[Any]:
         """Its layers, and those of the steps of its loops."""
-        result = []
+        result: list[Any] = []
         for layer in super().layers:
             # PyTorch's modules take long to say that they lack an attribute.
             inside = layer.step_layers if hasattr(type(layer), "step_layers") else ()
