@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from data import pretrained
+from keras import layers
 from real_models import compile_step
 from results import section_rows, write_section
 from transformer_models import bert, random_texts, vit
@@ -38,6 +39,11 @@ def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
+def recurrent(steps: int, *cells: keras.Layer) -> keras.Model:
+    """Recurrent layers of 16 features, and four classes."""
+    return keras.Sequential([keras.Input((steps, 16)), *cells, layers.Dense(4)])
+
+
 MODELS: dict[str, tuple[Callable, Callable]] = {
     "BERT, 4 x 256, 128 tokens, batch 16": (lambda: bert(4), lambda: random_texts(16)),
     "ViT, 4 x 128, 64 patches, batch 64": (lambda: vit(10), lambda: images(64, 32, 32, 3)),
@@ -52,6 +58,18 @@ MODELS: dict[str, tuple[Callable, Callable]] = {
     "MobileNetV2, 160 x 160, batch 8": (
         lambda: keras.applications.MobileNetV2((160, 160, 3), weights=None),
         lambda: images(8, 160, 160, 3),
+    ),
+    "GRU 32, 150 steps, batch 32": (
+        lambda: recurrent(150, layers.GRU(32)),
+        lambda: images(32, 150, 16),
+    ),
+    "LSTM 32, 150 steps, batch 32": (
+        lambda: recurrent(150, layers.LSTM(32)),
+        lambda: images(32, 150, 16),
+    ),
+    "2 LSTMs 32, 32 steps, batch 32": (
+        lambda: recurrent(32, layers.LSTM(32, return_sequences=True), layers.LSTM(32)),
+        lambda: images(32, 32, 16),
     ),
 }
 

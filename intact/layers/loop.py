@@ -1,12 +1,14 @@
 """The layer of a quantized model that repeats a step."""
 
+import functools
 from typing import Any
 
 import keras
 
-from intact.graph.view import Node, structure, view
+from intact.graph.view import Node, made_by, structure, view
 from intact.layers.base import Gives, QuantizedLayer
 from intact.layers.fake_quantize import FakeQuantize
+from intact.layers.loop_programs import LoopProgram, program_of
 from intact.layers.loop_runs import Run, TrainingRun, UnroundedRun
 from intact.numerics.affine import QTensor, first_part
 from intact.numerics.light_ops import ops
@@ -59,6 +61,17 @@ class QuantizedLoop(QuantizedLayer):
     def gives(self) -> Gives:
         """What a call returns; its first output counts."""
         return "integers" if isinstance(self.ends[0], list | tuple) else "real"
+
+    @functools.cached_property
+    def program(self) -> LoopProgram | None:
+        """The program by which the steps train; None if an operation has no instruction."""
+        return program_of(self)
+
+    @functools.cached_property
+    def reads_trained_scales(self) -> bool:
+        """Whether the scale of an input may be trained, so that it needs a gradient."""
+        inputs = [t for node in self._inbound_nodes for t in node.input_tensors]
+        return any(_is_trained(tensor) for tensor in inputs)
 
     @property
     def step_layers(self) -> list[keras.layers.Layer]:
@@ -149,3 +162,13 @@ def _blank(spec: keras.KerasTensor, x: Tensor) -> Tensor:
     """A tensor of a shape, with the batch of another one."""
     shape = (x.shape[0], *spec.shape[1:]) if spec.shape else ()
     return ops.zeros(shape, spec.dtype)
+
+
+def _is_trained(tensor: keras.KerasTensor) -> bool:
+    """Whether the quantizer behind a tensor, or behind what moves it, has trained numbers."""
+    node = made_by(tensor)
+    if isinstance(node.layer, FakeQuantize):
+        return bool(node.layer.learns)
+    if isinstance(node.layer, QuantizedLoop):
+        return any(inner.layer.learns for inner in node.layer.quantizers)
+    return any(map(_is_trained, node.inputs))

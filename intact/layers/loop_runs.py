@@ -10,6 +10,7 @@ from intact.graph.view import Node
 from intact.layers.base import QuantizedLayer
 from intact.layers.direct_calls import filled, filler, leaves
 from intact.layers.fake_quantize import FakeQuantize, typed
+from intact.layers.program_runs import ProgramRun
 from intact.layers.quantized import Quantized
 from intact.layers.quantized_weights import QuantizedWeights
 from intact.layers.tracked_range import Clamp
@@ -20,7 +21,9 @@ from intact.numerics.exact import inverse_of
 from intact.numerics.forward import no_gradients
 from intact.numerics.light_ops import ops
 from intact.numerics.numbers import from_number, number_ops
+from intact.numerics.numpy_ops import numpy_ops
 from intact.numerics.scanning import joined, scan
+from intact.numerics.step_program import Limits
 from intact.numerics.tensors import Tensor
 from intact.ops.base import Op, Weighted
 from intact.ops.loop import zeros_of
@@ -198,9 +201,6 @@ class RangingRun(UnroundedRun):
 
     training = True
 
-    def prepare(self) -> None:
-        Run.prepare(self)
-
     def begin_step(self) -> list[Tensor]:
         self.step_seen: list[Tensor] = []
         return self.step_seen
@@ -239,9 +239,19 @@ class TrainingRun(Run):
             self.in_range(state, symbol)
             for state, symbol in zip(states, self.loop.states, strict=True)
         ]
+        program = self.loop.program
+        if program is not None and self.has_numbers(sequences):
+            self.kept = [_rest(x) for x in sequences], [_rest(x) for x in states]
+            return self.finish(*ProgramRun(self, program, sequences).run(states))
         results = self.finish(*self.scanned(sequences, states))
         self.observe()
         return results
+
+    def has_numbers(self, sequences: list[Any]) -> bool:
+        """Whether the numbers of a program have no gradient; on torch, whether they are here."""
+        if self.loop.reads_trained_scales:
+            return False
+        return not TORCH or all(rounding.once for rounding in self.roundings.values())
 
     def find_first(self, sequences: list[Any], states: list[Any]) -> None:
         """Find ranges by steps that are not rounded, if there are none."""
@@ -251,19 +261,21 @@ class TrainingRun(Run):
         counts = [ops.convert_to_tensor(n.layer.count)[n.kwargs.get("slot", 0)] for n in calls]
         ready = ops.min(ops.stack(counts)) > 0
 
+        if TORCH and bool(ready):
+            return
+        # No gradients reach a choice, so that compilers need not prepare any.
+        fixed = keras.tree.map_structure(ops.stop_gradient, [sequences, states, self.weights])
+
         def ranges() -> Tensor:
             run = RangingRun(self.loop)
-            run.prepare()
-            first = [_unquantized(x) for x in (*sequences, *states)]
-            run.scanned(first[: len(sequences)], first[len(sequences) :])
+            *tensors, run.weights = fixed
+            run.scanned(*([_unquantized(x) for x in part] for part in tensors))
             seen = ops.stack(run.seen, axis=1)
             parts = [ops.min(seen[..., 0], 0), ops.max(seen[..., 1], 0), ops.mean(seen[..., 2], 0)]
             return ops.stop_gradient(ops.stack(parts))
 
         if not TORCH:
             seen = ops.cond(ready, lambda: ops.zeros((3, len(calls))), ranges)
-        elif bool(ready):
-            return
         else:
             with no_gradients():
                 seen = ranges()
@@ -366,7 +378,8 @@ class _Rounding:
         self.pair = from_number(self.grid.scale), from_number(self.grid.zero_point)
         self.whole = ops.ones((), "bool")
         self.unit: Any = 1.0
-        rule = KernelRounding.registry.find(self.kernel_rounding)
+        rule: Any = KernelRounding.registry.find(self.kernel_rounding)
+        self.sign = float(getattr(rule, "sign", 1))
         self.once = TORCH and plain and not (layer.spec.stochastic or rule.in_training)
         self.clip: Any = None
 
@@ -384,12 +397,23 @@ class _Rounding:
         if self.clip is None:
             # The unit is the same in all steps.
             self.unit = scaled.unit
-            first = layer.first_grid(self.grid)
-            bounds = layer.bounds(first, self.clamp, self.xp)
-            passes = layer.passes(first, self.clamp, self.xp)
-            factor = self.xp.convert_to_tensor(self.unit) * inverse_of(first.scale, self.xp)
-            self.clip = *bounds, factor, passes
+            factor, low, high, *passes = self.limits(self.unit)
+            self.clip = low, high, factor, tuple(passes)
         return scaled, round_clip(scaled.values, *self.clip)
+
+    def limits(self, unit: Any) -> Limits:
+        """How values are rounded.
+
+        Args:
+            unit: The real value of one step of theirs.
+        """
+        layer, xp = self.layer, self.xp
+        first = layer.first_grid(self.grid)
+        bounds = layer.bounds(first, self.clamp, xp)
+        passes = layer.passes(first, self.clamp, xp)
+        factor = xp.convert_to_tensor(unit) * inverse_of(first.scale, xp)
+        numbers = factor, *bounds, *passes
+        return Limits(*(map(float, numbers) if xp is numpy_ops else numbers))
 
     def shown(self, scaled: Scaled) -> Tensor:
         """What the quantizer's range follows: of torch, values in their unit, without a clamp."""
