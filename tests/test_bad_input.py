@@ -57,8 +57,11 @@ def test_kernel_that_does_not_exist_is_said_before_training():
     model = keras.Sequential(
         [keras.Input((6, 6, 2)), layers.Conv2DTranspose(2, 3, dilation_rate=2)]
     )
-    with pytest.raises(intact.IntactError, match=r"dilation_rate.*intact.Rule"):
-        intact.quantize_model(model)
+    for scheme in ("int8", "weight_only_8", "float16"):
+        with pytest.raises(intact.UnsupportedLayerError, match="no dilation_rate"):
+            intact.quantize_model(model, scheme)
+    with pytest.raises(intact.UnsupportedLayerError, match="no dilation_rate"):
+        intact.export(model)
 
 
 def test_unknown_scheme():

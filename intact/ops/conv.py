@@ -292,6 +292,11 @@ class Conv2DTranspose(Weighted):
         Case(lambda: layers.Conv2DTranspose(13, 2, strides=3, padding="same"), (9, 7, 4)),
         Case(lambda: layers.Conv2DTranspose(5, (3, 1), strides=2, padding="same"), (9, 7, 4)),
         Case(lambda: layers.Conv2DTranspose(5, 2, strides=3), (9, 7, 4)),
+        Case(lambda: layers.Conv2DTranspose(5, 3, 2, output_padding=1), (4, 5, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 3, 2, "same", output_padding=0), (4, 5, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 3, 2, "same", output_padding=1), (4, 5, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 2, 2, "same", output_padding=1), (4, 5, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, (2, 3), 3, "valid", (1, 2)), (4, 5, 3)),
         Case(
             lambda: (
                 lambda x: layers.ReLU()(
@@ -302,15 +307,10 @@ class Conv2DTranspose(Weighted):
         ),
     )
 
-    def refuse(self, layer: Any, shapes: list) -> str | None:
-        if tuple(layer.dilation_rate) != (1, 1):
-            return f"dilation_rate={layer.dilation_rate} has no kernel"
-        if layer.output_padding is not None:
-            return f"output_padding={layer.output_padding} has no kernel"
-        return None
-
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
+        if tuple(layer.dilation_rate) != (1, 1):
+            tracer.refuse(layer, f"its kernel has no dilation_rate {layer.dilation_rate}")
         if None not in x.shape[1:]:
             return tracer.emit(layer, x)
         free = twin(layer, FreeConv2DTranspose, x.shape, tracer)
@@ -327,6 +327,7 @@ class Conv2DTranspose(Weighted):
             kernel,
             strides=list(layer.strides),
             padding=layer.padding,
+            output_padding=layer.output_padding,
             data_format="channels_last",
         )
 
@@ -347,6 +348,18 @@ class Conv2DTranspose(Weighted):
         return builder.constant(np.array([1, *node.output.shape[1:]], "int32"))
 
 
+def _over(layer: layers.Conv2DTranspose) -> list[int]:
+    """How many rows and columns the output has beyond those of its strides."""
+    same = layer.padding == "same"
+    sizes = list(zip(layer.kernel_size, layer.strides, strict=True))
+    if layer.output_padding is None:
+        return [0 if same else max(k - s, 0) for k, s in sizes]
+    # As in Keras, which pads each side by half of the kernel.
+    cut = [2 * (k // 2) if same else 0 for k, _ in sizes]
+    rows = zip(sizes, cut, layer.output_padding, strict=True)
+    return [k - s - gone + more for (k, s), gone, more in rows]
+
+
 @keras.saving.register_keras_serializable("intact")
 class FreeConv2DTranspose(layers.Conv2DTranspose):
     """A transposed convolution of images of unknown size."""
@@ -363,6 +376,8 @@ class FreeConv2DTransposeOp(Conv2DTranspose):
         Case(lambda: layers.Conv2DTranspose(5, 3, strides=2, padding="same"), (None, None, 3)),
         Case(lambda: layers.Conv2DTranspose(5, 2, 3, activation="relu"), (None, None, 3)),
         Case(lambda: layers.Conv1DTranspose(5, 3, 2), (None, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 3, 2, "same", 0), (None, None, 3)),
+        Case(lambda: layers.Conv2DTranspose(5, 4, 3, "valid", 2), (None, None, 3)),
     )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -373,8 +388,6 @@ class FreeConv2DTransposeOp(Conv2DTranspose):
 
     def size(self, node: Any, builder: Any) -> Any:
         layer, x = node.layer, node.input
-        over = [max(k - s, 0) for k, s in zip(layer.kernel_size, layer.strides, strict=True)]
-        more = over if layer.padding == "valid" else [0, 0]
-        image = builder.scaled(builder.sizes(x, 1, 3), layer.strides, more)
+        image = builder.scaled(builder.sizes(x, 1, 3), layer.strides, _over(layer))
         channels = builder.constant(np.array([layer.filters], "int32"))
         return builder.joined([builder.sizes(x, 0, 1), image, channels])

@@ -68,6 +68,7 @@ class OneDimensional(Op):
         Case(lambda: layers.DepthwiseConv1D(3, depth_multiplier=2), (9, 4)),
         Case(lambda: layers.SeparableConv1D(6, 3, activation="relu"), (9, 4)),
         Case(lambda: layers.Conv1DTranspose(5, 3, strides=2, padding="same"), (5, 3)),
+        Case(lambda: layers.Conv1DTranspose(5, 3, 2, "same", output_padding=0), (5, 3)),
         Case(lambda: layers.MaxPooling1D(2), (8, 3)),
         Case(lambda: layers.AveragePooling1D(3, strides=2, padding="valid"), (9, 3)),
         Case(lambda: layers.GlobalAveragePooling1D(), (9, 5)),
@@ -86,6 +87,8 @@ class OneDimensional(Op):
         for key in ("kernel_size", "strides", "dilation_rate", "pool_size", "size"):
             if hasattr(layer, key):
                 changes[key] = _pair(getattr(layer, key), 1)
+        if getattr(layer, "output_padding", None) is not None:
+            changes["output_padding"] = _pair(layer.output_padding, 0)
         for key in ("padding", "cropping"):
             if isinstance(getattr(layer, key, None), list | tuple):
                 changes[key] = ((0, 0), tuple(getattr(layer, key)))

@@ -321,6 +321,8 @@ class EinsumDense(Op):
         Case(lambda: layers.EinsumDense("abde,dec->abc", (None, 6), bias_axes="c"), (4, 2, 3)),
         Case(lambda: layers.EinsumDense("...x,xy->...y", (2, 4, 3)), (2, 4, 5)),
         Case(lambda: layers.EinsumDense("abc,bd->adc", (3, None), bias_axes="d"), (4, 5)),
+        # A separate matrix for each position, with one bias.
+        Case(lambda: layers.EinsumDense("abc,bcd->abd", (4, 3), bias_axes="d"), (4, 5)),
     )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
@@ -331,22 +333,7 @@ class EinsumDense(Op):
         ranks = (len(x.shape), len(layer.kernel.shape))
         equation = expand_ellipsis(layer.equation, ranks)
         la, lb, out = equation.replace("->", ",").split(",")
-        bias, rest = None, None
-        if layer.bias is not None:
-            # Its axes are the last ones of the output, with sizes of 1 where it is the same.
-            value = to_numpy(layer.bias)
-            axes = out[len(out) - value.ndim :]
-            size = dict(zip(lb, layer.kernel.shape, strict=True))
-            free = [label for label in out if label in lb and label not in la]
-            if all(label in free or n == 1 for label, n in zip(axes, value.shape, strict=True)):
-                index = [i for i, label in enumerate(axes) if label in free]
-                shape = [value.shape[i] for i in index]
-                full = value.reshape([1] * (len(free) - len(shape)) + shape)
-                full = np.broadcast_to(full, [size[label] for label in free])
-                order = [free.index(label) for label in lb if label in free]
-                bias = full.transpose(order).reshape(-1)
-            else:
-                rest = layer.bias
+        bias = None if layer.bias is None else _fused_bias(layer, la, lb, out)
         y = contract(
             x,
             layer.kernel,
@@ -358,10 +345,39 @@ class EinsumDense(Op):
             kernel_constraint=layer.kernel_constraint,
             trainable=layer.trainable,
         )
-        if rest is not None:
-            other = tracer.constant(rest, f"{layer.name}_bias", len(y.shape))
+        if layer.bias is not None and bias is None:
+            other = tracer.constant(layer.bias, f"{layer.name}_bias", len(y.shape))
             y = tracer.emit_new(layers.Add(name=f"{layer.name}_add"), [y, other])
         return tracer.activation(layer.activation, y, layer)
+
+
+def _fused_bias(
+    layer: layers.EinsumDense, la: Labels, lb: Labels, out: Labels
+) -> np.ndarray | None:
+    """The bias of the dense layer that an einsum becomes; None if it has to be added behind.
+
+    Args:
+        layer: The user's layer.
+        la: The labels of its input's axes.
+        lb: Those of its kernel.
+        out: Those of its output.
+    """
+    if any(label in la and label in out for label in lb):
+        # Each position has a matrix of its own, and the product no bias.
+        return None
+    # Its axes are the last ones of the output, with sizes of 1 where it is the same.
+    value = to_numpy(layer.bias)
+    axes = out[len(out) - value.ndim :]
+    size = dict(zip(lb, layer.kernel.shape, strict=True))
+    free = [label for label in out if label in lb and label not in la]
+    if not all(label in free or n == 1 for label, n in zip(axes, value.shape, strict=True)):
+        return None
+    index = [i for i, label in enumerate(axes) if label in free]
+    shape = [value.shape[i] for i in index]
+    full = value.reshape([1] * (len(free) - len(shape)) + shape)
+    full = np.broadcast_to(full, [size[label] for label in free])
+    order = [free.index(label) for label in lb if label in free]
+    return full.transpose(order).reshape(-1)
 
 
 def weight_settings(value: Any) -> dict[str, Any]:

@@ -157,11 +157,6 @@ class Resampling(Op):
     litert: ClassVar[tuple[str, ...]] = ("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR")
     output = SAME_AS_INPUT
 
-    def refuse(self, layer: Any, shapes: list) -> str | None:
-        if layer.interpolation not in ("nearest", "bilinear"):
-            return f"interpolation {layer.interpolation!r} has no kernel"
-        return None
-
     def new_size(self, layer: Any, x: Tensor) -> tuple[Any, Any]:
         """Height and width of the output: numbers, or tensors of a graph."""
         raise NotImplementedError
@@ -218,17 +213,23 @@ class UpSampling2D(Resampling):
     """Values repeated, or interpolated between their neighbours."""
 
     keras_layers = (layers.UpSampling2D,)
-    notes = "Interpolation 'nearest' or 'bilinear'."
+    notes = "Other interpolations than 'nearest' and 'bilinear' as products."
     cases: ClassVar[tuple[Case, ...]] = (
         Case(lambda: layers.UpSampling2D(), (3, 4, 2)),
         Case(lambda: layers.UpSampling2D((3, 2)), (3, 4, 2)),
         Case(lambda: layers.UpSampling2D(interpolation="bilinear"), (3, 4, 2)),
         Case(lambda: layers.UpSampling2D((2, 3), interpolation="bilinear"), (3, 4, 2)),
         Case(lambda: layers.UpSampling2D((2, 3)), (None, None, 2)),
+        Case(lambda: layers.UpSampling2D((2, 1), interpolation="bicubic"), (4, 3, 2)),
     )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
+        if layer.interpolation not in ("nearest", "bilinear"):
+            *image, _ = known_size(layer, x, tracer)
+            height, width = (n * times for n, times in zip(image, layer.size, strict=True))
+            how = {"interpolation": layer.interpolation, "data_format": "channels_last"}
+            return tracer.trace(layers.Resizing(height, width, **how, name=layer.name), args, {})
         if None in x.shape[1:3] and layer.interpolation == "bilinear":
             layer = FreeUpSampling2D(layer.size, interpolation="bilinear", name=layer.name)
         return tracer.emit(layer, x)
