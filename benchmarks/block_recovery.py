@@ -24,7 +24,15 @@ from intact import Rule, Scheme, TensorSpec
 
 SEEDS = 2
 SAMPLES = 256
-HEADING = ["bits", "seed", "calibrate", "by layers", "by blocks", "core seconds", "by blocks"]
+HEADING = [
+    "bits",
+    "seed",
+    "calibrate",
+    "by layers",
+    "by blocks",
+    "core seconds by layers",
+    "core seconds by blocks",
+]
 ROUND = {"round": True, "bias_correction": True, "weight_scales": False, "equalize": False}
 WEIGHTS = TensorSpec(4, symmetric=True, per_axis=True)
 ACTIVATIONS = {"W4A8": TensorSpec(), "W4A4": TensorSpec(4, observer="mse")}
