@@ -27,7 +27,7 @@ SAVED_CLASSES = {
         *("Comparison", "Constant", "Convert", "CumulativeSum", "DepthToSpace", "Dequantize"),
         *("Elementwise", "EmbeddingTable", "FakeQuantize", "FirstValues"),
         *("FreeConv2DTranspose", "FreeUpSampling2D", "Frozen", "Gather", "GatherAlong", "Loop"),
-        *("Max", "Mean", "Min", "Pad", "PadLowest", "PadNumber", "PairProducts", "Place"),
+        *("Max", "Mean", "Min", "Pad", "PadLowest", "PadNumber", "PairProducts", "Place", "Powers"),
         *("Quantized", "QuantizedLoop", "QuantizedModel", "QuantizedWeights", "ScaledSoftmax"),
         *("Select", "SizedReshape", "Slice", "SpaceToDepth", "StatefulLSTM"),
         *("StatefulQuantize", "StepModel", "Sum", "Take", "Together", "TopPlaces", "TopValues"),

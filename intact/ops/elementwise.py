@@ -19,7 +19,7 @@ from intact.numerics.tensors import Tensor, is_symbolic, is_trainable, to_numpy
 from intact.ops.base import INTEGERS, Case, Op
 from intact.ops.norm import channel_scale
 from intact.ops.registry import register_op
-from intact.ops.shape import reshaped
+from intact.ops.shape import of_one_rank
 from intact.ops.table import Table
 from intact.rounding.curves import of_integers
 from intact.rounding.kernel_rounding import AccumulatorRounding, KernelRounding
@@ -32,23 +32,6 @@ def broadcast_shape(a: tuple, b: tuple) -> tuple[int | None, ...]:
     return tuple(
         y if x == 1 or (x is None and y not in (1, None)) else x for x, y in zip(a, b, strict=True)
     )
-
-
-def of_one_rank(tensors: list[Any], layer: Any, tracer: Any) -> list[Any]:
-    """The inputs of a merging layer, with axes of size 1 behind the batch where one has fewer.
-
-    Args:
-        tensors: Tensors of the new graph.
-        layer: The layer that merges them, for names and errors.
-        tracer: Makes the new graph.
-    """
-    rank = max(len(x.shape) for x in tensors)
-    return [
-        x
-        if len(x.shape) == rank
-        else reshaped(tracer, layer, x, (*(1,) * (rank - len(x.shape)), *x.shape[1:]))
-        for x in tensors
-    ]
 
 
 class Operands(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers, ops
 
 from intact.numerics.scale_layout import ScaleLayout
-from intact.numerics.tensors import Tensor, is_whole, to_numpy
+from intact.numerics.tensors import Tensor, broadcast_sizes, is_whole, to_numpy
 from intact.ops.base import COUNTS, Case, Op, Weight
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
@@ -72,6 +72,33 @@ class CumSum(FloatOnly):
     def lower(self, node: Any, builder: Any) -> None:
         axis = builder.constant(np.array(node.layer.axis, "int32"))
         builder.add("CUMSUM", [node.input, axis], [node.output])
+
+
+@keras.saving.register_keras_serializable("intact")
+class Powers(FunctionLayer):
+    """The values of one tensor to the powers in another."""
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """`(x, exponents)`: the powers."""
+        return ops.power(*inputs)
+
+    def compute_output_shape(self, shapes: Any) -> tuple[int | None, ...]:
+        return broadcast_sizes(*map(tuple, shapes))
+
+
+@register_op
+class PowersOp(FloatOnly):
+    """`keras.ops.power` of two tensors; where one of them is a number, it is a table."""
+
+    keras_layers = (Powers,)
+    litert = ("POW",)
+    float_cases = (
+        Case(lambda: lambda x, e: ops.power(x, e), [(4, 5), (4, 5)], low=0.1),
+        Case(lambda: lambda x: x ** np.array([1.0, 2.0, 0.5], "float32"), (4, 3), low=0.1),
+    )
+
+    def lower(self, node: Any, builder: Any) -> None:
+        builder.add("POW", node.inputs, [node.output])
 
 
 @register_op

@@ -121,7 +121,7 @@ def _quantile(layer: Any, x: Tensor, q: Any = 0.5, whole: float = 1.0) -> Tensor
     axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
     place = float(to_numpy(q)) / whole * (x.shape[axis] - 1)
     low, high = int(np.floor(place)), int(np.ceil(place))
-    weight = _BETWEEN[getattr(layer, "method", "linear")](place - low)
+    weight = _BETWEEN[getattr(layer, "method", "linear")](place)
     ordered = ops.sort(x, axis)
     y, last = (_part(ordered, axis, at, at + 1) for at in (low, high))
     if weight:
@@ -130,13 +130,14 @@ def _quantile(layer: Any, x: Tensor, q: Any = 0.5, whole: float = 1.0) -> Tensor
 
 
 _BETWEEN: dict[str, Callable[[float], float]] = {
-    "linear": lambda rest: rest,
-    "lower": lambda rest: 0.0,
-    "higher": lambda rest: 1.0,
-    "midpoint": lambda rest: 0.5 if rest else 0.0,
-    "nearest": lambda rest: float(np.rint(rest)),
+    "linear": lambda place: place % 1,
+    "lower": lambda place: 0.0,
+    "higher": lambda place: 1.0,
+    "midpoint": lambda place: 0.5 if place % 1 else 0.0,
+    # Half to even.
+    "nearest": lambda place: float(np.rint(place) - np.floor(place)),
 }
-"""The weight of the upper of two values, by the method of a quantile."""
+"""The weight of the upper of two values at a place in their order, by a quantile's method."""
 
 
 def _has_quantile(layer: Any, x: Tensor, q: Any = 0.5) -> bool:
@@ -371,7 +372,7 @@ LIMITS: dict[str, tuple[Callable[..., bool], str]] = {
         lambda layer, a, b: not is_symbolic(b) and 0 not in _summed(layer, a, b)[0],
         "its second operand is constant, and it does not sum over the batch",
     ),
-    "Logsumexp": (lambda layer, x: isinstance(layer.axis, int), "it runs along one axis"),
+    "Logsumexp": (lambda layer, x: layer.axis is not None, "its axes must be given"),
     "Norm": (
         lambda layer, x: layer.axis is not None and layer.ord in (None, 1, 2, "fro", np.inf, "inf"),
         "its axes must be given, and its order must be 1, 2 or infinite",
@@ -389,6 +390,7 @@ CASES: dict[str, Case] = {
     "diff": Case(lambda: lambda x: ops.diff(x, axis=1), (4, 3)),
     "dot": Case(lambda: lambda x: ops.dot(x, np.eye(4, 3, dtype="float32")), (4,)),
     "logsumexp": Case(lambda: lambda x: ops.logsumexp(x, axis=-1), (4, 5)),
+    "logsumexp of axes": Case(lambda: lambda x: ops.logsumexp(x, axis=(1, 3)), (4, 5, 3)),
     "norm": Case(lambda: lambda x: ops.norm(x, axis=(-1,), keepdims=True), (4, 5)),
     "norm abs": Case(lambda: lambda x: ops.norm(x, ord=1, axis=(-1,)), (4, 5)),
     "tril": Case(lambda: lambda x: ops.tril(x), (4, 4)),

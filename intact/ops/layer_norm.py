@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import layers, ops
 
@@ -154,20 +155,25 @@ class UnitNormalization(Op):
     keras_layers = (layers.UnitNormalization,)
     operations = ("Normalize",)
     litert = ("MUL", "SUM", "GATHER")
-    notes = "The Euclidean norm only."
+    notes = "Norms of order 1 and 2."
     cases = (
         Case(lambda: layers.UnitNormalization(), (4, 6)),
         Case(lambda: lambda x: ops.normalize(x, axis=1), (4, 6)),
+        Case(lambda: lambda x: ops.normalize(x, axis=-1, order=1), (4, 6), low=0.1),
     )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
-        if getattr(layer, "order", 2) != 2:
-            tracer.refuse(layer, f"order={layer.order} is not known; only the Euclidean norm is")
+        order = getattr(layer, "order", 2)
+        if order not in (1, 2):
+            tracer.refuse(layer, f"order={order} is not known; 1 and 2 are")
         axis = listed_axes(layer)
         axes = tuple(a % len(x.shape) for a in axis)
 
         def normalized(t: Any) -> Any:
+            if order == 1:
+                least = layer.epsilon or keras.backend.epsilon()
+                return t / ops.maximum(ops.sum(ops.abs(t), axes, keepdims=True), least)
             total = ops.sum(t * t, axes, keepdims=True)
             return t * layers.Activation(inverse_root(0.0), name="inverse_root")(total)
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from intact.graph.view import listed_axes
+from intact.graph.view import listed_axes, with_attributes
 from intact.numerics.affine import QTensor
 from intact.numerics.backend_kernels import over
 from intact.numerics.tensors import Tensor, broadcast_sizes, is_symbolic, is_whole, to_numpy
@@ -314,13 +314,19 @@ class OneHot(Op):
 
     operations = ("OneHot",)
     litert = ("GATHER",)
-    notes = "Along the last axis."
-    cases = (Case(lambda: lambda x: ops.one_hot(x, 5) * 0.5, (4,), low=0, high=4, dtype="int32"),)
+    cases = tuple(
+        Case(build, (4,), low=0, high=4, dtype="int32")
+        for build in (
+            lambda: lambda x: ops.one_hot(x, 5) * 0.5,
+            lambda: lambda x: ops.one_hot(x, 5, axis=1) * 0.5,
+        )
+    )
 
     def trace(self, layer: Any, args: tuple, kwargs: dict, tracer: Any) -> Any:
         (x,) = args
         if layer.axis not in (-1, len(x.shape)):
-            tracer.refuse(layer, f"its axis is {layer.axis}; only the last one is known")
+            last = with_attributes(layer, axis=-1)
+            return tracer.expand(layer, lambda x: ops.moveaxis(last(x), -1, layer.axis), x)
         x = whole_indices(x, layer, tracer)
         dtype = "float32" if "float" in layer.dtype else layer.dtype
         rows = tracer.constant(np.eye(layer.num_classes), "one_hot_rows", dtype=dtype)

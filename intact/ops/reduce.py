@@ -18,9 +18,9 @@ from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import unfused
 from intact.numerics.tensors import Tensor, is_symbolic, symbols, to_numpy
 from intact.ops.base import ALL_SAME, COUNTS, FIXED_BATCH, INTEGERS, SAME_AS_INPUT, Case, Op
-from intact.ops.elementwise import of_one_rank
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import register_op
+from intact.ops.shape import of_one_rank
 from intact.ops.table import Table
 from intact.rounding.kernel_rounding import KernelRounding
 

@@ -45,6 +45,23 @@ def reshaped(tracer: Any, layer: Any, x: Any, sizes: Iterable[int | None]) -> An
     return tracer.emit_new(layers.Reshape(target, name=layer.name), x)
 
 
+def of_one_rank(tensors: list[Any], layer: Any, tracer: Any) -> list[Any]:
+    """The inputs of a merging layer, with axes of size 1 behind the batch where one has fewer.
+
+    Args:
+        tensors: Tensors of the new graph.
+        layer: The layer that merges them, for names and errors.
+        tracer: Makes the new graph.
+    """
+    rank = max(len(x.shape) for x in tensors)
+    return [
+        x
+        if len(x.shape) == rank
+        else reshaped(tracer, layer, x, (*(1,) * (rank - len(x.shape)), *x.shape[1:]))
+        for x in tensors
+    ]
+
+
 @register_op
 class Reshape(Moving):
     """A new shape for the same values."""

@@ -14,8 +14,9 @@ from intact.numerics.exact import divide
 from intact.numerics.forward import needs_gradients
 from intact.numerics.light_ops import ops
 from intact.numerics.straight_through import finite_gradient, straight_through, unfused
-from intact.numerics.tensors import Tensor
+from intact.numerics.tensors import Tensor, is_symbolic
 from intact.ops.base import INTEGERS, Case, Op
+from intact.ops.float_only import Powers
 from intact.ops.lookup import (
     COST,
     FINITE,
@@ -29,6 +30,7 @@ from intact.ops.lookup import (
 )
 from intact.ops.precise import PRECISE, between
 from intact.ops.registry import register_op
+from intact.ops.shape import of_one_rank
 from intact.ops.steps import KERNELS, Step, clip, kernel_options, lower_steps, make_step
 from intact.rounding.curves import of_integers
 
@@ -233,6 +235,13 @@ class Table(Op):
             return tracer.expand(layer, ops.square, x)
         if step is not None:
             return tracer.emit(Elementwise([step], name=layer.name), x)
+        if type(layer).__name__ == "Power":
+            rank = max(len(value.shape) for value in operands)
+            tensors = [
+                x if is_symbolic(x) else tracer.constant(x, f"{layer.name}_constant", rank)
+                for x in operands
+            ]
+            return tracer.emit(Powers(name=layer.name), of_one_rank(tensors, layer, tracer))
         tracer.refuse(layer, "a table takes one tensor, and constants that are one number")
 
     @staticmethod

@@ -16,9 +16,10 @@ from intact.numerics.backend_kernels import round_clip
 from intact.numerics.fixed_point import multiplier, multiply
 from intact.numerics.tensors import Tensor, is_symbolic, is_whole, to_numpy
 from intact.ops.base import COUNTS, INTEGERS, Case, Op
-from intact.ops.elementwise import broadcast_shape, of_one_rank
+from intact.ops.elementwise import broadcast_shape
 from intact.ops.function_layer import FunctionLayer
 from intact.ops.registry import known_class, register_op
+from intact.ops.shape import of_one_rank
 from intact.ops.table import Elementwise
 from intact.ops.truncation import Truncated
 from intact.rounding.kernel_rounding import KernelRounding
