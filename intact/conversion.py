@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import keras
 from keras.src.layers import layer as keras_layer
 from keras.src.ops import operation as keras_operation
+from keras.src.saving import serialization_lib
 from keras.src.tree import tree_api
 from keras.src.utils import naming
 
@@ -130,6 +132,7 @@ def _begin_quick() -> None:
         (keras_operation, "inspect", _Signatures),
         (keras_layer, "inspect", _Signatures),
         (naming, "to_snake_case", functools.lru_cache(maxsize=None)),
+        (serialization_lib, "tf", _IfImported),
     ]
     if keras.backend.backend() == "torch":
         replacements.append((tree_api, "tree_impl", _QuickTrees))
@@ -144,6 +147,26 @@ def _begin_quick() -> None:
 def _end_quick() -> None:
     while _replaced:
         setattr(*_replaced.pop())
+
+
+class _IfImported:
+    """TensorFlow for Keras' serialization, which imports it to look for its types in settings.
+
+    Where nobody has imported TensorFlow, there are none. The import takes seconds.
+
+    Args:
+        own: Keras' module, which is imported when it is asked.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+
+    @property
+    def available(self) -> bool:
+        return "tensorflow" in sys.modules and self.own.available
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
 
 
 def _quick_setattr(own: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:

@@ -3,6 +3,8 @@
 import functools
 import gc
 import inspect
+import subprocess
+import sys
 import threading
 from collections import OrderedDict, defaultdict, deque, namedtuple
 
@@ -262,3 +264,15 @@ def test_calls_on_like_tensors_are_recorded():
     (kept,) = repeat_call(node, {id(inputs): masked})
     assert Counted.calls > calls
     assert mask_of(kept) is not None
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="It is imported there.")
+def test_tensorflow_is_not_imported():
+    code = """
+import sys
+import keras, intact
+model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, activation="relu")])
+q = intact.quantize_model(model)
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -34,7 +34,7 @@ The logits of a ResNet-20 in int8 have 24 dB, and it has float's accuracy; those
 0.25 have 10 to 12, and one of ten of its top-1 is another.
 """
 
-FLOAT_SAMPLES = 4
+FLOAT_SAMPLES = 2
 """How many samples the float model runs on: a layer traced wrongly is wrong on each."""
 
 HIDDEN = 20.0

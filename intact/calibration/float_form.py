@@ -19,7 +19,7 @@ from intact.layers.stateful import StatefulQuantize, reset_states, stateful_laye
 from intact.litert.runtime import LiteRTModel
 from intact.lowering.real import lower_real
 from intact.memory import is_large
-from intact.numerics.forward import no_gradients
+from intact.numerics.forward import infer, no_gradients
 from intact.numerics.tensors import to_numpy
 
 
@@ -187,7 +187,7 @@ def float_outputs(model: keras.Model, batch: list[np.ndarray]) -> list[np.ndarra
             for arrays in _batches(model, batch):
                 tensors = [ops.convert_to_tensor(array) for array in arrays]
                 inputs = keras.tree.pack_sequence_as(structure(model)[0], tensors)
-                outputs = float_model(inputs, training=False)
+                outputs = infer(float_model, inputs)
                 parts.append([_to_numpy(output) for output in keras.tree.flatten(outputs)])
     except Exception:
         # PyTorch, for example, has no negative steps.
