@@ -67,7 +67,10 @@ CALLS = {
         "sort": "(f(x, 2), f(x, direction='DESCENDING'))",
         "split": "(f(x, 2, axis=1), f(x, [2, -1, 1], -1))",
         "tile": "f(x, [1, 2, 1, 1])",
-        "TensorArray": "f('float32', size=2).write(0, x).write(1, y).stack()",
+        "TensorArray": (
+            "(lambda a: (a.write(0, tf.cast(x, a.dtype)).write(1, y).stack(), a.size()))"
+            "(f('float32', size=2, clear_after_read=False).identity())[0]"
+        ),
         "leaky_relu": "(f(x - 0.5), f(x - 0.5, alpha=0.3))",
         "moments": "f(x, [1, 2], keepdims=True)",
         **dict.fromkeys(("depth_to_space", "space_to_depth"), "f(x, 2)"),

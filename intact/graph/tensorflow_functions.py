@@ -224,13 +224,22 @@ class WrittenTensors:
     """What `tf.TensorArray` does, with symbolic tensors, too.
 
     Args:
-        dtype: The type of the tensors, which tell it themselves.
+        dtype: The type of the tensors.
         size: How many there are at first.
         settings: Others of `tf.TensorArray`.
     """
 
     def __init__(self, dtype: Any = None, size: Any = 0, **settings: Any) -> None:
+        self.dtype = dtype
         self._parts: list[Any] = [None] * int(size or 0)
+
+    def identity(self) -> "WrittenTensors":
+        """The same tensors."""
+        return self
+
+    def gather(self, indices: Any, name: Any = None) -> Any:
+        """The tensors at some places, along a new first axis."""
+        return ops.stack([self._parts[int(index)] for index in whole_numbers(indices)])
 
     def write(self, index: Any, value: Any, name: Any = None) -> "WrittenTensors":
         """Put a tensor at a place."""
