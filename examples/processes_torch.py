@@ -31,6 +31,7 @@ def train(rank, world, port):
         optimizer.step()
     if rank == 0:
         print("Values that differ:", intact.compare(q, intact.export(q), x).different)
+    dist.barrier()  # The processes leave together.
     dist.destroy_process_group()
 
 

@@ -119,14 +119,17 @@ def without_unread(operators: Sequence[Operator], ends: Sequence[Tensor]) -> lis
         ends: The outputs of the graph.
     """
     read = {id(tensor) for tensor in ends}
-    kept = []
+    kept, unread = [], []
     for op in reversed(operators):
         if not op.outputs or any(id(tensor) in read for tensor in op.outputs):
             read.update(map(id, op.inputs))
             kept.append(op)
         elif op.name in RESHAPES:
-            source, tensor = op.inputs[0], op.outputs[0]
-            if "/part_" in source.name and "/part_" not in tensor.name:
-                # Who looks for the values of a layer finds them in another shape.
-                source.name, tensor.name = tensor.name, source.name
+            unread.append(op)
+    for op in reversed(unread):
+        # Who looks for the values of a layer finds them in another shape: under the name of the
+        # first reshape behind them, which is the layer's.
+        source, tensor = op.inputs[0], op.outputs[0]
+        if "/part_" in source.name and "/part_" not in tensor.name:
+            source.name, tensor.name = tensor.name, source.name
     return kept[::-1]

@@ -332,7 +332,9 @@ class Extremum(Op):
             (x,) = (t for t in tensors if is_symbolic(t))
             limit = to_numpy(constants[0])
             if limit.size > 1:
-                other = tracer.constant(constants[0], f"{layer.name}_constant", len(x.shape))
+                every = x.shape[0] is None
+                name = f"{layer.name}_constant"
+                other = tracer.constant(constants[0], name, len(x.shape), broadcast=every)
                 return tracer.emit_new(self.layer(name=layer.name), [x, other])
             if self.layer is layers.Maximum and not limit.any():
                 return tracer.emit_new(layers.ReLU(name=layer.name), x)

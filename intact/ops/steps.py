@@ -200,9 +200,12 @@ def lower_steps(steps: list[Step], x: Any, y: Any, builder: Any) -> None:
         if len(results) < len(steps):
             dtype = "bool" if name in COMPARISONS or name.startswith("Logical") else "float32"
             output = builder.like(x, x.shape, dtype=dtype)
+        truths = [name.startswith("Logical") or (name == "Where" and not i) for i in range(3)]
         inputs = [
-            results[a] if isinstance(a, int) else builder.constant(np.array(a, "float32"))
-            for a in operands
+            results[a]
+            if isinstance(a, int)
+            else builder.constant(np.array(a, "bool" if truth else "float32"))
+            for a, truth in zip(operands, truths, strict=False)
         ]
         results.append(output)
         if name == "Cast":

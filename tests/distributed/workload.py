@@ -123,6 +123,7 @@ def torch_processes():
     for scheme in NAMES.split(","):
         run(scheme, torch_loop)
     if not SINGLE:
+        dist.barrier()
         dist.destroy_process_group()
 
 

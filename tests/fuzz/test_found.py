@@ -1,6 +1,7 @@
 """What random models have found, one small model each."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 from small import lossy, mlp, quantizers, ready
@@ -26,6 +27,22 @@ def batch_norm_that_folds_in_one_place_only():
 def batch_norm_that_folds_in_the_second_place():
     x, norm = image(), layers.BatchNormalization()
     return x, norm(layers.Conv2D(3, 3)(layers.ReLU()(norm(x))))
+
+
+def a_squeeze_behind_an_extremum():
+    x = keras.Input((4, 1))
+    limits = np.linspace(-1, 1, 4, dtype="float32")[:, None]
+    return x, layers.Dense(3)(ops.squeeze(ops.maximum(x, limits)))
+
+
+def a_batch_norm_behind_a_loop():
+    x = keras.Input((8, 2))
+    return x, layers.Dense(7)(layers.BatchNormalization()(layers.SimpleRNN(2)(x)))
+
+
+def an_angle_with_a_number():
+    x = keras.Input((5,))
+    return x, ops.arctan2(x, -3.7)
 
 
 def layers_on_two_shapes():
@@ -98,6 +115,9 @@ MODELS = [
     sums_of_astronomical_numbers,
     batch_norm_that_folds_in_one_place_only,
     batch_norm_that_folds_in_the_second_place,
+    a_squeeze_behind_an_extremum,
+    a_batch_norm_behind_a_loop,
+    an_angle_with_a_number,
     layers_on_two_shapes,
     merges_of_several_ranks,
     sizes_that_are_open_and_too_small_at_first,
