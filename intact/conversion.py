@@ -97,7 +97,7 @@ def quick_keras() -> Iterator[None]:
     """A context in which Keras finds out less often what it knows, and walks nested values faster.
 
     Each layer asks Python for the signatures of its methods, and each tensor and operation derives
-    its name from its class: Here they are remembered. On PyTorch, Keras walks nested values by
+    its name from its class. Both are remembered here. On PyTorch, Keras walks nested values by
     functions of PyTorch's that are written in Python, and copy each value to sort its dicts; the
     other backends have their own in C. All of these return what they do outside of the context.
     """

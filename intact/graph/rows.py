@@ -28,31 +28,22 @@ ALONG = (
 """Operations along one axis or several, which their attribute `axis` names."""
 
 
-def is_along_rows(layer: Any, args: tuple, kwargs: dict) -> bool:
-    """Whether an operation computes along a first axis of known size.
-
-    Args:
-        layer: A layer or operation.
-        args: Its arguments; tensors are those of the new graph.
-        kwargs: Its keyword arguments, likewise.
-    """
-    return not isinstance(layer, keras.layers.Layer) and _behind(layer, args, kwargs) is not None
-
-
 def trace_along_rows(tracer: "Tracer", layer: Any, args: tuple, kwargs: dict) -> Any:
-    """Rewrite an operation along the rows of its input.
+    """Rewrite an operation along a first axis of known size.
 
     Args:
         tracer: Makes the new graph.
-        layer: The operation.
+        layer: A layer or operation.
         args: Its arguments; tensors are those of the new graph.
         kwargs: Its keyword arguments, likewise.
 
     Returns:
-        The outputs.
+        The outputs; None if it does not compute along that axis.
     """
-    call = _behind(layer, args, kwargs)
-    assert call is not None
+    is_layer = isinstance(layer, keras.layers.Layer)
+    call = None if is_layer else _behind(layer, args, kwargs)
+    if call is None:
+        return None
 
     def joined(x: Any) -> Any:
         if not is_symbolic(x):

@@ -15,7 +15,7 @@ from intact.graph.empty import is_empty, without_empty
 from intact.graph.expansion import expand_call, expand_function, fold_known
 from intact.graph.looping import LoopTracing
 from intact.graph.masks import Masks, RunMasks, by_position, is_any, with_masks
-from intact.graph.rows import is_along_rows, trace_along_rows
+from intact.graph.rows import trace_along_rows
 from intact.graph.ruling import RuleOf, Ruling
 from intact.graph.view import Node, is_graph, made_by, output_names, structure, view
 from intact.layers.base import QuantizedLayer, Together
@@ -249,8 +249,8 @@ class Tracer(LoopTracing, Ruling):
             return folded
         if moves_batch(self, layer, args, kwargs):
             return trace_displaced(self, layer, args, kwargs)
-        if is_along_rows(layer, args, kwargs):
-            return trace_along_rows(self, layer, args, kwargs)
+        if (rows := trace_along_rows(self, layer, args, kwargs)) is not None:
+            return rows
         outputs = self._trace_call(layer, args, kwargs, masks or {})
         activity = getattr(layer, "activity_regularizer", None)
         for tensor in keras.tree.flatten(outputs) if activity is not None else ():
