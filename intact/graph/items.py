@@ -1,7 +1,7 @@
 """Changes of symbolic tensors: items that PyTorch assigns, `x += y` there, and JAX's `x.at[...]`.
 
-What PyTorch changes is changed for all who hold the tensor. A symbolic tensor stays what it is, for
-the calls that have read it, and refers to the tensor that later calls read.
+A change on PyTorch reaches every name of the tensor. A symbolic tensor itself stays as it is, for
+the calls that have read it. It refers to the tensor that later calls read instead.
 """
 
 from collections.abc import Callable
@@ -117,15 +117,14 @@ class At:
     """JAX's `x.at`, of a symbolic tensor."""
 
     def __init__(self, x: Any, key: Any = None) -> None:
-        self._x, self._key = x, key
+        self._x, self._key = x, key if isinstance(key, tuple) else (key,)
 
     def __getitem__(self, key: Any) -> "At":
         return At(self._x, key)
 
     def get(self) -> Any:
         """The selected values."""
-        key = self._key if isinstance(self._key, tuple) else (self._key,)
-        return by_arrays(self._x, key) if has_arrays(key) else self._x[key]
+        return by_arrays(self._x, self._key) if has_arrays(self._key) else self._x[self._key]
 
     def set(self, value: Any) -> Any:
         """The tensor with other values there."""
@@ -150,7 +149,7 @@ class At:
     def _changed(self, function: Any, value: Any) -> Any:
         shape = self._x.shape[1:]
         places = np.arange(np.prod(shape)).reshape(shape)
-        key = self._key if isinstance(self._key, tuple) else (self._key,)
+        key = self._key
         chosen = places[tuple(map(_known, key[1:]))] if key[0] == slice(None) else places
         if np.unique(chosen).size < chosen.size:
             raise TypeError("An item is changed twice; add the changes before.")
